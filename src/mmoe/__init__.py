@@ -1,0 +1,33 @@
+"""Multi-gate mixture-of-experts (Ma et al., KDD 2018) in PyTorch Lightning."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+_HERE = Path(__file__).resolve().parent
+CONF_DIR = next(p for p in (_HERE / "conf", _HERE.parents[1] / "conf") if p.is_dir())
+
+# Imported when first asked for: `python -m mmoe.train --help` must not wait for torch.
+_PUBLIC = {
+    "DataModule": "mmoe.data.datamodule",
+    "Dataset": "mmoe.data.encode",
+    "Inputs": "mmoe.models.inputs",
+    "Learner": "mmoe.learner",
+    "MMoE": "mmoe.models.mmoe",
+    "Network": "mmoe.models.network",
+    "Rows": "mmoe.data.encode",
+    "Schema": "mmoe.data.schema",
+    "StackedLinear": "mmoe.models.layers",
+    "Task": "mmoe.data.schema",
+}
+__all__ = ["CONF_DIR", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

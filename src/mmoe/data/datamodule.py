@@ -1,0 +1,136 @@
+"""Serve a data set as slices of tensors: no per-sample Python, no collate, no worker processes.
+
+N rows, B batch, W ranks.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from mmoe.data.encode import Dataset, Rows, take
+from mmoe.data.schema import Schema
+
+
+class RowLoader:
+    """Batches of rows; each of `world_size` ranks takes its share of every global batch of W*B rows.
+
+    With a seed, the order is drawn anew each epoch from seed and epoch alone, so it can be had again;
+    without one, rows come in order and the last batch may be smaller.
+    """
+
+    def __init__(
+        self, rows: Rows, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.rows, self.seed, self.rank, self.world_size = rows, seed, rank, world_size
+        self.global_batch = batch_size * world_size
+        self.epoch = 0
+
+    batch_sampler = None  # Lightning asks for it beside `sampler`
+
+    @property
+    def sampler(self) -> "RowLoader":
+        """Itself: Lightning calls `loader.sampler.set_epoch` before each epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration takes."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        # A remainder with fewer rows than ranks joins the batch before it: no rank may lack a step.
+        full, rest = divmod(len(self.rows.labels), self.global_batch)
+        return max(1, full + (rest >= self.world_size))
+
+    def __iter__(self) -> Iterator[Rows]:
+        num_rows, steps = len(self.rows.labels), len(self)
+        order = self._order(num_rows)
+        for step in range(steps):
+            stop = num_rows if step == steps - 1 else (step + 1) * self.global_batch
+            start = step * self.global_batch
+            if order is None and self.world_size == 1:
+                yield Rows(*(t[start:stop] for t in self.rows))
+            else:
+                index = torch.arange(start, stop) if order is None else order[start:stop]
+                share = index[self.rank :: self.world_size]
+                yield take(self.rows, share)
+
+    def _order(self, num_rows: int) -> Tensor | None:
+        if self.seed is None:
+            return None
+        # Seeds of neighbouring runs and epochs must not meet: seed + epoch would give run 1 the
+        # orders of run 0, one epoch later.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(num_rows, generator=generator).to(self.rows.labels.device)
+
+
+class DataModule(pl.LightningDataModule):
+    """Training rows shuffled from `seed`; validation and test rows in the order of their file.
+
+    Args:
+        load: gives the data set; called once, when it is first needed.
+        batch_size: rows of a training step, on each rank.
+        eval_batch_size: rows of a validation, test or prediction step, on each rank.
+        resident: keep the rows on the device, so that no step copies from the host.
+        seed: of the shuffling.
+
+    Raises:
+        ValueError: a batch size is not positive.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Dataset],
+        batch_size: int = 256,
+        eval_batch_size: int = 8192,
+        resident: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"{key}={value}: must be at least 1")
+        self._load = load
+        self.batch_size, self.eval_batch_size, self.resident, self.seed = (
+            batch_size,
+            eval_batch_size,
+            resident,
+            seed,
+        )
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The rows and their schema, loaded when first asked for."""
+        return self._load()
+
+    @property
+    def schema(self) -> Schema:
+        """Columns and tasks of the data set."""
+        return self.dataset.schema
+
+    def train_dataloader(self) -> RowLoader:
+        """Shuffled batches of the training rows."""
+        return self._loader("train", self.batch_size, self.seed)
+
+    def val_dataloader(self) -> RowLoader:
+        """Validation rows in order."""
+        return self._loader("val", self.eval_batch_size)
+
+    def test_dataloader(self) -> RowLoader:
+        """Test rows in order."""
+        return self._loader("test", self.eval_batch_size)
+
+    def _loader(self, split: str, batch_size: int, seed: int | None = None) -> RowLoader:
+        rows = self.dataset.rows[split]
+        if self.trainer is None:
+            return RowLoader(rows, batch_size, seed)
+        if self.resident:
+            rows = Rows(*(t.to(self.trainer.strategy.root_device) for t in rows))
+        return RowLoader(rows, batch_size, seed, self.trainer.global_rank, self.trainer.world_size)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave a batch of resident rows where it is."""
+        return batch if self.resident else super().transfer_batch_to_device(batch, device, dataloader_idx)

@@ -1,0 +1,152 @@
+"""Read a comma-separated file without a header, strictly: all of it, or an error that says where.
+
+Arrow reads the file; only when it finds something wrong are the lines walked to name line and column.
+Fields may have spaces around them; empty lines are passed over. Text is latin-1.
+"""
+
+import gzip
+import io
+import math
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyarrow import csv
+
+
+def read_rows(
+    path: Path,
+    columns: Sequence[str],
+    numeric: Collection[str],
+    allowed: Mapping[str, Collection[str]],
+) -> pd.DataFrame:
+    """Read every row of `path`.
+
+    Args:
+        path: a plain or a gzip file (by its `.gz` suffix).
+        columns: names of the fields, in order.
+        numeric: names of the columns that hold finite numbers; the others hold levels.
+        allowed: columns in which only these levels may occur.
+
+    Returns:
+        Numeric columns as float64, the others as categoricals of stripped text. `NA` and `?` are levels.
+
+    Raises:
+        ValueError: the file cannot be read, or a field breaks a rule; names file, line and column.
+    """
+    types = {c: pa.float64() if c in numeric else pa.dictionary(pa.int32(), pa.binary()) for c in columns}
+    with _mistakes(path, columns, numeric, allowed), open_bytes(path) as file:
+        table = csv.read_csv(file, **_options(types))
+    frame = pd.DataFrame(
+        {c: table[c].to_numpy() if c in numeric else _levels(table[c].combine_chunks()) for c in columns}
+    )
+    finite = all(np.isfinite(frame[c]).all() for c in numeric)
+    levels = {c: set(frame[c].cat.categories) for c in columns if c not in numeric}
+    known = all("" not in levels[c] and levels[c] <= set(allowed.get(c, levels[c])) for c in levels)
+    if frame.empty or not (finite and known):
+        raise _first_mistake(path, columns, numeric, allowed, "no rows")
+    return frame
+
+
+def read_numbers(path: Path, columns: Sequence[str]) -> Iterator[np.ndarray]:
+    """Read a file of numbers alone, block by block: float32 arrays [rows, columns], and finite.
+
+    Raises:
+        ValueError: as `read_rows`.
+    """
+    with _mistakes(path, columns, columns, {}), open_bytes(path) as file:
+        for batch in csv.open_csv(file, **_options(dict.fromkeys(columns, pa.float32()))):
+            block = np.stack([column.to_numpy() for column in batch], axis=1)
+            if not np.isfinite(block).all():
+                raise _first_mistake(path, columns, columns, {}, "a number is not finite")
+            yield block
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a plain or gzip file to read its bytes."""
+    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+def _options(types: Mapping[str, pa.DataType]) -> dict[str, Any]:
+    return {
+        "read_options": csv.ReadOptions(column_names=list(types)),
+        "parse_options": csv.ParseOptions(quote_char=False, double_quote=False, escape_char=False),
+        "convert_options": csv.ConvertOptions(column_types=types, null_values=[], check_utf8=False),
+    }
+
+
+@contextmanager
+def _mistakes(
+    path: Path,
+    columns: Sequence[str],
+    numeric: Collection[str],
+    allowed: Mapping[str, Collection[str]],
+) -> Iterator[None]:
+    """Turn whatever goes wrong while `path` is read into a ValueError that says where."""
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise _first_mistake(path, columns, numeric, allowed, str(error)) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error}); fetch or copy it again") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _levels(array: pa.DictionaryArray) -> pd.Categorical:
+    """Codes and sorted, stripped levels: Arrow keeps the space behind the comma in its dictionary."""
+    raw = [value.strip(b" \t").decode("latin-1") for value in array.dictionary.to_pylist()]
+    levels, positions = np.unique(np.array(raw, dtype=object), return_inverse=True)
+    codes = positions.astype(np.int32)[array.indices.to_numpy(zero_copy_only=False)]
+    return pd.Categorical.from_codes(codes, categories=pd.Index(levels))
+
+
+def _first_mistake(
+    path: Path,
+    columns: Sequence[str],
+    numeric: Collection[str],
+    allowed: Mapping[str, Collection[str]],
+    otherwise: str,
+) -> ValueError:
+    """The error for the first line that breaks a rule, or for the file as a whole."""
+    lines = 0
+    for number, line in _lines(path):
+        lines += 1
+        fields = [field.strip(" \t") for field in line.split(",")]
+        if len(fields) != len(columns):
+            what = f"must have {len(columns)} comma-separated fields, has {len(fields)}"
+            return ValueError(f"{path}, line {number}: {what}")
+        for position, (column, field) in enumerate(zip(columns, fields, strict=True), 1):
+            rule = None
+            if field == "":
+                rule = "must not be empty"
+            elif column in numeric and not _is_finite(field):
+                rule = f"must be a finite number, is {field[:40]!r}"
+                if lines == 1 and not any(_is_finite(f) for f in fields):
+                    rule += " (a header line? the file must have none)"
+            elif column in allowed and field not in allowed[column]:
+                rule = f"must be one of {sorted(allowed[column])}, is {field[:40]!r}"
+            if rule:
+                return ValueError(f"{path}, line {number}, column {position} ({column}): {rule}")
+    return ValueError(f"{path}: {otherwise if lines else 'has no rows'}")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that are not empty, with their numbers from 1; a lone carriage return ends a line too."""
+    with open_bytes(path) as file:
+        # newline=None is universal newlines, which is what Arrow reads.
+        for number, line in enumerate(io.TextIOWrapper(file, "latin-1", newline=None), 1):
+            if line.rstrip("\n"):
+                yield number, line.rstrip("\n")
+
+
+def _is_finite(field: str) -> bool:
+    try:
+        return math.isfinite(float(field)) and "_" not in field
+    except ValueError:
+        return False

@@ -1,0 +1,145 @@
+"""Codes and numerics to the network's input x, on the device.
+
+B batch, C categorical columns, M numeric columns, L levels of all columns, I inputs.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mmoe.data.schema import Schema
+
+
+class OneHot(nn.Module):
+    """One input for each level of the training file; an unseen level is all zeros.
+
+    Shape:
+        codes: [B, C]; output: [B, L].
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        self.num_outputs = schema.num_levels
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Zeros, with a one at each code."""
+        # Unseen levels have the code L: a column for them is written, then left out.
+        x = torch.zeros(len(codes), self.num_outputs + 1, device=codes.device)
+        return x.scatter_(1, codes.long(), 1.0)[:, :-1]
+
+
+class LevelEmbedding(nn.Module):
+    """A learned vector for each level; an unseen level is the zero vector.
+
+    Shape:
+        codes: [B, C]; output: [B, C * size].
+
+    Raises:
+        ValueError: `size` is below 1.
+    """
+
+    def __init__(self, schema: Schema, size: int) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"size={size}: must be at least 1")
+        self.num_outputs = len(schema.categorical) * size
+        self.vectors = nn.Embedding(schema.num_levels + 1, size, padding_idx=schema.num_levels)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """The vectors of a row's levels, side by side."""
+        vectors: Tensor = self.vectors(codes.long())
+        return vectors.flatten(1)  # [B, C * size]
+
+
+class Standardize(nn.Module):
+    """z-scores, by the mean and deviation of the training file.
+
+    Shape:
+        numerics: [B, M]; output: [B, M].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        self.num_outputs = len(schema.numeric)
+        self.register_buffer("mean", torch.tensor([column.mean for column in schema.numeric]))
+        self.register_buffer("std", torch.tensor([column.std for column in schema.numeric]))
+
+    def forward(self, numerics: Tensor) -> Tensor:
+        """Subtract the mean, divide by the deviation."""
+        return (numerics - self.mean) / self.std
+
+
+class PiecewiseLinear(nn.Module):
+    """Piecewise-linear encoding (Gorishniy et al., NeurIPS 2022, equation 1), by quantile bins.
+
+    A number fills the bins below it with 1 and its own bin in part. It equals
+    `rtdl_num_embeddings.PiecewiseLinearEncoding`, but indexes with no boolean mask: that waits for the GPU,
+    and cannot be vmapped.
+
+    Shape:
+        numerics: [B, M]; output: [B, number of bins of all columns].
+    """
+
+    column: Tensor
+    scale: Tensor
+    shift: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        columns, scales, shifts, lows, highs = [], [], [], [], []
+        for i, numeric in enumerate(schema.numeric):
+            edges = torch.tensor(numeric.bins)
+            width = edges.diff()
+            low, high = torch.zeros_like(width), torch.ones_like(width)
+            low[0], high[-1] = -torch.inf, torch.inf  # beyond the outer edges it goes on linearly
+            columns.append(torch.full_like(width, i, dtype=torch.long))
+            scales.append(1 / width)
+            shifts.append(-edges[:-1] / width)
+            lows.append(low)
+            highs.append(high)
+        self.num_outputs = sum(len(scale) for scale in scales)
+        none = [torch.empty(0)]
+        self.register_buffer("column", torch.cat(columns or [torch.empty(0, dtype=torch.long)]))
+        self.register_buffer("scale", torch.cat(scales or none))
+        self.register_buffer("shift", torch.cat(shifts or none))
+        self.register_buffer("low", torch.cat(lows or none))
+        self.register_buffer("high", torch.cat(highs or none))
+
+    def forward(self, numerics: Tensor) -> Tensor:
+        """The share of each bin that the number fills."""
+        x = numerics.index_select(1, self.column)
+        return torch.addcmul(self.shift, self.scale, x).clamp(self.low, self.high)
+
+
+class Inputs(nn.Module):
+    """Categorical and numeric inputs side by side.
+
+    Args:
+        schema: the data set's.
+        categorical: `OneHot`, or `LevelEmbedding` with its size.
+        numeric: `Standardize` or `PiecewiseLinear`.
+
+    Shape:
+        codes: [B, C]; numerics: [B, M]; output x: [B, I], I = `num_outputs`.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        categorical: Callable[[Schema], nn.Module] = OneHot,
+        numeric: Callable[[Schema], nn.Module] = PiecewiseLinear,
+    ) -> None:
+        super().__init__()
+        self.categorical = categorical(schema)
+        self.numeric = numeric(schema)
+        self.num_outputs = int(self.categorical.num_outputs) + int(self.numeric.num_outputs)  # type: ignore[arg-type]
+
+    def forward(self, codes: Tensor, numerics: Tensor) -> Tensor:
+        """Encode both and join them."""
+        return torch.cat([self.categorical(codes), self.numeric(numerics)], dim=1)

@@ -1,0 +1,127 @@
+"""The multi-gate mixture-of-experts (Ma et al., KDD 2018, section 4.2).
+
+B batch, I inputs, E experts, H expert width, T tasks, G gate width, U tower width.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmoe.models.layers import StackedLinear, activate
+
+
+class Output(NamedTuple):
+    """What every network here returns.
+
+    Shape:
+        logits: [B, T]; the sigmoid belongs to the loss and the metrics.
+        gates: [B, T, E]; weights of the experts, which sum to 1 over E.
+    """
+
+    logits: Tensor
+    gates: Tensor
+
+
+class MMoE(nn.Module):
+    """Experts shared by all tasks, mixed for each task by a gate of its own, and read by its tower.
+
+    Equations 6 and 7 of the paper: f_k(x) = sum_e softmax(W_k x)_e f_e(x), y_k = h_k(f_k(x)).
+
+    Args:
+        num_inputs: I.
+        num_tasks: T.
+        num_experts: E.
+        expert_units: widths of an expert's layers; the last is H.
+        gate_units: widths of a gate's hidden layers; none is the paper's linear gate.
+        tower_units: widths of a tower's hidden layers, before its one output.
+        activation: of hidden layers; a key of `layers.ACTIVATIONS`.
+        dropout: share of hidden units set to 0 in training.
+        gate_temperature: gate logits are divided by it; above 1 the experts are mixed more evenly.
+        gate_dropout: probability that a gate ignores an expert in a training row; the weights of the
+            others are renormalised. It keeps gates from settling on one expert (Zhao et al., RecSys 2019).
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Shape:
+        x: [B, I]; output: logits [B, T] and gates [B, T, E].
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_tasks: int,
+        num_experts: int = 8,
+        expert_units: Sequence[int] = (16,),
+        gate_units: Sequence[int] = (),
+        tower_units: Sequence[int] = (8,),
+        activation: str = "relu",
+        dropout: float = 0.0,
+        gate_temperature: float = 1.0,
+        gate_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_positive(num_inputs=num_inputs, num_tasks=num_tasks, num_experts=num_experts)
+        _check_widths(expert_units=expert_units, gate_units=gate_units, tower_units=tower_units)
+        if not expert_units:
+            raise ValueError("expert_units=[]: an expert must have at least one layer")
+        if not gate_temperature > 0:
+            raise ValueError(f"gate_temperature={gate_temperature}: must be above 0")
+        if not 0 <= gate_dropout < 1:
+            raise ValueError(f"gate_dropout={gate_dropout}: must be in [0, 1)")
+        self.num_experts, self.num_tasks = num_experts, num_tasks
+        self.gate_temperature, self.gate_dropout = gate_temperature, gate_dropout
+
+        def hidden() -> list[nn.Module]:
+            return activate(activation, dropout)
+
+        gate_widths = [*gate_units, num_experts]
+        # The first layers of all experts and gates, [E*H | T*G], share their input and so their fan-in.
+        self.first_widths = [num_experts * expert_units[0], num_tasks * gate_widths[0]]
+        bound = 1 / math.sqrt(num_inputs)
+        self.weight = nn.Parameter(torch.empty(num_inputs, sum(self.first_widths)).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(sum(self.first_widths)).uniform_(-bound, bound))
+        self.experts = nn.Sequential(*hidden())
+        for i, o in pairwise(expert_units):
+            self.experts.extend([StackedLinear(num_experts, i, o), *hidden()])
+        self.gates = nn.Sequential()
+        for i, o in pairwise(gate_widths):
+            self.gates.extend([*hidden(), StackedLinear(num_tasks, i, o)])
+        self.towers = nn.Sequential()
+        for i, o in pairwise([expert_units[-1], *tower_units]):
+            self.towers.extend([StackedLinear(num_tasks, i, o), *hidden()])
+        self.towers.append(StackedLinear(num_tasks, [expert_units[-1], *tower_units][-1], 1))
+
+    def forward(self, x: Tensor) -> Output:
+        """Logits and gate weights of a batch."""
+        z = torch.einsum("bi,io->bo", x, self.weight) + self.bias
+        experts, gates = torch.split(z, self.first_widths, dim=1)
+        experts = self.experts(torch.unflatten(experts, 1, (self.num_experts, -1)))  # [B, E, H]
+        gates = self._normalise(self.gates(torch.unflatten(gates, 1, (self.num_tasks, -1))))  # [B, T, E]
+        mixed = torch.einsum("bte,beh->bth", gates, experts)
+        return Output(self.towers(mixed).squeeze(-1), gates)
+
+    def _normalise(self, logits: Tensor) -> Tensor:
+        """Gate logits [B, T, E] to weights that sum to 1 over E."""
+        logits = logits / self.gate_temperature
+        if self.training and self.gate_dropout:
+            keep = torch.rand_like(logits) >= self.gate_dropout
+            keep |= ~keep.any(-1, keepdim=True)  # a gate that lost every expert keeps them all
+            logits = logits.masked_fill(~keep, -math.inf)
+        return logits.softmax(-1)
+
+
+def _check_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}={size}: must be an integer of at least 1")
+
+
+def _check_widths(**units: Sequence[int]) -> None:
+    for name, widths in units.items():
+        if not all(isinstance(width, int) and width > 0 for width in widths):
+            raise ValueError(f"{name}={list(widths)}: widths must be integers of at least 1")

@@ -1,0 +1,69 @@
+"""Train a network and test its best checkpoint: `python -m mmoe.train experiment=census`."""
+
+import logging
+import time
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from mmoe import CONF_DIR
+from mmoe.cli import one_line_errors
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
+@one_line_errors
+def main(config: DictConfig) -> None:
+    """Train, then write and print the metrics of the best checkpoint."""
+    started = time.perf_counter()
+    # Imported here, so that --help and --cfg do not wait for torch.
+    import pytorch_lightning as pl
+    import torch
+
+    from mmoe import report, runs
+    from mmoe.build import build, build_network
+    from mmoe.data.datamodule import RowLoader
+    from mmoe.throughput import Throughput
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    folder = Path(config.run_dir)
+    pl.seed_everything(config.seed, verbose=False)
+    throughput = Throughput()
+    callbacks = {name: build(config.callbacks, name) for name, c in config.callbacks.items() if c}
+    logger = build(config, "logger") if config.get("logger") else False
+    trainer = build(config, "trainer", callbacks=[*callbacks.values(), throughput], logger=logger)
+    data = build(config, "data")
+    network = build_network(config, data.schema)
+    learner = build(config, "learner", network=network, tasks=[task.name for task in data.schema.tasks])
+
+    if trainer.is_global_zero:
+        runs.start(folder, config, data.schema)
+    trainer.fit(learner, data)
+    best = callbacks["best"].best_model_path
+    if not best:  # it ended before a validation, as with max_steps: there is no better one
+        best = folder / "checkpoints/best.ckpt"
+        trainer.save_checkpoint(best)
+    (val,) = trainer.validate(learner, data, ckpt_path=best, weights_only=True, verbose=False)
+    (test,) = trainer.test(learner, data, verbose=False)  # of the weights that were just loaded
+    if not trainer.is_global_zero:
+        return
+    learner.to(trainer.strategy.root_device)
+    rows = RowLoader(data.dataset.rows["test"], config.data.eval_batch_size)
+    metrics = {
+        "rows": data.schema.rows,
+        "seed": config.seed,
+        "monitor": config.monitor,
+        "epoch": min(torch.load(best, weights_only=True)["epoch"] + 1, trainer.current_epoch),
+        "epochs": trainer.current_epoch,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "samples_per_second": throughput.samples_per_second,
+        "seconds": time.perf_counter() - started,
+        "val": report.by_task(val),
+        "test": report.by_task(test),
+    }
+    runs.finish(folder, metrics, report.predictions(data.dataset, "test", learner.predict(rows)))
+    report.show(folder, metrics, data.schema)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Small data sets in the official format, and the command line as a user runs it."""
+
+import gzip
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+import mmoe.train
+from mmoe import CONF_DIR
+from mmoe.data.census import SAMPLE_DIR
+
+
+@pytest.fixture(autouse=True)
+def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test has its own working and cache directory, no network and no data but what it names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MMOE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("MMOE_CENSUS_DIR", raising=False)
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)
+
+
+@pytest.fixture(scope="session")
+def real_dir() -> Path:
+    """The real rows, where the machine has them."""
+    folder = os.environ.get("MMOE_CENSUS_DIR")
+    if not folder:
+        pytest.skip("MMOE_CENSUS_DIR is not set: no real rows here")
+    return Path(folder).resolve()
+
+
+def sample_lines(name: str = "census-income.data") -> list[str]:
+    """Lines of a file of the bundled sample, without line ends."""
+    return gzip.open(SAMPLE_DIR / f"{name}.gz", "rt", encoding="latin-1").read().splitlines()
+
+
+@pytest.fixture
+def census_dir(tmp_path: Path) -> Path:
+    """Two plain files in the official format: 1,200 and 600 rows of the sample."""
+    folder = tmp_path / "census"
+    folder.mkdir()
+    for name, rows in (("census-income.data", 1200), ("census-income.test", 600)):
+        text = "".join(f"{line}\n" for line in sample_lines(name)[:rows])
+        (folder / name).write_text(text, "latin-1")
+    return folder
+
+
+def config(*overrides: str) -> DictConfig:
+    """The composed configuration of `python -m mmoe.train`, without Hydra's own part."""
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose("train", overrides=[*overrides, "run_dir=run"])
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run `python -m mmoe.train ARGUMENTS` in this process."""
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        capfd.readouterr()
+        try:
+            mmoe.train.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Result(code, *capfd.readouterr())
+
+    return run

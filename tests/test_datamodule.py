@@ -1,0 +1,70 @@
+import pytest
+import torch
+from conftest import config
+
+from mmoe.build import build
+from mmoe.data.datamodule import RowLoader
+from mmoe.data.encode import Rows
+
+
+def rows(count: int) -> Rows:
+    number = torch.arange(count)
+    return Rows(number[:, None].short(), number[:, None].float(), (number[:, None] % 2).float())
+
+
+def order(loader: RowLoader) -> list[int]:
+    return [int(i) for batch in loader for i in batch.codes[:, 0]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32, 100, 1000])
+def test_every_row_comes_once_an_epoch(batch_size: int):
+    for seed in (None, 0):
+        loader = RowLoader(rows(100), batch_size, seed)
+        assert sorted(order(loader)) == list(range(100))
+        assert len(list(loader)) == len(loader) == -(-100 // batch_size)
+
+
+def test_the_parts_of_a_row_stay_together():
+    for batch in RowLoader(rows(100), 8, seed=0):
+        assert torch.equal(batch.codes.float(), batch.numerics)
+        assert torch.equal(batch.codes.float() % 2, batch.labels)
+
+
+def test_an_epoch_has_an_order_of_its_own_that_can_be_had_again():
+    loader = RowLoader(rows(100), 8, seed=0)
+    orders = []
+    for epoch in (0, 1, 2, 1):
+        loader.set_epoch(epoch)
+        orders.append(order(loader))
+    assert orders[0] != orders[1] != orders[2]
+    assert orders[1] == orders[3]
+    assert orders[0] != list(range(100))
+    other = RowLoader(rows(100), 8, seed=1)
+    assert order(other) not in orders
+
+
+def test_without_a_seed_rows_come_in_order():
+    assert order(RowLoader(rows(100), 8)) == list(range(100))
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("count", [96, 97, 98, 99, 100])
+def test_ranks_share_every_global_batch(count: int, seed: int | None):
+    loaders = [RowLoader(rows(count), 8, seed, rank, 4) for rank in range(4)]
+    assert len({len(list(loader)) for loader in loaders}) == 1
+    assert sorted(i for loader in loaders for i in order(loader)) == list(range(count))
+
+
+def test_the_module_serves_the_three_splits(census_dir):
+    data = build(config(f"data.dir={census_dir}", "data.batch_size=64"), "data")
+    assert len(data.train_dataloader()) == 19
+    assert next(iter(data.train_dataloader())).labels.shape == (64, 2)
+    for loader, split in ((data.val_dataloader(), "val"), (data.test_dataloader(), "test")):
+        (batch,) = loader
+        assert torch.equal(batch.codes, data.dataset.rows[split].codes)
+
+
+@pytest.mark.parametrize("key", ["batch_size", "eval_batch_size"])
+def test_a_batch_has_at_least_one_row(key: str):
+    with pytest.raises(ValueError, match=f"^data.{key}=0: must be at least 1"):
+        build(config(f"data.{key}=0"), "data")

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from conftest import config
+from rtdl_num_embeddings import PiecewiseLinearEncoding
+from torch.nn.functional import one_hot
+
+from mmoe.build import build
+from mmoe.data.schema import Categorical, Numeric, Schema
+from mmoe.models.inputs import Inputs, LevelEmbedding, OneHot, PiecewiseLinear, Standardize
+
+SCHEMA = Schema(
+    (Categorical("a", ("x", "y", "z")), Categorical("b", ("u", "v"))),
+    (
+        Numeric("m", 2.0, 4.0, (0.0, 1.0, 5.0, 7.0)),
+        Numeric("n", -1.0, 0.5, (-3.0, 4.0)),
+        Numeric("o", 0.0, 1.0, (0.0, 0.5, 9.0)),
+    ),
+    (),
+)
+CODES = torch.tensor([[0, 3], [2, 4], [5, 5], [1, 5]], dtype=torch.int16)  # 5 is unseen
+NUMERICS = torch.tensor([[0.0, 0.0, 0.0], [6.0, 4.0, 0.25], [-2.0, -9.0, 100.0], [1.0, 9.0, -1.0]])
+
+
+def test_one_hot_and_unseen_levels():
+    expected = one_hot(CODES.long(), 6).sum(1)[:, :5].float()
+    assert torch.equal(OneHot(SCHEMA)(CODES), expected)
+    assert OneHot(SCHEMA)(CODES)[2].sum() == 0
+
+
+def test_standardize():
+    mean, std = torch.tensor([2.0, -1.0, 0.0]), torch.tensor([4.0, 0.5, 1.0])
+    torch.testing.assert_close(Standardize(SCHEMA)(NUMERICS), (NUMERICS - mean) / std)
+
+
+def test_piecewise_linear_equals_the_library():
+    library = PiecewiseLinearEncoding([torch.tensor(column.bins) for column in SCHEMA.numeric])
+    ours = PiecewiseLinear(SCHEMA)
+    assert ours.num_outputs == 6
+    torch.testing.assert_close(ours(NUMERICS), library(NUMERICS))
+    assert ours(torch.tensor([[6.0, 0.5, 0.25]])).tolist() == [[1.0, 1.0, 0.5, 0.5, 0.5, 0.0]]
+
+
+def test_embedding_of_an_unseen_level_is_zero_and_stays_so():
+    embedding = LevelEmbedding(SCHEMA, size=3)
+    out = embedding(CODES)
+    assert out.shape == (4, 6)
+    assert (out[2] == 0).all()
+    assert torch.equal(out[1], torch.cat([embedding.vectors.weight[2], embedding.vectors.weight[4]]))
+    out.sum().backward()
+    assert (embedding.vectors.weight.grad[5] == 0).all()
+    with pytest.raises(ValueError, match=r"^size=0: must be at least 1"):
+        LevelEmbedding(SCHEMA, size=0)
+
+
+@pytest.mark.parametrize("numeric", [Standardize, PiecewiseLinear])
+def test_both_parts_side_by_side(numeric: type):
+    inputs = Inputs(SCHEMA, OneHot, numeric)
+    x = inputs(CODES, NUMERICS)
+    assert x.shape == (4, inputs.num_outputs)
+    assert torch.equal(x[:, :5], OneHot(SCHEMA)(CODES))
+
+
+@pytest.mark.parametrize("numeric", [Standardize, PiecewiseLinear])
+@pytest.mark.parametrize("categorical", [OneHot, lambda schema: LevelEmbedding(schema, 2)])
+def test_a_kind_of_column_may_be_missing(categorical, numeric):
+    only_levels = Inputs(Schema(SCHEMA.categorical, (), ()), categorical, numeric)
+    only_numbers = Inputs(Schema((), SCHEMA.numeric, ()), categorical, numeric)
+    assert only_levels(CODES, NUMERICS[:, :0]).shape == (4, only_levels.num_outputs)
+    assert only_numbers(CODES[:, :0], NUMERICS).shape == (4, only_numbers.num_outputs)
+
+
+@pytest.mark.parametrize(("name", "num_inputs"), [("piecewise", 11), ("standard", 8), ("embedding", 11)])
+def test_shipped_configurations(name: str, num_inputs: int):
+    inputs = build(config(f"inputs={name}"), "inputs", schema=SCHEMA)
+    assert inputs.num_outputs == num_inputs
+    assert inputs(CODES, NUMERICS).shape == (4, num_inputs)

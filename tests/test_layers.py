@@ -1,0 +1,33 @@
+import math
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from mmoe.models.layers import ACTIVATIONS, StackedLinear, activate
+
+
+def test_equals_a_loop_of_linear_layers():
+    layer = StackedLinear(3, 5, 4)
+    x = torch.randn(7, 3, 5)
+    expected = torch.stack([linear(x[:, n], layer.weight[n].T, layer.bias[n]) for n in range(3)], dim=1)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_each_layer_is_initialised_as_its_own():
+    layer = StackedLinear(64, 25, 30)
+    for parameter in (layer.weight, layer.bias):
+        assert parameter.abs().max() <= 1 / math.sqrt(25)
+        assert parameter.std().item() == pytest.approx(1 / math.sqrt(25 * 3), rel=0.05)
+    assert len({tuple(weight.flatten().tolist()) for weight in layer.weight}) == 64
+
+
+def test_activations_by_name():
+    for name in ACTIVATIONS:
+        assert len(activate(name, 0.0)) == 1
+    assert activate("relu", 0.5)[1].p == 0.5
+    with pytest.raises(ValueError, match=r"^activation=swish: must be one of relu, gelu"):
+        activate("swish", 0.0)
+    for dropout in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"^dropout={dropout}: must be in"):
+            activate("relu", dropout)

@@ -1,0 +1,157 @@
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import sample_lines
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mmoe.data import parse
+from mmoe.data.census import COLUMNS, NUMERIC, SAMPLE_DIR, read
+
+LINE = sample_lines()[0]
+
+
+def with_field(column: str, value: str, line: str = LINE) -> str:
+    fields = line.split(", ")
+    fields[COLUMNS.index(column)] = value
+    return ", ".join(fields)
+
+
+def write(path: Path, *lines: str, end: str = "\n") -> Path:
+    path.write_bytes("".join(line + end for line in lines).encode("latin-1"))
+    return path
+
+
+def by_pandas(path: Path) -> pd.DataFrame:
+    return pd.read_csv(
+        path, header=None, names=COLUMNS, skipinitialspace=True, keep_default_na=False, na_values=[],
+        encoding="latin-1", dtype={c: float if c in NUMERIC else str for c in COLUMNS},
+    )  # fmt: skip
+
+
+def assert_equal(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
+    for column in COLUMNS:
+        values = ours[column] if column in NUMERIC else ours[column].astype(str)
+        expected = theirs[column] if column in NUMERIC else theirs[column].str.strip()
+        assert np.array_equal(values.to_numpy(), expected.to_numpy()), column
+
+
+def test_reads_the_sample_as_pandas_does():
+    path = SAMPLE_DIR / "census-income.data.gz"
+    assert_equal(read(path), by_pandas(path))
+
+
+def test_reads_the_real_rows_as_pandas_does(real_dir: Path):
+    for name in ("census-income.data.gz", "census-income.test.gz"):
+        assert_equal(read(real_dir / name), by_pandas(real_dir / name))
+
+
+def test_na_and_question_mark_are_levels(tmp_path: Path):
+    line = with_field("hispanic_origin", "NA", with_field("migration_msa", "?"))
+    frame = read(write(tmp_path / "a", line))
+    assert frame["hispanic_origin"][0] == "NA"
+    assert frame["migration_msa"][0] == "?"
+    assert not frame.isna().any().any()
+
+
+def test_text_is_latin_1(tmp_path: Path):
+    assert read(write(tmp_path / "a", with_field("race", "Québécois")))["race"][0] == "Québécois"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+def test_line_ends_and_empty_lines(tmp_path: Path, end: str):
+    frame = read(write(tmp_path / "a", LINE, with_field("age", "90"), end=end))
+    assert frame["age"].tolist() == [float(LINE.split(",")[0]), 90.0]
+
+
+def test_the_same_level_with_and_without_its_space(tmp_path: Path):
+    frame = read(write(tmp_path / "a", LINE, LINE.replace(", ", ",")))
+    assert all(len(frame[c].cat.categories) == 1 for c in COLUMNS if c not in NUMERIC)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (LINE.rsplit(", ", 1)[0], "line 3: must have 42 comma-separated fields, has 41"),
+        (LINE + ", x", "line 3: must have 42 comma-separated fields, has 43"),
+        (with_field("age", "young"), "line 3, column 1 (age): must be a finite number, is 'young'"),
+        (with_field("age", "nan"), "line 3, column 1 (age): must be a finite number, is 'nan'"),
+        (with_field("dividends", "1e999"), "line 3, column 19 (dividends): must be a finite number"),
+        (with_field("age", ""), "line 3, column 1 (age): must not be empty"),
+        (with_field("sex", ""), "line 3, column 13 (sex): must not be empty"),
+        (
+            with_field("income", "50000+"),
+            "line 3, column 42 (income): must be one of ['- 50000.', '50000+.'], is '50000+'",
+        ),
+    ],
+)
+def test_mistakes_name_file_line_and_column(tmp_path: Path, line: str, message: str):
+    path = write(tmp_path / "bad.data", LINE, "", line, LINE)
+    with pytest.raises(ValueError, match=r"bad\.data") as error:
+        read(path)
+    assert f"{path}, {message}" in str(error.value)
+
+
+def test_a_header_line_is_recognised(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"line 1, column 1 \(age\).*a header line"):
+        read(write(tmp_path / "a", ", ".join(COLUMNS), LINE))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n"])
+def test_an_empty_file(tmp_path: Path, content: bytes):
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(ValueError, match="a: has no rows"):
+        read(tmp_path / "a")
+
+
+def test_broken_gzip_files(tmp_path: Path):
+    whole = gzip.compress(f"{LINE}\n".encode() * 1000)
+    for content in (whole[:-20], b"not gzip", whole[:-8] + b"\0" * 8, whole[:40] + b"\xff" * 40 + whole[80:]):
+        (tmp_path / "a.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.gz: not a whole gzip file"):
+            read(tmp_path / "a.gz")
+
+
+def test_an_unreadable_path(tmp_path: Path):
+    with pytest.raises(ValueError, match="cannot be read"):
+        read(tmp_path)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 600), st.binary(max_size=3)), min_size=1, max_size=3))
+def test_mutated_bytes_are_refused_or_read_as_they_stand(tmp_path: Path, edits: list[tuple[int, bytes]]):
+    content = f"{LINE}\n{LINE}\n".encode("latin-1")
+    for position, piece in edits:
+        position %= len(content)
+        content = content[:position] + piece + content[position + len(piece) :]
+    path = tmp_path / "a"
+    path.write_bytes(content)
+    try:
+        frame = read(path)
+    except ValueError as error:
+        message = str(error)
+    else:
+        message = ""
+    if message:
+        assert message.startswith(str(path))
+        assert "\n" not in message
+        return
+    lines = [line for line in content.decode("latin-1").replace("\r", "\n").split("\n") if line]
+    assert len(frame) == len(lines)
+    for i, line in enumerate(lines):
+        for column, field in zip(COLUMNS, line.split(","), strict=True):
+            value = frame[column][i]
+            assert value == (float(field) if column in NUMERIC else field.strip(" \t"))
+
+
+def test_numbers_come_block_by_block(tmp_path: Path):
+    numbers = np.arange(30_000, dtype=np.float32).reshape(-1, 3)
+    np.savetxt(tmp_path / "n.csv", numbers, delimiter=",", fmt="%g")
+    blocks = list(parse.read_numbers(tmp_path / "n.csv", ["a", "b", "c"]))
+    assert np.array_equal(np.concatenate(blocks), numbers)
+    (tmp_path / "n.csv").write_text("1,2,3\n1,x,3\n")
+    with pytest.raises(ValueError, match=r"n\.csv, line 2, column 2 \(b\): must be a finite number"):
+        list(parse.read_numbers(tmp_path / "n.csv", ["a", "b", "c"]))

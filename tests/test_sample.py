@@ -1,0 +1,70 @@
+"""The bundled sample: official format, small, synthetic."""
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mmoe.data.census import COLUMNS, NUMERIC, SAMPLE_DIR, read
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("census-income.data.gz", "census-income.test.gz")
+
+
+def test_size():
+    assert [len(read(SAMPLE_DIR / name)) for name in NAMES] == [6000, 3000]
+    assert sum((SAMPLE_DIR / name).stat().st_size for name in NAMES) <= 400_000
+
+
+def test_columns_depend_on_each_other():
+    frame = pd.concat([read(SAMPLE_DIR / name) for name in NAMES])
+    children = frame["age"] < 15
+    assert (frame.loc[children, "marital_status"] == "Never married").mean() > 0.95
+    managers = frame["major_occupation"] == "Executive admin and managerial"
+    rich = frame["income"] == "50000+."
+    assert rich[children].mean() < rich.mean() / 2
+    assert rich[managers].mean() > 2 * rich.mean()
+
+
+def test_every_column_varies_and_numbers_look_like_the_official_ones():
+    frame = read(SAMPLE_DIR / NAMES[0])
+    assert all(frame[column].nunique() > 1 for column in COLUMNS)
+    assert set(frame["year"]) == {94.0, 95.0}
+    assert frame["age"].between(0, 90).all()
+    integers = [c for c in NUMERIC if c != "instance_weight"]
+    assert all((frame[c] == frame[c].round()).all() for c in integers)
+
+
+def test_no_row_is_real_and_shares_are_close(real_dir: Path):
+    real = pd.concat([read(real_dir / name) for name in NAMES])
+    ours = pd.concat([read(SAMPLE_DIR / name) for name in NAMES])
+    texts = [set(frame.astype(str).agg(",".join, axis=1)) for frame in (real, ours)]
+    assert not texts[0] & texts[1]
+    for column in COLUMNS:
+        if column in NUMERIC:
+            assert abs(ours[column].mean() - real[column].mean()) < 0.1 * real[column].std(), column
+        else:
+            shares = [frame[column].value_counts(normalize=True) for frame in (ours, real)]
+            assert shares[0].sub(shares[1], fill_value=0).abs().sum() / 2 < 0.03, column
+
+
+@pytest.mark.slow
+def test_the_script_makes_the_committed_files(real_dir: Path, tmp_path: Path):
+    script = [sys.executable, str(ROOT / "scripts/make_sample.py"), str(real_dir), "--out", str(tmp_path)]
+    out = subprocess.run(script, check=True, capture_output=True, text=True).stdout
+    assert out.count(" nats") == len(COLUMNS) - 1
+    for name in NAMES:
+        assert gzip.decompress((tmp_path / name).read_bytes()) == gzip.decompress(
+            (SAMPLE_DIR / name).read_bytes()
+        )
+
+
+def test_lines_are_in_the_official_form():
+    text = gzip.decompress((SAMPLE_DIR / NAMES[0]).read_bytes()).decode("latin-1")
+    assert text.endswith("\n")
+    assert np.all([line.count(", ") == 41 for line in text.splitlines()])
+    assert {line.rsplit(", ", 1)[1] for line in text.splitlines()} == {"- 50000.", "50000+."}

@@ -1,0 +1,370 @@
+"""The command line as a user runs it."""
+
+import gzip
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import Result, sample_lines
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mmoe import CONF_DIR, runs
+from mmoe.data.census import COLUMNS
+from mmoe.data.schema import Schema
+from mmoe.metrics import TaskMetrics
+
+Train = Callable[..., Result]
+EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
+QUICK = ["trainer.max_epochs=1", "+trainer.limit_train_batches=3", "trainer.log_every_n_steps=1"]
+
+
+def run_folder() -> Path:
+    (folder,) = Path("runs").glob("*/*")
+    return folder
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "mmoe.train", *arguments]
+
+
+def test_the_smoke_experiment_ends_with_a_table_and_a_whole_run_folder():
+    done = subprocess.run(command("experiment=smoke"), check=True, capture_output=True, text=True)
+    folder = run_folder()
+    assert "bundled sample" in done.stdout
+    assert f"run folder: {folder}" in done.stdout
+    assert done.stderr == ""
+    assert "Warning" not in done.stdout
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    schema = Schema.from_json((folder / "schema.json").read_text())
+    assert metrics["rows"] == schema.rows == "sample"
+    assert 1 <= metrics["epoch"] <= metrics["epochs"] <= 4
+    assert metrics["samples_per_second"] > 0
+    for task in ("income", "marital"):
+        for name in ("auroc", "average_precision", "log_loss"):
+            assert f"{metrics['test'][task][name]:.4f}" in done.stdout
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert not any(path.name.startswith(".") for path in folder.rglob("*"))
+    config = OmegaConf.load(folder / "config.yaml")
+    assert "${" not in OmegaConf.to_yaml(config)
+
+    # The best checkpoint was tested: its network gives the written predictions, and they the metrics.
+    frame = pd.read_parquet(folder / "predictions.parquet")
+    assert len(frame) == 1500
+    lines = sample_lines("census-income.test")
+    labels = torch.tensor(frame[["income_label", "marital_label"]].to_numpy(), dtype=torch.float32)
+    assert [line.endswith("50000+.") for line in np.array(lines)[frame["row"]]] == labels[
+        :, 0
+    ].bool().tolist()
+    probabilities = torch.tensor(frame[["income_probability", "marital_probability"]].to_numpy())
+    again = TaskMetrics(["income", "marital"])("test", probabilities.double().logit(), labels)
+    for key, value in again.items():
+        _, task, name = key.split("/")
+        assert metrics["test"][task][name] == pytest.approx(value.item(), abs=1e-6)
+    network = runs.load_network(folder)
+    best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    assert best["epoch"] + 1 == metrics["epoch"]
+    state = network.state_dict()
+    assert all(torch.equal(best["state_dict"][f"network.{name}"], state[name]) for name in state)
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    scalars = events.Tags()["scalars"]
+    expected = {f"{s}/{t}/auroc" for s in ("train", "val", "test") for t in ("income", "marital")}
+    assert expected | {"train/loss"} <= set(scalars)
+    assert max(e.value for e in events.Scalars("val/income/auroc")) == pytest.approx(
+        metrics["val"]["income"]["auroc"], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_trains_a_few_steps(train: Train, experiment: str):
+    assert train(f"experiment={experiment}", "data.source=sample", *QUICK).code == 0
+    folder = run_folder()
+    assert folder.parent.name == experiment
+    kept = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert kept >= {"best.ckpt", "last.ckpt"}
+    assert ("epoch_000.ckpt" in kept) == (experiment == "census_seed")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["inputs=embedding", "logger=csv", "trainer=cpu"],
+        ["inputs=standard", "features=seed", "logger=none"],
+        [
+            "model.expert_units=[12,6]",
+            "model.gate_units=[4]",
+            "model.tower_units=[]",
+            "model.activation=silu",
+        ],
+        ["model.num_experts=1", "data.batch_size=1", "model.dropout=.1", "model.gate_dropout=.1"],
+        ["data.tasks.marital=null", "model.gate_temperature=2", "callbacks.early_stopping=null"],
+        ["data.main_task=marital", "learner.task_weights={income: .5}", "data.resident=false"],
+        ["data.features=[age,sex]", "learner.optimizer._target_=torch.optim.AdamW"],
+        ["+trainer.max_steps=2", "logger=none"],
+    ],
+)
+def test_options(train: Train, overrides: list[str]):
+    assert train("experiment=smoke", *QUICK, *overrides).code == 0
+    assert (run_folder() / "metrics.json").is_file()
+    assert (run_folder() / "csv/metrics.csv").is_file() == ("logger=csv" in overrides)
+
+
+def test_the_same_seed_gives_the_same_bits(train: Train):
+    for _ in range(2):
+        assert train("experiment=smoke", "trainer.max_epochs=2", "model.dropout=.2", "logger=none").code == 0
+    a, b = sorted(Path("runs/smoke").iterdir())
+    assert (a / "predictions.parquet").read_bytes() == (b / "predictions.parquet").read_bytes()
+    first, second = (torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (a, b))
+    assert all(torch.equal(first["state_dict"][k], second["state_dict"][k]) for k in first["state_dict"])
+    assert train("experiment=smoke", "trainer.max_epochs=2", "seed=1", "logger=none").code == 0
+    c = max(Path("runs/smoke").iterdir())
+    assert (a / "predictions.parquet").read_bytes() != (c / "predictions.parquet").read_bytes()
+
+
+def test_early_stopping_and_the_best_epoch(train: Train):
+    # A rate of 0 never improves on the first epoch.
+    arguments = ["learner.optimizer.lr=0", "trainer.max_epochs=9", "callbacks.early_stopping.patience=2"]
+    assert train("experiment=smoke", *arguments).code == 0
+    metrics = json.loads((run_folder() / "metrics.json").read_text())
+    assert (metrics["epoch"], metrics["epochs"]) == (1, 3)
+
+
+def test_without_data_the_fallback_is_loud():
+    done = subprocess.run(
+        command("data.url=http://127.0.0.1:9/none.zip", *QUICK), check=True, capture_output=True, text=True
+    )
+    assert "FALLING BACK TO THE BUNDLED SAMPLE" in done.stdout
+    assert "Best epoch on the bundled sample" in done.stdout
+    assert json.loads((run_folder() / "metrics.json").read_text())["rows"] == "sample"
+
+
+def test_the_environment_variable_names_the_directory(
+    train: Train, census_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MMOE_CENSUS_DIR", str(census_dir))
+    result = train("experiment=census", *QUICK)
+    assert result.code == 0
+    assert "Best epoch on the rows of data.dir" in result.out
+    assert json.loads((run_folder() / "metrics.json").read_text())["rows"] == "custom"
+
+
+def test_help_and_config_do_not_wait_for_torch():
+    script = "import sys, mmoe.train; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+    done = subprocess.run(command("--cfg", "job"), check=True, capture_output=True, text=True)
+    assert OmegaConf.create(done.stdout).model.num_experts == 8
+
+
+def test_a_sweep_has_a_folder_for_each_run(train: Train):
+    assert train("-m", "experiment=smoke", "model.num_experts=1,2", *QUICK).code == 0
+    sweep = run_folder()
+    for number, experts in (("0", 1), ("1", 2)):
+        assert OmegaConf.load(sweep / number / "config.yaml").model.num_experts == experts
+        assert (sweep / number / "metrics.json").is_file()
+
+
+def test_two_processes_train_together(tmp_path: Path):
+    arguments = ["experiment=smoke", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", *QUICK]
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Best epoch on the bundled sample") == 1
+    assert (run_folder() / "metrics.json").is_file()
+
+
+def break_lines(name: str, change: Callable[[list[str]], object]) -> Callable[[Path], object]:
+    def apply(folder: Path) -> None:
+        lines = (folder / name).read_text("latin-1").splitlines()
+        changed = change(lines)
+        (folder / name).write_text("".join(f"{x}\n" for x in changed), "latin-1")
+
+    return apply
+
+
+def truncated_gzip(folder: Path) -> None:
+    content = gzip.compress((folder / "census-income.data").read_bytes())
+    (folder / "census-income.data.gz").write_bytes(content[: len(content) // 2])
+
+
+def set_field(lines: list[str], column: str, value: str) -> list[str]:
+    fields = lines[6].split(", ")
+    fields[COLUMNS.index(column)] = value
+    return [*lines[:6], ", ".join(fields), *lines[7:]]
+
+
+TRAIN, TEST = "census-income.data", "census-income.test"
+BAD_FILES = {
+    "missing": (lambda d: (d / TRAIN).unlink(), "census-income.data: missing (with or without .gz)"),
+    "one missing": (lambda d: (d / TEST).unlink(), "census-income.test: missing (with or without .gz)"),
+    "empty": (lambda d: (d / TRAIN).write_text(""), "census-income.data: has no rows"),
+    "truncated gzip": (truncated_gzip, "census-income.data.gz: not a whole gzip file"),
+    "41 fields": (
+        break_lines(TEST, lambda x: [*x[:6], x[6].rsplit(", ", 1)[0], *x[7:]]),
+        "census-income.test, line 7: must have 42 comma-separated fields, has 41",
+    ),
+    "43 fields": (
+        break_lines(TRAIN, lambda x: [*x[:6], x[6] + ", x", *x[7:]]),
+        "census-income.data, line 7: must have 42 comma-separated fields, has 43",
+    ),
+    "age": (
+        break_lines(TRAIN, lambda x: set_field(x, "age", "old")),
+        "census-income.data, line 7, column 1 (age): must be a finite number, is 'old'",
+    ),
+    "income": (
+        break_lines(TRAIN, lambda x: set_field(x, "income", "maybe")),
+        "line 7, column 42 (income): must be one of ['- 50000.', '50000+.'], is 'maybe'",
+    ),
+    "one class": (
+        break_lines(TRAIN, lambda x: [line for line in x if line.endswith("- 50000.")]),
+        "census-income.data, train rows, column income: task income must have rows of both classes",
+    ),
+    "header": (
+        break_lines(TRAIN, lambda x: [", ".join(COLUMNS), *x]),
+        "line 1, column 1 (age): must be a finite number, is 'age' (a header line?",
+    ),
+}
+BAD_OVERRIDES = {
+    "model.num_experts=0": "model.num_experts=0: must be an integer of at least 1",
+    "learner.task_weights={marital: -1}": "learner.task_weights.marital=-1: must be a finite number",
+    "learner.task_weights={foo: 1}": "learner.task_weights.foo: must be one of the tasks income, marital",
+    "data.features=[age,shoe_size]": "data.features: 'shoe_size' is not a column; the columns are age, class",
+    "data.features=[age,marital_status]": "data.features: 'marital_status' is the column that the label",
+    "data.features=[income]": "data.features: 'income' is the column that the label of task income",
+    "data.features=[]": "data.features=[]: must name at least one column",
+    "data.source=web": "data.source=web: must be auto, official or sample",
+    "data.main_task=foo": "data.main_task=foo: must be one of income, marital",
+    "data.tasks.income.column=age": "data.tasks.income.column=age: must be a column of levels",
+    "data.batch_size=0": "data.batch_size=0: must be at least 1",
+    "data.num_bins=1": "data.num_bins=1: must be at least 2",
+    "data.dir=/nowhere": "data.dir=/nowhere: must be a directory with census-income.data and",
+    "model.activation=swish": "model.activation=swish: must be one of relu",
+    "+model.depth=3": "model: ",
+    "learner.optimizer.lr=-1": "learner.optimizer or scheduler: Invalid learning rate: -1",
+    "trainer.accelerator=tpu": "trainer: ",
+    "trainer.accelerator=abacus": "trainer.",
+}
+
+
+def nothing_left() -> bool:
+    written = [
+        p for p in Path().rglob("*") if p.is_file() and p.suffix != ".lock" and "census/" not in str(p)
+    ]
+    return not written and not Path("runs/census").exists()
+
+
+def refused(result: Result, message: str) -> None:
+    assert result.code == 2, result.err
+    assert message in result.err
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert nothing_left()
+
+
+@pytest.mark.parametrize("mistake", BAD_FILES)
+def test_bad_files_are_refused_in_one_line(train: Train, census_dir: Path, mistake: str):
+    make, message = BAD_FILES[mistake]
+    make(census_dir)
+    refused(train(f"data.dir={census_dir}"), message)
+
+
+@pytest.mark.parametrize("override", BAD_OVERRIDES)
+def test_bad_options_are_refused_in_one_line(train: Train, census_dir: Path, override: str):
+    assert train(f"data.dir={census_dir}", *QUICK).code == 0  # fills the cache
+    for path in sorted(Path("runs").rglob("*"), reverse=True) + sorted(Path("cache").glob("*")):
+        path.rmdir() if path.is_dir() else path.unlink()
+    result = train(f"data.dir={census_dir}", *QUICK, override)
+    for path in Path("cache").glob("*"):
+        path.unlink()
+    refused(result, BAD_OVERRIDES[override])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("trainer", ["gpu", "ddp"])
+def test_hardware_that_is_not_there(train: Train, trainer: str):
+    refused(train("experiment=smoke", f"trainer={trainer}"), "trainer: ")
+
+
+def test_the_exit_code_of_the_process_is_2(census_dir: Path):
+    done = subprocess.run(
+        command(f"data.dir={census_dir}", "model.num_experts=0"), capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: model.num_experts=0: must be an integer of at least 1\n"
+
+
+def test_the_label_of_the_second_group_is_no_input(train: Train):
+    result = train("experiment=census_education", "features=seed")
+    refused(result, "data.features: 'education' is the column that the label of task education is made from")
+
+
+def test_an_unknown_name_gives_the_choices(train: Train):
+    done = subprocess.run(command("model=mmmoe"), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Could not find 'model/mmmoe'" in done.stderr
+    assert "mmoe" in done.stderr.split("Available options")[1]
+
+
+def test_a_corrupt_cache_is_rebuilt_with_a_warning(train: Train, census_dir: Path):
+    assert train(f"data.dir={census_dir}", *QUICK).code == 0
+    (path,) = Path("cache").glob("*.npz")
+    path.write_bytes(path.read_bytes()[:2000])
+    result = train(f"data.dir={census_dir}", *QUICK)
+    assert result.code == 0
+    assert "the cached rows are corrupt" in result.out
+
+
+@pytest.mark.slow
+def test_real_rows_reach_the_stated_areas(real_dir: Path, train: Train):
+    for features, least in (("paper", 0.9450), ("seed", 0.9490)):
+        areas = []
+        for seed in range(3):
+            start = time.perf_counter()
+            arguments = [f"data.dir={real_dir}", f"seed={seed}", f"features={features}", "logger=none"]
+            assert train("experiment=census", *arguments).code == 0
+            assert time.perf_counter() - start < 60
+            folder = max(Path("runs/census").iterdir())
+            test = json.loads((folder / "metrics.json").read_text())["test"]
+            areas.append((test["income"]["auroc"], test["marital"]["auroc"]))
+        income, marital = np.mean(areas, axis=0)
+        assert income >= least
+        assert marital >= 0.9930
+
+
+@pytest.mark.slow
+def test_peak_memory_on_real_rows(real_dir: Path):
+    script = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, capture_output=True);"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    arguments = command(f"data.dir={real_dir}", "trainer.max_epochs=2")
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True
+    )
+    assert int(done.stdout) * 1024 < 900e6
+
+
+def test_killed_before_training_leaves_no_half_files():
+    process = subprocess.Popen(
+        command("experiment=smoke", "trainer.max_epochs=50"), stdout=subprocess.DEVNULL
+    )
+    deadline = time.time() + 60
+    while not list(Path("runs").glob("*/*/checkpoints/*.ckpt")) and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = run_folder()
+    Schema.from_json((folder / "schema.json").read_text())
+    assert OmegaConf.load(folder / "config.yaml").seed == 0
+    assert not (folder / "metrics.json").exists()
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        torch.load(path, weights_only=True)
