@@ -15,7 +15,8 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 
-from mmoe.data.census import COLUMNS, NAMES, NUMERIC, SAMPLE_DIR, find_files, read
+from mmoe.data.census import COLUMNS, NUMERIC, read
+from mmoe.data.census_files import NAMES, SAMPLE_DIR, find_files
 
 SEED = 20181
 NUM_ROWS = {"train": 6000, "test": 3000}

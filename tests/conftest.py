@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 import mmoe.train
 from mmoe import CONF_DIR
-from mmoe.data.census import SAMPLE_DIR
+from mmoe.data.census_files import SAMPLE_DIR
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def census_dir(tmp_path: Path) -> Path:
 def config(*overrides: str) -> DictConfig:
     """The composed configuration of `python -m mmoe.train`, without Hydra's own part."""
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return compose("train", overrides=[*overrides, "run_dir=run"])
+        return compose("train", overrides=list(overrides))
 
 
 class Result(NamedTuple):

@@ -7,7 +7,9 @@ from conftest import config, sample_lines
 
 from mmoe.build import build
 from mmoe.data import download
-from mmoe.data.census import COLUMNS, NUMERIC, SAMPLE_DIR, find_files, split_in_half
+from mmoe.data.census import COLUMNS, NUMERIC
+from mmoe.data.census_files import NUM_FIELDS, SAMPLE_DIR, find_files
+from mmoe.data.encode import split_in_half
 
 # Levels in the official training file (29 columns, 488 levels), and of marital status.
 OFFICIAL_LEVELS = {
@@ -51,7 +53,7 @@ def official_levels(tmp_path: Path) -> Path:
 
 
 def test_the_files_have_42_columns_and_11_of_numbers():
-    assert len(COLUMNS) == 42
+    assert len(COLUMNS) == NUM_FIELDS == 42
     assert len(NUMERIC) == 11
     assert len(sample_lines()[0].split(", ")) == 42
 
@@ -79,11 +81,20 @@ def test_both_task_groups(census_dir: Path):
     levels = {line.split(", ")[4] for line in sample_lines()}
     assert set(college) <= levels
     assert len(college) == 6
+    assert [t.name for t in second.tasks] == ["education", "marital"]  # the main task comes first
+
+
+def test_a_misspelt_level_is_refused(census_dir: Path):
+    c = config(f"data.dir={census_dir}", "data.tasks.marital.positive=[Never married,Divorcd]")
+    with pytest.raises(
+        ValueError, match=r"^data\.tasks\.marital\.positive: 'Divorcd' is not a level of marital"
+    ):
+        build(c, "data").schema  # noqa: B018
 
 
 def test_all_of_data_trains_and_test_is_halved(census_dir: Path):
     dataset = build(config(f"data.dir={census_dir}"), "data").dataset
-    assert {name: len(rows.labels) for name, rows in dataset.rows.items()} == {
+    assert {name: len(rows.labels) for name, rows in dataset.splits.items()} == {
         "train": 1200,
         "val": 300,
         "test": 300,
@@ -107,7 +118,7 @@ def test_labels_are_those_of_the_file(census_dir: Path):
     dataset = build(config(f"data.dir={census_dir}"), "data").dataset
     fields = [line.split(", ") for line in sample_lines("census-income.test")[:600]]
     for split in ("val", "test"):
-        for position, label in zip(dataset.positions[split], dataset.rows[split].labels, strict=True):
+        for position, label in zip(dataset.positions[split], dataset.splits[split].labels, strict=True):
             row = fields[position]
             assert label.tolist() == [row[41] == "50000+.", row[7] == "Never married"]
 

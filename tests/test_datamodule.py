@@ -61,10 +61,20 @@ def test_the_module_serves_the_three_splits(census_dir):
     assert next(iter(data.train_dataloader())).labels.shape == (64, 2)
     for loader, split in ((data.val_dataloader(), "val"), (data.test_dataloader(), "test")):
         (batch,) = loader
-        assert torch.equal(batch.codes, data.dataset.rows[split].codes)
+        assert torch.equal(batch.codes, data.dataset.splits[split].codes)
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=null", "data.seed=-1", "data.batch_size=1.5", "data.batch_size=abc"]
+)
+def test_seeds_and_sizes_are_integers(override: str):
+    key, value = override.split("=")
+    key = key if key.startswith("data.") else f"data.{key}"
+    with pytest.raises(ValueError, match=f"^{key}={value.replace('null', 'None')}: must be an integer"):
+        build(config(override), "data")
 
 
 @pytest.mark.parametrize("key", ["batch_size", "eval_batch_size"])
 def test_a_batch_has_at_least_one_row(key: str):
-    with pytest.raises(ValueError, match=f"^data.{key}=0: must be at least 1"):
+    with pytest.raises(ValueError, match=f"^data.{key}=0: must be an integer of at least 1"):
         build(config(f"data.{key}=0"), "data")

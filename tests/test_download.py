@@ -12,7 +12,7 @@ import pytest
 from conftest import config, sample_lines
 
 from mmoe.build import build
-from mmoe.data.census import NAMES, OFFICIAL_ROWS
+from mmoe.data.census_files import NAMES, OFFICIAL_ROWS
 from mmoe.data.download import DownloadError, fetch
 
 ROWS = {"census-income.data": 5, "census-income.test": 3}
@@ -64,7 +64,7 @@ def test_the_official_archive_is_fetched_once_and_used(served: tuple[Path, str, 
     dataset = build(config(*overrides), "data").dataset
     assert dataset.schema.rows == "official"
     assert dataset.schema.num_rows == {"train": 199_523, "val": 49_881, "test": 49_881}
-    tensors = [tensor for rows in dataset.rows.values() for tensor in rows]
+    tensors = [tensor for rows in dataset.splits.values() for tensor in rows]
     assert sum(tensor.nbytes for tensor in tensors) <= 60_000_000
     assert build(config(*overrides), "data").schema == dataset.schema
     assert len(asked) == 1

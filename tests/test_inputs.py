@@ -48,7 +48,7 @@ def test_embedding_of_an_unseen_level_is_zero_and_stays_so():
     assert torch.equal(out[1], torch.cat([embedding.vectors.weight[2], embedding.vectors.weight[4]]))
     out.sum().backward()
     assert (embedding.vectors.weight.grad[5] == 0).all()
-    with pytest.raises(ValueError, match=r"^size=0: must be at least 1"):
+    with pytest.raises(ValueError, match=r"^size=0: must be an integer of at least 1"):
         LevelEmbedding(SCHEMA, size=0)
 
 

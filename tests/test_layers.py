@@ -29,5 +29,5 @@ def test_activations_by_name():
     with pytest.raises(ValueError, match=r"^activation=swish: must be one of relu, gelu"):
         activate("swish", 0.0)
     for dropout in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=f"^dropout={dropout}: must be in"):
+        with pytest.raises(ValueError, match=f"^dropout={dropout}: must be a number in"):
             activate("relu", dropout)

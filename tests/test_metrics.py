@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmoe.metrics import LogLoss, TaskMetrics
+from mmoe.metrics import METRICS, LogLoss, TaskMetrics
 
 
 def pairwise_auroc(scores: Tensor, labels: Tensor) -> float:
@@ -24,6 +24,7 @@ def test_each_task_has_the_exact_values_of_its_own_column():
     labels = (torch.rand(500, 3) < torch.tensor([0.5, 0.1, 0.9])).float()
     logits = torch.randn(500, 3) + labels
     metrics = TaskMetrics(["zebra", "ant", "mole"])("val", logits, labels)
+    assert set(metrics) == {f"val/{task}/{name}" for task in ("zebra", "ant", "mole") for name in METRICS}
     for i, task in enumerate(["zebra", "ant", "mole"]):
         p, y = logits[:, i].double().sigmoid(), labels[:, i]
         loss = -(y * p.log() + (1 - y) * (1 - p).log()).mean().item()

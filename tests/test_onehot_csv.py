@@ -32,7 +32,7 @@ def test_the_499_numbers_come_back(paddlerec_dir: Path):
     data = build(c, "data")
     inputs = build(c, "inputs", schema=data.schema)
     assert inputs.num_outputs == 499
-    rows = data.dataset.rows["train"]
+    rows = data.dataset.splits["train"]
     levels = [int(level) for column in data.schema.categorical for level in column.levels]
     numbers = [int(column.name.removeprefix("input_")) for column in data.schema.numeric]
     assert sorted(levels + numbers) == list(range(1, 500))
@@ -42,14 +42,40 @@ def test_the_499_numbers_come_back(paddlerec_dir: Path):
     x = inputs.categorical(rows.codes)
     assert np.array_equal(x.numpy(), original[:, [level + 1 for level in levels]])
     np.testing.assert_allclose(rows.numerics, original[:, [n + 1 for n in numbers]], rtol=1e-6)
-    assert np.array_equal(rows.labels.numpy(), original[:, :2])
-    assert [task.name for task in data.schema.tasks] == ["marital", "income"]
+    assert np.array_equal(rows.labels.numpy(), original[:, [1, 0]])
+    assert [task.name for task in data.schema.tasks] == ["income", "marital"]
 
 
 def test_one_hot_columns_are_stored_as_few_codes(paddlerec_dir: Path):
     data = build(config(*overrides(paddlerec_dir)), "data")
     assert 13 <= len(data.schema.categorical) < 60
     assert data.schema.num_rows == {"train": 120, "val": 40, "test": 40}
+
+
+def test_test_rows_do_not_decide_what_a_number_is(paddlerec_dir: Path):
+    path = paddlerec_dir / "test_all/a.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:4], lines[4].rsplit(",", 1)[0] + ",7", *lines[5:]]))
+    with pytest.raises(ValueError, match=r"a\.csv, row 5, column 501 \(input_499\): must be 0 or 1, is 7"):
+        build(config(*overrides(paddlerec_dir)), "data").schema  # noqa: B018
+
+
+def test_the_inputs_are_the_same_however_the_columns_are_grouped(paddlerec_dir: Path):
+    before = build(config(*overrides(paddlerec_dir)), "data")
+    assert len(before.schema.categorical) < 60
+    path = paddlerec_dir / "test_all/a.csv"
+    label, *values = path.read_text().splitlines()[0].split(",")
+    with path.open("a") as file:
+        file.write(",".join([label, *values[:12], *["1"] * 488]) + "\n")
+    after = build(config(*overrides(paddlerec_dir)), "data")
+    assert len(after.schema.categorical) == 488
+    x = [
+        build(config(*overrides(paddlerec_dir)), "inputs", schema=data.schema)(
+            *data.dataset.splits["train"][:2]
+        )
+        for data in (before, after)
+    ]
+    assert np.array_equal(*x)
 
 
 def test_it_trains(paddlerec_dir: Path):
@@ -66,7 +92,7 @@ def test_it_trains(paddlerec_dir: Path):
     [
         (lambda d: (d / "test_all/a.csv").unlink(), "test_all: must hold at least one"),
         (lambda d: (d / "test_all/a.csv").write_text("1,2,3\n"), "line 1: must have 501 .* has 3"),
-        (lambda d: (d / "test_all/a.csv").write_text("2" + ",0" * 500), r"line 1, column 1 .*must be 0"),
+        (lambda d: (d / "test_all/a.csv").write_text("2" + ",0" * 500), r"row 1, column 1 .*must be 0"),
         (lambda d: (d / "test_all/a.csv").write_text("x" + ",0" * 500), r"line 1, column 1 .*finite"),
         (lambda d: (d / "test_all/a.csv").write_text("1" + ",0" * 500), "must have rows of both classes"),
     ],
@@ -86,7 +112,7 @@ def test_a_directory_must_be_given():
 
 def test_scales_are_those_of_the_training_files(paddlerec_dir: Path):
     data = build(config(*overrides(paddlerec_dir)), "data")
-    numerics = data.dataset.rows["train"].numerics.double()
+    numerics = data.dataset.splits["train"].numerics.double()
     for i, column in enumerate(data.schema.numeric):
         assert column.mean == pytest.approx(numerics[:, i].mean().item())
         assert column.std == pytest.approx(numerics[:, i].std(correction=0).item())

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmoe.data import parse
-from mmoe.data.census import COLUMNS, NUMERIC, SAMPLE_DIR, read
+from mmoe.data.census import COLUMNS, NUMERIC, read
+from mmoe.data.census_files import SAMPLE_DIR
 
 LINE = sample_lines()[0]
 
@@ -80,6 +81,7 @@ def test_the_same_level_with_and_without_its_space(tmp_path: Path):
         (with_field("age", "young"), "line 3, column 1 (age): must be a finite number, is 'young'"),
         (with_field("age", "nan"), "line 3, column 1 (age): must be a finite number, is 'nan'"),
         (with_field("dividends", "1e999"), "line 3, column 19 (dividends): must be a finite number"),
+        (with_field("dividends", "1e39"), "line 3, column 19 (dividends): must be a finite number"),
         (with_field("age", ""), "line 3, column 1 (age): must not be empty"),
         (with_field("sex", ""), "line 3, column 13 (sex): must not be empty"),
         (

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mmoe.data.census import COLUMNS, NUMERIC, SAMPLE_DIR, read
+from mmoe.data.census import COLUMNS, NUMERIC, read
+from mmoe.data.census_files import SAMPLE_DIR
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("census-income.data.gz", "census-income.test.gz")

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mmoe import CONF_DIR, runs
 from mmoe.data.census import COLUMNS
 from mmoe.data.schema import Schema
-from mmoe.metrics import TaskMetrics
+from mmoe.metrics import METRICS, TaskMetrics
 
 Train = Callable[..., Result]
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
@@ -55,7 +55,8 @@ def test_the_smoke_experiment_ends_with_a_table_and_a_whole_run_folder():
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert not any(path.name.startswith(".") for path in folder.rglob("*"))
     config = OmegaConf.load(folder / "config.yaml")
-    assert "${" not in OmegaConf.to_yaml(config)
+    assert str(folder.absolute()) not in (folder / "config.yaml").read_text()
+    assert OmegaConf.to_container(config)["monitor"] == "val/income/auroc"
 
     # The best checkpoint was tested: its network gives the written predictions, and they the metrics.
     frame = pd.read_parquet(folder / "predictions.parquet")
@@ -69,7 +70,7 @@ def test_the_smoke_experiment_ends_with_a_table_and_a_whole_run_folder():
     again = TaskMetrics(["income", "marital"])("test", probabilities.double().logit(), labels)
     for key, value in again.items():
         _, task, name = key.split("/")
-        assert metrics["test"][task][name] == pytest.approx(value.item(), abs=1e-6)
+        assert metrics["test"][task][name] == pytest.approx(value.item(), abs=1e-9)
     network = runs.load_network(folder)
     best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
     assert best["epoch"] + 1 == metrics["epoch"]
@@ -81,9 +82,9 @@ def test_the_smoke_experiment_ends_with_a_table_and_a_whole_run_folder():
     scalars = events.Tags()["scalars"]
     expected = {f"{s}/{t}/auroc" for s in ("train", "val", "test") for t in ("income", "marital")}
     assert expected | {"train/loss"} <= set(scalars)
-    assert max(e.value for e in events.Scalars("val/income/auroc")) == pytest.approx(
-        metrics["val"]["income"]["auroc"], abs=1e-6
-    )
+    curve = [event.value for event in events.Scalars("val/income/auroc")]
+    assert len(curve) == metrics["epochs"]
+    assert max(curve) == pytest.approx(metrics["val"]["income"]["auroc"], abs=1e-6)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -93,12 +94,33 @@ def test_every_experiment_trains_a_few_steps(train: Train, experiment: str):
     assert folder.parent.name == experiment
     kept = {path.name for path in (folder / "checkpoints").iterdir()}
     assert kept >= {"best.ckpt", "last.ckpt"}
-    assert ("epoch_000.ckpt" in kept) == (experiment == "census_seed")
+
+
+def test_paddlerecs_settings_keep_every_epoch(train: Train):
+    arguments = ["data.source=sample", "trainer.max_epochs=3", "+trainer.limit_train_batches=3"]
+    assert train("experiment=census_seed", *arguments).code == 0
+    kept = {path.name for path in (run_folder() / "checkpoints").iterdir()}
+    assert kept == {"best.ckpt", "last.ckpt", "epoch_000.ckpt", "epoch_001.ckpt", "epoch_002.ckpt"}
+
+
+def test_a_run_can_be_repeated_from_its_folder(train: Train):
+    assert train("experiment=smoke", *QUICK, "logger=none").code == 0
+    folder = run_folder().absolute()
+    again = ["--config-path", str(folder), "--config-name", "config", "hydra.run.dir=again"]
+    subprocess.run(command(*again), check=True, capture_output=True)
+    assert (folder / "predictions.parquet").read_bytes() == Path("again/predictions.parquet").read_bytes()
+    before = (folder / "metrics.json").read_bytes()
+    done = subprocess.run(command(*again[:4], f"hydra.run.dir={folder}"), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "must not hold a run already" in done.stderr
+    assert (folder / "metrics.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
+        ["trainer.precision=bf16-mixed", "trainer.log_every_n_steps=0", "+trainer.accumulate_grad_batches=2"],
+        ["trainer.precision=bf16-true"],
         ["inputs=embedding", "logger=csv", "trainer=cpu"],
         ["inputs=standard", "features=seed", "logger=none"],
         [
@@ -179,7 +201,14 @@ def test_two_processes_train_together(tmp_path: Path):
     done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Best epoch on the bundled sample") == 1
-    assert (run_folder() / "metrics.json").is_file()
+    # Every row was counted once: the areas of all ranks are those of all predictions.
+    metrics = json.loads((run_folder() / "metrics.json").read_text())
+    frame = pd.read_parquet(run_folder() / "predictions.parquet")
+    for task in ("income", "marital"):
+        probability, label = torch.tensor(frame[f"{task}_probability"]), torch.tensor(frame[f"{task}_label"])
+        again = TaskMetrics([task])("test", probability.logit()[:, None], label[:, None].float())
+        for name in METRICS:
+            assert metrics["test"][task][name] == pytest.approx(again[f"test/{task}/{name}"].item(), abs=1e-6)
 
 
 def break_lines(name: str, change: Callable[[list[str]], object]) -> Callable[[Path], object]:
@@ -244,14 +273,27 @@ BAD_OVERRIDES = {
     "data.source=web": "data.source=web: must be auto, official or sample",
     "data.main_task=foo": "data.main_task=foo: must be one of income, marital",
     "data.tasks.income.column=age": "data.tasks.income.column=age: must be a column of levels",
-    "data.batch_size=0": "data.batch_size=0: must be at least 1",
-    "data.num_bins=1": "data.num_bins=1: must be at least 2",
+    "data.tasks=null": "data.tasks={}: must name at least one task",
+    "data.batch_size=0": "data.batch_size=0: must be an integer of at least 1",
+    "data.num_bins=1": "data.num_bins=1: must be an integer of at least 2",
+    "data.split_seed=null": "data.split_seed=None: must be an integer of at least 0",
+    "seed=-1": "seed=-1: must be an integer of at least 0",
+    "seed=x": "seed=x: must be an integer of at least 0",
+    "monitor=val/foo/auroc": "monitor=val/foo/auroc: must be one of val/income/auroc, val/income/average",
+    "callbacks=null": "callbacks.best: must be there",
+    "callbacks.best=null": "callbacks.best: must be there",
     "data.dir=/nowhere": "data.dir=/nowhere: must be a directory with census-income.data and",
     "model.activation=swish": "model.activation=swish: must be one of relu",
-    "+model.depth=3": "model: ",
-    "learner.optimizer.lr=-1": "learner.optimizer or scheduler: Invalid learning rate: -1",
+    "model.expert_units=16": "model.expert_units=16: must be a list of integers of at least 1",
+    "model.dropout=abc": "model.dropout=abc: must be a number in [0, 1)",
+    "+model.depth=3": "model: got an unexpected keyword argument 'depth'",
+    "model._target_=mmoe.models.mmoe.Mmmoe": "model: Error locating target 'mmoe.models.mmoe.Mmmoe'",
+    "inputs.numeric._target_=mmoe.No": "inputs.numeric: Error locating target 'mmoe.No'",
+    "learner.optimizer.lr=-1": "learner.optimizer: Invalid learning rate: -1",
+    "+learner.scheduler={_target_: torch.optim.lr_scheduler.StepLR, _partial_: true}": "learner.scheduler: ",
     "trainer.accelerator=tpu": "trainer: ",
-    "trainer.accelerator=abacus": "trainer.",
+    "trainer.accelerator=abacus": "trainer: You selected an invalid accelerator name",
+    "trainer.max_epochs=abc": "trainer.max_epochs=abc: must be an integer of at least -1",
 }
 
 
@@ -282,7 +324,7 @@ def test_bad_options_are_refused_in_one_line(train: Train, census_dir: Path, ove
     assert train(f"data.dir={census_dir}", *QUICK).code == 0  # fills the cache
     for path in sorted(Path("runs").rglob("*"), reverse=True) + sorted(Path("cache").glob("*")):
         path.rmdir() if path.is_dir() else path.unlink()
-    result = train(f"data.dir={census_dir}", *QUICK, override)
+    result = train(f"data.dir={census_dir}", *QUICK[1:], override)
     for path in Path("cache").glob("*"):
         path.unlink()
     refused(result, BAD_OVERRIDES[override])
@@ -351,7 +393,28 @@ def test_peak_memory_on_real_rows(real_dir: Path):
     assert int(done.stdout) * 1024 < 900e6
 
 
-def test_killed_before_training_leaves_no_half_files():
+def test_no_epochs_at_all_is_a_run(train: Train):
+    result = train("experiment=smoke", "trainer.max_epochs=0")
+    assert result.code == 0
+    assert "- samples/s" in result.out
+
+
+def test_divergence_is_said_in_one_line(train: Train):
+    result = train("experiment=smoke", "learner.optimizer.lr=1e30")
+    assert result.code == 2
+    assert result.err.startswith(
+        "error: training diverged: logits are not finite in epoch 1; lower the learning"
+    )
+
+
+def test_a_bug_keeps_its_traceback(train: Train, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mmoe.runs.start", lambda *_: int("bug"))
+    result = train("experiment=smoke")
+    assert result.code == 1
+    assert "Traceback" in result.err
+
+
+def test_killed_in_training_leaves_no_half_files():
     process = subprocess.Popen(
         command("experiment=smoke", "trainer.max_epochs=50"), stdout=subprocess.DEVNULL
     )
@@ -361,6 +424,7 @@ def test_killed_before_training_leaves_no_half_files():
     process.send_signal(signal.SIGKILL)
     process.wait()
     folder = run_folder()
+    assert list((folder / "checkpoints").glob("*.ckpt"))
     Schema.from_json((folder / "schema.json").read_text())
     assert OmegaConf.load(folder / "config.yaml").seed == 0
     assert not (folder / "metrics.json").exists()

@@ -1,45 +1,76 @@
 """From a composed configuration to objects, with the configuration's keys in the errors."""
 
+import inspect
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from mmoe.data.schema import Schema
+from mmoe.models.network import Network
+
+TRUSTED = ("mmoe", "torch", "pytorch_lightning", "torchmetrics")
 
 
 def build(config: DictConfig, key: str, **arguments: Any) -> Any:
     """Instantiate `config[key]` with further arguments, which Hydra must not copy or convert.
 
     Raises:
-        ValueError: what the constructor refused, with the key in front of its message.
+        ValueError: what the configuration got wrong, with its key.
     """
     try:
         # Plain lists and dicts, so that no OmegaConf object gets into a module or a checkpoint.
-        return hydra.utils.instantiate(config[key], _partial_=True, _convert_="all")(**arguments)
-    except ValueError as error:  # ours: it begins with the argument's name
-        raise ValueError(f"{key}.{error}") from error
-    except (TypeError, ModuleNotFoundError, MisconfigurationException) as error:
+        make = hydra.utils.instantiate(config[key], _partial_=True, _convert_="all")
+        inspect.signature(make.func).bind(*make.args, **make.keywords, **arguments)
+    except TypeError as error:  # an argument too many or too few
         raise ValueError(f"{key}: {error}") from error
     except InstantiationException as error:
-        cause = error.__cause__ or error
-        raise ValueError(f"{error.full_key if hasattr(error, 'full_key') else key}: {cause}") from error
+        where = re.search(r"full_key: (\S+)", str(error))
+        raise ValueError(f"{where[1] if where else key}: {str(error).splitlines()[0]}") from error
+    try:
+        return make(**arguments)
+    except ValueError as error:
+        joint = "." if re.match(r"\w+[.=:]", str(error)) else ": "  # ours begin with the argument's name
+        raise ValueError(f"{key}{joint}{error}") from error
+    except (AssertionError, ModuleNotFoundError, MisconfigurationException) as error:  # the Trainer's
+        raise ValueError(f"{key}: {error or 'an argument is not of its type'}") from error
 
 
-def build_network(config: DictConfig, schema: Schema) -> nn.Module:
+def build_network(config: DictConfig, schema: Schema) -> Network:
     """The network that `config.inputs` and `config.model` describe, for the rows of `schema`."""
-    from mmoe.models.network import Network
-
     inputs = build(config, "inputs", schema=schema)
     model = build(config, "model", num_inputs=inputs.num_outputs, num_tasks=len(schema.tasks))
     return Network(inputs, model)
 
 
-def resolved(config: DictConfig) -> DictConfig:
-    """A copy without interpolations."""
-    copy = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-    assert isinstance(copy, DictConfig)
-    return copy
+def check_targets(config: DictConfig) -> None:
+    """Raise ValueError if a configuration that was read back could build more than classes we trust.
+
+    Every `_target_` must be a class of mmoe, torch, pytorch_lightning or torchmetrics, or a function
+    `datamodule` of mmoe. No module of another package is imported to find that out.
+    """
+    for key, target in _targets(OmegaConf.to_container(config, resolve=False)):
+        root, *_, name = str(target).split(".")
+        try:
+            found = hydra.utils.get_object(str(target)) if root in TRUSTED else None
+        except (ImportError, ValueError):
+            found = None
+        ours = root == "mmoe" and name == "datamodule" and inspect.isfunction(found)
+        if not ours and not (inspect.isclass(found) and found.__module__.split(".")[0] in TRUSTED):
+            raise ValueError(f"{key}._target_={target}: must be a class of {', '.join(TRUSTED)}")
+
+
+def _targets(node: Any, key: str = "config") -> Iterator[tuple[str, Any]]:
+    """Key and value of every `_target_` in plain dicts and lists."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node["_target_"]
+        for name, child in node.items():
+            yield from _targets(child, f"{key}.{name}")
+    elif isinstance(node, list):
+        for i, child in enumerate(node):
+            yield from _targets(child, f"{key}[{i}]")

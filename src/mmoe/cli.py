@@ -10,15 +10,16 @@ from functools import wraps
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+
+PACKAGE = Path(__file__).parent
 
 
 def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     """Report a mistake in configuration or data on one line of stderr and exit with code 2.
 
-    HYDRA_FULL_ERROR=1 shows the traceback instead. A run folder in which nothing was written is removed.
+    Such a mistake is a ValueError that mmoe's own code raises; one of a library is a bug and keeps its
+    traceback. HYDRA_FULL_ERROR=1 shows the traceback always. An empty run folder is removed.
     """
 
     @wraps(main)
@@ -26,16 +27,25 @@ def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig]
         logging.captureWarnings(True)
         # Lightning 2.6 uses a name that torch 2.13 calls deprecated.
         warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")
+        warnings.filterwarnings("ignore", message="The number of training batches")  # of a small data set
         try:
             main(config)
-        except (ValueError, InstantiationException, OmegaConfBaseException) as error:
+        except ValueError as error:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            if not _is_ours(error) or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from None
 
     return wrapper
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether mmoe's code raised it, rather than something that it called."""
+    frame = error.__traceback__
+    while frame and frame.tb_next:
+        frame = frame.tb_next
+    return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
 
 
 def _remove_if_empty(folder: Path) -> None:

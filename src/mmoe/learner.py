@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from mmoe.checks import check_finite
 from mmoe.data.encode import Rows
 from mmoe.metrics import TaskMetrics
 from mmoe.models.mmoe import Output
@@ -46,8 +47,7 @@ class Learner(pl.LightningModule):
         for name, weight in weights.items():
             if name not in tasks:
                 raise ValueError(f"task_weights.{name}: must be one of the tasks {', '.join(tasks)}")
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"task_weights.{name}={weight}: must be a finite number of at least 0")
+            check_finite(0, **{f"task_weights.{name}": weight})
         self.network = network
         self._optimizer, self._scheduler = optimizer, scheduler
         self._configure([nn.Parameter(torch.empty(0))])  # its arguments are checked before training starts
@@ -71,12 +71,20 @@ class Learner(pl.LightningModule):
 
     def _finish(self, stage: str) -> None:
         logits, labels = (torch.cat(tensors) for tensors in zip(*self._outputs.pop(stage), strict=True))
-        self.log_dict(self.metrics(stage, logits, labels), on_step=False, on_epoch=True)
+        if not logits.isfinite().all():
+            raise ValueError(
+                f"training diverged: logits are not finite in epoch {self.current_epoch + 1}; lower the"
+                " learning rate (learner.optimizer.lr)"
+            )
+        metrics = self.metrics(stage, logits, labels)
+        for name, value in metrics.items():
+            self.log(name, value, prog_bar=name == f"val/{self.metrics.tasks[0]}/auroc")
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
         loss = self._step(batch, "train")
         # Logging costs more than the step, so it is left alone where nothing would be written.
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.trainer.global_step + 1) % every == 0:
             self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
@@ -88,13 +96,15 @@ class Learner(pl.LightningModule):
 
     @torch.inference_mode()
     def predict(self, batches: Iterable[Rows]) -> Tensor:
-        """Probabilities [N, T] of the rows of all batches, on the CPU."""
+        """Probabilities [N, T] of all batches' rows, float64, on the CPU; in the trainer's precision."""
         self.eval()
-        parts = [
-            self(batch.codes.to(self.device), batch.numerics.to(self.device)).logits.sigmoid().cpu()
-            for batch in batches
-        ]
-        return torch.cat(parts)
+        precision = self.trainer.precision_plugin
+        parts = []
+        for batch in batches:
+            codes, numerics = batch.codes.to(self.device), batch.numerics.to(self.device)
+            with precision.forward_context():
+                parts.append(self(codes, precision.convert_input(numerics)).logits.cpu())
+        return torch.cat(parts).double().sigmoid()
 
     def on_train_epoch_end(self) -> None:
         self._finish("train")
@@ -111,7 +121,11 @@ class Learner(pl.LightningModule):
     def _configure(self, parameters: Iterable[nn.Parameter]) -> dict[str, Any]:
         try:
             optimizer = self._optimizer(parameters)
-            schedule = {"lr_scheduler": self._scheduler(optimizer)} if self._scheduler else {}
         except (ValueError, TypeError) as error:
-            raise ValueError(f"optimizer or scheduler: {error}") from error
-        return {"optimizer": optimizer, **schedule}
+            raise ValueError(f"optimizer: {error}") from error
+        if self._scheduler is None:
+            return {"optimizer": optimizer}
+        try:
+            return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"scheduler: {error}") from error

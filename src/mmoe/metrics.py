@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
+METRICS = ("auroc", "average_precision", "log_loss")
+
 
 class LogLoss(Metric):
     """Mean binary cross-entropy of probabilities, in nats."""
@@ -44,11 +46,8 @@ class TaskMetrics(nn.Module):
         self.tasks = list(tasks)
         self.collections = nn.ModuleList(
             MetricCollection(
-                {
-                    "auroc": BinaryAUROC(),  # thresholds=None: exact
-                    "average_precision": BinaryAveragePrecision(),
-                    "log_loss": LogLoss(),
-                }
+                # thresholds=None, the default of both areas, is exact.
+                dict(zip(METRICS, (BinaryAUROC(), BinaryAveragePrecision(), LogLoss()), strict=True))
             )
             for _ in tasks
         )

@@ -1,12 +1,10 @@
 """A run folder: everything that is known about a run, written so that a reader never sees half a file.
 
-config.yaml (resolved), schema.json, checkpoints/, metrics.json, predictions.parquet, the logger's files.
+config.yaml (resolved, but for the folder itself), schema.json, checkpoints/, metrics.json,
+predictions.parquet, the logger's files.
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,23 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from mmoe.build import build_network, resolved
+from mmoe.atomic import write
+from mmoe.build import build_network, check_targets
 from mmoe.data.schema import Schema
 
 
 def start(folder: Path, config: DictConfig, schema: Schema) -> None:
-    """Write what is known before training: config.yaml and schema.json."""
-    write(folder / "config.yaml", lambda path: OmegaConf.save(resolved(config), path))
+    """Write what is known before training: config.yaml and schema.json.
+
+    The folder's own path is left out of config.yaml, so that a run can be moved, and repeated elsewhere.
+
+    Raises:
+        ValueError: the folder holds a run.
+    """
+    if (folder / "config.yaml").exists():
+        raise ValueError(f"{folder}: must not hold a run already; give another hydra.run.dir")
+    text = OmegaConf.to_yaml(config, resolve=True).replace(str(folder), "${hydra:runtime.output_dir}")
+    write(folder / "config.yaml", lambda path: path.write_text(text, "utf-8"))
     write(folder / "schema.json", lambda path: path.write_text(schema.to_json(), "utf-8"))
 
 
@@ -41,7 +49,7 @@ def load_network(folder: Path | str, checkpoint: str = "best") -> nn.Module:
         checkpoint: name of a file of checkpoints/, without its suffix.
 
     Raises:
-        ValueError: a file is missing.
+        ValueError: a file is missing, or the configuration would build what is not a network's part.
     """
     folder = Path(folder)
     for path in (folder / "config.yaml", folder / "schema.json", folder / f"checkpoints/{checkpoint}.ckpt"):
@@ -49,23 +57,10 @@ def load_network(folder: Path | str, checkpoint: str = "best") -> nn.Module:
             raise ValueError(f"{path}: missing; is {folder} a run folder?")
     config = OmegaConf.load(folder / "config.yaml")
     assert isinstance(config, DictConfig)
+    check_targets(config)
     network = build_network(config, Schema.from_json((folder / "schema.json").read_text("utf-8")))
     state = torch.load(folder / f"checkpoints/{checkpoint}.ckpt", map_location="cpu", weights_only=True)
     prefix = "network."
     weights = {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
     network.load_state_dict(weights)
     return network.eval()
-
-
-def write(path: Path, to: Callable[[Path], Any]) -> None:
-    """Let `to` write a file beside `path`, then rename it, so that `path` is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        to(Path(scratch))
-        Path(scratch).chmod(0o644)
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise

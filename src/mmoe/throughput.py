@@ -4,8 +4,9 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
-from mmoe.data.datamodule import RowLoader
+from mmoe.data.encode import Rows
 
 
 class Throughput(pl.Callback):
@@ -14,7 +15,7 @@ class Throughput(pl.Callback):
     def __init__(self) -> None:
         self.rows = 0
         self.seconds = 0.0
-        self._start: tuple[float, int] | None = None  # time and step
+        self._started: float | None = None
 
     @property
     def samples_per_second(self) -> float | None:
@@ -22,7 +23,12 @@ class Throughput(pl.Callback):
         return self.rows / self.seconds if self.seconds else None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._start = time.perf_counter(), trainer.global_step
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Rows, *_: Any
+    ) -> None:
+        self.rows += len(batch.labels) * trainer.world_size
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._stop(trainer)
@@ -31,11 +37,8 @@ class Throughput(pl.Callback):
         self._stop(trainer)
 
     def _stop(self, trainer: pl.Trainer) -> None:
-        if self._start is None:
-            return
-        start, step = self._start
-        loader = trainer.train_dataloader
-        assert isinstance(loader, RowLoader)
-        self.seconds += time.perf_counter() - start
-        self.rows += min((trainer.global_step - step) * loader.global_batch, len(loader.rows.labels))
-        self._start = None
+        if self._started is not None:
+            if trainer.strategy.root_device.type == "cuda":
+                torch.cuda.synchronize()  # steps may still be queued
+            self.seconds += time.perf_counter() - self._started
+            self._started = None

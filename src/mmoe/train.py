@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mmoe import CONF_DIR
@@ -22,19 +23,25 @@ def main(config: DictConfig) -> None:
 
     from mmoe import report, runs
     from mmoe.build import build, build_network
+    from mmoe.checks import check_integers
     from mmoe.data.datamodule import RowLoader
     from mmoe.throughput import Throughput
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    folder = Path(config.run_dir)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    check_integers(0, seed=config.seed)
     pl.seed_everything(config.seed, verbose=False)
     throughput = Throughput()
-    callbacks = {name: build(config.callbacks, name) for name, c in config.callbacks.items() if c}
+    callbacks = {name: build(config.callbacks, name) for name, c in (config.callbacks or {}).items() if c}
+    if "best" not in callbacks:
+        raise ValueError("callbacks.best: must be there, for its checkpoint is tested")
     logger = build(config, "logger") if config.get("logger") else False
     trainer = build(config, "trainer", callbacks=[*callbacks.values(), throughput], logger=logger)
+    check_integers(-1, **{"trainer.max_epochs": trainer.max_epochs})
     data = build(config, "data")
     network = build_network(config, data.schema)
     learner = build(config, "learner", network=network, tasks=[task.name for task in data.schema.tasks])
+    report.check_monitor(config.monitor, data.schema)
 
     if trainer.is_global_zero:
         runs.start(folder, config, data.schema)
@@ -43,12 +50,15 @@ def main(config: DictConfig) -> None:
     if not best:  # it ended before a validation, as with max_steps: there is no better one
         best = folder / "checkpoints/best.ckpt"
         trainer.save_checkpoint(best)
+    loggers, trainer.loggers = trainer.loggers, []  # the epoch's validation was logged before
     (val,) = trainer.validate(learner, data, ckpt_path=best, weights_only=True, verbose=False)
+    trainer.loggers = loggers
     (test,) = trainer.test(learner, data, verbose=False)  # of the weights that were just loaded
     if not trainer.is_global_zero:
         return
     learner.to(trainer.strategy.root_device)
-    rows = RowLoader(data.dataset.rows["test"], config.data.eval_batch_size)
+    rows = RowLoader(data.dataset.splits["test"], config.data.eval_batch_size)
+    predictions = report.predictions(data.dataset, "test", learner.predict(rows))
     metrics = {
         "rows": data.schema.rows,
         "seed": config.seed,
@@ -61,7 +71,7 @@ def main(config: DictConfig) -> None:
         "val": report.by_task(val),
         "test": report.by_task(test),
     }
-    runs.finish(folder, metrics, report.predictions(data.dataset, "test", learner.predict(rows)))
+    runs.finish(folder, metrics, predictions)
     report.show(folder, metrics, data.schema)
 
 

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import logging
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import platformdirs
 import torch
 from filelock import FileLock
 
+from mmoe.atomic import write
 from mmoe.data.encode import Dataset, Rows
 from mmoe.data.schema import Schema
 
@@ -34,34 +36,52 @@ def cached(folder: Path, name: str, key: dict[str, Any], build: Callable[[], Dat
     """
     digest = hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"{name}-{digest}.npz"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with lock(path):
         if path.is_file():
             try:
                 return _read(path)
+            except (PermissionError, MemoryError):
+                raise
             except Exception as error:  # a broken zip raises nearly anything, NotImplementedError too
                 log.warning("%s: the cached rows are corrupt (%s); rebuilding them", path, error)
         dataset = build()
-        _write(path, dataset)
+        write(path, partial(_save, dataset))
         return dataset
 
 
-def _write(path: Path, dataset: Dataset) -> None:
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Let one process at a time make `path`.
+
+    Raises:
+        ValueError: the cache cannot be read or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            yield
+    except OSError as error:
+        raise ValueError(
+            f"data.cache_dir={path.parent}: must be a directory that can be written ({error.strerror})"
+        ) from None
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _save(dataset: Dataset, path: Path) -> None:
     arrays = {"schema": np.array(dataset.schema.to_json())}
-    for split, rows in dataset.rows.items():
+    for split, rows in dataset.splits.items():
         arrays |= {f"{split}.{field}": tensor.numpy() for field, tensor in rows._asdict().items()}
         arrays[f"{split}.positions"] = dataset.positions[split].numpy()
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            np.savez(file, allow_pickle=False, **arrays)
-        except BaseException:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).replace(path)
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def _read(path: Path) -> Dataset:
-    """Read a file that `_write` wrote; its zip checksums find any changed byte."""
+    """Read a file that `_save` wrote; its zip checksums find any changed byte."""
     with np.load(path, allow_pickle=False) as arrays:
         content = {name: arrays[name] for name in arrays.files}
     schema = Schema.from_json(str(content.pop("schema")))

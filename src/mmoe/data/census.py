@@ -1,25 +1,22 @@
-"""The Census-Income (KDD) data set: its columns, where its two files come from, its splits.
+"""The Census-Income (KDD) data set: its columns, and how its rows become a data module.
 
 UCI data set 117, census-income.names: 41 columns and the label, 1994 and 1995 population surveys.
 """
 
-import hashlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
-import torch
 
-from mmoe.data import cache, download, parse
+from mmoe.checks import check_integers
+from mmoe.data import cache, parse
+from mmoe.data.census_files import OFFICIAL_ROWS, Files, check_source, find_files
 from mmoe.data.datamodule import DataModule
-from mmoe.data.encode import Dataset, check_labels, encode, fit_schema, take
+from mmoe.data.encode import Dataset, assemble, encode, fit_schema
 from mmoe.data.schema import Task
-
-log = logging.getLogger(__name__)
 
 # In file order, under the names of census-income.names, shortened where they are phrases.
 COLUMNS = (
@@ -38,18 +35,6 @@ NUMERIC = (
 )  # fmt: skip
 INCOME = ("- 50000.", "50000+.")
 
-NAMES = {"train": "census-income.data", "test": "census-income.test"}
-OFFICIAL_ROWS = {"train": 199_523, "test": 99_762}
-SAMPLE_DIR = Path(__file__).parent / "sample"
-
-
-class Files(NamedTuple):
-    """The two files, and whether they are the bundled sample."""
-
-    train: Path
-    test: Path
-    is_sample: bool = False
-
 
 def datamodule(
     *,
@@ -58,7 +43,7 @@ def datamodule(
     url: str,
     cache_dir: str | None,
     features: Sequence[str],
-    tasks: Mapping[str, Mapping[str, Any] | None],
+    tasks: Mapping[str, Mapping[str, Any] | None] | None,
     main_task: str,
     num_bins: int,
     split_seed: int,
@@ -82,14 +67,15 @@ def datamodule(
     Raises:
         ValueError: an argument breaks a rule.
     """
-    labels = tuple(Task(name, t["column"], tuple(t["positive"])) for name, t in tasks.items() if t)
+    given = {name: task for name, task in (tasks or {}).items() if task}
+    labels = [Task(name, task["column"], tuple(task["positive"])) for name, task in given.items()]
     _check_columns(features, labels)
-    if main_task not in [task.name for task in labels]:
-        raise ValueError(f"main_task={main_task}: must be one of {', '.join(t.name for t in labels)}")
-    if source not in ("auto", "official", "sample"):
-        raise ValueError(f"source={source}: must be auto, official or sample")
-    if num_bins < 2:
-        raise ValueError(f"num_bins={num_bins}: must be at least 2")
+    if main_task not in given:
+        raise ValueError(f"main_task={main_task}: must be one of {', '.join(given)}")
+    labels.sort(key=lambda task: task.name != main_task)  # the main task comes first
+    check_source(source)
+    check_integers(2, num_bins=num_bins)
+    check_integers(0, split_seed=split_seed)
     find = partial(find_files, dir, source, url, cache.directory(cache_dir))
     options = {
         "features": list(features),
@@ -121,46 +107,6 @@ def _check_columns(features: Sequence[str], tasks: Sequence[Task]) -> None:
             )
 
 
-def find_files(dir: str | None, source: str, url: str, cache_dir: Path) -> Files:
-    """Find the two files: in `dir`, else downloaded, else the bundled sample with a warning.
-
-    Raises:
-        ValueError: `dir` lacks a file, or nothing was found and `source` forbids the sample.
-    """
-    if source == "sample":
-        return Files(*_both(SAMPLE_DIR), is_sample=True)
-    if dir:
-        return Files(*_both(Path(dir).expanduser()))
-    target = cache_dir / "census-income"
-    try:
-        download.fetch(url, target, {NAMES[k]: OFFICIAL_ROWS[k] for k in NAMES}, num_fields=len(COLUMNS))
-        return Files(*_both(target))
-    except download.DownloadError as error:
-        if source == "official":
-            raise ValueError(f"data.source=official: {error}; give data.dir or set MMOE_CENSUS_DIR") from None
-        log.warning(
-            "%s. FALLING BACK TO THE BUNDLED SAMPLE of synthetic rows: its numbers mean nothing for the real"
-            " data set. Give data.dir=... or set MMOE_CENSUS_DIR to use the real files.",
-            error,
-        )
-        return Files(*_both(SAMPLE_DIR), is_sample=True)
-
-
-def _both(folder: Path) -> tuple[Path, Path]:
-    """Paths of the two files, compressed or not."""
-    if not folder.is_dir():
-        raise ValueError(
-            f"data.dir={folder}: must be a directory with {' and '.join(NAMES.values())} (or .gz)"
-        )
-    found = []
-    for name in NAMES.values():
-        path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
-        if path is None:
-            raise ValueError(f"{folder / name}: missing (with or without .gz)")
-        found.append(path)
-    return found[0], found[1]
-
-
 def read(path: Path) -> pd.DataFrame:
     """Read one file of the official format; see `parse.read_rows` for the errors."""
     return parse.read_rows(path, COLUMNS, NUMERIC, {"income": INCOME})
@@ -171,33 +117,20 @@ def _load(
 ) -> Dataset:
     """The encoded data set, from the cache if the same files were encoded before with the same options."""
     files = find()
-    digests = {path.name: sha256(path) for path in (files.train, files.test)}
+    digests = {path.name: cache.sha256(path) for path in (files.train, files.test)}
     key = {"files": digests, "is_sample": files.is_sample, **options}
     return cache.cached(cache_dir, "census", key, partial(_encode, files, digests, tasks, options))
 
 
 def _encode(files: Files, digests: dict[str, str], tasks: Sequence[Task], options: dict[str, Any]) -> Dataset:
     train, rest = read(files.train), read(files.test)
-    schema = fit_schema(train, options["features"], tasks, options["num_bins"])
-    train_rows, rest_rows = encode(train, schema), encode(rest, schema)
-    val, test = split_in_half(len(rest), options["split_seed"])
-    rows = {"train": train_rows, "val": take(rest_rows, val), "test": take(rest_rows, test)}
-    for split, path in (("train", files.train), ("val", files.test), ("test", files.test)):
-        check_labels(rows[split].labels, tasks, f"{path}, {split} rows")
     counts = {"train": len(train), "test": len(rest)}
     origin = "sample" if files.is_sample else "official" if counts == OFFICIAL_ROWS else "custom"
-    positions = {"train": torch.arange(len(train)), "val": val, "test": test}
-    num_rows = {split: len(where) for split, where in positions.items()}
-    return Dataset(replace(schema, rows=origin, files=digests, num_rows=num_rows), rows, positions)
-
-
-def split_in_half(num_rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Validation and test positions: a random 1:1 split of the test file (paper, section 6.3), sorted."""
-    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
-    return order[: num_rows // 2].sort().values, order[num_rows // 2 :].sort().values
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    schema = fit_schema(train, options["features"], tasks, options["num_bins"])
+    return assemble(
+        replace(schema, rows=origin, files=digests),
+        encode(train, schema),
+        encode(rest, schema),
+        options["split_seed"],
+        (str(files.train), str(files.test)),
+    )

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from mmoe.checks import check_integers
 from mmoe.data.encode import Dataset, Rows, take
 from mmoe.data.schema import Schema
 
@@ -78,7 +79,7 @@ class DataModule(pl.LightningDataModule):
         seed: of the shuffling.
 
     Raises:
-        ValueError: a batch size is not positive.
+        ValueError: a batch size or the seed is not in its range.
     """
 
     def __init__(
@@ -90,16 +91,11 @@ class DataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise ValueError(f"{key}={value}: must be at least 1")
+        check_integers(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_integers(0, seed=seed)
         self._load = load
-        self.batch_size, self.eval_batch_size, self.resident, self.seed = (
-            batch_size,
-            eval_batch_size,
-            resident,
-            seed,
-        )
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.resident, self.seed = resident, seed
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -124,7 +120,7 @@ class DataModule(pl.LightningDataModule):
         return self._loader("test", self.eval_batch_size)
 
     def _loader(self, split: str, batch_size: int, seed: int | None = None) -> RowLoader:
-        rows = self.dataset.rows[split]
+        rows = self.dataset.splits[split]
         if self.trainer is None:
             return RowLoader(rows, batch_size, seed)
         if self.resident:

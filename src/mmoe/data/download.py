@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock
+from mmoe.data.cache import lock
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 60
 
@@ -31,8 +31,7 @@ def fetch(url: str, target: Path, num_rows: Mapping[str, int], num_fields: int) 
     Raises:
         DownloadError: nothing was kept.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    with lock(target):
         if target.is_dir():
             return
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:

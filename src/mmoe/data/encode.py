@@ -4,7 +4,7 @@ N rows, C categorical columns, M numeric columns, T tasks.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +36,7 @@ class Dataset:
     """The rows of `train`, `val` and `test`, and the positions (from 0) in the file they came from."""
 
     schema: Schema
-    rows: Mapping[str, Rows]
+    splits: Mapping[str, Rows]
     positions: Mapping[str, Tensor]
 
 
@@ -45,7 +45,19 @@ def fit_schema(frame: pd.DataFrame, features: Sequence[str], tasks: Sequence[Tas
 
     `num_bins` is the most bins that a numeric column gets; one with fewer distinct values has an edge at
     each of them.
+
+    Raises:
+        ValueError: a task's positive level does not occur.
     """
+    for task in tasks:
+        levels = sorted(frame[task.column].unique())
+        for level in task.positive:
+            # Where none occurs, `check_labels` has more to say.
+            if level not in levels and set(levels) & set(task.positive):
+                raise ValueError(
+                    f"data.tasks.{task.name}.positive: {level!r} is not a level of {task.column} in the"
+                    f" training file; the levels are {levels}"
+                )
     categorical = [c for c in features if isinstance(frame[c].dtype, pd.CategoricalDtype)]
     return Schema(
         tuple(Categorical(c, tuple(sorted(frame[c].unique()))) for c in categorical),
@@ -85,6 +97,27 @@ def encode(frame: pd.DataFrame, schema: Schema) -> Rows:
     for i, task in enumerate(schema.tasks):
         labels[:, i] = frame[task.column].isin(task.positive)
     return Rows(torch.from_numpy(codes), torch.from_numpy(numerics), torch.from_numpy(labels))
+
+
+def split_in_half(num_rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Validation and test positions: a random 1:1 split of the test file (paper, section 6.3), sorted."""
+    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
+    return order[: num_rows // 2].sort().values, order[num_rows // 2 :].sort().values
+
+
+def assemble(schema: Schema, train: Rows, rest: Rows, split_seed: int, sources: tuple[str, str]) -> Dataset:
+    """All of `train` trains, `rest` is halved; `sources` name both in errors.
+
+    Raises:
+        ValueError: a task has only one class in a split.
+    """
+    val, test = split_in_half(len(rest.labels), split_seed)
+    splits = {"train": train, "val": take(rest, val), "test": take(rest, test)}
+    positions = {"train": torch.arange(len(train.labels)), "val": val, "test": test}
+    for split, rows in splits.items():
+        check_labels(rows.labels, schema.tasks, f"{sources[split != 'train']}, {split} rows")
+    num_rows = {split: len(where) for split, where in positions.items()}
+    return Dataset(replace(schema, num_rows=num_rows), splits, positions)
 
 
 def take(rows: Rows, index: Tensor) -> Rows:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmoe.checks import check_integers
 from mmoe.data import cache, parse
-from mmoe.data.census import sha256, split_in_half
 from mmoe.data.datamodule import DataModule
-from mmoe.data.encode import Dataset, Rows, check_labels, fit_numeric, take
+from mmoe.data.encode import Dataset, Rows, assemble, fit_numeric
 from mmoe.data.schema import Categorical, Schema, Task
 
 LABELS = ("marital", "income")
@@ -35,11 +35,13 @@ def datamodule(
     """
     if main_task not in LABELS:
         raise ValueError(f"main_task={main_task}: must be one of {', '.join(LABELS)}")
-    folder = cache.directory(cache_dir)
-    return DataModule(partial(_load, dir, folder, num_bins, split_seed), **loading)
+    check_integers(2, num_bins=num_bins)
+    check_integers(0, split_seed=split_seed)
+    options = {"main_task": main_task, "num_bins": num_bins, "split_seed": split_seed}
+    return DataModule(partial(_load, dir, cache.directory(cache_dir), options), **loading)
 
 
-def _load(dir: str | None, cache_dir: Path, num_bins: int, split_seed: int) -> Dataset:
+def _load(dir: str | None, cache_dir: Path, options: dict[str, Any]) -> Dataset:
     if not dir:
         raise ValueError("data.dir: must be the directory of train_all/ and test_all/")
     paths = {}
@@ -47,78 +49,93 @@ def _load(dir: str | None, cache_dir: Path, num_bins: int, split_seed: int) -> D
         paths[split] = sorted((Path(dir).expanduser() / split).glob("*.csv"))
         if not paths[split]:
             raise ValueError(f"{Path(dir) / split}: must hold at least one .csv file")
-    digests = {f"{p.parent.name}/{p.name}": sha256(p) for group in paths.values() for p in group}
-    key = {"files": digests, "num_bins": num_bins, "split_seed": split_seed}
-    build = partial(_encode, paths["train_all"], paths["test_all"], digests, num_bins, split_seed)
-    return cache.cached(cache_dir, "onehot_csv", key, build)
+    digests = {f"{p.parent.name}/{p.name}": cache.sha256(p) for group in paths.values() for p in group}
+    build = partial(_encode, paths["train_all"], paths["test_all"], digests, options)
+    return cache.cached(cache_dir, "onehot_csv", {"files": digests, **options}, build)
 
 
 def _encode(
-    train: Sequence[Path], rest: Sequence[Path], digests: dict[str, str], num_bins: int, split_seed: int
+    train: Sequence[Path], rest: Sequence[Path], digests: dict[str, str], options: dict[str, Any]
 ) -> Dataset:
-    groups, numbers = _exclusive_groups([*train, *rest])
-    train_rows, rest_rows = _read(train, groups, numbers), _read(rest, groups, numbers)
-    val, test = split_in_half(len(rest_rows.labels), split_seed)
-    rows = {"train": train_rows, "val": take(rest_rows, val), "test": take(rest_rows, test)}
-    positions = {"train": torch.arange(len(train_rows.labels)), "val": val, "test": test}
+    tasks = sorted(
+        (Task(name, name, ("1",)) for name in LABELS), key=lambda t: t.name != options["main_task"]
+    )
+    binary = _binary(train)
+    groups = _exclusive_groups([*train, *rest], binary)
+    numbers = [int(i) + 1 for i in np.flatnonzero(~binary)]
+    train_rows, rest_rows = (_read(paths, groups, numbers, tasks) for paths in (train, rest))
     schema = Schema(
         tuple(Categorical(f"inputs_{g[0]}_{g[-1]}", tuple(str(i) for i in g)) for g in groups),
         tuple(
-            fit_numeric(f"input_{i}", train_rows.numerics[:, n].double().numpy(), num_bins)
+            fit_numeric(f"input_{i}", train_rows.numerics[:, n].double().numpy(), options["num_bins"])
             for n, i in enumerate(numbers)
         ),
-        tuple(Task(name, name, ("1",)) for name in LABELS),
+        tuple(tasks),
         files=digests,
-        num_rows={split: len(where) for split, where in positions.items()},
     )
-    for split, part in rows.items():
-        folder = train[0].parent if split == "train" else rest[0].parent
-        check_labels(part.labels, schema.tasks, f"{folder}, {split} rows")
-    return Dataset(schema, rows, positions)
+    sources = (str(train[0].parent), str(rest[0].parent))
+    return assemble(schema, train_rows, rest_rows, options["split_seed"], sources)
 
 
-def _blocks(paths: Sequence[Path]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Labels [rows, 2] and inputs [rows, 499] of each block."""
+def _blocks(paths: Sequence[Path]) -> Iterator[tuple[Path, int, np.ndarray]]:
+    """Path, rows before, and numbers [rows, 2 + 499] of each block."""
     for path in paths:
-        count = 0
+        before = 0
         for block in parse.read_numbers(path, COLUMNS):
-            labels = block[:, : len(LABELS)]
-            wrong = np.argwhere((labels != 0) & (labels != 1))
-            if len(wrong):
-                row, column = wrong[0].tolist()
-                raise ValueError(
-                    f"{path}, line {count + row + 1}, column {column + 1} ({LABELS[column]}):"
-                    f" must be 0 or 1, is {labels[row, column]:g}"
-                )
-            count += len(block)
-            yield labels, block[:, len(LABELS) :]
+            yield path, before, block
+            before += len(block)
 
 
-def _exclusive_groups(paths: Sequence[Path]) -> tuple[list[list[int]], list[int]]:
-    """Numbers (from 1) of neighbouring 0/1 inputs that are never 1 together, and of the other inputs."""
+def _check_binary(path: Path, before: int, block: np.ndarray, columns: np.ndarray) -> None:
+    """Raise ValueError, with its place, for a value of `columns` of the block that is not 0 or 1."""
+    wrong = np.argwhere((block[:, columns] != 0) & (block[:, columns] != 1))
+    if len(wrong):
+        row, column = wrong[0][0], columns[wrong[0][1]]
+        raise ValueError(
+            f"{path}, row {before + row + 1}, column {column + 1} ({COLUMNS[column]}):"
+            f" must be 0 or 1, is {block[row, column]:g}"
+        )
+
+
+def _binary(paths: Sequence[Path]) -> np.ndarray:
+    """Which of the 499 inputs are 0 or 1 in every training row."""
     binary = np.ones(NUM_INPUTS, bool)
-    together = np.zeros((NUM_INPUTS, NUM_INPUTS))
-    for _, inputs in _blocks(paths):
+    for _, _, block in _blocks(paths):
+        inputs = block[:, len(LABELS) :]
         binary &= ((inputs == 0) | (inputs == 1)).all(0)
-        ones = (inputs == 1).astype(np.float32)
+    return binary
+
+
+def _exclusive_groups(paths: Sequence[Path], binary: np.ndarray) -> list[list[int]]:
+    """Numbers (from 1) of neighbouring binary inputs of which no row has two.
+
+    All files are asked, for this is how rows are stored and says nothing of their values: the one-hot
+    inputs are the same however they are grouped.
+    """
+    checked = np.r_[np.arange(len(LABELS)), np.flatnonzero(binary) + len(LABELS)]
+    together = np.zeros((NUM_INPUTS, NUM_INPUTS), np.float32)
+    for path, before, block in _blocks(paths):
+        _check_binary(path, before, block, checked)
+        ones = block[:, len(LABELS) :] * binary
         together += ones.T @ ones
     groups: list[list[int]] = []
-    for i in range(NUM_INPUTS):
-        if not binary[i]:
-            continue
+    for i in np.flatnonzero(binary).tolist():
         neighbour = groups and groups[-1][-1] == i
         if neighbour and not together[i, [j - 1 for j in groups[-1]]].any():
             groups[-1].append(i + 1)
         else:
             groups.append([i + 1])
-    return groups, [int(i) + 1 for i in np.flatnonzero(~binary)]
+    return groups
 
 
-def _read(paths: Sequence[Path], groups: Sequence[Sequence[int]], numbers: Sequence[int]) -> Rows:
+def _read(
+    paths: Sequence[Path], groups: Sequence[Sequence[int]], numbers: Sequence[int], tasks: Sequence[Task]
+) -> Rows:
     num_levels = sum(map(len, groups))
     codes, numerics, labels = [], [], []
-    for label, inputs in _blocks(paths):
-        code = np.full((len(inputs), len(groups)), num_levels, np.int16)
+    for _, _, block in _blocks(paths):
+        inputs = block[:, len(LABELS) :]
+        code = np.full((len(block), len(groups)), num_levels, np.int16)
         offset = 0
         for g, group in enumerate(groups):
             row, level = np.nonzero(inputs[:, [i - 1 for i in group]])
@@ -126,5 +143,5 @@ def _read(paths: Sequence[Path], groups: Sequence[Sequence[int]], numbers: Seque
             offset += len(group)
         codes.append(code)
         numerics.append(inputs[:, [i - 1 for i in numbers]])
-        labels.append(label.copy())
+        labels.append(block[:, [LABELS.index(task.name) for task in tasks]])
     return Rows(*(torch.from_numpy(np.concatenate(parts)) for parts in (codes, numerics, labels)))

@@ -6,7 +6,6 @@ Fields may have spaces around them; empty lines are passed over. Text is latin-1
 
 import gzip
 import io
-import math
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pyarrow import csv
+
+LARGEST = float(np.finfo(np.float32).max)  # numbers become float32
 
 
 def read_rows(
@@ -30,7 +31,7 @@ def read_rows(
     Args:
         path: a plain or a gzip file (by its `.gz` suffix).
         columns: names of the fields, in order.
-        numeric: names of the columns that hold finite numbers; the others hold levels.
+        numeric: names of the columns that hold numbers, finite in float32; the others hold levels.
         allowed: columns in which only these levels may occur.
 
     Returns:
@@ -45,7 +46,7 @@ def read_rows(
     frame = pd.DataFrame(
         {c: table[c].to_numpy() if c in numeric else _levels(table[c].combine_chunks()) for c in columns}
     )
-    finite = all(np.isfinite(frame[c]).all() for c in numeric)
+    finite = all((frame[c].abs() <= LARGEST).all() for c in numeric)
     levels = {c: set(frame[c].cat.categories) for c in columns if c not in numeric}
     known = all("" not in levels[c] and levels[c] <= set(allowed.get(c, levels[c])) for c in levels)
     if frame.empty or not (finite and known):
@@ -147,6 +148,6 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _is_finite(field: str) -> bool:
     try:
-        return math.isfinite(float(field)) and "_" not in field
+        return abs(float(field)) <= LARGEST and "_" not in field
     except ValueError:
         return False

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from mmoe.checks import check_integers
 from mmoe.data.schema import Schema
 
 
@@ -41,8 +42,7 @@ class LevelEmbedding(nn.Module):
 
     def __init__(self, schema: Schema, size: int) -> None:
         super().__init__()
-        if size < 1:
-            raise ValueError(f"size={size}: must be at least 1")
+        check_integers(1, size=size)
         self.num_outputs = len(schema.categorical) * size
         self.vectors = nn.Embedding(schema.num_levels + 1, size, padding_idx=schema.num_levels)
 

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mmoe.checks import check_probabilities
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -50,6 +52,5 @@ def activate(activation: str, dropout: float) -> list[nn.Module]:
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation}: must be one of {', '.join(ACTIVATIONS)}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout}: must be in [0, 1)")
+    check_probabilities(dropout=dropout)
     return [ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout else [])]

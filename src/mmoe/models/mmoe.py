@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmoe.checks import check_finite, check_integers, check_probabilities, check_widths
 from mmoe.models.layers import StackedLinear, activate
 
 
@@ -65,14 +66,12 @@ class MMoE(nn.Module):
         gate_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_positive(num_inputs=num_inputs, num_tasks=num_tasks, num_experts=num_experts)
-        _check_widths(expert_units=expert_units, gate_units=gate_units, tower_units=tower_units)
+        check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks, num_experts=num_experts)
+        check_widths(expert_units=expert_units, gate_units=gate_units, tower_units=tower_units)
         if not expert_units:
             raise ValueError("expert_units=[]: an expert must have at least one layer")
-        if not gate_temperature > 0:
-            raise ValueError(f"gate_temperature={gate_temperature}: must be above 0")
-        if not 0 <= gate_dropout < 1:
-            raise ValueError(f"gate_dropout={gate_dropout}: must be in [0, 1)")
+        check_finite(1e-6, gate_temperature=gate_temperature)
+        check_probabilities(gate_dropout=gate_dropout)
         self.num_experts, self.num_tasks = num_experts, num_tasks
         self.gate_temperature, self.gate_dropout = gate_temperature, gate_dropout
 
@@ -113,15 +112,3 @@ class MMoE(nn.Module):
             keep |= ~keep.any(-1, keepdim=True)  # a gate that lost every expert keeps them all
             logits = logits.masked_fill(~keep, -math.inf)
         return logits.softmax(-1)
-
-
-def _check_positive(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name}={size}: must be an integer of at least 1")
-
-
-def _check_widths(**units: Sequence[int]) -> None:
-    for name, widths in units.items():
-        if not all(isinstance(width, int) and width > 0 for width in widths):
-            raise ValueError(f"{name}={list(widths)}: widths must be integers of at least 1")
