@@ -11,6 +11,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 import mmoe.train
 from mmoe import CONF_DIR
@@ -80,3 +82,33 @@ def train(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
         return Result(code, *capfd.readouterr())
 
     return run
+
+
+def assert_equal_with_gradients(
+    model: nn.Module, looped: Callable[[Tensor], tuple[Tensor, ...]], batch: int = 9
+) -> None:
+    """The outputs of `model` and of a plain loop over its parts are equal, and so are all gradients."""
+    model.double()
+    x = torch.randn(batch, 10, dtype=torch.float64, requires_grad=True)
+    ours, theirs = model(x), looped(x)
+    for a, b in zip(ours, theirs, strict=False):  # a method without gates has no more to compare
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b)
+    leaves = [x, *model.parameters()]
+    gradients = [
+        torch.autograd.grad(sum(part.square().sum() for part in output), leaves) for output in (ours, theirs)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+        assert a.abs().sum() > 0
+
+
+def layer_by_layer(layers: nn.Sequential, n: int, x: Tensor) -> Tensor:
+    """Follow layer n of each stack, with `torch.nn.functional.linear`."""
+    for layer in layers:
+        if hasattr(layer, "by_layer"):
+            weight, bias = layer.by_layer()
+            x = linear(x, weight[n].T, bias[n])
+        else:
+            x = layer(x)
+    return x

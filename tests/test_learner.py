@@ -3,10 +3,9 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader
 
-from mmoe import Learner, MMoE, Network, Rows, Schema
+from mmoe import Learner, MMoE, Network, Objective, Rows, Schema
 from mmoe.data.schema import Categorical, Numeric
 from mmoe.models.inputs import Inputs
 
@@ -15,41 +14,12 @@ SCHEMA = Schema((Categorical("a", ("x", "y")),), (Numeric("n", 0.0, 1.0, (0.0, 1
 
 def learner(**options: object) -> Learner:
     inputs = Inputs(SCHEMA)
-    network = Network(inputs, MMoE(inputs.num_outputs, 2))
-    return Learner(network, ["one", "two"], partial(torch.optim.Adam, lr=0.01), **options)
+    objective = Objective(Network(inputs, MMoE(inputs.num_outputs, 2)), ["one", "two"])
+    return Learner(objective, partial(torch.optim.Adam, lr=0.01), **options)
 
 
 def batch(size: int = 6) -> Rows:
     return Rows(torch.randint(0, 3, (size, 1)), torch.rand(size, 1), torch.randint(0, 2, (size, 2)).float())
-
-
-@pytest.mark.parametrize(("weights", "expected"), [(None, (1, 1)), ({"two": 0.25}, (1, 0.25))])
-def test_the_loss_is_the_weighted_sum_over_tasks(weights, expected):
-    ours, rows = learner(task_weights=weights), batch()
-    logits = ours(rows.codes, rows.numerics).logits
-    each = [binary_cross_entropy_with_logits(logits[:, t], rows.labels[:, t]) for t in range(2)]
-    torch.testing.assert_close(ours._step(rows, "val"), expected[0] * each[0] + expected[1] * each[1])
-
-
-def test_a_weight_of_zero_leaves_the_tower_alone():
-    ours = learner(task_weights={"two": 0})
-    ours._step(batch(), "val").backward()
-    towers = ours.network.model.towers[0].weight.grad
-    assert towers[0].abs().sum() > 0
-    assert towers[1].abs().sum() == 0
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ({"one": -1}, "task_weights.one=-1: must be a finite number of at least 0"),
-        ({"one": float("nan")}, "task_weights.one=nan: must be"),
-        ({"three": 1}, "task_weights.three: must be one of the tasks one, two"),
-    ],
-)
-def test_task_weights_that_make_no_sense(weights, message: str):
-    with pytest.raises(ValueError, match=f"^{message}"):
-        learner(task_weights=weights)
 
 
 def test_optimizer_and_schedule_are_those_given():

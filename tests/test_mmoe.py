@@ -1,9 +1,9 @@
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear
+from conftest import assert_equal_with_gradients, layer_by_layer
+from torch import Tensor
 
-from mmoe import MMoE
+from mmoe import MMoE, OMoE
 
 SHAPES = [
     {},
@@ -15,8 +15,8 @@ SHAPES = [
 ]
 
 
-def make(**options: object) -> MMoE:
-    return MMoE(**{"num_inputs": 10, "num_tasks": 2, "num_experts": 4, "expert_units": [6], **options})
+def make(method: type[MMoE] = MMoE, **options: object) -> MMoE:
+    return method(**{"num_inputs": 10, "num_tasks": 2, "num_experts": 4, "expert_units": [6], **options})
 
 
 def looped(model: MMoE, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,43 +24,37 @@ def looped(model: MMoE, x: Tensor) -> tuple[Tensor, Tensor]:
     experts_width, gates_width = model.first_widths
     first = x @ model.weight + model.bias
 
-    def follow(layers: nn.Sequential, n: int, h: Tensor) -> Tensor:
-        for layer in layers:
-            stacked = hasattr(layer, "weight")
-            h = linear(h, layer.weight[n].T, layer.bias[n]) if stacked else layer(h)
-        return h
-
-    e_width, g_width = experts_width // model.num_experts, gates_width // model.num_tasks
+    num_gates = 1 if isinstance(model, OMoE) else model.num_tasks
+    e_width, g_width = experts_width // model.num_experts, gates_width // num_gates
     outputs = [
-        follow(model.experts, e, first[:, e * e_width : (e + 1) * e_width]) for e in range(model.num_experts)
+        layer_by_layer(model.experts, e, first[:, e * e_width : (e + 1) * e_width])
+        for e in range(model.num_experts)
     ]
     logits, gates = [], []
     for t in range(model.num_tasks):
-        start = experts_width + t * g_width
-        gate = follow(model.gates, t, first[:, start : start + g_width]) / model.gate_temperature
+        g = min(t, num_gates - 1)
+        start = experts_width + g * g_width
+        gate = layer_by_layer(model.gates, g, first[:, start : start + g_width]) / model.gate_temperature
         weights = gate.exp() / gate.exp().sum(1, keepdim=True)
         mixed = sum(weights[:, e : e + 1] * outputs[e] for e in range(model.num_experts))
-        logits.append(follow(model.towers, t, mixed))
+        logits.append(layer_by_layer(model.towers, t, mixed))
         gates.append(weights)
     return torch.cat(logits, dim=1), torch.stack(gates, dim=1)
 
 
+@pytest.mark.parametrize("method", [MMoE, OMoE])
 @pytest.mark.parametrize("options", SHAPES)
 @pytest.mark.parametrize("batch", [1, 9])
-def test_equals_a_plain_loop_with_gradients(options: dict[str, object], batch: int):
-    model = make(**options).double()
-    x = torch.randn(batch, 10, dtype=torch.float64, requires_grad=True)
-    ours, theirs = model(x), looped(model, x)
-    for a, b in zip(ours, theirs, strict=True):
-        assert a.shape == b.shape
-        torch.testing.assert_close(a, b)
-    leaves = [x, *model.parameters()]
+def test_equals_a_plain_loop_with_gradients(method: type[MMoE], options: dict[str, object], batch: int):
+    torch.manual_seed(0)
+    model = make(method, **options)
+    assert_equal_with_gradients(model, lambda x: looped(model, x), batch)
 
-    def gradients(output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(output[0].square().sum() + output[1].square().sum(), leaves)
 
-    for a, b in zip(gradients(ours), gradients(theirs), strict=True):
-        torch.testing.assert_close(a, b)
+def test_one_gate_serves_all_tasks():
+    gates = make(OMoE, num_tasks=3)(torch.randn(5, 10)).gates
+    assert gates.shape == (5, 3, 4)
+    assert torch.equal(gates[:, 0], gates[:, 2])
 
 
 @pytest.mark.parametrize("options", SHAPES)
@@ -133,7 +127,7 @@ def test_dropout_is_of_training():
         ({"num_tasks": 0}, "num_tasks=0: must be"),
         ({"expert_units": 16}, "expert_units=16: must be a list"),
         ({"dropout": "abc"}, "dropout=abc: must be a number in"),
-        ({"expert_units": []}, r"expert_units=\[\]: an expert must have"),
+        ({"expert_units": []}, r"expert_units=\[\]: must name the width"),
         ({"expert_units": [16, 0]}, r"expert_units=\[16, 0\]: must be a list"),
         ({"tower_units": [-1]}, r"tower_units=\[-1\]: must be a list"),
         ({"gate_temperature": 0.0}, "gate_temperature=0.0: must be a finite number"),

@@ -30,7 +30,7 @@ def test_a_network_comes_back_from_its_folder_alone(tmp_path: Path):
     network = build_network(c, data.schema).eval()
     runs.start(tmp_path, c, data.schema)
     (tmp_path / "checkpoints").mkdir()
-    state = {f"network.{name}": value for name, value in network.state_dict().items()}
+    state = {f"objective.network.{name}": value for name, value in network.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "checkpoints/best.ckpt")
     again = runs.load_network(tmp_path)
     rows = data.dataset.splits["test"]

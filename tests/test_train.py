@@ -75,7 +75,7 @@ def test_the_smoke_experiment_ends_with_a_table_and_a_whole_run_folder():
     best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
     assert best["epoch"] + 1 == metrics["epoch"]
     state = network.state_dict()
-    assert all(torch.equal(best["state_dict"][f"network.{name}"], state[name]) for name in state)
+    assert all(torch.equal(best["state_dict"][f"objective.network.{name}"], state[name]) for name in state)
 
     events = EventAccumulator(str(folder))
     events.Reload()
@@ -131,7 +131,7 @@ def test_a_run_can_be_repeated_from_its_folder(train: Train):
         ],
         ["model.num_experts=1", "data.batch_size=1", "model.dropout=.1", "model.gate_dropout=.1"],
         ["data.tasks.marital=null", "model.gate_temperature=2", "callbacks.early_stopping=null"],
-        ["data.main_task=marital", "learner.task_weights={income: .5}", "data.resident=false"],
+        ["data.main_task=marital", "objective.task_weights={income: .5}", "data.resident=false"],
         ["data.features=[age,sex]", "learner.optimizer._target_=torch.optim.AdamW"],
         ["+trainer.max_steps=2", "logger=none"],
     ],
@@ -264,8 +264,8 @@ BAD_FILES = {
 }
 BAD_OVERRIDES = {
     "model.num_experts=0": "model.num_experts=0: must be an integer of at least 1",
-    "learner.task_weights={marital: -1}": "learner.task_weights.marital=-1: must be a finite number",
-    "learner.task_weights={foo: 1}": "learner.task_weights.foo: must be one of the tasks income, marital",
+    "objective.task_weights={marital: -1}": "objective.task_weights.marital=-1: must be a finite number",
+    "objective.task_weights={foo: 1}": "objective.task_weights.foo: must be one of the tasks income, marital",
     "data.features=[age,shoe_size]": "data.features: 'shoe_size' is not a column; the columns are age, class",
     "data.features=[age,marital_status]": "data.features: 'marital_status' is the column that the label",
     "data.features=[income]": "data.features: 'income' is the column that the label of task income",

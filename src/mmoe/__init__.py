@@ -9,16 +9,25 @@ CONF_DIR = next(p for p in (_HERE / "conf", _HERE.parents[1] / "conf") if p.is_d
 
 # Imported when first asked for: `python -m mmoe.train --help` must not wait for torch.
 _PUBLIC = {
+    "CrossStitch": "mmoe.models.cross_stitch",
     "DataModule": "mmoe.data.datamodule",
     "Dataset": "mmoe.data.encode",
     "Inputs": "mmoe.models.inputs",
+    "L2Constrained": "mmoe.models.l2_constrained",
     "Learner": "mmoe.learner",
     "MMoE": "mmoe.models.mmoe",
     "Network": "mmoe.models.network",
+    "OMoE": "mmoe.models.mmoe",
+    "Objective": "mmoe.objective",
+    "PLE": "mmoe.models.ple",
+    "Replicas": "mmoe.models.replicas",
     "Rows": "mmoe.data.encode",
     "Schema": "mmoe.data.schema",
+    "SharedBottom": "mmoe.models.shared_bottom",
+    "SingleTask": "mmoe.models.single_task",
     "StackedLinear": "mmoe.models.layers",
     "Task": "mmoe.data.schema",
+    "TensorFactorization": "mmoe.models.tensor_factorization",
 }
 __all__ = ["CONF_DIR", *_PUBLIC]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import hydra
+import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -45,6 +46,31 @@ def build_network(config: DictConfig, schema: Schema) -> Network:
     inputs = build(config, "inputs", schema=schema)
     model = build(config, "model", num_inputs=inputs.num_outputs, num_tasks=len(schema.tasks))
     return Network(inputs, model)
+
+
+def build_learner(config: Any, schema: Schema) -> Any:
+    """The learner of one network, or of `config.replicas`, which are initialised with seeds of their own."""
+    objectives = []
+    for number in range(config.replicas):
+        pl.seed_everything(config.seed + number, verbose=False)
+        network = build_network(config, schema)
+        tasks = [task.name for task in schema.tasks]
+        objectives.append(build(config, "objective", network=network, tasks=tasks))
+    if config.replicas == 1:
+        return build(config, "learner", objective=objectives[0])
+    config = OmegaConf.merge(config, {"learner": {"_target_": "mmoe.replica_learner.ReplicaLearner"}})
+    stop = (config.callbacks or {}).get("early_stopping")
+    patience = stop.patience if stop else None
+    return build(config, "learner", objectives=objectives, monitor=config.monitor, patience=patience)
+
+
+def build_callbacks(config: DictConfig) -> dict[str, Any]:
+    """The callbacks by name; replicas keep their best weights and stop by themselves."""
+    names = [name for name, callback in (config.callbacks or {}).items() if callback]
+    if "best" not in names:
+        raise ValueError("callbacks.best: must be there, for its checkpoint is tested")
+    own = ("best", "early_stopping") if config.replicas > 1 else ()
+    return {name: build(config.callbacks, name) for name in names if name not in own}
 
 
 def check_targets(config: DictConfig) -> None:

@@ -12,13 +12,15 @@ def check_integers(least: int, **values: Any) -> None:
             raise ValueError(f"{name}={value}: must be an integer of at least {least}")
 
 
-def check_widths(**values: Any) -> None:
-    """Lists of positive integers, which may be empty."""
+def check_widths(least: int, **values: Any) -> None:
+    """Lists of at least `least` positive integers."""
     for name, widths in values.items():
         integers = isinstance(widths, Sequence) and all(isinstance(w, int) and w > 0 for w in widths)
         if not integers:
             value = list(widths) if isinstance(widths, tuple) else widths
             raise ValueError(f"{name}={value}: must be a list of integers of at least 1")
+        if len(widths) < least:
+            raise ValueError(f"{name}=[]: must name the width of at least one layer")
 
 
 def check_probabilities(**values: Any) -> None:

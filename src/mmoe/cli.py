@@ -50,6 +50,8 @@ def _is_ours(error: BaseException) -> bool:
 
 def _remove_if_empty(folder: Path) -> None:
     """Remove the run folder that Hydra made, and the experiment's folder, unless something is in them."""
+    if folder == Path.cwd():
+        return
     with suppress(OSError):
         folder.rmdir()
         folder.parent.rmdir()

@@ -1,84 +1,70 @@
-"""How a network is trained: loss, optimizer, metrics.
+"""How a network is trained: optimizer, schedule and metrics around an objective.
 
-B batch, T tasks.
+B batch, N rows, T tasks.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-from mmoe.checks import check_finite
 from mmoe.data.encode import Rows
 from mmoe.metrics import TaskMetrics
-from mmoe.models.mmoe import Output
+from mmoe.objective import Objective
 
 
 class Learner(pl.LightningModule):
-    """Minimise the sum over tasks of the weighted binary cross-entropy, and keep the metrics.
+    """Minimise an objective, and keep the metrics of each task by its name.
 
     Args:
-        network: from codes and numerics to logits and gates.
-        tasks: names, in the order of the labels.
+        objective: the network and its loss.
         optimizer: from parameters to an optimizer.
         scheduler: from the optimizer to a schedule that steps once an epoch; None keeps the rate.
-        task_weights: weight in the loss by task name; a task that is not named weighs 1.
 
     Raises:
-        ValueError: a weight is negative, not a number, or names no task.
+        ValueError: the optimizer or the scheduler refuses its arguments.
     """
-
-    task_weights: Tensor
 
     def __init__(
         self,
-        network: nn.Module,
-        tasks: Sequence[str],
+        objective: Objective,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
         scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
-        task_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        weights = dict(task_weights or {})
-        for name, weight in weights.items():
-            if name not in tasks:
-                raise ValueError(f"task_weights.{name}: must be one of the tasks {', '.join(tasks)}")
-            check_finite(0, **{f"task_weights.{name}": weight})
-        self.network = network
+        self.objective: nn.Module = objective
+        self.metrics = TaskMetrics(objective.tasks)
+        self.monitor = f"val/{objective.tasks[0]}/auroc"  # of the main task, for the progress bar
+        self.values: dict[str, Tensor] = {}  # of the last epoch of each stage, by `{stage}/{task}/{metric}`
         self._optimizer, self._scheduler = optimizer, scheduler
         self._configure([nn.Parameter(torch.empty(0))])  # its arguments are checked before training starts
-        self.register_buffer(
-            "task_weights", torch.tensor([weights.get(name, 1.0) for name in tasks]), persistent=False
-        )
-        self.metrics = TaskMetrics(tasks)
         self._outputs: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # by stage
-
-    def forward(self, codes: Tensor, numerics: Tensor) -> Output:
-        """Logits [B, T] and gates [B, T, E] of a batch."""
-        output: Output = self.network(codes, numerics)
-        return output
 
     def _step(self, batch: Rows, stage: str) -> Tensor:
         """The loss of a batch; its logits are kept for the metrics of the epoch."""
-        logits = self.network(batch.codes, batch.numerics).logits
+        loss, logits = self.objective(*batch)
         self._outputs[stage].append((logits.detach(), batch.labels))
-        losses = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
-        return losses.mean(0) @ self.task_weights
+        return loss  # type: ignore[no-any-return]
 
     def _finish(self, stage: str) -> None:
-        logits, labels = (torch.cat(tensors) for tensors in zip(*self._outputs.pop(stage), strict=True))
+        """Log the metrics of an epoch's rows."""
+        values = self.metrics(stage, *self._rows(stage))
+        self.values |= values
+        for name, value in values.items():
+            self.log(name, value, prog_bar=name == self.monitor)
+
+    def _rows(self, stage: str) -> tuple[Tensor, Tensor]:
+        """Logits [N, T] and labels [N, T] of the epoch, which end with it."""
+        logits, labels = (torch.cat(parts, dim=-2) for parts in zip(*self._outputs.pop(stage), strict=True))
         if not logits.isfinite().all():
             raise ValueError(
                 f"training diverged: logits are not finite in epoch {self.current_epoch + 1}; lower the"
                 " learning rate (learner.optimizer.lr)"
             )
-        metrics = self.metrics(stage, logits, labels)
-        for name, value in metrics.items():
-            self.log(name, value, prog_bar=name == f"val/{self.metrics.tasks[0]}/auroc")
+        return logits, labels
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
         loss = self._step(batch, "train")
@@ -101,10 +87,10 @@ class Learner(pl.LightningModule):
         precision = self.trainer.precision_plugin
         parts = []
         for batch in batches:
-            codes, numerics = batch.codes.to(self.device), batch.numerics.to(self.device)
+            rows = [precision.convert_input(tensor.to(self.device)) for tensor in batch]
             with precision.forward_context():
-                parts.append(self(codes, precision.convert_input(numerics)).logits.cpu())
-        return torch.cat(parts).double().sigmoid()
+                parts.append(self.objective(*rows)[1].cpu())
+        return torch.cat(parts, dim=-2).double().sigmoid()
 
     def on_train_epoch_end(self) -> None:
         self._finish("train")
@@ -116,7 +102,7 @@ class Learner(pl.LightningModule):
         self._finish("test")
 
     def configure_optimizers(self) -> Any:
-        return self._configure(self.parameters())
+        return self._configure(self.objective.parameters())
 
     def _configure(self, parameters: Iterable[nn.Parameter]) -> dict[str, Any]:
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from mmoe.atomic import write
 from mmoe.build import build_network, check_targets
@@ -26,10 +26,14 @@ def start(folder: Path, config: DictConfig, schema: Schema) -> None:
     Raises:
         ValueError: the folder holds a run.
     """
-    if (folder / "config.yaml").exists():
-        raise ValueError(f"{folder}: must not hold a run already; give another hydra.run.dir")
     text = OmegaConf.to_yaml(config, resolve=True).replace(str(folder), "${hydra:runtime.output_dir}")
-    write(folder / "config.yaml", lambda path: path.write_text(text, "utf-8"))
+    _begin(folder, text, schema)
+
+
+def _begin(folder: Path, config: str, schema: Schema) -> None:
+    if (folder / "config.yaml").exists():
+        raise ValueError(f"{folder}: must not hold a run already; name another folder")
+    write(folder / "config.yaml", lambda path: path.write_text(config, "utf-8"))
     write(folder / "schema.json", lambda path: path.write_text(schema.to_json(), "utf-8"))
 
 
@@ -41,26 +45,79 @@ def finish(folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame) -> 
     )
 
 
-def load_network(folder: Path | str, checkpoint: str = "best") -> nn.Module:
+def load_network(folder: Path | str, checkpoint: str = "best", replica: int | None = None) -> nn.Module:
     """The trained network of a run folder, in evaluation mode, on the CPU.
 
     Args:
         folder: the run folder.
         checkpoint: name of a file of checkpoints/, without its suffix.
+        replica: which one, from 0, of a run with replicas.
 
     Raises:
         ValueError: a file is missing, or the configuration would build what is not a network's part.
     """
-    folder = Path(folder)
-    for path in (folder / "config.yaml", folder / "schema.json", folder / f"checkpoints/{checkpoint}.ckpt"):
+    config, _, network = _read(Path(folder))
+    state = _checkpoint(Path(folder), checkpoint)["state_dict"]
+    network.load_state_dict(network_state(state, network, config.replicas, replica))
+    return network.eval()
+
+
+def _read(folder: Path) -> tuple[DictConfig, Schema, nn.Module]:
+    """Configuration, schema and untrained network of a run folder."""
+    for path in (folder / "config.yaml", folder / "schema.json"):
         if not path.is_file():
             raise ValueError(f"{path}: missing; is {folder} a run folder?")
     config = OmegaConf.load(folder / "config.yaml")
     assert isinstance(config, DictConfig)
     check_targets(config)
-    network = build_network(config, Schema.from_json((folder / "schema.json").read_text("utf-8")))
-    state = torch.load(folder / f"checkpoints/{checkpoint}.ckpt", map_location="cpu", weights_only=True)
-    prefix = "network."
-    weights = {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
-    network.load_state_dict(weights)
-    return network.eval()
+    schema = Schema.from_json((folder / "schema.json").read_text("utf-8"))
+    return config, schema, build_network(config, schema)
+
+
+def _checkpoint(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / f"checkpoints/{name}.ckpt"
+    if not path.is_file():
+        raise ValueError(f"{path}: missing")
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return checkpoint
+
+
+def extract(folder: Path, replica: int, out: Path) -> None:
+    """Write one replica of a run as a run folder of its own, `out`, as if it had been trained alone.
+
+    Raises:
+        ValueError: there is no such replica, or `out` holds a run.
+    """
+    config, schema, network = _read(folder)
+    stored = _checkpoint(folder, "best")
+    state = network_state(stored["state_dict"], network, config.replicas, replica)
+    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+    run = metrics.pop("runs")[replica]
+    for key in ("replicas", "std", "half_interval"):
+        del metrics[key]
+    frame = pd.read_parquet(folder / "predictions.parquet")
+    columns = ["row"]
+    for task in schema.tasks:
+        frame = frame.rename(columns={f"{task.name}_probability_{replica}": f"{task.name}_probability"})
+        columns += [f"{task.name}_label", f"{task.name}_probability"]
+    config.replicas, config.seed = 1, run["seed"]  # data.seed stays: all replicas have the same batches
+    _begin(out, OmegaConf.to_yaml(config), schema)
+    kept = {key: stored[key] for key in ("pytorch-lightning_version", "global_step")}
+    kept |= {"epoch": run["epoch"] - 1, "state_dict": {f"objective.network.{k}": v for k, v in state.items()}}
+    write(out / "checkpoints/best.ckpt", lambda path: torch.save(kept, path))
+    finish(out, metrics | run, frame[columns])
+
+
+def network_state(
+    state: dict[str, Tensor], network: nn.Module, replicas: int, replica: int | None
+) -> dict[str, Tensor]:
+    """What a checkpoint's state says of `network`, or of one of its replicas."""
+    if (replicas > 1) != (replica is not None) or not 0 <= (replica or 0) < replicas:
+        rule = f"must be a number below {replicas}" if replicas > 1 else "the run has no replicas"
+        raise ValueError(f"replica={replica}: {rule}")
+    prefix = "objective.network." if replica is None else "objective.stacked.network."
+    weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    if replica is not None:
+        trained = dict(network.named_parameters())  # buffers are not stacked
+        weights = {k: v[replica].clone() if k in trained else v for k, v in weights.items()}
+    return weights

@@ -18,11 +18,10 @@ def main(config: DictConfig) -> None:
     """Train, then write and print the metrics of the best checkpoint."""
     started = time.perf_counter()
     # Imported here, so that --help and --cfg do not wait for torch.
-    import pytorch_lightning as pl
     import torch
 
     from mmoe import report, runs
-    from mmoe.build import build, build_network
+    from mmoe.build import build, build_callbacks, build_learner
     from mmoe.checks import check_integers
     from mmoe.data.datamodule import RowLoader
     from mmoe.throughput import Throughput
@@ -30,30 +29,28 @@ def main(config: DictConfig) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     folder = Path(HydraConfig.get().runtime.output_dir)
     check_integers(0, seed=config.seed)
-    pl.seed_everything(config.seed, verbose=False)
+    check_integers(1, replicas=config.replicas)
     throughput = Throughput()
-    callbacks = {name: build(config.callbacks, name) for name, c in (config.callbacks or {}).items() if c}
-    if "best" not in callbacks:
-        raise ValueError("callbacks.best: must be there, for its checkpoint is tested")
+    callbacks = build_callbacks(config)
     logger = build(config, "logger") if config.get("logger") else False
     trainer = build(config, "trainer", callbacks=[*callbacks.values(), throughput], logger=logger)
     check_integers(-1, **{"trainer.max_epochs": trainer.max_epochs})
     data = build(config, "data")
-    network = build_network(config, data.schema)
-    learner = build(config, "learner", network=network, tasks=[task.name for task in data.schema.tasks])
     report.check_monitor(config.monitor, data.schema)
+    learner = build_learner(config, data.schema)
 
     if trainer.is_global_zero:
         runs.start(folder, config, data.schema)
     trainer.fit(learner, data)
-    best = callbacks["best"].best_model_path
-    if not best:  # it ended before a validation, as with max_steps: there is no better one
-        best = folder / "checkpoints/best.ckpt"
+    best = folder / "checkpoints/best.ckpt"
+    if config.replicas > 1:
+        learner.take_the_best()
+    if config.replicas > 1 or not callbacks["best"].best_model_path:  # as with max_steps, before a validation
         trainer.save_checkpoint(best)
     loggers, trainer.loggers = trainer.loggers, []  # the epoch's validation was logged before
-    (val,) = trainer.validate(learner, data, ckpt_path=best, weights_only=True, verbose=False)
+    trainer.validate(learner, data, ckpt_path=best, weights_only=True, verbose=False)
     trainer.loggers = loggers
-    (test,) = trainer.test(learner, data, verbose=False)  # of the weights that were just loaded
+    trainer.test(learner, data, verbose=False)  # of the weights that were just loaded
     if not trainer.is_global_zero:
         return
     learner.to(trainer.strategy.root_device)
@@ -65,12 +62,13 @@ def main(config: DictConfig) -> None:
         "monitor": config.monitor,
         "epoch": min(torch.load(best, weights_only=True)["epoch"] + 1, trainer.current_epoch),
         "epochs": trainer.current_epoch,
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "parameters": sum(p.numel() for p in learner.objective.parameters()) // config.replicas,
         "samples_per_second": throughput.samples_per_second,
         "seconds": time.perf_counter() - started,
-        "val": report.by_task(val),
-        "test": report.by_task(test),
+        **report.results(learner.values),
     }
+    if config.replicas > 1:
+        metrics |= report.of_replicas(learner.values, config.seed, learner.best_epoch)
     runs.finish(folder, metrics, predictions)
     report.show(folder, metrics, data.schema)
 

@@ -4,6 +4,8 @@ B batch, N layers, I inputs, O outputs.
 """
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +41,42 @@ class StackedLinear(nn.Module):
         """Apply layer n to x[:, n]."""
         return torch.einsum("bni,nio->bno", x, self.weight) + self.bias
 
+    def by_layer(self) -> tuple[Tensor, Tensor]:
+        """Weights [N, I, O] and biases [N, O]."""
+        return self.weight, self.bias
+
     def extra_repr(self) -> str:
         """The three sizes, for `print`."""
         return "num_layers={}, in_features={}, out_features={}".format(*self.weight.shape)
+
+
+class FanOut(nn.Module):
+    """N linear layers on the same input as one weight, [I, N*O]: one product gives all of them.
+
+    Initialised as `nn.Linear` is.
+
+    Shape:
+        x: [B, I]; output: [B, N, O].
+    """
+
+    def __init__(self, num_layers: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.shape = (num_layers, out_features)
+        bound = 1 / math.sqrt(in_features)
+        self.weight = nn.Parameter(
+            torch.empty(in_features, num_layers * out_features).uniform_(-bound, bound)
+        )
+        self.bias = nn.Parameter(torch.empty(num_layers * out_features).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply every layer to x."""
+        z = torch.einsum("bi,io->bo", x, self.weight) + self.bias
+        return torch.unflatten(z, 1, self.shape)  # [B, N, O]
+
+    def by_layer(self) -> tuple[Tensor, Tensor]:
+        """Weights [N, I, O] and biases [N, O]."""
+        weight = torch.unflatten(self.weight, 1, self.shape).transpose(0, 1)
+        return weight, self.bias.view(self.shape)
 
 
 def activate(activation: str, dropout: float) -> list[nn.Module]:
@@ -54,3 +89,22 @@ def activate(activation: str, dropout: float) -> list[nn.Module]:
         raise ValueError(f"activation={activation}: must be one of {', '.join(ACTIVATIONS)}")
     check_probabilities(dropout=dropout)
     return [ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout else [])]
+
+
+def hidden_layers(num_layers: int, widths: Sequence[int], activation: str, dropout: float) -> list[nn.Module]:
+    """What follows a first layer of widths[0]: activation, then stacked layers to the other widths.
+
+    Each of these is followed by the activation, and by dropout where there is any.
+    """
+    modules = activate(activation, dropout)
+    for i, o in pairwise(widths):
+        modules += [StackedLinear(num_layers, i, o), *activate(activation, dropout)]
+    return modules
+
+
+def tower(num_tasks: int, widths: Sequence[int], activation: str, dropout: float) -> list[nn.Module]:
+    """Layers from widths[0] inputs of each task to its one output, [B, T, widths[0]] to [B, T, 1]."""
+    modules: list[nn.Module] = []
+    for i, o in pairwise(widths):
+        modules += [StackedLinear(num_tasks, i, o), *activate(activation, dropout)]
+    return [*modules, StackedLinear(num_tasks, widths[-1], 1)]

@@ -1,4 +1,4 @@
-"""The multi-gate mixture-of-experts (Ma et al., KDD 2018, section 4.2).
+"""The mixtures of experts with a gate for each task, and with one gate (Ma et al., KDD 2018, section 4).
 
 B batch, I inputs, E experts, H expert width, T tasks, G gate width, U tower width.
 """
@@ -6,25 +6,13 @@ B batch, I inputs, E experts, H expert width, T tasks, G gate width, U tower wid
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmoe.checks import check_finite, check_integers, check_probabilities, check_widths
-from mmoe.models.layers import StackedLinear, activate
-
-
-class Output(NamedTuple):
-    """What every network here returns.
-
-    Shape:
-        logits: [B, T]; the sigmoid belongs to the loss and the metrics.
-        gates: [B, T, E]; weights of the experts, which sum to 1 over E.
-    """
-
-    logits: Tensor
-    gates: Tensor
+from mmoe.models.layers import StackedLinear, activate, hidden_layers, tower
+from mmoe.models.output import Output
 
 
 class MMoE(nn.Module):
@@ -52,6 +40,8 @@ class MMoE(nn.Module):
         x: [B, I]; output: logits [B, T] and gates [B, T, E].
     """
 
+    one_gate = False
+
     def __init__(
         self,
         num_inputs: int,
@@ -67,40 +57,34 @@ class MMoE(nn.Module):
     ) -> None:
         super().__init__()
         check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks, num_experts=num_experts)
-        check_widths(expert_units=expert_units, gate_units=gate_units, tower_units=tower_units)
-        if not expert_units:
-            raise ValueError("expert_units=[]: an expert must have at least one layer")
+        check_widths(1, expert_units=expert_units)
+        check_widths(0, gate_units=gate_units, tower_units=tower_units)
         check_finite(1e-6, gate_temperature=gate_temperature)
         check_probabilities(gate_dropout=gate_dropout)
         self.num_experts, self.num_tasks = num_experts, num_tasks
         self.gate_temperature, self.gate_dropout = gate_temperature, gate_dropout
 
-        def hidden() -> list[nn.Module]:
-            return activate(activation, dropout)
-
         gate_widths = [*gate_units, num_experts]
+        self.gate_width = gate_widths[0]
         # The first layers of all experts and gates, [E*H | T*G], share their input and so their fan-in.
-        self.first_widths = [num_experts * expert_units[0], num_tasks * gate_widths[0]]
+        num_gates = 1 if self.one_gate else num_tasks
+        self.first_widths = [num_experts * expert_units[0], num_gates * gate_widths[0]]
         bound = 1 / math.sqrt(num_inputs)
         self.weight = nn.Parameter(torch.empty(num_inputs, sum(self.first_widths)).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(sum(self.first_widths)).uniform_(-bound, bound))
-        self.experts = nn.Sequential(*hidden())
-        for i, o in pairwise(expert_units):
-            self.experts.extend([StackedLinear(num_experts, i, o), *hidden()])
+        self.experts = nn.Sequential(*hidden_layers(num_experts, expert_units, activation, dropout))
         self.gates = nn.Sequential()
         for i, o in pairwise(gate_widths):
-            self.gates.extend([*hidden(), StackedLinear(num_tasks, i, o)])
-        self.towers = nn.Sequential()
-        for i, o in pairwise([expert_units[-1], *tower_units]):
-            self.towers.extend([StackedLinear(num_tasks, i, o), *hidden()])
-        self.towers.append(StackedLinear(num_tasks, [expert_units[-1], *tower_units][-1], 1))
+            self.gates.extend([*activate(activation, dropout), StackedLinear(num_gates, i, o)])
+        self.towers = nn.Sequential(*tower(num_tasks, [expert_units[-1], *tower_units], activation, dropout))
 
     def forward(self, x: Tensor) -> Output:
         """Logits and gate weights of a batch."""
         z = torch.einsum("bi,io->bo", x, self.weight) + self.bias
         experts, gates = torch.split(z, self.first_widths, dim=1)
         experts = self.experts(torch.unflatten(experts, 1, (self.num_experts, -1)))  # [B, E, H]
-        gates = self._normalise(self.gates(torch.unflatten(gates, 1, (self.num_tasks, -1))))  # [B, T, E]
+        gates = self._normalise(self.gates(torch.unflatten(gates, 1, (-1, self.gate_width))))
+        gates = gates.expand(-1, self.num_tasks, -1)  # [B, T, E]
         mixed = torch.einsum("bte,beh->bth", gates, experts)
         return Output(self.towers(mixed).squeeze(-1), gates)
 
@@ -112,3 +96,12 @@ class MMoE(nn.Module):
             keep |= ~keep.any(-1, keepdim=True)  # a gate that lost every expert keeps them all
             logits = logits.masked_fill(~keep, -math.inf)
         return logits.softmax(-1)
+
+
+class OMoE(MMoE):
+    """One gate for all tasks (the paper's section 4.1): y_k = h_k(sum_e softmax(W x)_e f_e(x)).
+
+    Arguments and shapes are those of `MMoE`; the gates of all tasks are equal.
+    """
+
+    one_gate = True

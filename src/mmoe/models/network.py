@@ -6,7 +6,7 @@ B batch, C categorical columns, M numeric columns.
 from torch import Tensor, nn
 
 from mmoe.models.inputs import Inputs
-from mmoe.models.mmoe import Output
+from mmoe.models.output import Output
 
 
 class Network(nn.Module):

@@ -1,0 +1,52 @@
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from mmoe import L2Constrained, MMoE, Network, Objective, Schema
+from mmoe.data.schema import Categorical, Numeric
+from mmoe.models.inputs import Inputs
+
+SCHEMA = Schema((Categorical("a", ("x", "y")),), (Numeric("n", 0.0, 1.0, (0.0, 1.0)),), ())
+ROWS = (torch.randint(0, 3, (6, 1)), torch.rand(6, 1), torch.randint(0, 2, (6, 2)).float())
+
+
+def objective(method=MMoE, weights=None, **options: object) -> Objective:
+    inputs = Inputs(SCHEMA)
+    return Objective(Network(inputs, method(inputs.num_outputs, 2, **options)), ["one", "two"], weights)
+
+
+@pytest.mark.parametrize(("weights", "expected"), [(None, (1, 1)), ({"two": 0.25}, (1, 0.25))])
+def test_the_loss_is_the_weighted_sum_over_tasks(weights, expected):
+    loss, logits = objective(weights=weights)(*ROWS)
+    each = [binary_cross_entropy_with_logits(logits[:, t], ROWS[2][:, t]) for t in range(2)]
+    torch.testing.assert_close(loss, expected[0] * each[0] + expected[1] * each[1])
+
+
+def test_a_weight_of_zero_leaves_the_tower_alone():
+    ours = objective(weights={"two": 0})
+    ours(*ROWS)[0].backward()
+    towers = ours.network.model.towers[0].weight.grad
+    assert towers[0].abs().sum() > 0
+    assert towers[1].abs().sum() == 0
+
+
+def test_a_penalty_is_added():
+    plain, constrained = (objective(L2Constrained, strength=strength) for strength in (0.0, 0.5))
+    constrained.load_state_dict(plain.state_dict())
+    difference = constrained(*ROWS)[0] - plain(*ROWS)[0]
+    torch.testing.assert_close(difference, constrained.network.model.penalty())
+    assert difference > 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"one": -1}, "task_weights.one=-1: must be a finite number of at least 0"),
+        ({"one": float("nan")}, "task_weights.one=nan: must be"),
+        ({"one": "abc"}, "task_weights.one=abc: must be"),
+        ({"three": 1}, "task_weights.three: must be one of the tasks one, two"),
+    ],
+)
+def test_task_weights_that_make_no_sense(weights, message: str):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        objective(weights=weights)

@@ -1,0 +1,219 @@
+"""Replicas are the runs that they would have been alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import config
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from mmoe import CONF_DIR, Replicas, runs
+from mmoe.build import build, build_learner
+from mmoe.models.mmoe import MMoE
+
+MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
+
+
+def learners(count: int, *overrides: str):
+    """The learner of `count` replicas, those of the same runs alone, and the rows they train on."""
+    arguments = ["data.source=sample", *overrides]
+    data = build(config(*arguments), "data")
+    together = build_learner(config(*arguments, f"replicas={count}", "seed=5"), data.schema)
+    alone = [build_learner(config(*arguments, f"seed={5 + r}"), data.schema) for r in range(count)]
+    return together, alone, data
+
+
+def train(learner, data, steps: int) -> list[torch.Tensor]:
+    """The losses of the first steps, [] or [R]."""
+    optimizer = learner.configure_optimizers()["optimizer"]
+    losses = []
+    for _, batch in zip(range(steps), data.train_dataloader(), strict=False):
+        loss, _ = learner.objective(*batch)
+        optimizer.zero_grad()
+        loss.sum().backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return losses
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_method_trains_as_it_does_alone(model: str):
+    together, alone, data = learners(3, f"model={model}")
+    ours = torch.stack(train(together, data, 20), dim=1)
+    theirs = torch.stack([torch.stack(train(learner, data, 20)) for learner in alone])
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert len({round(loss, 4) for loss in ours[:, 0].tolist()}) == 3
+
+
+def test_inputs_that_are_learned_are_stacked_too():
+    together, alone, data = learners(2, "inputs=embedding")
+    ours = torch.stack(train(together, data, 20), dim=1)
+    theirs = torch.stack([torch.stack(train(learner, data, 20)) for learner in alone])
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_dropout_differs_by_replica():
+    torch.manual_seed(0)
+    model = MMoE(10, 2, dropout=0.5, gate_dropout=0.3)
+    logits, gates = Replicas([model] * 3)(torch.randn(20, 10))
+    assert not torch.equal(logits[0], logits[1])
+    assert not torch.equal(gates[1], gates[2])
+
+
+def test_each_replica_may_have_rows_of_its_own():
+    models = [MMoE(10, 2) for _ in range(3)]
+    x = torch.randn(3, 20, 10)
+    together = Replicas(models)(x, own_rows=True)
+    for r, model in enumerate(models):
+        torch.testing.assert_close(together.logits[r], model(x[r]).logits)
+    labels = torch.rand(3, 20, 2).round()
+    binary_cross_entropy_with_logits(together.logits, labels).backward()
+
+
+def test_the_modules_are_not_touched():
+    models = [MMoE(10, 2) for _ in range(2)]
+    replicas = Replicas(models)
+    assert {n: p.shape[1:] for n, p in replicas.parameters_by_name().items()} == {
+        n: p.shape for n, p in models[0].named_parameters()
+    }
+    assert torch.equal(replicas.parameters_by_name()["weight"][1], models[1].weight)
+    replicas(torch.randn(4, 10)).logits.sum().backward()
+    assert models[0].weight.grad is None
+
+
+def test_a_run_of_replicas_is_the_runs_alone(train):
+    common = [
+        "experiment=smoke",
+        "callbacks.early_stopping.patience=1",
+        "trainer.max_epochs=6",
+        "logger=none",
+    ]
+    assert train(*common, "replicas=3", "seed=4", "hydra.run.dir=together").code == 0
+    together = json.loads(Path("together/metrics.json").read_text())
+    assert [run["seed"] for run in together["runs"]] == [4, 5, 6]
+    frame = pd.read_parquet("together/predictions.parquet")
+    for r, run in enumerate(together["runs"]):
+        assert train(*common, f"seed={4 + r}", "data.seed=4", f"hydra.run.dir=alone{r}").code == 0
+        alone = json.loads(Path(f"alone{r}/metrics.json").read_text())
+        assert run["epoch"] == alone["epoch"]
+        for split in ("val", "test"):
+            for task in ("income", "marital"):
+                assert run[split][task] == pytest.approx(alone[split][task], abs=2e-4)
+        predicted = pd.read_parquet(f"alone{r}/predictions.parquet")["income_probability"]
+        np.testing.assert_allclose(frame[f"income_probability_{r}"], predicted, atol=1e-3)
+
+    areas = np.array([run["test"]["income"]["auroc"] for run in together["runs"]])
+    assert together["test"]["income"]["auroc"] == pytest.approx(areas.mean())
+    assert together["std"]["test"]["income"]["auroc"] == pytest.approx(areas.std(ddof=1))
+    # Student's t with 2 degrees of freedom: 4.303.
+    half = 4.30265 * areas.std(ddof=1) / 3**0.5
+    assert together["half_interval"]["test"]["income"]["auroc"] == pytest.approx(half, rel=1e-4)
+
+
+def test_a_replica_that_is_done_keeps_its_weights():
+    together, _, _ = learners(2)
+    together.patience, together.values = 1, {}
+    together.trainer = type("T", (), {"should_stop": False, "current_epoch": 0})()
+    weight = together.objective.parameters_by_name()["network.model.weight"]
+    history = []
+    for values in ([0.5, 0.5], [0.6, 0.4], [0.5, 0.9]):
+        with torch.no_grad():
+            weight.add_(1.0)
+        history.append(weight.detach().clone())
+        together._keep_the_best(torch.tensor(values, dtype=torch.float64))
+    kept = dict(together.best.named_parameters())["network.model.weight"]
+    assert torch.equal(kept[0], history[1][0])
+    assert torch.equal(kept[1], history[0][1])  # .9 came after its early stop
+    assert together.trainer.should_stop
+    together.take_the_best()
+    assert torch.equal(together.objective.parameters_by_name()["network.model.weight"], kept)
+
+
+def test_replicas_come_back_one_by_one(train):
+    assert train("experiment=smoke", "replicas=2", "trainer.max_epochs=1", "logger=none").code == 0
+    (folder,) = Path("runs/smoke").iterdir()
+    frame = pd.read_parquet(folder / "predictions.parquet")
+    data = build(config("data.source=sample"), "data")
+    rows = data.dataset.splits["test"]
+    for r in range(2):
+        logits = runs.load_network(folder, replica=r)(rows.codes, rows.numerics).logits
+        np.testing.assert_allclose(
+            frame[f"marital_probability_{r}"], logits[:, 1].double().sigmoid().detach(), atol=1e-6
+        )
+    for wrong in (None, 2, -1):
+        with pytest.raises(ValueError, match=f"^replica={wrong}: must be a number below 2"):
+            runs.load_network(folder, replica=wrong)
+
+
+def test_a_replica_becomes_a_run_folder(train):
+    assert train("experiment=smoke", "replicas=3", "trainer.max_epochs=2", "seed=7").code == 0
+    (folder,) = Path("runs/smoke").iterdir()
+    command = [sys.executable, "-m", "mmoe.extract", f"run={folder}"]
+    done = subprocess.run([*command, "replica=1"], check=True, capture_output=True, text=True)
+    out = folder / "replica_1"
+    assert done.stdout == f"run folder: {out}\n"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    ours = json.loads((out / "metrics.json").read_text())
+    assert ours["seed"] == 8
+    assert ours["test"] == metrics["runs"][1]["test"]
+    assert "runs" not in ours
+    frame = pd.read_parquet(out / "predictions.parquet")
+    everything = pd.read_parquet(folder / "predictions.parquet")
+    assert np.array_equal(frame["income_probability"], everything["income_probability_1"])
+    network = runs.load_network(out)
+    for a, b in zip(network.parameters(), runs.load_network(folder, replica=1).parameters(), strict=True):
+        assert torch.equal(a, b)
+    rows = build(config("data.source=sample"), "data").dataset.splits["test"]
+    probabilities = network(rows.codes, rows.numerics).logits.double().sigmoid().detach()
+    np.testing.assert_allclose(frame["income_probability"], probabilities[:, 0], atol=1e-6)
+
+    # The folder is a run: it can be repeated, and gives itself.
+    again = [
+        sys.executable,
+        "-m",
+        "mmoe.train",
+        "--config-path",
+        str(out.absolute()),
+        "--config-name",
+        "config",
+    ]
+    subprocess.run([*again, "hydra.run.dir=again"], check=True, capture_output=True)
+    repeated = json.loads(Path("again/metrics.json").read_text())
+    assert repeated["epoch"] == ours["epoch"]
+    assert repeated["test"]["income"] == pytest.approx(ours["test"]["income"], abs=2e-4)
+    for wrong, message in (("replica=1", "must not hold a run already"), ("replica=3", "replica=3: must be")):
+        done = subprocess.run([*command, wrong], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("replicas", [1, 8])
+def test_every_method_trains_by_the_command_line(train, model: str, replicas: int):
+    arguments = [
+        "trainer.max_epochs=1",
+        "+trainer.limit_train_batches=3",
+        "data.source=sample",
+        "logger=none",
+    ]
+    assert train("experiment=census", f"model={model}", f"replicas={replicas}", *arguments).code == 0
+    (folder,) = Path("runs/census").iterdir()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    network = runs.load_network(folder, replica=None if replicas == 1 else 0)
+    assert metrics["parameters"] == sum(p.numel() for p in network.parameters())
+    assert len(metrics.get("runs", [None])) == replicas
+
+
+def test_bad_numbers_of_replicas(train):
+    result = train("experiment=smoke", "replicas=0")
+    assert result.code == 2
+    assert result.err == "error: replicas=0: must be an integer of at least 1\n"
+    result = train("experiment=smoke", "model=mlp")
+    assert result.code == 1
+    assert "Could not find 'model/mlp'" in result.err
