@@ -1,0 +1,56 @@
+"""Search a method's hyper-parameters: `python -m mmoe.tune model=ple data=census`."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from mmoe import CONF_DIR
+from mmoe.cli import one_line_errors
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="tune")
+@one_line_errors
+def main(config: DictConfig) -> None:
+    """Run the trials that are left, then write the best as an experiment."""
+    import pytorch_lightning as pl
+
+    from mmoe import search
+    from mmoe.build import build, build_learner
+    from mmoe.checks import check_integers
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    check_integers(1, trials=config.trials)
+    check_integers(1, replicas=config.replicas)
+    choices = HydraConfig.get().runtime.choices
+    space = search.space_of(config.space, choices["model"])
+    data = build(config, "data")
+
+    def objective(trial: Any) -> float:
+        """The best validation value of the monitored metric over the epochs of one training."""
+        tried = search.apply(config, search.suggest(trial, space))
+        learner = build_learner(tried, data.schema)
+        values: list[float] = []
+
+        class Watch(pl.Callback):
+            def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+                values.append(trainer.callback_metrics[config.monitor].item())
+
+        silent = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
+        trainer = build(tried, "trainer", callbacks=[Watch()], **silent)
+        trainer.fit(learner, data)
+        return max(values)
+
+    described = {"space": space, "rows": dict(data.schema.files), "choices": search.choices_of(choices)}
+    study = search.open_study(Path(config.folder), config.sampler, config.seed, described)
+    search.run(study, objective, config.trials)
+    path = search.write_experiment(Path(config.folder), study, space, search.choices_of(choices))
+    print(f"best {config.monitor}: {study.best_value:.4f} of {config.trials} trials")
+    print(f"train it: python -m mmoe.train --config-dir {path.parents[1]} experiment={path.stem}")
+
+
+if __name__ == "__main__":
+    main()

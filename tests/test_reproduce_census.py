@@ -1,0 +1,88 @@
+"""The script that makes the paper's tables, on the bundled sample."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+SCRIPT = str(Path(__file__).parents[1] / "scripts/reproduce_census.py")
+QUICK = [
+    "group=1", "seeds=3", "trials=1", "methods=mmoe,single_task", "folder=work", "out=out",
+    "+trainer.limit_train_batches=3", "data.url=http://127.0.0.1:9/none.zip",
+]  # fmt: skip
+
+
+def reproduce(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, SCRIPT, *QUICK, *arguments], capture_output=True, text=True)
+
+
+def test_tables_figure_and_configurations():
+    done = reproduce("sample=true")
+    assert done.returncode == 0, done.stderr
+    text = Path("out/group1.md").read_text()
+    assert "THE BUNDLED SAMPLE" in text
+    assert "6,000 train, 1,500 val, 1,500 test" in text
+    assert text in done.stdout
+    runs = pd.read_csv("out/group1.csv")
+    assert len(runs) == 6
+    for method, group in runs.groupby("method"):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {method} |") and "/" in line]
+        areas = group["test_income_auroc"]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1] == f"{areas.max():.4f}"
+        assert cells[2].startswith(f"{areas.mean():.4f} ± ")
+        assert cells[3] == f"{areas.std():.4f}"
+        assert cells[4] == f"{group.loc[areas.idxmax(), 'test_marital_auroc']:.4f}"
+    assert "0.9410 / 0.9359" in text
+    areas = runs.pivot(index="seed", columns="method", values="test_income_auroc")
+    paired = areas["single_task"] - areas["mmoe"]
+    half = 4.302653 * paired.std() / 3**0.5  # Student's t with 2 degrees of freedom
+    assert f"| single_task | - | {paired.mean():+.4f} ± {half:.4f}" in text
+    assert Path("out/group1.png").stat().st_size > 10_000
+    assert len(list(Path("out/configs/experiment").iterdir())) == 2
+
+    # What is there is not done again; what was stopped is.
+    before = Path("work/group1/tuned/mmoe/metrics.json").stat().st_mtime_ns
+    Path("work/group1/tuned/single_task/metrics.json").unlink()
+    assert reproduce("sample=true").returncode == 0
+    assert Path("work/group1/tuned/mmoe/metrics.json").stat().st_mtime_ns == before
+    assert Path("work/group1/tuned/single_task/metrics.json").exists()
+
+    # Matched budgets are close.
+    assert reproduce("sample=true", "budget=matched").returncode == 0
+    counts = pd.read_csv("out/group1_matched.csv").groupby("method")["parameters"].first()
+    assert counts["single_task"] == pytest.approx(counts["mmoe"], rel=0.05)
+
+    # Another number of seeds needs another folder; nothing is overwritten.
+    done = reproduce("sample=true", "seeds=4")
+    assert done.returncode == 2
+    assert (
+        done.stderr.splitlines()[-1]
+        == "error: work/group1/tuned/mmoe: has 3 seeds, not 4; name another folder"
+    )
+    assert Path("out/group1.md").read_text() == text
+
+
+def test_the_sample_is_refused_unless_asked_for():
+    done = reproduce()
+    assert done.returncode == 2
+    assert "error: data.source=official: " in done.stderr
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("group=3", "error: group=3: must be 1 or 2\n"),
+        ("budget=big", "error: budget=big: must be tuned or matched\n"),
+        ("seeds=1", "error: seeds=1: must be an integer of at least 2\n"),
+        ("trials=x", "error: trials=x: must be an integer of at least 1\n"),
+        ("methods=mlp", "error: methods=mlp: must be all or some of single_task"),
+    ],
+)
+def test_mistakes(argument: str, message: str):
+    done = reproduce(argument)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
