@@ -134,6 +134,16 @@ def test_a_replica_that_is_done_keeps_its_weights():
     assert torch.equal(together.objective.parameters_by_name()["network.model.weight"], kept)
 
 
+def test_before_a_validation_the_weights_are_those_that_were_trained(train):
+    arguments = ["experiment=smoke", "replicas=2", "logger=none"]
+    assert train(*arguments, "+trainer.max_steps=20").code == 0
+    (folder,) = Path("runs/smoke").iterdir()
+    learner = build_learner(config(*arguments), build(config(*arguments), "data").schema)
+    start = learner.objective.parameters_by_name()["network.model.weight"]
+    for r in range(2):
+        assert not torch.equal(runs.load_network(folder, replica=r).model.weight, start[r])
+
+
 def test_replicas_come_back_one_by_one(train):
     assert train("experiment=smoke", "replicas=2", "trainer.max_epochs=1", "logger=none").code == 0
     (folder,) = Path("runs/smoke").iterdir()

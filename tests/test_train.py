@@ -280,6 +280,7 @@ BAD_OVERRIDES = {
     "seed=-1": "seed=-1: must be an integer of at least 0",
     "seed=x": "seed=x: must be an integer of at least 0",
     "monitor=val/foo/auroc": "monitor=val/foo/auroc: must be one of val/income/auroc, val/income/average",
+    "monitor=val/income/log_loss": "monitor=val/income/log_loss: must be one of val/income/auroc",
     "callbacks=null": "callbacks.best: must be there",
     "callbacks.best=null": "callbacks.best: must be there",
     "data.dir=/nowhere": "data.dir=/nowhere: must be a directory with census-income.data and",

@@ -90,5 +90,6 @@ class ReplicaLearner(Learner):
             self.trainer.should_stop = True
 
     def take_the_best(self) -> None:
-        """Give every replica its best weights."""
-        self.objective.stacked.load_state_dict(self.best.state_dict())  # type: ignore[union-attr]
+        """Give every replica its best weights; before the first validation those that it has are the best."""
+        if self.best_epoch.any():
+            self.objective.stacked.load_state_dict(self.best.state_dict())  # type: ignore[union-attr]

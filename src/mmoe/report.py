@@ -22,8 +22,8 @@ ROWS = {"official": "official rows", "sample": "bundled sample", "custom": "rows
 
 
 def check_monitor(monitor: str, schema: Schema) -> None:
-    """Raise ValueError unless `monitor` is a metric of a validation epoch."""
-    known = [f"val/{task.name}/{name}" for task in schema.tasks for name in METRICS]
+    """Raise ValueError unless `monitor` is a metric of a validation epoch of which more is better."""
+    known = [f"val/{task.name}/{name}" for task in schema.tasks for name in METRICS if name != "log_loss"]
     if monitor not in known:
         raise ValueError(f"monitor={monitor}: must be one of {', '.join(known)}")
 
