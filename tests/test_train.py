@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Result, sample_lines
+from conftest import Result, config, sample_lines
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -54,9 +54,9 @@ def test_the_smoke_experiment_ends_with_a_table_and_a_whole_run_folder():
             assert f"{metrics['test'][task][name]:.4f}" in done.stdout
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert not any(path.name.startswith(".") for path in folder.rglob("*"))
-    config = OmegaConf.load(folder / "config.yaml")
+    stored = OmegaConf.load(folder / "config.yaml")
     assert str(folder.absolute()) not in (folder / "config.yaml").read_text()
-    assert OmegaConf.to_container(config)["monitor"] == "val/income/auroc"
+    assert OmegaConf.to_container(stored)["monitor"] == "val/income/auroc"
 
     # The best checkpoint was tested: its network gives the written predictions, and they the metrics.
     frame = pd.read_parquet(folder / "predictions.parquet")
@@ -94,6 +94,21 @@ def test_every_experiment_trains_a_few_steps(train: Train, experiment: str):
     assert folder.parent.name == experiment
     kept = {path.name for path in (folder / "checkpoints").iterdir()}
     assert kept >= {"best.ckpt", "last.ckpt"}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_what_an_experiment_sets_is_what_is_used(experiment: str):
+    def leaves(node: object, key: str = "") -> list[tuple[str, object]]:
+        if not isinstance(node, dict):
+            return [(key, node)]
+        return [leaf for name, child in node.items() for leaf in leaves(child, f"{key}.{name}".strip("."))]
+
+    given = OmegaConf.to_container(OmegaConf.load(CONF_DIR / f"experiment/{experiment}.yaml"))
+    used = config(f"experiment={experiment}")
+    for key, value in leaves({name: part for name, part in given.items() if name != "defaults"}):
+        *parents, name = key.split(".")
+        parent = OmegaConf.select(used, ".".join(parents)) if parents else used
+        assert OmegaConf.to_container(parent)[name] == value, key
 
 
 def test_paddlerecs_settings_keep_every_epoch(train: Train):
