@@ -16,7 +16,6 @@ Anything else is an override for the training, such as data.dir. It can be stopp
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from hydra import compose, initialize_config_dir
-from scipy.special import stdtrit
+from options import call, parse, stop
+from tables import half_interval, table
 
 from mmoe import CONF_DIR, Schema
 from mmoe.build import build_network
@@ -69,9 +69,12 @@ DEFAULTS = {
 
 def main() -> None:
     """Tune, train, and write the tables of one group."""
-    options, overrides = parse(sys.argv[1:])
+    choices = {"group": ("1", "2"), "budget": ("tuned", "matched")}
+    options, overrides = parse(sys.argv[1:], DEFAULTS, choices, {"seeds": 2, "trials": 1})
     group, experiment = options["group"], EXPERIMENTS[options["group"]]
-    methods = METHODS if options["methods"] == "all" else options["methods"].split(",")
+    methods = METHODS if options["methods"] == "all" else tuple(options["methods"].split(","))
+    if not set(methods) <= set(METHODS):
+        stop(f"methods={options['methods']}: must be all or some of {', '.join(METHODS)}")
     root = Path(options["folder"]) / f"group{group}"
     overrides = [*overrides, f"data.source={'auto' if options['sample'] == 'true' else 'official'}"]
     found: dict[str, dict[str, Any]] = {}
@@ -90,43 +93,6 @@ def main() -> None:
             call("train", *folder, *given, f"hydra.run.dir={run}")
         found[method] = read(run, int(options["seeds"]), found.get("mmoe"))
     write({method: found[method] for method in METHODS if method in found}, options, root)
-
-
-def parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The options of this script, and the overrides of the training."""
-    options: dict[str, Any] = dict(DEFAULTS)
-    overrides = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key in options:
-            options[key] = value
-        else:
-            overrides.append(argument)
-    if options["group"] not in EXPERIMENTS:
-        stop(f"group={options['group']}: must be 1 or 2")
-    if options["budget"] not in ("tuned", "matched"):
-        stop(f"budget={options['budget']}: must be tuned or matched")
-    for key in ("seeds", "trials"):
-        if not options[key].isdigit() or int(options[key]) < 2 - (key == "trials"):
-            stop(f"{key}={options[key]}: must be an integer of at least {2 - (key == 'trials')}")
-    for method in options["methods"].split(","):
-        if method not in ("all", *METHODS):
-            stop(f"methods={method}: must be all or some of {', '.join(METHODS)}")
-    return options, overrides
-
-
-def stop(message: str) -> None:
-    """Report a mistake as the entry points do."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def call(module: str, *arguments: str) -> None:
-    """Run an entry point; its mistakes are said by itself."""
-    quiet = {"stdout": subprocess.DEVNULL} if module == "train" else {}
-    code = subprocess.run([sys.executable, "-m", f"mmoe.{module}", *arguments], **quiet).returncode
-    if code:
-        raise SystemExit(code)
 
 
 def matched(folder: Path, overrides: Sequence[str], mmoe: dict[str, Any]) -> str:
@@ -232,35 +198,33 @@ def results(
         "never married mean", "sd", "published best / mean", "published never married at best / mean",
         "parameters",
     )  # fmt: skip
-    lines = [line(header), line(["---"] * len(header))]
+    lines = []
     for method, metrics in found.items():
         runs = frame[frame["method"] == method]
         main, other = runs[f"test_{main_task}_auroc"], runs[f"test_{other_task}_auroc"]
         published = [f"{value:.4f}" for value in PUBLISHED[group].get(method, ())] or ["-"] * 4
         lines.append(
-            line(
-                [
-                    method,
-                    f"{main.max():.4f}",
-                    f"{main.mean():.4f} ± {half_interval(main):.4f}",
-                    f"{main.std():.4f}",
-                    f"{other[main.idxmax()]:.4f}",
-                    f"{other.mean():.4f} ± {half_interval(other):.4f}",
-                    f"{other.std():.4f}",
-                    " / ".join(published[:2]),
-                    " / ".join(published[2:]),
-                    f"{metrics['parameters']:,}",
-                ]
-            )
+            [
+                method,
+                f"{main.max():.4f}",
+                f"{main.mean():.4f} ± {half_interval(main):.4f}",
+                f"{main.std():.4f}",
+                f"{other[main.idxmax()]:.4f}",
+                f"{other.mean():.4f} ± {half_interval(other):.4f}",
+                f"{other.std():.4f}",
+                " / ".join(published[:2]),
+                " / ".join(published[2:]),
+                f"{metrics['parameters']:,}",
+            ]
         )
-    return lines
+    return table(header, lines)
 
 
 def differences(frame: pd.DataFrame, column: str) -> list[str]:
     """Each method against single_task and mmoe, seed by seed."""
     areas = frame.pivot(index="seed", columns="method", values=column)
     baselines = [b for b in ("single_task", "mmoe") if b in areas]
-    lines = [line(["method", *(f"minus {b}" for b in baselines)]), line(["---"] * (len(baselines) + 1))]
+    lines = []
     for method in frame["method"].unique():
         cells = []
         for baseline in baselines:
@@ -268,18 +232,8 @@ def differences(frame: pd.DataFrame, column: str) -> list[str]:
             half = half_interval(difference)
             noise = " (inside the noise)" if abs(difference.mean()) <= half else ""
             cells.append("-" if method == baseline else f"{difference.mean():+.4f} ± {half:.4f}{noise}")
-        lines.append(line([method, *cells]))
-    return lines
-
-
-def line(cells: Sequence[str]) -> str:
-    """A line of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
-
-
-def half_interval(values: pd.Series) -> float:
-    """Half the 95 % confidence interval of the mean."""
-    return float(stdtrit(len(values) - 1, 0.975) * values.std() / np.sqrt(len(values)))
+        lines.append([method, *cells])
+    return table(["method", *(f"minus {b}" for b in baselines)], lines)
 
 
 def figure(frame: pd.DataFrame, column: str, label: str, path: Path) -> None:

@@ -6,15 +6,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from mmoe import Learner, MMoE, Network, Objective, Rows, Schema
-from mmoe.data.schema import Categorical, Numeric
+from mmoe.data.schema import Categorical, Numeric, Task
 from mmoe.models.inputs import Inputs
 
 SCHEMA = Schema((Categorical("a", ("x", "y")),), (Numeric("n", 0.0, 1.0, (0.0, 1.0)),), ())
+TASKS = (Task("one", "c", ("x",)), Task("two", "c", ("x",)))
 
 
 def learner(**options: object) -> Learner:
     inputs = Inputs(SCHEMA)
-    objective = Objective(Network(inputs, MMoE(inputs.num_outputs, 2)), ["one", "two"])
+    objective = Objective(Network(inputs, MMoE(inputs.num_outputs, 2)), TASKS)
     return Learner(objective, partial(torch.optim.Adam, lr=0.01), **options)
 
 

@@ -1,18 +1,19 @@
 import pytest
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from mmoe import L2Constrained, MMoE, Network, Objective, Schema
-from mmoe.data.schema import Categorical, Numeric
+from mmoe.data.schema import Categorical, Numeric, Task
 from mmoe.models.inputs import Inputs
 
 SCHEMA = Schema((Categorical("a", ("x", "y")),), (Numeric("n", 0.0, 1.0, (0.0, 1.0)),), ())
+TASKS = (Task("one", "c", ("x",)), Task("two", "c", ("x",)))
 ROWS = (torch.randint(0, 3, (6, 1)), torch.rand(6, 1), torch.randint(0, 2, (6, 2)).float())
 
 
-def objective(method=MMoE, weights=None, **options: object) -> Objective:
+def objective(method=MMoE, weights=None, tasks=TASKS, **options: object) -> Objective:
     inputs = Inputs(SCHEMA)
-    return Objective(Network(inputs, method(inputs.num_outputs, 2, **options)), ["one", "two"], weights)
+    return Objective(Network(inputs, method(inputs.num_outputs, 2, **options)), tasks, weights)
 
 
 @pytest.mark.parametrize(("weights", "expected"), [(None, (1, 1)), ({"two": 0.25}, (1, 0.25))])
@@ -20,6 +21,16 @@ def test_the_loss_is_the_weighted_sum_over_tasks(weights, expected):
     loss, logits = objective(weights=weights)(*ROWS)
     each = [binary_cross_entropy_with_logits(logits[:, t], ROWS[2][:, t]) for t in range(2)]
     torch.testing.assert_close(loss, expected[0] * each[0] + expected[1] * each[1])
+
+
+@pytest.mark.parametrize("kinds", [("regression", "regression"), ("binary", "regression")])
+def test_a_regression_has_the_squared_error(kinds):
+    tasks = [Task(k, "c", ("x",) if k == "binary" else (), k) for k in kinds]
+    codes, numerics, labels = ROWS
+    loss, logits = objective(tasks=tasks)(codes, numerics, labels)
+    losses = {"binary": binary_cross_entropy_with_logits, "regression": mse_loss}
+    expected = sum(losses[kind](logits[:, t], labels[:, t]) for t, kind in enumerate(kinds))
+    torch.testing.assert_close(loss, expected)
 
 
 def test_a_weight_of_zero_leaves_the_tower_alone():

@@ -54,14 +54,14 @@ def build_learner(config: Any, schema: Schema) -> Any:
     for number in range(config.replicas):
         pl.seed_everything(config.seed + number, verbose=False)
         network = build_network(config, schema)
-        tasks = [task.name for task in schema.tasks]
-        objectives.append(build(config, "objective", network=network, tasks=tasks))
+        objectives.append(build(config, "objective", network=network, tasks=schema.tasks))
     if config.replicas == 1:
         return build(config, "learner", objective=objectives[0])
     config = OmegaConf.merge(config, {"learner": {"_target_": "mmoe.replica_learner.ReplicaLearner"}})
     stop = (config.callbacks or {}).get("early_stopping")
     patience = stop.patience if stop else None
-    return build(config, "learner", objectives=objectives, monitor=config.monitor, patience=patience)
+    watched = {"monitor": config.monitor, "mode": config.monitor_mode, "patience": patience}
+    return build(config, "learner", objectives=objectives, **watched)
 
 
 def build_callbacks(config: DictConfig) -> dict[str, Any]:

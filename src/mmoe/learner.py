@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.data.encode import Rows
-from mmoe.metrics import TaskMetrics
+from mmoe.metrics import METRICS, TaskMetrics, predicted
 from mmoe.objective import Objective
 
 
@@ -37,17 +37,23 @@ class Learner(pl.LightningModule):
         super().__init__()
         self.objective: nn.Module = objective
         self.metrics = TaskMetrics(objective.tasks)
-        self.monitor = f"val/{objective.tasks[0]}/auroc"  # of the main task, for the progress bar
+        first = objective.tasks[0]  # the main task, for the progress bar
+        self.monitor = f"val/{first.name}/{next(iter(METRICS[first.kind]))}"
         self.values: dict[str, Tensor] = {}  # of the last epoch of each stage, by `{stage}/{task}/{metric}`
+        self.history: list[tuple[int, int, dict[str, Tensor]]] = []  # epoch, step and values of validations
         self._optimizer, self._scheduler = optimizer, scheduler
         self._configure([nn.Parameter(torch.empty(0))])  # its arguments are checked before training starts
         self._outputs: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # by stage
 
     def _step(self, batch: Rows, stage: str) -> Tensor:
         """The loss of a batch; its logits are kept for the metrics of the epoch."""
-        loss, logits = self.objective(*batch)
+        loss, logits = self._apply_to(batch)
         self._outputs[stage].append((logits.detach(), batch.labels))
-        return loss  # type: ignore[no-any-return]
+        return loss
+
+    def _apply_to(self, batch: Rows) -> tuple[Tensor, Tensor]:
+        """Loss and logits of a batch."""
+        return self.objective(*batch)  # type: ignore[no-any-return]
 
     def _finish(self, stage: str) -> None:
         """Log the metrics of an epoch's rows."""
@@ -82,21 +88,25 @@ class Learner(pl.LightningModule):
 
     @torch.inference_mode()
     def predict(self, batches: Iterable[Rows]) -> Tensor:
-        """Probabilities [N, T] of all batches' rows, float64, on the CPU; in the trainer's precision."""
+        """Predictions [N, T] of all batches' rows, float64, on the CPU; in the trainer's precision."""
         self.eval()
         precision = self.trainer.precision_plugin
         parts = []
         for batch in batches:
-            rows = [precision.convert_input(tensor.to(self.device)) for tensor in batch]
+            rows = Rows(*(precision.convert_input(tensor.to(self.device)) for tensor in batch))
             with precision.forward_context():
-                parts.append(self.objective(*rows)[1].cpu())
-        return torch.cat(parts, dim=-2).double().sigmoid()
+                parts.append(self._apply_to(rows)[1].cpu())
+        logits = torch.cat(parts, dim=-2)
+        return torch.stack([predicted(logits[..., i], t) for i, t in enumerate(self.metrics.tasks)], dim=-1)
 
     def on_train_epoch_end(self) -> None:
         self._finish("train")
 
     def on_validation_epoch_end(self) -> None:
         self._finish("val")
+        if self.trainer.state.fn == "fit":
+            values = {name: value.cpu() for name, value in self.values.items() if name.startswith("val/")}
+            self.history.append((self.current_epoch + 1, self.global_step, values))
 
     def on_test_epoch_end(self) -> None:
         self._finish("test")

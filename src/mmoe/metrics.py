@@ -1,16 +1,29 @@
-"""The metrics of each task, by its name: exact AUROC, average precision and log loss.
+"""The metrics of each task, by its name: exact areas and log loss of a binary one, errors of a regression.
 
 N rows, T tasks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
+from torchmetrics.regression import MeanSquaredError, R2Score
 
-METRICS = ("auroc", "average_precision", "log_loss")
+from mmoe.data.schema import Task
+
+# Of each kind of task, and whether more is better.
+METRICS = {
+    "binary": {"auroc": True, "average_precision": True, "log_loss": False},
+    "regression": {"mse": False, "r2": True},
+}
+
+
+def predicted(logits: Tensor, task: Task) -> Tensor:
+    """What a task's logits say, float64: the probability of a binary task, the number of a regression."""
+    # float32 would round sigmoids of logits above 17 to 1 and so tie rows that are not.
+    return logits.double().sigmoid() if task.is_binary else logits.double()
 
 
 class LogLoss(Metric):
@@ -41,25 +54,25 @@ class LogLoss(Metric):
 class TaskMetrics(nn.Module):
     """A collection of metrics for each task, read as `{stage}/{task}/{metric}`."""
 
-    def __init__(self, tasks: Sequence[str]) -> None:
+    def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__()
         self.tasks = list(tasks)
+        kinds: dict[str, Callable[[], list[Metric]]] = {
+            # thresholds=None, the default of both areas, is exact.
+            "binary": lambda: [BinaryAUROC(), BinaryAveragePrecision(), LogLoss()],
+            "regression": lambda: [MeanSquaredError(), R2Score()],
+        }
         self.collections = nn.ModuleList(
-            MetricCollection(
-                # thresholds=None, the default of both areas, is exact.
-                dict(zip(METRICS, (BinaryAUROC(), BinaryAveragePrecision(), LogLoss()), strict=True))
-            )
-            for _ in tasks
+            MetricCollection(dict(zip(METRICS[task.kind], kinds[task.kind](), strict=True))) for task in tasks
         )
 
     def forward(self, stage: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The metrics of all rows: logits [N, T] and labels [N, T], those of other ranks included."""
-        # float32 would round sigmoids of logits above 17 to 1 and so tie rows that are not.
-        probabilities = logits.double().sigmoid()
         result: dict[str, Tensor] = {}
         for i, (task, collection) in enumerate(zip(self.tasks, self.collections, strict=True)):
             assert isinstance(collection, MetricCollection)
-            collection.update(probabilities[:, i], labels[:, i].int())
-            result |= {f"{stage}/{task}/{name}": value for name, value in collection.compute().items()}
+            values = labels[:, i].int() if task.is_binary else labels[:, i].double()
+            collection.update(predicted(logits[:, i], task), values)
+            result |= {f"{stage}/{task.name}/{name}": value for name, value in collection.compute().items()}
             collection.reset()
         return result

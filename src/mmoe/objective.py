@@ -7,20 +7,22 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from mmoe.checks import check_finite
+from mmoe.data.schema import Task
 from mmoe.models.network import Network
 
 
 class Objective(nn.Module):
-    """A network and its loss: the weighted sum over tasks of the mean binary cross-entropy.
+    """A network and its loss: the weighted sum over tasks of their mean losses.
 
-    A method's `penalty()`, such as that of `L2Constrained`, is added.
+    The loss of a row is the binary cross-entropy of a binary task and the squared error of a regression,
+    whose prediction is the logit itself. A method's `penalty()`, as that of `L2Constrained`, is added.
 
     Args:
         network: from codes and numerics to logits and gates.
-        tasks: names, in the order of the labels.
+        tasks: in the order of the labels.
         task_weights: weight in the loss by task name; a task that is not named weighs 1.
 
     Raises:
@@ -31,25 +33,38 @@ class Objective(nn.Module):
     """
 
     task_weights: Tensor
+    is_binary: Tensor
 
     def __init__(
-        self, network: Network, tasks: Sequence[str], task_weights: Mapping[str, float] | None = None
+        self, network: Network, tasks: Sequence[Task], task_weights: Mapping[str, float] | None = None
     ) -> None:
         super().__init__()
-        weights = dict(task_weights or {})
+        weights, names = dict(task_weights or {}), [task.name for task in tasks]
         for name, weight in weights.items():
-            if name not in tasks:
-                raise ValueError(f"task_weights.{name}: must be one of the tasks {', '.join(tasks)}")
+            if name not in names:
+                raise ValueError(f"task_weights.{name}: must be one of the tasks {', '.join(names)}")
             check_finite(0, **{f"task_weights.{name}": weight})
         self.network = network
         self.tasks = list(tasks)
-        values = torch.tensor([float(weights.get(name, 1.0)) for name in tasks])
+        kinds = {task.kind for task in tasks}
+        self.kind = kinds.pop() if len(kinds) == 1 else "mixed"
+        values = torch.tensor([float(weights.get(name, 1.0)) for name in names])
         self.register_buffer("task_weights", values, persistent=False)
+        binary = torch.tensor([task.is_binary for task in tasks])
+        self.register_buffer("is_binary", binary, persistent=False)
 
     def forward(self, codes: Tensor, numerics: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and logits of a batch."""
         logits = self.network(codes, numerics).logits
-        losses = binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(0)  # [T]
-        loss = losses @ self.task_weights
+        loss = self._errors(logits, labels).mean(0) @ self.task_weights
         penalty = getattr(self.network.model, "penalty", None)
         return (loss + penalty() if penalty else loss), logits
+
+    def _errors(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each row and task, [B, T]; what no task needs is not computed."""
+        if self.kind == "regression":
+            return mse_loss(logits, labels, reduction="none")
+        entropy = binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        if self.kind == "binary":
+            return entropy
+        return torch.where(self.is_binary, entropy, mse_loss(logits, labels, reduction="none"))

@@ -28,7 +28,8 @@ class ReplicaLearner(Learner):
         objectives: the R objectives, initialised one by one.
         optimizer: from the stacked parameters to one optimizer for all.
         scheduler: see `Learner`.
-        monitor: name of a validation metric; larger is better.
+        monitor: name of a validation metric.
+        mode: `max` where larger is better, or `min`.
         patience: epochs without a better value; None never stops.
     """
 
@@ -42,12 +43,14 @@ class ReplicaLearner(Learner):
         optimizer: Any,
         scheduler: Any = None,
         monitor: str | None = None,
+        mode: str = "max",
         patience: int | None = None,
     ) -> None:
         super().__init__(objectives[0], optimizer, scheduler)
         self.objective = Replicas(objectives)
         self.best = copy.deepcopy(self.objective.stacked).requires_grad_(False)
         self.monitor = monitor or self.monitor
+        self.sign = 1 if mode == "max" else -1
         self.patience = patience
         count = len(objectives)
         self.register_buffer("best_value", torch.full((count,), -torch.inf, dtype=torch.float64))
@@ -55,11 +58,15 @@ class ReplicaLearner(Learner):
         self.register_buffer("waited", torch.zeros(count, dtype=torch.long))
 
     def _step(self, batch: Rows, stage: str) -> Tensor:
-        own_rows = batch.labels.ndim == 3
-        losses, logits = self.objective(*batch, own_rows=own_rows)
+        losses, logits = self._apply_to(batch)
         if stage != "train":
             self._outputs[stage].append((logits.detach(), batch.labels))
-        return losses.sum()  # type: ignore[no-any-return]
+        return losses.sum()
+
+    def _apply_to(self, batch: Rows) -> tuple[Tensor, Tensor]:
+        """Losses [R] and logits [R, B, T] of a batch that all replicas share, or of one with R in front."""
+        own_rows = batch.labels.ndim == 3
+        return self.objective(*batch, own_rows=own_rows)  # type: ignore[no-any-return]
 
     def _finish(self, stage: str) -> None:
         logits, labels = self._rows(stage)
@@ -74,10 +81,10 @@ class ReplicaLearner(Learner):
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         if self.trainer.state.fn == "fit":
-            self._keep_the_best(self.values[self.monitor])
+            self._keep_the_best(self.sign * self.values[self.monitor])
 
     def _keep_the_best(self, value: Tensor) -> None:
-        """Copy the weights of replicas whose value [R] is their best; count the epochs of the others."""
+        """Copy the weights of replicas whose value [R] is their largest; count the epochs of the others."""
         running = self.waited < (self.patience or torch.inf)
         better = running & (value > self.best_value)
         self.best_value = torch.where(better, value, self.best_value)

@@ -4,7 +4,7 @@ N rows, T tasks.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,25 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from mmoe.data.encode import Dataset
-from mmoe.data.schema import Schema
+from mmoe.data.schema import Schema, Task
 from mmoe.metrics import METRICS
 
-ROWS = {"official": "official rows", "sample": "bundled sample", "custom": "rows of data.dir"}
+ROWS = {
+    "official": "official rows",
+    "sample": "bundled sample",
+    "synthetic": "generated rows",
+    "custom": "rows of data.dir",
+}
 
 
-def check_monitor(monitor: str, schema: Schema) -> None:
-    """Raise ValueError unless `monitor` is a metric of a validation epoch of which more is better."""
-    known = [f"val/{task.name}/{name}" for task in schema.tasks for name in METRICS if name != "log_loss"]
+def check_monitor(monitor: str, mode: str, schema: Schema) -> None:
+    """Raise ValueError unless `monitor` is a metric of a validation epoch, and `mode` its direction."""
+    known = {f"val/{t.name}/{name}": more for t in schema.tasks for name, more in METRICS[t.kind].items()}
     if monitor not in known:
         raise ValueError(f"monitor={monitor}: must be one of {', '.join(known)}")
+    right = "max" if known[monitor] else "min"
+    if mode != right:
+        raise ValueError(f"monitor_mode={mode}: must be {right} for {monitor}")
 
 
 def results(values: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, float]]]:
@@ -57,19 +65,37 @@ def of_replicas(values: Mapping[str, Tensor], seed: int, epochs: Tensor) -> dict
     }
 
 
-def predictions(dataset: Dataset, split: str, probabilities: Tensor) -> pd.DataFrame:
-    """One line a row of `split`: its position in its file (from 0), labels and probabilities.
+def history(epochs: Sequence[tuple[int, int, Mapping[str, Tensor]]], seed: int) -> pd.DataFrame:
+    """One line a validation while training and replica: its seed, epoch, optimizer step and metrics."""
+    lines = []
+    for epoch, step, values in epochs:
+        columns = {name: value.reshape(-1).tolist() for name, value in values.items()}
+        for r, line in enumerate(zip(*columns.values(), strict=True)):
+            lines.append(
+                {"seed": seed + r, "epoch": epoch, "step": step} | dict(zip(columns, line, strict=True))
+            )
+    return pd.DataFrame(lines)
 
-    Probabilities [N, T] give a column a task; those of replicas, [R, N, T], one a task and replica.
+
+def column(task: Task) -> str:
+    """Name of the column of predictions.parquet that has what was predicted for a task."""
+    return f"{task.name}_{'probability' if task.is_binary else 'prediction'}"
+
+
+def predictions(dataset: Dataset, split: str, predicted: Tensor) -> pd.DataFrame:
+    """One line a row of `split`: its position in its file (from 0), labels and predictions.
+
+    Predictions [N, T] give a column a task; those of replicas, [R, N, T], one a task and replica. So do
+    labels where replicas have rows of their own.
     """
-    columns = {"row": dataset.positions[split].numpy()}
+    labels, columns = dataset.splits[split].labels, {"row": dataset.positions[split].numpy()}
     for i, task in enumerate(dataset.schema.tasks):
-        columns[f"{task.name}_label"] = dataset.splits[split].labels[:, i].numpy().astype("int8")
-        if probabilities.ndim == 2:
-            columns[f"{task.name}_probability"] = probabilities[:, i].numpy()
-            continue
-        for r, one in enumerate(probabilities):
-            columns[f"{task.name}_probability_{r}"] = one[:, i].numpy()
+        for name, values in ((f"{task.name}_label", labels), (column(task), predicted)):
+            dtype = "int8" if values is labels and task.is_binary else None
+            named = (
+                [(name, values)] if values.ndim == 2 else [(f"{name}_{r}", v) for r, v in enumerate(values)]
+            )
+            columns |= {key: value[:, i].numpy().astype(dtype) for key, value in named}
     return pd.DataFrame(columns)
 
 
@@ -78,13 +104,15 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     table = Table(title=f"Best epoch on the {ROWS[schema.rows]}", title_justify="left")
     for name in ("task", "rows"):
         table.add_column(name)
-    for name in METRICS:
+    names = list(dict.fromkeys(name for task in schema.tasks for name in METRICS[task.kind]))
+    for name in names:
         table.add_column(name.replace("_", " "), justify="right")
     for task in schema.tasks:
         for split in ("test", "val"):
             values = metrics[split][task.name]
             half = metrics["half_interval"][split][task.name] if "replicas" in metrics else {}
-            cells = [f"{values[n]:.4f}" + (f" ± {half[n]:.4f}" if half else "") for n in METRICS]
+            texts = {n: f"{v:.4f}" + (f" ± {half[n]:.4f}" if half else "") for n, v in values.items()}
+            cells = [texts.get(name, "-") for name in names]
             table.add_row(task.name, split, *cells)
     counts = ", ".join(f"{count:,} {split}" for split, count in schema.num_rows.items())
     speed = f"{metrics['samples_per_second']:,.0f}" if metrics["samples_per_second"] else "-"

@@ -1,7 +1,7 @@
 """A run folder: everything that is known about a run, written so that a reader never sees half a file.
 
 config.yaml (resolved, but for the folder itself), schema.json, checkpoints/, metrics.json,
-predictions.parquet, the logger's files.
+history.csv, predictions.parquet, the logger's files.
 """
 
 import json
@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from mmoe import report
 from mmoe.atomic import write
 from mmoe.build import build_network, check_targets
 from mmoe.data.schema import Schema
@@ -37,9 +38,10 @@ def _begin(folder: Path, config: str, schema: Schema) -> None:
     write(folder / "schema.json", lambda path: path.write_text(schema.to_json(), "utf-8"))
 
 
-def finish(folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame) -> None:
-    """Write what is known after training: metrics.json and predictions.parquet."""
+def finish(folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame, history: pd.DataFrame) -> None:
+    """Write what is known after training: predictions.parquet, history.csv and, last, metrics.json."""
     write(folder / "predictions.parquet", lambda path: predictions.to_parquet(path, index=False))
+    write(folder / "history.csv", lambda path: history.to_csv(path, index=False))
     write(
         folder / "metrics.json", lambda path: path.write_text(json.dumps(metrics, indent=1) + "\n", "utf-8")
     )
@@ -96,16 +98,19 @@ def extract(folder: Path, replica: int, out: Path) -> None:
     for key in ("replicas", "std", "half_interval"):
         del metrics[key]
     frame = pd.read_parquet(folder / "predictions.parquet")
+    frame = frame.rename(columns=lambda name: name.removesuffix(f"_{replica}"))
     columns = ["row"]
     for task in schema.tasks:
-        frame = frame.rename(columns={f"{task.name}_probability_{replica}": f"{task.name}_probability"})
-        columns += [f"{task.name}_label", f"{task.name}_probability"]
-    config.replicas, config.seed = 1, run["seed"]  # data.seed stays: all replicas have the same batches
+        columns += [f"{task.name}_label", report.column(task)]
+    history = pd.read_csv(folder / "history.csv")
+    config.replicas, config.seed = 1, run["seed"]
+    if "replicas" in config.data:  # each has rows of its own; else data.seed stays, with the same batches
+        config.data.replicas, config.data.seed = 1, config.data.seed + replica
     _begin(out, OmegaConf.to_yaml(config), schema)
     kept = {key: stored[key] for key in ("pytorch-lightning_version", "global_step")}
     kept |= {"epoch": run["epoch"] - 1, "state_dict": {f"objective.network.{k}": v for k, v in state.items()}}
     write(out / "checkpoints/best.ckpt", lambda path: torch.save(kept, path))
-    finish(out, metrics | run, frame[columns])
+    finish(out, metrics | run, frame[columns], history[history["seed"] == run["seed"]])
 
 
 def network_state(

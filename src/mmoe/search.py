@@ -9,7 +9,7 @@ import optuna
 from omegaconf import DictConfig, OmegaConf
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.study import MaxTrialsCallback
+from optuna.study import MaxTrialsCallback, StudyDirection
 from optuna.trial import Trial, TrialState
 
 from mmoe.atomic import write
@@ -65,8 +65,10 @@ def choices_of(choices: Mapping[str, Any]) -> dict[str, str]:
     return {group: choices[group] for group in GROUPS}
 
 
-def open_study(folder: Path, sampler: str, seed: int, described: Mapping[str, Any]) -> optuna.Study:
-    """The study of the journal in `folder`, made if it is not there.
+def open_study(
+    folder: Path, sampler: str, seed: int, direction: str, described: Mapping[str, Any]
+) -> optuna.Study:
+    """The study of the journal in `folder`, made if it is not there; `direction` is maximize or minimize.
 
     Raises:
         ValueError: an unknown sampler, or the journal is of another search.
@@ -83,8 +85,9 @@ def open_study(folder: Path, sampler: str, seed: int, described: Mapping[str, An
     try:
         study = optuna.load_study(storage=storage, study_name="tune")
     except KeyError:
+        towards = StudyDirection[direction.upper()]
         study = optuna.create_study(
-            storage=storage, study_name="tune", direction="maximize", load_if_exists=True
+            storage=storage, study_name="tune", direction=towards, load_if_exists=True
         )
     # A process that joins a study must not draw what another drew.
     study.sampler = samplers[sampler](seed=seed + len(study.trials))

@@ -28,7 +28,7 @@ class Throughput(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Rows, *_: Any
     ) -> None:
-        self.rows += len(batch.labels) * trainer.world_size
+        self.rows += batch.labels.shape[-2] * trainer.world_size
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._stop(trainer)

@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
     trainer = build(config, "trainer", callbacks=[*callbacks.values(), throughput], logger=logger)
     check_integers(-1, **{"trainer.max_epochs": trainer.max_epochs})
     data = build(config, "data")
-    report.check_monitor(config.monitor, data.schema)
+    report.check_monitor(config.monitor, config.monitor_mode, data.schema)
     learner = build_learner(config, data.schema)
 
     if trainer.is_global_zero:
@@ -69,7 +69,7 @@ def main(config: DictConfig) -> None:
     }
     if config.replicas > 1:
         metrics |= report.of_replicas(learner.values, config.seed, learner.best_epoch)
-    runs.finish(folder, metrics, predictions)
+    runs.finish(folder, metrics, predictions, report.history(learner.history, config.seed))
     report.show(folder, metrics, data.schema)
 
 

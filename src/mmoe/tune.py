@@ -21,6 +21,7 @@ def main(config: DictConfig) -> None:
     from mmoe import search
     from mmoe.build import build, build_learner
     from mmoe.checks import check_integers
+    from mmoe.report import check_monitor
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     check_integers(1, trials=config.trials)
@@ -28,6 +29,7 @@ def main(config: DictConfig) -> None:
     choices = HydraConfig.get().runtime.choices
     space = search.space_of(config.space, choices["model"])
     data = build(config, "data")
+    check_monitor(config.monitor, config.monitor_mode, data.schema)
 
     def objective(trial: Any) -> float:
         """The best validation value of the monitored metric over the epochs of one training."""
@@ -42,10 +44,11 @@ def main(config: DictConfig) -> None:
         silent = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
         trainer = build(tried, "trainer", callbacks=[Watch()], **silent)
         trainer.fit(learner, data)
-        return max(values)
+        return max(values) if config.monitor_mode == "max" else min(values)
 
     described = {"space": space, "rows": dict(data.schema.files), "choices": search.choices_of(choices)}
-    study = search.open_study(Path(config.folder), config.sampler, config.seed, described)
+    directed = {"max": "maximize", "min": "minimize"}[config.monitor_mode]
+    study = search.open_study(Path(config.folder), config.sampler, config.seed, directed, described)
     search.run(study, objective, config.trials)
     path = search.write_experiment(Path(config.folder), study, space, search.choices_of(choices))
     print(f"best {config.monitor}: {study.best_value:.4f} of {config.trials} trials")

@@ -4,7 +4,7 @@ UCI data set 117, census-income.names: 41 columns and the label, 1994 and 1995 p
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,8 @@ def datamodule(
         url: UCI's archive of the data set.
         cache_dir: where downloads and encoded rows are kept; None is the user's cache directory.
         features: columns that are inputs.
-        tasks: by name, the column that a label is made from and its positive levels; None leaves
-            the task out.
+        tasks: by name, the `column` that a label is made from and its `positive` levels, or
+            `kind: regression` for a column of numbers; None leaves the task out.
         main_task: the task that the others serve; its validation AUROC chooses the epoch.
         num_bins: most quantile bins of a numeric column.
         split_seed: seed of the 1:1 split of the test file into validation and test.
@@ -68,7 +68,9 @@ def datamodule(
         ValueError: an argument breaks a rule.
     """
     given = {name: task for name, task in (tasks or {}).items() if task}
-    labels = [Task(name, task["column"], tuple(task["positive"])) for name, task in given.items()]
+    labels = [
+        Task(name, **{**task, "positive": tuple(task.get("positive", ()))}) for name, task in given.items()
+    ]
     _check_columns(features, labels)
     if main_task not in given:
         raise ValueError(f"main_task={main_task}: must be one of {', '.join(given)}")
@@ -79,7 +81,7 @@ def datamodule(
     find = partial(find_files, dir, source, url, cache.directory(cache_dir))
     options = {
         "features": list(features),
-        "tasks": [(t.name, t.column, t.positive) for t in labels],
+        "tasks": [asdict(task) for task in labels],
         "num_bins": num_bins,
         "split_seed": split_seed,
     }
@@ -97,9 +99,12 @@ def _check_columns(features: Sequence[str], tasks: Sequence[Task]) -> None:
         if features.count(name) > 1:
             raise ValueError(f"features: {name!r} must be named once")
     for task in tasks:
-        if task.column not in COLUMNS or task.column in NUMERIC:
-            levels = ", ".join(c for c in COLUMNS if c not in NUMERIC)
-            raise ValueError(f"tasks.{task.name}.column={task.column}: must be a column of levels: {levels}")
+        fitting = [c for c in COLUMNS if (c in NUMERIC) != task.is_binary]
+        if task.column not in fitting:
+            what = "levels" if task.is_binary else "numbers"
+            raise ValueError(
+                f"tasks.{task.name}.column={task.column}: must be a column of {what}: {', '.join(fitting)}"
+            )
         if task.column in features:
             raise ValueError(
                 f"features: {task.column!r} is the column that the label of task {task.name} is made from,"

@@ -5,7 +5,7 @@ N rows, B batch, W ranks.
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
@@ -16,7 +16,23 @@ from mmoe.data.encode import Dataset, Rows, take
 from mmoe.data.schema import Schema
 
 
-class RowLoader:
+class Loader:
+    """What Lightning asks of a loader whose batches depend on the epoch."""
+
+    epoch = 0
+    batch_sampler = None  # Lightning asks for it beside `sampler`
+
+    @property
+    def sampler(self) -> Self:
+        """Itself: Lightning calls `loader.sampler.set_epoch` before each epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose batches the next iteration gives."""
+        self.epoch = epoch
+
+
+class RowLoader(Loader):
     """Batches of rows; each of `world_size` ranks takes its share of every global batch of W*B rows.
 
     With a seed, the order is drawn anew each epoch from seed and epoch alone, so it can be had again;
@@ -28,32 +44,20 @@ class RowLoader:
     ) -> None:
         self.rows, self.seed, self.rank, self.world_size = rows, seed, rank, world_size
         self.global_batch = batch_size * world_size
-        self.epoch = 0
-
-    batch_sampler = None  # Lightning asks for it beside `sampler`
-
-    @property
-    def sampler(self) -> "RowLoader":
-        """Itself: Lightning calls `loader.sampler.set_epoch` before each epoch."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration takes."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         # A remainder with fewer rows than ranks joins the batch before it: no rank may lack a step.
-        full, rest = divmod(len(self.rows.labels), self.global_batch)
+        full, rest = divmod(self.rows.labels.shape[-2], self.global_batch)
         return max(1, full + (rest >= self.world_size))
 
     def __iter__(self) -> Iterator[Rows]:
-        num_rows, steps = len(self.rows.labels), len(self)
+        num_rows, steps = self.rows.labels.shape[-2], len(self)
         order = self._order(num_rows)
         for step in range(steps):
             stop = num_rows if step == steps - 1 else (step + 1) * self.global_batch
             start = step * self.global_batch
             if order is None and self.world_size == 1:
-                yield Rows(*(t[start:stop] for t in self.rows))
+                yield Rows(*(t[..., start:stop, :] for t in self.rows))
             else:
                 index = torch.arange(start, stop) if order is None else order[start:stop]
                 share = index[self.rank :: self.world_size]
@@ -107,7 +111,7 @@ class DataModule(pl.LightningDataModule):
         """Columns and tasks of the data set."""
         return self.dataset.schema
 
-    def train_dataloader(self) -> RowLoader:
+    def train_dataloader(self) -> Loader:
         """Shuffled batches of the training rows."""
         return self._loader("train", self.batch_size, self.seed)
 

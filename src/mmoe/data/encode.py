@@ -17,13 +17,13 @@ from mmoe.data.schema import Categorical, Numeric, Schema, Task
 
 
 class Rows(NamedTuple):
-    """Rows as tensors; a batch is a slice of them.
+    """Rows as tensors; a batch is a slice of them. With rows of their own for R replicas, R is in front.
 
     Shape:
         codes: [N, C], integers. The levels of all columns are numbered in one sequence, column by column;
             an unseen level is `schema.num_levels` in every column.
         numerics: [N, M], float32, as in the file: scaling is the network's.
-        labels: [N, T], float32, 0 or 1.
+        labels: [N, T], float32; those of binary tasks are 0 or 1.
     """
 
     codes: Tensor
@@ -50,7 +50,7 @@ def fit_schema(frame: pd.DataFrame, features: Sequence[str], tasks: Sequence[Tas
         ValueError: a task's positive level does not occur.
     """
     for task in tasks:
-        levels = sorted(frame[task.column].unique())
+        levels = sorted(frame[task.column].unique()) if task.is_binary else []
         for level in task.positive:
             # Where none occurs, `check_labels` has more to say.
             if level not in levels and set(levels) & set(task.positive):
@@ -85,17 +85,18 @@ def encode(frame: pd.DataFrame, schema: Schema) -> Rows:
     codes = np.empty((len(frame), len(schema.categorical)), dtype)
     offset = 0
     for i, column in enumerate(schema.categorical):
-        values = frame[column.name].cat
-        known = pd.Index(column.levels).get_indexer(values.categories)
+        found = frame[column.name].cat
+        known = pd.Index(column.levels).get_indexer(found.categories)
         lookup = np.where(known >= 0, known + offset, schema.num_levels).astype(dtype)
-        codes[:, i] = lookup[values.codes]
+        codes[:, i] = lookup[found.codes]
         offset += len(column.levels)
     numerics = np.empty((len(frame), len(schema.numeric)), np.float32)
     for i, number in enumerate(schema.numeric):
         numerics[:, i] = frame[number.name]
     labels = np.empty((len(frame), len(schema.tasks)), np.float32)
     for i, task in enumerate(schema.tasks):
-        labels[:, i] = frame[task.column].isin(task.positive)
+        values = frame[task.column]
+        labels[:, i] = (values.isin(task.positive) if task.is_binary else values).to_numpy()
     return Rows(torch.from_numpy(codes), torch.from_numpy(numerics), torch.from_numpy(labels))
 
 
@@ -122,13 +123,13 @@ def assemble(schema: Schema, train: Rows, rest: Rows, split_seed: int, sources: 
 
 def take(rows: Rows, index: Tensor) -> Rows:
     """The rows at the positions `index` [K], in its order."""
-    return Rows(*(tensor.index_select(0, index) for tensor in rows))
+    return Rows(*(tensor.index_select(-2, index) for tensor in rows))
 
 
 def check_labels(labels: Tensor, tasks: Sequence[Task], source: str) -> None:
-    """Raise ValueError if a task has only one class in `labels` [N, T]; `source` names the rows."""
+    """Raise ValueError if a binary task has only one class in `labels` [N, T]; `source` names the rows."""
     for task, mean in zip(tasks, labels.double().mean(0).tolist(), strict=True):
-        if mean in (0.0, 1.0):
+        if task.is_binary and mean in (0.0, 1.0):
             which = "has" if mean else "lacks"
             raise ValueError(
                 f"{source}, column {task.column}: task {task.name} must have rows of both classes, but every"

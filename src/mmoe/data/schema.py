@@ -37,19 +37,31 @@ class Numeric:
 
 @dataclass(frozen=True)
 class Task:
-    """A binary label: 1 where `column` has one of the `positive` levels.
+    """A label made from `column`, by its kind.
+
+    `binary`: 1 where the column has one of the `positive` levels; `regression`: the column's number.
 
     Raises:
-        ValueError: `positive` is empty.
+        ValueError: an unknown kind, a binary task without positive levels, or a regression with them.
     """
 
     name: str
     column: str
-    positive: tuple[str, ...]
+    positive: tuple[str, ...] = ()
+    kind: str = "binary"
 
     def __post_init__(self) -> None:
-        if not self.positive:
+        if self.kind not in ("binary", "regression"):
+            raise ValueError(f"tasks.{self.name}.kind={self.kind}: must be binary or regression")
+        if self.is_binary and not self.positive:
             raise ValueError(f"tasks.{self.name}.positive=[]: must name at least one level of {self.column}")
+        if self.positive and not self.is_binary:
+            raise ValueError(f"tasks.{self.name}.positive={list(self.positive)}: a regression has no levels")
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether the label is 0 or 1."""
+        return self.kind == "binary"
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,8 @@ class Schema:
     """Columns and tasks of a data set, in the order of the tensors' columns.
 
     `rows` says where the rows came from: `official` (UCI's two files, by their row counts), `sample`
-    (the bundled one) or `custom`. `files` maps file names to their SHA-256, `num_rows` splits to rows.
+    (the bundled one), `synthetic` (a generator) or `custom`. `files` maps file names to their SHA-256,
+    `num_rows` splits to rows.
     """
 
     categorical: tuple[Categorical, ...]

@@ -25,8 +25,10 @@ class OneHot(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Zeros, with a one at each code."""
+        if not self.num_outputs:
+            return codes.to(torch.get_default_dtype())  # [B, 0]; vmap has no batching rule for what follows
         # Unseen levels have the code L: a column for them is written, then left out.
-        x = torch.zeros(len(codes), self.num_outputs + 1, device=codes.device)
+        x = codes.new_zeros(len(codes), self.num_outputs + 1, dtype=torch.get_default_dtype())
         return x.scatter_(1, codes.long(), 1.0)[:, :-1]
 
 
