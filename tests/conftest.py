@@ -2,8 +2,10 @@
 
 import gzip
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +16,6 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-import mmoe.train
 from mmoe import CONF_DIR
 from mmoe.data.census_files import SAMPLE_DIR
 
@@ -37,6 +38,17 @@ def real_dir() -> Path:
     if not folder:
         pytest.skip("MMOE_CENSUS_DIR is not set: no real rows here")
     return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of `experiment=smoke`, trained once; tests must not change it."""
+    folder = tmp_path_factory.mktemp("smoke") / "run"
+    command = [sys.executable, "-m", "mmoe.train", "experiment=smoke", "logger=none"]
+    environment = os.environ | {"MMOE_CACHE_DIR": str(folder.parent / "cache")}
+    environment.pop("MMOE_CENSUS_DIR", None)
+    subprocess.run([*command, f"hydra.run.dir={folder}"], check=True, capture_output=True, env=environment)
+    return folder
 
 
 def sample_lines(name: str = "census-income.data") -> list[str]:
@@ -67,21 +79,33 @@ class Result(NamedTuple):
     err: str
 
 
+Command = Callable[..., Result]
+
+
 @pytest.fixture
-def train(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[[str], Command]:
+    """Run `python -m mmoe.NAME ARGUMENTS` in this process, by `command(NAME)(*ARGUMENTS)`."""
+
+    def of(name: str) -> Command:
+        def run(*arguments: str) -> Result:
+            monkeypatch.setattr(sys, "argv", [name, *arguments])
+            capfd.readouterr()
+            try:
+                import_module(f"mmoe.{name}").main()
+                code = 0
+            except SystemExit as end:
+                code = int(end.code or 0)
+            return Result(code, *capfd.readouterr())
+
+        return run
+
+    return of
+
+
+@pytest.fixture
+def train(command: Callable[[str], Command]) -> Command:
     """Run `python -m mmoe.train ARGUMENTS` in this process."""
-
-    def run(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["train", *arguments])
-        capfd.readouterr()
-        try:
-            mmoe.train.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Result(code, *capfd.readouterr())
-
-    return run
+    return command("train")
 
 
 def assert_equal_with_gradients(

@@ -99,6 +99,23 @@ def predictions(dataset: Dataset, split: str, predicted: Tensor) -> pd.DataFrame
     return pd.DataFrame(columns)
 
 
+def show_evaluation(found: Mapping[str, Any]) -> None:
+    """Print the metrics of each checkpoint, with their intervals."""
+    title = f"{found['num_rows']:,} {found['split']} rows, {ROWS[found['rows']]}"
+    table = Table(title=title, title_justify="left")
+    for name in ("checkpoint", "epoch", "task", "metric", "value", "95 % interval"):
+        table.add_column(name, justify="right" if name in ("epoch", "value") else "left")
+    for line in found["checkpoints"]:
+        for task, values in line["metrics"].items():
+            for name, value in values.items():
+                low, high = line["intervals"][task][name] if "intervals" in line else (None, None)
+                interval = "-" if low is None else f"{low:.4f} to {high:.4f}"
+                label = name.replace("_", " ")
+                epoch = str(line["epoch"] or "own")
+                table.add_row(line["checkpoint"], epoch, task, label, f"{value:.4f}", interval)
+    Console().print(table)
+
+
 def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     """Print the table of task by metric, and what is needed to read it."""
     table = Table(title=f"Best epoch on the {ROWS[schema.rows]}", title_justify="left")

@@ -5,6 +5,7 @@ history.csv, predictions.parquet, the logger's files.
 """
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -58,29 +59,54 @@ def load_network(folder: Path | str, checkpoint: str = "best", replica: int | No
     Raises:
         ValueError: a file is missing, or the configuration would build what is not a network's part.
     """
-    config, _, network = _read(Path(folder))
-    state = _checkpoint(Path(folder), checkpoint)["state_dict"]
+    config, schema = read(Path(folder))
+    network = build_network(config, schema)
+    (path,) = checkpoints(Path(folder), checkpoint)
+    state = load_checkpoint(path)["state_dict"]
     network.load_state_dict(network_state(state, network, config.replicas, replica))
     return network.eval()
 
 
-def _read(folder: Path) -> tuple[DictConfig, Schema, nn.Module]:
-    """Configuration, schema and untrained network of a run folder."""
+def read(folder: Path) -> tuple[DictConfig, Schema]:
+    """Configuration and schema of a run folder.
+
+    Raises:
+        ValueError: a file is missing, or the configuration would build what is not a network's part.
+    """
     for path in (folder / "config.yaml", folder / "schema.json"):
         if not path.is_file():
             raise ValueError(f"{path}: missing; is {folder} a run folder?")
     config = OmegaConf.load(folder / "config.yaml")
     assert isinstance(config, DictConfig)
     check_targets(config)
-    schema = Schema.from_json((folder / "schema.json").read_text("utf-8"))
-    return config, schema, build_network(config, schema)
+    return config, Schema.from_json((folder / "schema.json").read_text("utf-8"))
 
 
-def _checkpoint(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / f"checkpoints/{name}.ckpt"
-    if not path.is_file():
-        raise ValueError(f"{path}: missing")
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+def checkpoints(folder: Path, name: str) -> list[Path]:
+    """The file of checkpoint `name`, or those of all, by name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    every = sorted((folder / "checkpoints").glob("[!.]*.ckpt"))
+    chosen = [path for path in every if name in ("all", path.stem)]
+    if not chosen:
+        known = ", ".join(path.stem for path in every) or "none"
+        raise ValueError(f"checkpoint={name}: must be all or one of {folder}/checkpoints: {known}")
+    return chosen
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds: tensors and plain values, on the CPU.
+
+    Raises:
+        ValueError: the file is not whole, or holds anything else, such as code to run.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not a whole checkpoint of tensors and plain values ({why})") from None
     return checkpoint
 
 
@@ -90,8 +116,10 @@ def extract(folder: Path, replica: int, out: Path) -> None:
     Raises:
         ValueError: there is no such replica, or `out` holds a run.
     """
-    config, schema, network = _read(folder)
-    stored = _checkpoint(folder, "best")
+    config, schema = read(folder)
+    network = build_network(config, schema)
+    (path,) = checkpoints(folder, "best")
+    stored = load_checkpoint(path)
     state = network_state(stored["state_dict"], network, config.replicas, replica)
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     run = metrics.pop("runs")[replica]

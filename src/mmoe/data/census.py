@@ -16,7 +16,7 @@ from mmoe.data import cache, parse
 from mmoe.data.census_files import OFFICIAL_ROWS, Files, check_source, find_files
 from mmoe.data.datamodule import DataModule
 from mmoe.data.encode import Dataset, assemble, encode, fit_schema
-from mmoe.data.schema import Task
+from mmoe.data.schema import Schema, Task
 
 # In file order, under the names of census-income.names, shortened where they are phrases.
 COLUMNS = (
@@ -47,6 +47,7 @@ def datamodule(
     main_task: str,
     num_bins: int,
     split_seed: int,
+    schema: Schema | None = None,
     **loading: Any,
 ) -> DataModule:
     """Serve the census rows; the arguments are those of conf/data/census.yaml.
@@ -62,6 +63,7 @@ def datamodule(
         main_task: the task that the others serve; its validation AUROC chooses the epoch.
         num_bins: most quantile bins of a numeric column.
         split_seed: seed of the 1:1 split of the test file into validation and test.
+        schema: encode by this one, a run's, in place of fitting one to the training file.
         loading: further arguments of `DataModule`.
 
     Raises:
@@ -85,7 +87,7 @@ def datamodule(
         "num_bins": num_bins,
         "split_seed": split_seed,
     }
-    return DataModule(partial(_load, find, labels, options, cache.directory(cache_dir)), **loading)
+    return DataModule(partial(_load, find, labels, options, schema, cache.directory(cache_dir)), **loading)
 
 
 def _check_columns(features: Sequence[str], tasks: Sequence[Task]) -> None:
@@ -118,20 +120,32 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def _load(
-    find: Callable[[], Files], tasks: Sequence[Task], options: dict[str, Any], cache_dir: Path
+    find: Callable[[], Files],
+    tasks: Sequence[Task],
+    options: dict[str, Any],
+    schema: Schema | None,
+    cache_dir: Path,
 ) -> Dataset:
     """The encoded data set, from the cache if the same files were encoded before with the same options."""
     files = find()
     digests = {path.name: cache.sha256(path) for path in (files.train, files.test)}
     key = {"files": digests, "is_sample": files.is_sample, **options}
-    return cache.cached(cache_dir, "census", key, partial(_encode, files, digests, tasks, options))
+    if schema and schema.files != digests:  # its own files give it again
+        key["schema"] = schema.to_json()
+    return cache.cached(cache_dir, "census", key, partial(_encode, files, digests, tasks, options, schema))
 
 
-def _encode(files: Files, digests: dict[str, str], tasks: Sequence[Task], options: dict[str, Any]) -> Dataset:
+def _encode(
+    files: Files,
+    digests: dict[str, str],
+    tasks: Sequence[Task],
+    options: dict[str, Any],
+    schema: Schema | None,
+) -> Dataset:
     train, rest = read(files.train), read(files.test)
     counts = {"train": len(train), "test": len(rest)}
     origin = "sample" if files.is_sample else "official" if counts == OFFICIAL_ROWS else "custom"
-    schema = fit_schema(train, options["features"], tasks, options["num_bins"])
+    schema = schema or fit_schema(train, options["features"], tasks, options["num_bins"])
     return assemble(
         replace(schema, rows=origin, files=digests),
         encode(train, schema),

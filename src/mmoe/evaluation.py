@@ -1,0 +1,104 @@
+"""Score the checkpoints of a run folder, on its own rows or on others."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+
+from mmoe import report, runs
+from mmoe.atomic import write
+from mmoe.bootstrap import intervals
+from mmoe.build import build, build_learner
+from mmoe.data.datamodule import DataModule
+from mmoe.data.schema import Schema
+
+STAGES = {"val": "validate", "test": "test"}
+
+
+def evaluate(
+    folder: Path, checkpoint: str, split: str, dir: str | None = None, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Metrics of checkpoints, exactly as training computes them, with bootstrap intervals.
+
+    Args:
+        folder: the run folder.
+        checkpoint: `best`, `last`, another name in checkpoints/, or `all`.
+        split: `val` or `test`.
+        dir: directory of another pair of census files, which are encoded as the run's rows were.
+        resamples: of the bootstrap; 0 leaves the intervals out.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: an argument is outside its range, a file is missing, or the rows are others.
+    """
+    if split not in STAGES:
+        raise ValueError(f"split={split}: must be {' or '.join(STAGES)}")
+    config, schema = runs.read(folder)
+    paths = runs.checkpoints(folder, checkpoint)
+    data = rows_for(config, schema, dir)
+    learner = build_learner(config, schema)
+    trainer = trainer_for(config)
+    found = []
+    for path in paths:
+        stored = runs.load_checkpoint(path)
+        learner.load_state_dict(stored["state_dict"])
+        getattr(trainer, STAGES[split])(learner, data, verbose=False)
+        values = report.results(learner.values)[split]
+        own_epochs = config.replicas > 1 and path.stem == "best"  # each replica has its own
+        epoch = None if own_epochs else stored["epoch"] + 1
+        line: dict[str, Any] = {"checkpoint": path.stem, "epoch": epoch, "metrics": values}
+        if resamples:
+            learner.to(trainer.strategy.root_device)
+            predicted = learner.predict(getattr(data, f"{split}_dataloader")()).numpy()
+            labels = data.dataset.splits[split].labels.numpy()
+            line["intervals"] = intervals(schema.tasks, predicted, labels, resamples, seed)
+        found.append(line)
+    return {
+        "run": str(folder),
+        "rows": data.schema.rows,
+        "files": dict(data.schema.files),
+        "split": split,
+        "num_rows": data.schema.num_rows[split],
+        "resamples": resamples,
+        "checkpoints": found,
+    }
+
+
+def rows_for(config: DictConfig, schema: Schema, dir: str | None) -> DataModule:
+    """The rows that a run was made with, or the census files of `dir`, encoded by the run's schema.
+
+    Raises:
+        ValueError: the run's rows are no longer the same, or are not of files.
+    """
+    takes_schema = "schema" in inspect.signature(hydra.utils.get_object(config.data._target_)).parameters
+    if dir is not None:
+        if not takes_schema:
+            raise ValueError(f"data.dir={dir}: only runs on the census files can be scored on others")
+        config.data.dir, config.data.source = dir, "official"
+    given = {"schema": schema} if takes_schema else {}
+    data: DataModule = build(config, "data", **given)
+    if dir is None and (data.schema.files, data.schema.num_rows) != (schema.files, schema.num_rows):
+        raise ValueError(
+            f"data.dir={config.data.get('dir')}: must hold the files that the run was made with, by their"
+            " SHA-256 in its schema.json; name a directory with other files as data.dir"
+        )
+    return data
+
+
+def trainer_for(config: DictConfig) -> pl.Trainer:
+    """A trainer of the run's precision, on one device of this machine, that writes nothing."""
+    for key in ("strategy", "num_nodes", "max_steps", "max_epochs"):
+        config.trainer.pop(key, None)
+    config.trainer.accelerator, config.trainer.devices = "auto", 1
+    silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer: pl.Trainer = build(config, "trainer", **silent)
+    return trainer
+
+
+def save(path: Path, found: dict[str, Any]) -> None:
+    """Write what was found as JSON."""
+    write(path, lambda scratch: scratch.write_text(json.dumps(found, indent=1) + "\n", "utf-8"))
