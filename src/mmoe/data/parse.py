@@ -40,18 +40,56 @@ def read_rows(
     Raises:
         ValueError: the file cannot be read, or a field breaks a rule; names file, line and column.
     """
-    types = {c: pa.float64() if c in numeric else pa.dictionary(pa.int32(), pa.binary()) for c in columns}
     with _mistakes(path, columns, numeric, allowed), open_bytes(path) as file:
-        table = csv.read_csv(file, **_options(types))
-    frame = pd.DataFrame(
-        {c: table[c].to_numpy() if c in numeric else _levels(table[c].combine_chunks()) for c in columns}
-    )
-    finite = all((frame[c].abs() <= LARGEST).all() for c in numeric)
-    levels = {c: set(frame[c].cat.categories) for c in columns if c not in numeric}
-    known = all("" not in levels[c] and levels[c] <= set(allowed.get(c, levels[c])) for c in levels)
-    if frame.empty or not (finite and known):
+        table = csv.read_csv(file, **_options(_types(columns, numeric)))
+    frame = _frame(table, numeric)
+    if frame.empty or not _is_clean(frame, numeric, allowed):
         raise _first_mistake(path, columns, numeric, allowed, "no rows")
     return frame
+
+
+def read_chunks(path: Path, columns: Sequence[str], numeric: Collection[str]) -> Iterator[pd.DataFrame]:
+    """Read a file chunk by chunk, of about a megabyte: memory does not grow with it.
+
+    Raises:
+        ValueError: as `read_rows`, when the chunk with the mistake is asked for.
+    """
+    with _mistakes(path, columns, numeric, {}), open_bytes(path) as file:
+        for batch in csv.open_csv(file, **_options(_types(columns, numeric))):
+            frame = _frame(pa.Table.from_batches([batch]), numeric)
+            if not _is_clean(frame, numeric, {}):
+                raise _first_mistake(path, columns, numeric, {}, "a field breaks a rule")
+            yield frame
+
+
+def count_fields(path: Path) -> int:
+    """Fields of the first line that is not empty; 0 without one.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    with _mistakes(path, (), (), {}):
+        return next((line.count(",") + 1 for _, line in _lines(path)), 0)
+
+
+def _types(columns: Sequence[str], numeric: Collection[str]) -> dict[str, pa.DataType]:
+    return {c: pa.float64() if c in numeric else pa.dictionary(pa.int32(), pa.binary()) for c in columns}
+
+
+def _frame(table: pa.Table, numeric: Collection[str]) -> pd.DataFrame:
+    columns = {
+        c: table[c].to_numpy() if c in numeric else _levels(table[c].combine_chunks())
+        for c in table.column_names
+    }
+    return pd.DataFrame(columns)
+
+
+def _is_clean(frame: pd.DataFrame, numeric: Collection[str], allowed: Mapping[str, Collection[str]]) -> bool:
+    """Whether numbers are finite, no level is empty, and all levels are allowed."""
+    finite = all((frame[c].abs() <= LARGEST).all() for c in numeric)
+    levels = {str(c): set(frame[c].cat.categories) for c in frame if c not in numeric}
+    known = all("" not in found and found <= set(allowed.get(c, found)) for c, found in levels.items())
+    return finite and known
 
 
 def read_numbers(path: Path, columns: Sequence[str]) -> Iterator[np.ndarray]:

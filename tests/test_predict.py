@@ -1,0 +1,200 @@
+"""`python -m mmoe.predict`: raw rows in, a score for each, in their order."""
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import sample_lines
+
+from mmoe.data.census import COLUMNS, NUMERIC
+
+LINES = sample_lines("census-income.test")
+
+
+@pytest.fixture
+def predict(command):
+    return command("predict")
+
+
+def raw(lines: list[str]) -> pd.DataFrame:
+    """The fields of official lines as a user's own tool would have them."""
+    frame = pd.DataFrame([[field.strip() for field in line.split(",")] for line in lines], columns=COLUMNS)
+    return frame.astype(dict.fromkeys(NUMERIC, float))
+
+
+def write_lines(path: str, lines: list[str]) -> str:
+    with gzip.open(path, "wt") if path.endswith(".gz") else Path(path).open("w") as file:
+        file.write("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_the_test_rows_have_the_predictions_of_training(predict, smoke_run: Path):
+    trained = pd.read_parquet(smoke_run / "predictions.parquet")
+    result = predict(f"run={smoke_run}", f"input={write_lines('all.csv', LINES)}", "output=out.parquet")
+    assert result.code == 0, result.err
+    assert f"{len(LINES):,} rows" in result.out
+    scores = pd.read_parquet("out.parquet")
+    assert list(scores) == ["income_probability", "marital_probability"]
+    assert len(scores) == len(LINES)
+    for name in scores:
+        np.testing.assert_allclose(scores[name][trained["row"]], trained[name], atol=1e-6)
+
+
+def test_every_format_has_the_same_scores(predict, smoke_run: Path):
+    lines = LINES[:300]
+    frame = raw(lines)
+    inputs = {
+        "labels.csv": write_lines("labels.csv", lines),
+        "plain.csv.gz": write_lines("plain.csv.gz", [line.rpartition(",")[0] for line in lines]),
+    }
+    frame.to_parquet("text.parquet")
+    # As pandas would have read the file: codes as integers, levels as categories; columns in any order.
+    shuffled = frame.drop(columns=["income", "education"])[sorted(set(COLUMNS) - {"income", "education"})]
+    shuffled = shuffled.astype({"industry_code": int, "occupation_code": int, "sex": "category"})
+    shuffled.to_parquet("pandas.parquet")
+    found = []
+    for source in (*inputs, "text.parquet", "pandas.parquet"):
+        assert predict(f"run={smoke_run}", f"input={source}", "output=out.csv").code == 0, source
+        found.append(pd.read_csv("out.csv"))
+    for other in found[1:]:
+        pd.testing.assert_frame_equal(found[0], other, check_exact=True)
+
+
+def test_a_score_does_not_depend_on_the_chunks_or_the_neighbours(predict, smoke_run: Path):
+    frame = raw(LINES)
+    many = pd.concat([frame] * 7, ignore_index=True)  # 21,000 rows: three blocks
+    many.to_parquet("many.parquet")
+    scores = []
+    for chunk in (1000, 8191, 65536):
+        assert (
+            predict(
+                f"run={smoke_run}", "input=many.parquet", "output=out.parquet", f"chunk_rows={chunk}"
+            ).code
+            == 0
+        )
+        scores.append(pd.read_parquet("out.parquet"))
+    pd.testing.assert_frame_equal(scores[0], scores[1], check_exact=True)
+    pd.testing.assert_frame_equal(scores[0], scores[2], check_exact=True)
+    for copy in range(7):
+        part = scores[0][copy * len(frame) : (copy + 1) * len(frame)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(part, scores[0][: len(frame)], check_exact=True)
+    frame[5:6].to_parquet("one.parquet")
+    assert predict(f"run={smoke_run}", "input=one.parquet", "output=one.csv").code == 0
+    one = pd.read_csv("one.csv")
+    pd.testing.assert_frame_equal(one, scores[0][5:6].reset_index(drop=True), check_exact=True)
+
+
+def test_gates_sum_to_one(predict, smoke_run: Path):
+    source = write_lines("rows.csv", LINES[:50])
+    assert predict(f"run={smoke_run}", f"input={source}", "output=out.parquet", "gates=true").code == 0
+    scores = pd.read_parquet("out.parquet")
+    for task in ("income", "marital"):
+        gates = scores[[f"{task}_gate_{e}" for e in range(8)]]
+        np.testing.assert_allclose(gates.sum(axis=1), 1, atol=1e-5)
+    assert scores.shape == (50, 18)
+
+
+def test_unseen_levels_are_counted(predict, smoke_run: Path):
+    lines = [line.replace("Private", "Publican") for line in LINES[:200]]
+    count = sum("Publican" in line for line in lines)
+    result = predict(f"run={smoke_run}", f"input={write_lines('rows.csv', lines)}", "output=out.csv")
+    assert result.code == 0
+    assert f"class_of_worker: {count} of 200 rows have a level that training did not see" in result.out
+
+
+def test_one_replica_of_many(predict, train):
+    options = ["trainer.max_epochs=1", "+trainer.limit_train_batches=3", "logger=none", "replicas=2"]
+    assert train("experiment=smoke", *options, "hydra.run.dir=run").code == 0
+    source = write_lines("rows.csv", LINES)
+    refused = predict("run=run", f"input={source}", "output=out.parquet")
+    assert refused.err.startswith("error: replica=None: must")
+    assert predict("run=run", f"input={source}", "output=out.parquet", "replica=1").code == 0
+    trained = pd.read_parquet("run/predictions.parquet")
+    scores = pd.read_parquet("out.parquet")["income_probability"]
+    np.testing.assert_allclose(scores[trained["row"]], trained["income_probability_1"], atol=1e-6)
+
+
+def parquet_with(column: str, values: list[object]) -> str:
+    frame = raw(LINES[:3])
+    frame[column] = values
+    frame.to_parquet("bad.parquet")
+    return "bad.parquet"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: "nowhere.csv", "nowhere.csv: cannot be read (No such file or directory)"),
+        (lambda: "nowhere.parquet", "nowhere.parquet: not a whole Parquet file"),
+        (lambda: write_lines("empty.csv", []), "empty.csv: has no rows"),
+        (lambda: write_lines("rows.txt", LINES), "input=rows.txt: must end with"),
+        (
+            lambda: write_lines("bad.csv", [*LINES[:20], "old" + LINES[20].lstrip("0123456789")]),
+            "bad.csv, line 21, column 1 (age): must be a finite number, is 'old'",
+        ),
+        (
+            lambda: write_lines("short.csv", [*LINES[:20], "1,2,3"]),
+            "short.csv, line 21: must have 42 comma-separated fields, has 3",
+        ),
+        (
+            lambda: parquet_with("age", [1.0, None, 2.0]),
+            "bad.parquet, column age, row 2: must be a finite",
+        ),
+        (lambda: parquet_with("age", ["1", "2", "3"]), "bad.parquet, column age: must hold numbers"),
+        (
+            lambda: parquet_with("sex", ["Male", "Male", None]),
+            "bad.parquet, column sex, row 3: must not be",
+        ),
+        (
+            lambda: parquet_with("sex", ["Male", " ", "Male"]),
+            "bad.parquet, column sex, row 2: must not be",
+        ),
+        (
+            lambda: parquet_with("sex", [1.5, 2.5, 3.5]),
+            "bad.parquet, column sex: must hold text",
+        ),
+    ],
+)
+def test_bad_rows(predict, smoke_run: Path, make, message: str):
+    Path("out.parquet").write_text("before")
+    result = predict(f"run={smoke_run}", f"input={make()}", "output=out.parquet")
+    assert result.code == 2
+    assert result.err.splitlines()[-1].startswith(f"error: {message}")
+    assert "Traceback" not in result.err
+    assert Path("out.parquet").read_text() == "before"
+    assert not list(Path().glob(".out*"))
+
+
+def test_a_column_that_is_missing(predict, smoke_run: Path):
+    raw(LINES[:3]).drop(columns="age").to_parquet("bad.parquet")
+    result = predict(f"run={smoke_run}", "input=bad.parquet", "output=out.parquet")
+    assert result.err.splitlines()[-1] == (
+        "error: bad.parquet: must have a column 'age', as the run's inputs are by name"
+    )
+    result = predict(f"run={smoke_run}", "input=bad.parquet", "output=out.xls")
+    assert result.err == "error: output=out.xls: must end with .parquet, .csv or .csv.gz\n"
+
+
+def test_memory_does_not_grow_with_the_file(smoke_run: Path):
+    table = pa.Table.from_pandas(raw(LINES[:1000]))
+    peaks = []
+    for groups in (100, 400):
+        with pq.ParquetWriter("big.parquet", table.schema) as writer:
+            for _ in range(groups):
+                writer.write_table(table)
+        code = (
+            "import resource; from mmoe import predict; predict.main();"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        arguments = [f"run={smoke_run}", "input=big.parquet", "output=big_out.parquet"]
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+        assert pq.ParquetFile("big_out.parquet").metadata.num_rows == groups * 1000
+    assert peaks[1] - peaks[0] < 60  # MiB, for 300,000 rows more
