@@ -28,7 +28,7 @@ class OneHot(nn.Module):
         if not self.num_outputs:
             return codes.to(torch.get_default_dtype())  # [B, 0]; vmap has no batching rule for what follows
         # Unseen levels have the code L: a column for them is written, then left out.
-        x = codes.new_zeros(len(codes), self.num_outputs + 1, dtype=torch.get_default_dtype())
+        x = codes.new_zeros(codes.shape[0], self.num_outputs + 1, dtype=torch.get_default_dtype())
         return x.scatter_(1, codes.long(), 1.0)[:, :-1]
 
 
