@@ -103,6 +103,24 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
 
 @pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run `python scripts/NAME.py ARGUMENTS` in this process, by `script(NAME, *ARGUMENTS)`."""
+
+    def run(name: str, *arguments: str) -> Result:
+        monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        capfd.readouterr()
+        try:
+            import_module(name).main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Result(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
 def train(command: Callable[[str], Command]) -> Command:
     """Run `python -m mmoe.train ARGUMENTS` in this process."""
     return command("train")

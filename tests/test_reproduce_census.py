@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import Result
 
 SCRIPT = str(Path(__file__).parents[1] / "scripts/reproduce_census.py")
 QUICK = [
@@ -82,7 +84,7 @@ def test_the_sample_is_refused_unless_asked_for():
         ("methods=mlp", "error: methods=mlp: must be all or some of single_task"),
     ],
 )
-def test_mistakes(argument: str, message: str):
-    done = reproduce(argument)
-    assert done.returncode == 2
-    assert done.stderr.startswith(message)
+def test_mistakes(script: Callable[..., Result], argument: str, message: str):
+    result = script("reproduce_census", *QUICK, argument)
+    assert result.code == 2
+    assert result.err.startswith(message)

@@ -52,7 +52,11 @@ def test_the_smoke_experiment_ends_with_a_table_and_a_whole_run_folder():
     for task in ("income", "marital"):
         for name in ("auroc", "average_precision", "log_loss"):
             assert f"{metrics['test'][task][name]:.4f}" in done.stdout
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {
+        "best.ckpt",
+        "last.ckpt",
+        "previous.ckpt",
+    }
     assert not any(path.name.startswith(".") for path in folder.rglob("*"))
     stored = OmegaConf.load(folder / "config.yaml")
     assert str(folder.absolute()) not in (folder / "config.yaml").read_text()
@@ -116,7 +120,8 @@ def test_paddlerecs_settings_keep_every_epoch(train: Train):
     arguments = ["data.source=sample", "trainer.max_epochs=3", "+trainer.limit_train_batches=3"]
     assert train("experiment=census_seed", *arguments).code == 0
     kept = {path.name for path in (run_folder() / "checkpoints").iterdir()}
-    assert kept == {"best.ckpt", "last.ckpt", "epoch_000.ckpt", "epoch_001.ckpt", "epoch_002.ckpt"}
+    always = {"best.ckpt", "last.ckpt", "previous.ckpt"}
+    assert kept == {*always, "epoch_000.ckpt", "epoch_001.ckpt", "epoch_002.ckpt"}
 
 
 def test_a_run_can_be_repeated_from_its_folder(train: Train):

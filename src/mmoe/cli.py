@@ -31,7 +31,7 @@ def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig]
         try:
             main(config)
         except ValueError as error:
-            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+            remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
             if not _is_ours(error) or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -48,7 +48,7 @@ def _is_ours(error: BaseException) -> bool:
     return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
 
 
-def _remove_if_empty(folder: Path) -> None:
+def remove_if_empty(folder: Path) -> None:
     """Remove the run folder that Hydra made, and the experiment's folder, unless something is in them."""
     if folder == Path.cwd():
         return

@@ -43,6 +43,7 @@ class Learner(pl.LightningModule):
         self.history: list[tuple[int, int, dict[str, Tensor]]] = []  # epoch, step and values of validations
         self._optimizer, self._scheduler = optimizer, scheduler
         self._configure([nn.Parameter(torch.empty(0))])  # its arguments are checked before training starts
+        self._generators: list[Tensor] = []
         self._outputs: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # by stage
 
     def _step(self, batch: Rows, stage: str) -> Tensor:
@@ -110,6 +111,33 @@ class Learner(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._finish("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning leaves out: random generators, logits since the epoch began, and the history."""
+        generators = [torch.get_rng_state()]
+        if torch.cuda.is_available():
+            generators += torch.cuda.get_rng_state_all()
+        outputs = {stage: [tuple(pair) for pair in pairs] for stage, pairs in self._outputs.items()}
+        checkpoint["mmoe"] = {
+            "generators": generators,
+            "outputs": outputs,
+            "history": self.history,
+            "values": self.values,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        stored = checkpoint["mmoe"]
+        self._generators = stored["generators"]
+        self._outputs.update(stored["outputs"])
+        self.history, self.values = list(stored["history"]), dict(stored["values"])
+
+    def on_train_start(self) -> None:
+        """Set the generators of a checkpoint last, when nothing else draws before the first step."""
+        if self._generators:
+            torch.set_rng_state(self._generators[0].cpu())
+            for device, state in enumerate(self._generators[1 : 1 + torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(state.cpu(), device)
+            self._generators = []
 
     def configure_optimizers(self) -> Any:
         return self._configure(self.objective.parameters())

@@ -6,11 +6,14 @@ history.csv, predictions.parquet, the logger's files.
 
 import json
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -37,6 +40,25 @@ def _begin(folder: Path, config: str, schema: Schema) -> None:
         raise ValueError(f"{folder}: must not hold a run already; name another folder")
     write(folder / "config.yaml", lambda path: path.write_text(config, "utf-8"))
     write(folder / "schema.json", lambda path: path.write_text(schema.to_json(), "utf-8"))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in a run folder; a lock ends with the process that has it.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    lock = FileLock(folder / "run.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"{folder}: another process is at work in this run folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder / "run.lock").unlink(missing_ok=True)
 
 
 def finish(folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame, history: pd.DataFrame) -> None:

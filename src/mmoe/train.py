@@ -1,7 +1,9 @@
 """Train a network and test its best checkpoint: `python -m mmoe.train experiment=census`."""
 
 import logging
+import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -18,58 +20,70 @@ def main(config: DictConfig) -> None:
     """Train, then write and print the metrics of the best checkpoint."""
     started = time.perf_counter()
     # Imported here, so that --help and --cfg do not wait for torch.
-    import torch
-
     from mmoe import report, runs
     from mmoe.build import build, build_callbacks, build_learner
+    from mmoe.checkpointing import Interrupted, WholeFiles, newest, take_up
     from mmoe.checks import check_integers
     from mmoe.data.datamodule import RowLoader
     from mmoe.throughput import Throughput
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     folder = Path(HydraConfig.get().runtime.output_dir)
+    resumed = bool(config.resume)
+    if resumed:
+        folder, config = take_up(Path(config.resume), folder, HydraConfig.get().overrides.task)
     check_integers(0, seed=config.seed)
     check_integers(1, replicas=config.replicas)
     throughput = Throughput()
     callbacks = build_callbacks(config)
     logger = build(config, "logger") if config.get("logger") else False
-    trainer = build(config, "trainer", callbacks=[*callbacks.values(), throughput], logger=logger)
+    trainer = build(
+        config, "trainer", callbacks=[*callbacks.values(), throughput], logger=logger, plugins=[WholeFiles()]
+    )
     check_integers(-1, **{"trainer.max_epochs": trainer.max_epochs})
     data = build(config, "data")
     report.check_monitor(config.monitor, config.monitor_mode, data.schema)
     learner = build_learner(config, data.schema)
 
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and not resumed:
         runs.start(folder, config, data.schema)
-    trainer.fit(learner, data)
-    best = folder / "checkpoints/best.ckpt"
-    if config.replicas > 1:
-        learner.take_the_best()
-    if config.replicas > 1 or not callbacks["best"].best_model_path:  # as with max_steps, before a validation
-        trainer.save_checkpoint(best)
-    loggers, trainer.loggers = trainer.loggers, []  # the epoch's validation was logged before
-    trainer.validate(learner, data, ckpt_path=best, weights_only=True, verbose=False)
-    trainer.loggers = loggers
-    trainer.test(learner, data, verbose=False)  # of the weights that were just loaded
-    if not trainer.is_global_zero:
-        return
-    learner.to(trainer.strategy.root_device)
-    rows = RowLoader(data.dataset.splits["test"], config.data.eval_batch_size)
-    predictions = report.predictions(data.dataset, "test", learner.predict(rows))
-    metrics = {
-        "rows": data.schema.rows,
-        "seed": config.seed,
-        "monitor": config.monitor,
-        "epoch": min(torch.load(best, weights_only=True)["epoch"] + 1, trainer.current_epoch),
-        "epochs": trainer.current_epoch,
-        "parameters": sum(p.numel() for p in learner.objective.parameters()) // config.replicas,
-        "samples_per_second": throughput.samples_per_second,
-        "seconds": time.perf_counter() - started,
-        **report.results(learner.values),
-    }
-    if config.replicas > 1:
-        metrics |= report.of_replicas(learner.values, config.seed, learner.best_epoch)
-    runs.finish(folder, metrics, predictions, report.history(learner.history, config.seed))
+    with runs.locked(folder) if trainer.is_global_zero else nullcontext():
+        try:
+            last = newest(folder) if resumed else None
+            trainer.fit(learner, data, ckpt_path=last, weights_only=True)
+        except Interrupted:
+            print(f"stopped; go on with: python -m mmoe.train resume={os.path.relpath(folder)}")
+            raise SystemExit(130) from None
+        best = folder / "checkpoints/best.ckpt"
+        if config.replicas > 1:
+            learner.take_the_best()
+        if config.replicas > 1 or not callbacks["best"].best_model_path:  # max_steps before a validation
+            trainer.save_checkpoint(best)
+        stored = runs.load_checkpoint(best)
+        learner.load_state_dict(stored["state_dict"])
+        loggers, trainer.loggers = trainer.loggers, []  # the epoch's validation was logged before
+        trainer.validate(learner, data, verbose=False)
+        trainer.loggers = loggers
+        trainer.test(learner, data, verbose=False)
+        if not trainer.is_global_zero:
+            return
+        metrics = {
+            "rows": data.schema.rows,
+            "seed": config.seed,
+            "monitor": config.monitor,
+            "epoch": min(stored["epoch"] + 1, trainer.current_epoch),
+            "epochs": trainer.current_epoch,
+            "parameters": sum(p.numel() for p in learner.objective.parameters()) // config.replicas,
+            "samples_per_second": throughput.samples_per_second,
+            "seconds": time.perf_counter() - started,
+            **report.results(learner.values),
+        }
+        if config.replicas > 1:
+            metrics |= report.of_replicas(learner.values, config.seed, learner.best_epoch)
+        learner.to(trainer.strategy.root_device)
+        rows = RowLoader(data.dataset.splits["test"], config.data.eval_batch_size)
+        predictions = report.predictions(data.dataset, "test", learner.predict(rows))
+        runs.finish(folder, metrics, predictions, report.history(learner.history, config.seed))
     report.show(folder, metrics, data.schema)
 
 

@@ -20,6 +20,8 @@ class Loader:
     """What Lightning asks of a loader whose batches depend on the epoch."""
 
     epoch = 0
+    step = 0  # batches of the epoch that were given
+    resumed: tuple[int, int] | None = None  # epoch and step of a checkpoint
     batch_sampler = None  # Lightning asks for it beside `sampler`
 
     @property
@@ -30,6 +32,22 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches the next iteration gives."""
         self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the epoch, for a checkpoint."""
+        return {"epoch": self.epoch, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration of that epoch begin where a checkpoint was written."""
+        self.resumed = (state["epoch"], state["step"])
+
+    def _steps(self, count: int) -> Iterator[int]:
+        """The steps of an epoch of `count`, or what is left of it."""
+        epoch, step = self.resumed or (None, 0)
+        self.resumed = None
+        for left in range(step if epoch == self.epoch else 0, count):
+            self.step = left + 1
+            yield left
 
 
 class RowLoader(Loader):
@@ -53,7 +71,7 @@ class RowLoader(Loader):
     def __iter__(self) -> Iterator[Rows]:
         num_rows, steps = self.rows.labels.shape[-2], len(self)
         order = self._order(num_rows)
-        for step in range(steps):
+        for step in self._steps(steps):
             stop = num_rows if step == steps - 1 else (step + 1) * self.global_batch
             start = step * self.global_batch
             if order is None and self.world_size == 1:

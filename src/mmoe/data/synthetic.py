@@ -146,10 +146,11 @@ class StreamLoader(Loader):
 
     def __iter__(self) -> Iterator[Rows]:
         first_block = self.epoch * math.ceil(len(self) / STREAMED_STEPS)
-        for step in range(len(self)):
+        drawn, rows = -1, None
+        for step in self._steps(len(self)):
             block, place = divmod(step, STREAMED_STEPS)
-            if place == 0:
-                rows = self.draw(first_block + block, STREAMED_STEPS * self.global_batch)
+            if rows is None or block != drawn:
+                drawn, rows = block, self.draw(first_block + block, STREAMED_STEPS * self.global_batch)
             start = place * self.global_batch
             share = slice(start + self.rank, start + self.global_batch, self.world_size)
             yield Rows(*(tensor[..., share, :] for tensor in rows))

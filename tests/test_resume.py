@@ -1,0 +1,186 @@
+"""A run can be stopped at any moment, and ends as if it had not been."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+# Everything with a state: dropout, a schedule, early stopping, checkpoints in mid-epoch.
+OPTIONS = [
+    "experiment=smoke", "model.dropout=.2", "callbacks.last.every_n_steps=20", "logger=none",
+    "learner.scheduler={_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 3}",
+]  # fmt: skip
+# Raises a signal in the step that is named, as if it came from outside.
+STOPPED = """
+import os, signal, sys
+from mmoe import checkpointing, train
+step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+after = checkpointing.Last.on_train_batch_end
+def stop(self, trainer, *rest):
+    if trainer.global_step == step:
+        os.kill(os.getpid(), number)
+    after(self, trainer, *rest)
+checkpointing.Last.on_train_batch_end = stop
+train.main()
+"""
+
+
+def stopped(step: int, number: signal.Signals, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", STOPPED, str(step), str(int(number)), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """Weights, optimizer, metrics, history and predictions, to the bit."""
+    for name in ("last", "best"):
+        first, second = (
+            torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True) for folder in (one, other)
+        )
+        assert first["global_step"] == second["global_step"]
+        for key, value in first["state_dict"].items():
+            assert torch.equal(value, second["state_dict"][key]), key
+        for key, state in first["optimizer_states"][0]["state"].items():
+            for part, value in state.items():
+                assert torch.equal(value, second["optimizer_states"][0]["state"][key][part])
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (one, other)]
+    for found in metrics:
+        del found["seconds"], found["samples_per_second"]
+    assert metrics[0] == metrics[1]
+    for name in ("history.csv", "predictions.parquet"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert not list(other.rglob(".*"))
+    assert not (other / "run.lock").exists()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that was never stopped: 3 epochs of 94 steps."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    arguments = [*OPTIONS, "trainer.max_epochs=3", f"hydra.run.dir={folder}"]
+    subprocess.run([sys.executable, "-m", "mmoe.train", *arguments], check=True, capture_output=True)
+    return folder
+
+
+# In mid-epoch, at the end of the first epoch, after it, and at the very end.
+@pytest.mark.parametrize("step", [50, 94, 95, 282])
+def test_ctrl_c_saves_and_says_how_to_go_on(train: Callable, whole: Path, step: int):
+    done = stopped(step, signal.SIGINT, *OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut")
+    assert done.returncode == 130
+    assert done.stdout.endswith("stopped; go on with: python -m mmoe.train resume=cut\n")
+    assert done.stderr == ""
+    stored = torch.load("cut/checkpoints/last.ckpt", weights_only=True)
+    assert stored["global_step"] == step
+    assert not Path("cut/metrics.json").exists()
+    result = train("resume=cut")
+    assert result.code == 0, result.err
+    assert "run folder: cut" in result.out
+    assert_equal_runs(whole, Path("cut"))
+    assert not list(Path().glob("runs/*"))
+
+
+@pytest.mark.parametrize("step", [1, 188, 250])
+def test_a_killed_run_goes_on(train: Callable, whole: Path, step: int):
+    done = stopped(step, signal.SIGKILL, *OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut")
+    assert done.returncode == -signal.SIGKILL
+    assert train("resume=cut").code == 0
+    assert_equal_runs(whole, Path("cut"))
+
+
+@pytest.mark.parametrize("model", ["replicas", "synthetic"])
+def test_replicas_and_streams_go_on(train: Callable, model: str):
+    options = [*OPTIONS, "trainer.max_epochs=2", "replicas=2"]
+    if model == "synthetic":
+        small = ["data.rows=3008", "data.batch_size=32", "data.eval_rows=50", "trainer.max_epochs=2"]
+        options = [
+            "experiment=synthetic",
+            "replicas=2",
+            "callbacks.last.every_n_steps=20",
+            "logger=none",
+            *small,
+        ]
+    assert train(*options, "hydra.run.dir=whole").code == 0
+    assert stopped(50, signal.SIGKILL, *options, "hydra.run.dir=cut").returncode == -signal.SIGKILL
+    assert train("resume=cut").code == 0
+    assert_equal_runs(Path("whole"), Path("cut"))
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments(train: Callable):
+    options = [*OPTIONS, "trainer.max_epochs=25", "callbacks.early_stopping=null"]
+    assert train(*options, "hydra.run.dir=whole").code == 0
+    draws = random.Random(0)
+    arguments, last = [*options, "hydra.run.dir=cut"], Path("cut/checkpoints/last.ckpt")
+    for _ in range(10):
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mmoe.train", *arguments], stdout=subprocess.DEVNULL
+        )
+        while process.poll() is None and (last.stat().st_mtime_ns if last.exists() else 0) == before:
+            time.sleep(0.01)
+        time.sleep(draws.uniform(0, 0.2))
+        process.kill()
+        process.wait()
+        if Path("cut/metrics.json").exists():
+            break
+        arguments = ["resume=cut"]
+    else:
+        assert train("resume=cut").code == 0
+    assert_equal_runs(Path("whole"), Path("cut"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "both"])
+def test_a_damaged_checkpoint_is_passed_over(train: Callable, whole: Path, damage: str):
+    stopped(250, signal.SIGKILL, *OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut")
+    folder = Path("cut/checkpoints")
+    for name in ("last", "previous") if damage == "both" else ("last",):
+        content = bytearray((folder / f"{name}.ckpt").read_bytes())
+        if damage == "truncated":
+            del content[-1000:]
+        else:
+            content[len(content) // 2] ^= 1
+        (folder / f"{name}.ckpt").write_bytes(content)
+    result = train("resume=cut")
+    assert result.code == 0, result.err
+    assert "cut/checkpoints/last.ckpt: not a whole checkpoint" in result.out
+    assert ("training begins anew" in result.out) == (damage == "both")
+    assert_equal_runs(whole, Path("cut"))
+
+
+def test_two_processes_do_not_work_in_one_folder(train: Callable):
+    stopped(50, signal.SIGKILL, *OPTIONS, "hydra.run.dir=cut")
+    before = {path: path.stat().st_mtime_ns for path in Path("cut/checkpoints").iterdir()}
+    with FileLock("cut/run.lock"):
+        result = train("resume=cut")
+    assert result.code == 2
+    assert result.err.endswith("cut: another process is at work in this run folder\n")
+    assert before == {path: path.stat().st_mtime_ns for path in Path("cut/checkpoints").iterdir()}
+
+
+def test_mistakes(train: Callable, smoke_run: Path):
+    copy = Path("copy")
+    shutil.copytree(smoke_run, copy)
+    for arguments, message in (
+        (["resume=nowhere"], "nowhere/config.yaml: missing; is nowhere a run folder?"),
+        (["resume=copy"], "resume=copy: the run has ended, as its metrics.json says"),
+        (
+            ["resume=copy", "seed=3"],
+            "resume=copy: goes on with the run's own configuration; leave out seed=3",
+        ),
+    ):
+        result = train(*arguments)
+        assert result.code == 2
+        assert result.err == f"error: {message}\n"
+        assert not list(Path().glob("runs/*"))
+    (copy / "metrics.json").unlink()
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("torch.optim.Adam", "os.system"))
+    assert "learner.optimizer._target_=os.system: must be a class of" in train("resume=copy").err
