@@ -230,6 +230,19 @@ def test_a_number_can_be_a_task(train: Train):
     assert set(metrics["test"]) == {"income", "marital", "age"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_compiled_run_has_the_same_results(train: Train, replicas: int):
+    found = []
+    for compiled, folder in (("false", "plain"), ("true", "compiled")):
+        options = [f"compile={compiled}", f"replicas={replicas}", f"hydra.run.dir={folder}", "logger=none"]
+        steps = ["trainer.max_epochs=1", "+trainer.limit_train_batches=20"]
+        assert train("experiment=smoke", *options, *steps).code == 0
+        found.append(pd.read_parquet(f"{folder}/predictions.parquet"))
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+    assert runs.load_network("compiled", replica=None if replicas == 1 else 0)
+
+
 def test_two_processes_train_together(tmp_path: Path):
     arguments = ["experiment=smoke", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", *QUICK]
     done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240)

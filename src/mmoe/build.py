@@ -49,7 +49,17 @@ def build_network(config: DictConfig, schema: Schema) -> Network:
 
 
 def build_learner(config: Any, schema: Schema) -> Any:
-    """The learner of one network, or of `config.replicas`, which are initialised with seeds of their own."""
+    """The learner of one network, or of `config.replicas`, which are initialised with seeds of their own.
+
+    With `config.compile` its objective goes through torch.compile; names of parameters stay.
+    """
+    learner = _learner(config, schema)
+    if config.get("compile"):
+        learner.objective.compile()
+    return learner
+
+
+def _learner(config: Any, schema: Schema) -> Any:
     objectives = []
     for number in range(config.replicas):
         pl.seed_everything(config.seed + number, verbose=False)
