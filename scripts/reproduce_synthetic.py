@@ -134,7 +134,8 @@ def settings(overrides: list[str]) -> dict[str, Any]:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", overrides=["experiment=synthetic", *overrides])
     parts = ("data", "inputs", "learner", "trainer", "objective")
-    return {part: OmegaConf.to_container(config[part], resolve=True) for part in parts}
+    used = {part: OmegaConf.to_container(config[part], resolve=True) for part in parts}
+    return used | {"overrides": sorted(overrides)}
 
 
 def settle(root: Path, used: dict[str, Any]) -> None:
@@ -282,7 +283,7 @@ def figure4(config: dict[str, Any], runs: pd.DataFrame, options: dict[str, str],
         *summary(part, out / "figure4.csv"),
         "",
         "`±` is half the 95 % confidence interval of the mean, `sd` the standard deviation over runs. Rates"
-        f" are chosen from {options['rates']} by {options['trials']} other runs each."
+        f" are chosen from {options['rates']}, where there are more, by {options['trials']} other runs each."
         " The paper's 13,056 parameters are the weights of experts and towers' hidden layers; ours are all,"
         " with gates and biases.",
         "",

@@ -39,7 +39,7 @@ def test_all_checkpoints_by_epoch(evaluate, train):
     shutil.copy("run/checkpoints/last.ckpt", "run/checkpoints/epoch_002.ckpt")
     assert evaluate("run=run", "checkpoint=all", "bootstrap=0").code == 0
     found = json.loads(Path("run/evaluation.json").read_text())["checkpoints"]
-    assert [line["checkpoint"] for line in found] == sorted(["best", "epoch_002", "last"])
+    assert [line["checkpoint"] for line in found] == ["best", "epoch_002", "last", "previous"]
     by_name = {line["checkpoint"]: line for line in found}
     assert by_name["last"]["metrics"] == by_name["epoch_002"]["metrics"]
     assert by_name["last"]["epoch"] == 2
@@ -99,6 +99,10 @@ def test_rows_that_have_changed_are_refused(evaluate, train, census_dir: Path):
         f"error: data.dir={census_dir}: must hold the files that the run was made with"
     )
     assert not Path("run/evaluation.json").exists()
+
+
+def test_a_run_must_be_named(evaluate):
+    assert evaluate("split=val").err == "error: run=...: must be given\n"
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_one_replica_of_many(predict, train):
     assert train("experiment=smoke", *options, "hydra.run.dir=run").code == 0
     source = write_lines("rows.csv", LINES)
     refused = predict("run=run", f"input={source}", "output=out.parquet")
-    assert refused.err.startswith("error: replica=None: must")
+    assert refused.err.startswith("error: replica=None: the run has 2 replicas: must be 0 to 1")
     assert predict("run=run", f"input={source}", "output=out.parquet", "replica=1").code == 0
     trained = pd.read_parquet("run/predictions.parquet")
     scores = pd.read_parquet("out.parquet")["income_probability"]

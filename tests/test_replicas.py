@@ -156,7 +156,7 @@ def test_replicas_come_back_one_by_one(train):
             frame[f"marital_probability_{r}"], logits[:, 1].double().sigmoid().detach(), atol=1e-6
         )
     for wrong in (None, 2, -1):
-        with pytest.raises(ValueError, match=f"^replica={wrong}: must be a number below 2"):
+        with pytest.raises(ValueError, match=f"^replica={wrong}: the run has 2 replicas: must be 0 to 1"):
             runs.load_network(folder, replica=wrong)
 
 

@@ -155,6 +155,52 @@ def test_a_damaged_checkpoint_is_passed_over(train: Callable, whole: Path, damag
     assert_equal_runs(whole, Path("cut"))
 
 
+def test_an_early_stop_is_not_forgotten(train: Callable):
+    stop = ["callbacks.early_stopping.patience=1", "trainer.max_epochs=30"]
+    assert train(*OPTIONS, *stop, "hydra.run.dir=whole").code == 0
+    assert json.loads(Path("whole/metrics.json").read_text())["epochs"] < 30
+    shutil.copytree("whole", "cut")
+    Path("cut/metrics.json").unlink()  # as if killed while the best checkpoint was tested
+    assert train("resume=cut").code == 0
+    assert_equal_runs(Path("whole"), Path("cut"))
+
+
+def test_a_run_that_was_moved_goes_on(train: Callable, whole: Path):
+    stopped(250, signal.SIGKILL, *OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut")
+    shutil.move("cut", "elsewhere")
+    assert train("resume=elsewhere").code == 0
+    assert_equal_runs(whole, Path("elsewhere"))
+    assert not Path("cut").exists()
+
+
+def test_accumulated_gradients_are_not_lost(train: Callable):
+    options = [*OPTIONS, "trainer.max_epochs=2", "+trainer.accumulate_grad_batches=3"]
+    assert train(*options, "hydra.run.dir=whole").code == 0
+    assert stopped(25, signal.SIGINT, *options, "hydra.run.dir=cut").returncode == 130
+    assert train("resume=cut").code == 0
+    assert_equal_runs(Path("whole"), Path("cut"))
+
+
+def test_the_log_of_before_stays(train: Callable):
+    options = [*OPTIONS[:-2], OPTIONS[-1], "logger=csv", "trainer.max_epochs=3"]
+    stopped(200, signal.SIGKILL, *options, "hydra.run.dir=cut")
+    before = Path("cut/csv/metrics.csv").read_text()
+    assert train("resume=cut").code == 0
+    assert Path("cut/csv/metrics.csv").read_text() == before
+    assert "val/income/auroc" in Path("cut/csv_2/metrics.csv").read_text()
+
+
+def test_other_rows_are_refused(train: Callable, census_dir: Path):
+    options = ["experiment=smoke", "data.source=auto", f"data.dir={census_dir}", "logger=none"]
+    every = "callbacks.last.every_n_steps=5"
+    stopped(10, signal.SIGKILL, *options, every, "hydra.run.dir=cut")
+    path = census_dir / "census-income.test"
+    path.write_text(path.read_text("latin-1").replace("Private", "Publican", 1), "latin-1")
+    result = train("resume=cut")
+    assert result.code == 2
+    assert result.err.endswith("cut: its rows are no longer those of its schema.json\n")
+
+
 def test_two_processes_do_not_work_in_one_folder(train: Callable):
     stopped(50, signal.SIGKILL, *OPTIONS, "hydra.run.dir=cut")
     before = {path: path.stat().st_mtime_ns for path in Path("cut/checkpoints").iterdir()}

@@ -14,6 +14,8 @@ def write(path: Path, to: Callable[[Path], Any]) -> None:
     os.close(handle)
     try:
         to(Path(scratch))
+        with Path(scratch).open("rb") as file:
+            os.fsync(file.fileno())  # or the name may outlive the content in a power cut
         Path(scratch).chmod(0o644)  # mkstemp lets only its user read
         Path(scratch).replace(path)
     except BaseException:

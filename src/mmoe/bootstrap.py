@@ -9,7 +9,7 @@ import numpy as np
 
 from mmoe.data.schema import Task
 
-CHUNK = 64  # resamples at a time: memory stays at a few hundred bytes a row
+CHUNK = 64  # resamples at a time, some 5 KB a row
 
 
 def intervals(

@@ -70,7 +70,7 @@ def _learner(config: Any, schema: Schema) -> Any:
     config = OmegaConf.merge(config, {"learner": {"_target_": "mmoe.replica_learner.ReplicaLearner"}})
     stop = (config.callbacks or {}).get("early_stopping")
     patience = stop.patience if stop else None
-    watched = {"monitor": config.monitor, "mode": config.monitor_mode, "patience": patience}
+    watched = {"monitor": config.monitor, "mode": config.get("monitor_mode", "max"), "patience": patience}
     return build(config, "learner", objectives=objectives, **watched)
 
 
@@ -80,6 +80,7 @@ def build_callbacks(config: DictConfig) -> dict[str, Any]:
     if "best" not in names:
         raise ValueError("callbacks.best: must be there, for its checkpoint is tested")
     own = ("best", "early_stopping") if config.replicas > 1 else ()
+    names.sort(key=lambda name: name == "last")  # it may end the training, when the others are done
     return {name: build(config.callbacks, name) for name in names if name not in own}
 
 

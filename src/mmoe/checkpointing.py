@@ -1,6 +1,7 @@
 """Checkpoints that a run can always go on from: whole, two deep, with all that decides what comes next."""
 
 import logging
+import math
 import signal
 import zipfile
 from collections.abc import Sequence
@@ -10,10 +11,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from mmoe.atomic import write
+from mmoe.checks import check_integers
 from mmoe.cli import remove_if_empty
 from mmoe.runs import load_checkpoint, read
 
@@ -35,17 +37,23 @@ class Last(Checkpoint):
     """Keep `last.ckpt` and, in case it is damaged, the one before as `previous.ckpt`.
 
     They are written at the end of each epoch, every `every_n_steps` steps, and when Ctrl-C is pressed: then
-    training stops after the step and raises `Interrupted`. A second Ctrl-C stops at once.
+    training stops after the step and raises `Interrupted`. A second Ctrl-C stops at once. Where several
+    processes train together, only the ends of epochs count, for there all are at the same step; generators
+    are those of the first process.
 
     Args:
         dirpath: where.
         every_n_steps: optimizer steps.
+
+    Raises:
+        ValueError: `every_n_steps` is below 1.
     """
 
     def __init__(self, dirpath: str, every_n_steps: int = 1000) -> None:
+        check_integers(1, every_n_steps=every_n_steps)
         self.folder = Path(dirpath)
         self.every_n_steps = every_n_steps
-        self.interrupted = False
+        self.interrupted = self._due = False
         self._handler: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -56,13 +64,20 @@ class Last(Checkpoint):
         self._handler = signal.getsignal(signal.SIGINT)
         signal.signal(signal.SIGINT, handle)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        due = trainer.global_step and trainer.global_step % self.every_n_steps == 0
-        # After the last batch, Lightning would take the validation that follows for done.
-        if (self.interrupted or due) and not trainer.is_last_batch:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._due |= bool(trainer.global_step) and trainer.global_step % self.every_n_steps == 0
+        if not (self._due or self.interrupted) or trainer.world_size > 1:
+            return
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # no gradient waits for others
+        # Before a validation Lightning would take it for done.
+        validates = trainer.is_last_batch or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
+        if stepped and not validates:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
         self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -77,8 +92,23 @@ class Last(Checkpoint):
         if trainer.is_global_zero and last.exists():
             last.replace(self.folder / "previous.ckpt")
         trainer.save_checkpoint(last)
+        self._due = False
         if self.interrupted:
             raise Interrupted
+
+
+class Best(ModelCheckpoint):
+    """`ModelCheckpoint` that knows its files again when the run folder was moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        before, now = str(state_dict["dirpath"]), str(self.dirpath)
+
+        def moved(value: Any) -> Any:
+            return value.replace(before, now, 1) if isinstance(value, str) else value
+
+        state = {key: moved(value) for key, value in state_dict.items()}
+        state["best_k_models"] = {moved(k): v for k, v in state_dict["best_k_models"].items()}
+        super().load_state_dict(state)
 
 
 def take_up(run: Path, made: Path, overrides: Sequence[str]) -> tuple[Path, DictConfig]:
@@ -98,6 +128,8 @@ def take_up(run: Path, made: Path, overrides: Sequence[str]) -> tuple[Path, Dict
     text = (folder / "config.yaml").read_text("utf-8").replace("${hydra:runtime.output_dir}", str(folder))
     config = OmegaConf.create(text)
     assert isinstance(config, DictConfig)
+    if (config.get("logger") or {}).get("version") == "csv":  # which would delete what it finds
+        config.logger.version = f"csv_{len(list(folder.glob('csv*'))) + 1}"
     return folder, config
 
 
@@ -118,6 +150,7 @@ def newest(folder: Path) -> Path | None:
             return path
         except ValueError as error:
             log.warning("%s; the one before is taken", error)
+            path.unlink()  # or it would become the one before
     log.warning("%s: no checkpoint to go on from; training begins anew", folder)
     return None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue
 
 PACKAGE = Path(__file__).parent
 
@@ -30,6 +31,13 @@ def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig]
         warnings.filterwarnings("ignore", message="The number of training batches")  # of a small data set
         try:
             main(config)
+        except MissingMandatoryValue as error:
+            print(f"error: {error.full_key}=...: must be given", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+            print("stopped", file=sys.stderr)
+            raise SystemExit(130) from None
         except ValueError as error:
             remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
             if not _is_ours(error) or os.environ.get("HYDRA_FULL_ERROR") == "1":

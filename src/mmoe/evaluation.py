@@ -91,9 +91,10 @@ def rows_for(config: DictConfig, schema: Schema, dir: str | None) -> DataModule:
 
 def trainer_for(config: DictConfig) -> pl.Trainer:
     """A trainer of the run's precision, on one device of this machine, that writes nothing."""
-    for key in ("strategy", "num_nodes", "max_steps", "max_epochs"):
+    limits = ("limit_val_batches", "limit_test_batches", "fast_dev_run")
+    for key in ("strategy", "num_nodes", "max_steps", *limits):
         config.trainer.pop(key, None)
-    config.trainer.accelerator, config.trainer.devices = "auto", 1
+    config.trainer.accelerator, config.trainer.devices, config.trainer.max_epochs = "auto", 1, 1
     silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     trainer: pl.Trainer = build(config, "trainer", **silent)
     return trainer

@@ -44,6 +44,7 @@ class Learner(pl.LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._configure([nn.Parameter(torch.empty(0))])  # its arguments are checked before training starts
         self._generators: list[Tensor] = []
+        self._should_stop = False
         self._outputs: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # by stage
 
     def _step(self, batch: Rows, stage: str) -> Tensor:
@@ -119,6 +120,7 @@ class Learner(pl.LightningModule):
             generators += torch.cuda.get_rng_state_all()
         outputs = {stage: [tuple(pair) for pair in pairs] for stage, pairs in self._outputs.items()}
         checkpoint["mmoe"] = {
+            "should_stop": self.trainer.should_stop,
             "generators": generators,
             "outputs": outputs,
             "history": self.history,
@@ -127,12 +129,15 @@ class Learner(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint["mmoe"]
-        self._generators = stored["generators"]
+        self._generators, self._should_stop = stored["generators"], stored["should_stop"]
         self._outputs.update(stored["outputs"])
         self.history, self.values = list(stored["history"]), dict(stored["values"])
 
     def on_train_start(self) -> None:
         """Set the generators of a checkpoint last, when nothing else draws before the first step."""
+        self.trainer.should_stop |= self._should_stop  # an early stop, which Lightning forgets
+        for stage, pairs in self._outputs.items():
+            self._outputs[stage] = [(a.to(self.device), b.to(self.device)) for a, b in pairs]
         if self._generators:
             torch.set_rng_state(self._generators[0].cpu())
             for device, state in enumerate(self._generators[1 : 1 + torch.cuda.device_count()]):

@@ -7,6 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,8 +145,12 @@ def scores(network: nn.Module, schema: Schema, block: tuple[Rows, int], gates: b
     return pa.table({name: values[:count].cpu().numpy() for name, values in columns.items()})
 
 
-def _writer(path: Path, schema: pa.Schema) -> Any:
+@contextmanager
+def _writer(path: Path, schema: pa.Schema) -> Iterator[Any]:
     """A writer by the end of the file's name."""
     if path.suffix == ".parquet":
-        return parquet.ParquetWriter(path, schema)
-    return csv.CSVWriter(pa.output_stream(str(path)), schema)  # compressed by its .gz
+        with parquet.ParquetWriter(path, schema) as writer:
+            yield writer
+    else:
+        with pa.output_stream(str(path)) as sink, csv.CSVWriter(sink, schema) as writer:  # .gz compresses
+            yield writer

@@ -83,6 +83,8 @@ def load_network(folder: Path | str, checkpoint: str = "best", replica: int | No
     """
     config, schema = read(Path(folder))
     network = build_network(config, schema)
+    if checkpoint == "all":
+        raise ValueError("checkpoint=all: must name one")
     (path,) = checkpoints(Path(folder), checkpoint)
     state = load_checkpoint(path)["state_dict"]
     network.load_state_dict(network_state(state, network, config.replicas, replica))
@@ -168,7 +170,8 @@ def network_state(
 ) -> dict[str, Tensor]:
     """What a checkpoint's state says of `network`, or of one of its replicas."""
     if (replicas > 1) != (replica is not None) or not 0 <= (replica or 0) < replicas:
-        rule = f"must be a number below {replicas}" if replicas > 1 else "the run has no replicas"
+        of_many = f"the run has {replicas} replicas: must be 0 to {replicas - 1}"
+        rule = of_many if replicas > 1 else "the run has no replicas"
         raise ValueError(f"replica={replica}: {rule}")
     prefix = "objective.network." if replica is None else "objective.stacked.network."
     weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

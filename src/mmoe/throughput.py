@@ -22,8 +22,9 @@ class Throughput(pl.Callback):
         """Training rows of all ranks a second; None before the first epoch has ended."""
         return self.rows / self.seconds if self.seconds else None
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._started = time.perf_counter()
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self._started is None:  # as after a validation, or in an epoch that is resumed
+            self._started = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Rows, *_: Any

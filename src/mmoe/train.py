@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    resumed = bool(config.resume)
+    resumed = bool(config.get("resume"))
     if resumed:
         folder, config = take_up(Path(config.resume), folder, HydraConfig.get().overrides.task)
     check_integers(0, seed=config.seed)
@@ -45,6 +45,8 @@ def main(config: DictConfig) -> None:
     report.check_monitor(config.monitor, config.monitor_mode, data.schema)
     learner = build_learner(config, data.schema)
 
+    if resumed and data.schema != runs.read(folder)[1]:
+        raise ValueError(f"resume={folder}: its rows are no longer those of its schema.json")
     if trainer.is_global_zero and not resumed:
         runs.start(folder, config, data.schema)
     with runs.locked(folder) if trainer.is_global_zero else nullcontext():
