@@ -38,7 +38,7 @@ def test_all_checkpoints_by_epoch(evaluate, train):
     assert train("experiment=smoke", "trainer.max_epochs=2", "logger=none", "hydra.run.dir=run").code == 0
     shutil.copy("run/checkpoints/last.ckpt", "run/checkpoints/epoch_002.ckpt")
     assert evaluate("run=run", "checkpoint=all", "bootstrap=0").code == 0
-    found = json.loads(Path("run/evaluation.json").read_text())["checkpoints"]
+    found = json.loads(Path("run/evaluation_test_all.json").read_text())["checkpoints"]
     assert [line["checkpoint"] for line in found] == ["best", "epoch_002", "last", "previous"]
     by_name = {line["checkpoint"]: line for line in found}
     assert by_name["last"]["metrics"] == by_name["epoch_002"]["metrics"]
@@ -50,7 +50,7 @@ def test_replicas_have_the_mean(evaluate, train):
     options = ["trainer.max_epochs=2", "+trainer.limit_train_batches=3", "logger=none", "replicas=3"]
     assert train("experiment=smoke", *options, "hydra.run.dir=run").code == 0
     assert evaluate("run=run", "bootstrap=50").code == 0
-    (line,) = json.loads(Path("run/evaluation.json").read_text())["checkpoints"]
+    (line,) = json.loads(Path("run/evaluation_test_best.json").read_text())["checkpoints"]
     assert line["metrics"] == json.loads(Path("run/metrics.json").read_text())["test"]
     assert line["epoch"] is None
 
@@ -59,7 +59,7 @@ def test_synthetic_rows_are_drawn_again(evaluate, train):
     small = ["data.rows=64", "data.batch_size=32", "data.eval_rows=50", "trainer.max_epochs=1", "logger=none"]
     assert train("experiment=synthetic", *small, "hydra.run.dir=run").code == 0
     assert evaluate("run=run", "bootstrap=50").code == 0
-    (line,) = json.loads(Path("run/evaluation.json").read_text())["checkpoints"]
+    (line,) = json.loads(Path("run/evaluation_test_best.json").read_text())["checkpoints"]
     assert line["metrics"] == json.loads(Path("run/metrics.json").read_text())["test"]
     assert evaluate("run=run", "data.dir=.").err == (
         "error: data.dir=.: only runs on the census files can be scored on others\n"
@@ -98,7 +98,7 @@ def test_rows_that_have_changed_are_refused(evaluate, train, census_dir: Path):
     assert result.err.startswith(
         f"error: data.dir={census_dir}: must hold the files that the run was made with"
     )
-    assert not Path("run/evaluation.json").exists()
+    assert not Path("run/evaluation_test_best.json").exists()
 
 
 def test_a_run_must_be_named(evaluate):

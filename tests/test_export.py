@@ -76,7 +76,7 @@ def test_a_regression_is_a_number(train):
     small = ["data.rows=64", "data.batch_size=32", "data.eval_rows=50", "trainer.max_epochs=1", "logger=none"]
     assert train("experiment=synthetic", *small, "replicas=2", "hydra.run.dir=run").code == 0
     serving.export(Path("run"), replica=1)
-    session = onnxruntime.InferenceSession("run/network.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession("run/network_1.onnx", providers=["CPUExecutionProvider"])
     rows = build(config("experiment=synthetic", *small, "seed=1"), "data").dataset.splits["test"]
     predictions, _ = session.run(
         None, {"codes": np.zeros((50, 0), np.int64), "numerics": rows.numerics.numpy()}

@@ -75,7 +75,8 @@ def export(
     if format not in writers:
         raise ValueError(f"format={format}: must be {' or '.join(writers)}")
     suffix, writer = writers[format]
-    target = target or folder / f"network{suffix}"
+    name = "network" if replica is None else f"network_{replica}"
+    target = target or folder / f"{name}{suffix}"
     if target.suffix != suffix:
         raise ValueError(f"out={target}: must end with {suffix}")
     _, schema = runs.read(folder)
