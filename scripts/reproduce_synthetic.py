@@ -112,7 +112,7 @@ def main() -> None:
     models = list(dict.fromkeys(model for figure in figures for model in OF_FIGURE.get(figure, ())))
     if models:
         settle(root, used)
-    runs = train(models, options, root, overrides) if models else pd.DataFrame()
+    runs, trials = train(models, options, root, overrides) if models else (pd.DataFrame(), pd.DataFrame())
     out.mkdir(parents=True, exist_ok=True)
     text = [
         "# The paper's synthetic experiment",
@@ -123,7 +123,7 @@ def main() -> None:
         f" {config['eval_rows']:,} new rows, averaged over the two tasks.",
     ]
     for figure in figures:
-        text += ["", *SECTIONS[figure](config, runs, options, out)]
+        text += ["", *SECTIONS[figure](config, runs, trials, options, out)]
     report = "\n".join(text) + "\n"
     (out / ("synthetic.md" if len(figures) == 4 else f"figure{figures[0]}.md")).write_text(report)
     print(report)
@@ -147,24 +147,27 @@ def settle(root: Path, used: dict[str, Any]) -> None:
     path.write_text(text)
 
 
-def train(models: list[str], options: dict[str, str], root: Path, overrides: list[str]) -> pd.DataFrame:
-    """Choose each rate, run all that is missing, and read the losses of every run and validation."""
+def train(
+    models: list[str], options: dict[str, str], root: Path, overrides: list[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Choose each rate, run all that is missing, and read the losses of every run, and of the trials."""
     runs, trials, chunk = (int(options[key]) for key in ("runs", "trials", "chunk"))
     rates = numbers(options, "rates")
     cells = [(model, cosine) for model in models for cosine in numbers(options, "cosines")]
     trials = trials if len(rates) > 1 else 0
     total = len(cells) * (len(rates) * trials + runs)
     with tqdm(total=total, unit="run", smoothing=0, desc="runs") as bar:
-        chosen = dict.fromkeys(cells, rates[0])
+        chosen, tries = dict.fromkeys(cells, rates[0]), [pd.DataFrame()]
         if trials:
             tried = {cell: [Job(*cell, rate, TRIAL_SEED, trials) for rate in rates] for cell in cells}
             execute([job for part in tried.values() for job in part], options, root, overrides, bar)
+            tries = [losses(job, root) for part in tried.values() for job in part]
             for cell, part in tried.items():
                 chosen[cell] = min(part, key=lambda job: final(losses(job, root))["loss"].mean()).rate
         starts = range(0, runs, chunk)
         full = [Job(*cell, chosen[cell], s, min(chunk, runs - s)) for s in starts for cell in cells]
         execute(full, options, root, overrides, bar)
-    return pd.concat([losses(job, root) for job in full])
+    return pd.concat([losses(job, root) for job in full]), pd.concat(tries)
 
 
 def numbers(options: dict[str, str], key: str) -> list[float]:
@@ -202,7 +205,9 @@ def losses(job: Job, root: Path) -> pd.DataFrame:
     return history[["seed", "step"]].assign(loss=history[tasks].mean(axis=1), **cell)
 
 
-def figure2(config: dict[str, Any], runs: pd.DataFrame, options: dict[str, str], out: Path) -> list[str]:
+def figure2(
+    config: dict[str, Any], runs: pd.DataFrame, trials: pd.DataFrame, options: dict[str, str], out: Path
+) -> list[str]:
     """Correlation of the labels against the cosine: 100 generators of 10,000 rows each, as in the paper."""
     cosines = [0.0, 0.2, *PUBLISHED_CORRELATION]
     arguments = {key: config[key] for key in ("c", "m", "a", "b", "d", "noise_variance")}
@@ -241,7 +246,9 @@ def figure2(config: dict[str, Any], runs: pd.DataFrame, options: dict[str, str],
     ]
 
 
-def figure3(config: dict[str, Any], runs: pd.DataFrame, options: dict[str, str], out: Path) -> list[str]:
+def figure3(
+    config: dict[str, Any], runs: pd.DataFrame, trials: pd.DataFrame, options: dict[str, str], out: Path
+) -> list[str]:
     """Shared-Bottom's loss while training, at three cosines."""
     part = runs[runs["model"] == "shared_bottom_16"]
     fig, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
@@ -261,7 +268,9 @@ def figure3(config: dict[str, Any], runs: pd.DataFrame, options: dict[str, str],
     ]
 
 
-def figure4(config: dict[str, Any], runs: pd.DataFrame, options: dict[str, str], out: Path) -> list[str]:
+def figure4(
+    config: dict[str, Any], runs: pd.DataFrame, trials: pd.DataFrame, options: dict[str, str], out: Path
+) -> list[str]:
     """The three models' losses while training, at three cosines, and what the paper claims of them."""
     part = runs[runs["model"].isin(OF_FIGURE["4"])]
     cosines = part["cosine"].unique()
@@ -287,6 +296,7 @@ def figure4(config: dict[str, Any], runs: pd.DataFrame, options: dict[str, str],
         " The paper's 13,056 parameters are the weights of experts and towers' hidden layers; ours are all,"
         " with gates and biases.",
         "",
+        *by_rate(trials, options),
         *(claims(final(part)) if {0.5, 1.0} <= set(part["cosine"]) else ["The claims need p = .5 and 1."]),
         "",
         f"Lines are means of {options['runs']} runs, bands their quartiles.",
@@ -295,7 +305,9 @@ def figure4(config: dict[str, Any], runs: pd.DataFrame, options: dict[str, str],
     ]
 
 
-def figure5(config: dict[str, Any], runs: pd.DataFrame, options: dict[str, str], out: Path) -> list[str]:
+def figure5(
+    config: dict[str, Any], runs: pd.DataFrame, trials: pd.DataFrame, options: dict[str, str], out: Path
+) -> list[str]:
     """Histograms of the final losses."""
     ends = final(runs[runs["model"].isin(OF_FIGURE["5"])])
     edges = np.linspace(0, ends["loss"].quantile(0.999) * 1.02, 40)
@@ -358,6 +370,25 @@ def summary(runs: pd.DataFrame, path: Path) -> list[str]:
         )  # fmt: skip
     header = ["model", "p", "rate", "mean final loss", "sd", "5 %", "median", "95 %", "paper's mean, by eye"]
     return table([*header, "parameters"], rows)
+
+
+def by_rate(trials: pd.DataFrame, options: dict[str, str]) -> list[str]:
+    """Table of the final losses at every rate that was tried."""
+    if trials.empty:
+        return []
+    ends = final(trials[trials["model"].isin(OF_FIGURE["4"])])
+    rates = sorted(ends["rate"].unique())
+    rows = []
+    for (model, cosine), group in ends.groupby(["model", "cosine"], sort=False):
+        by = [group.loc[group["rate"] == rate, "loss"] for rate in rates]
+        cells = [f"{v.mean():.3f} ± {half_interval(v):.3f} (sd {v.std():.3f})" for v in by]
+        rows.append([NAMES[model], f"{cosine:g}", *cells])
+    return [
+        f"Final losses of the {options['trials']} trials at every rate:",
+        "",
+        *table(["model", "p", *(f"rate {rate:g}" for rate in rates)], rows),
+        "",
+    ]
 
 
 def parameters(model: str) -> int:
