@@ -29,6 +29,7 @@ def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig]
         # Lightning 2.6 uses a name that torch 2.13 calls deprecated.
         warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")
         warnings.filterwarnings("ignore", message="The number of training batches")  # of a small data set
+        warnings.filterwarnings("ignore", message="Checkpoint directory")  # is not empty when a run goes on
         try:
             main(config)
         except MissingMandatoryValue as error:
