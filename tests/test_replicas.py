@@ -196,7 +196,10 @@ def test_a_replica_becomes_a_run_folder(train):
     repeated = json.loads(Path("again/metrics.json").read_text())
     assert repeated["epoch"] == ours["epoch"]
     assert repeated["test"]["income"] == pytest.approx(ours["test"]["income"], abs=2e-4)
-    for wrong, message in (("replica=1", "must not hold a run already"), ("replica=3", "replica=3: the run has 3")):
+    for wrong, message in (
+        ("replica=1", "must not hold a run already"),
+        ("replica=3", "replica=3: the run has 3"),
+    ):
         done = subprocess.run([*command, wrong], capture_output=True, text=True)
         assert done.returncode == 2
         assert message in done.stderr

@@ -7,6 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,7 @@ def predict(
     started = time.perf_counter()
     unseen = dict.fromkeys((column.name for column in schema.categorical), 0)
     frames = chunks(source, schema, chunk_rows)
-    rows = blocks(encoded(frames, schema, unseen))
+    rows = blocks(ahead(encoded(frames, schema, unseen)))
     tables = (scores(network, schema, block, gates) for block in rows)
     count = 0
 
@@ -115,6 +116,16 @@ def encoded(frames: Iterable[pd.DataFrame], schema: Schema, unseen: dict[str, in
         for column, number in zip(schema.categorical, missed, strict=True):
             unseen[column.name] += number
         yield rows
+
+
+def ahead(parts: Iterable[Rows]) -> Iterator[Rows]:
+    """The same parts; a thread reads and encodes the next one meanwhile."""
+    iterator = iter(parts)
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, iterator, None)
+        while (part := coming.result()) is not None:
+            coming = thread.submit(next, iterator, None)
+            yield part
 
 
 def blocks(parts: Iterable[Rows]) -> Iterator[tuple[Rows, int]]:
