@@ -42,7 +42,8 @@ from tables import half_interval, table
 from tqdm import tqdm
 
 from mmoe import CONF_DIR
-from mmoe.data.synthetic import Generator
+from mmoe.build import build, build_network
+from mmoe.data.generator import Generator
 
 DEFAULTS = {
     "figure": None, "runs": "200", "rates": "1e-4,1e-3,1e-2", "trials": "20", "cosines": ".5,.9,1",
@@ -56,7 +57,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "mmoe": ("model=mmoe", "model.num_experts=8", "model.expert_units=[16]", "model.tower_units=[8]"),
     "shared_bottom_16": ("model=shared_bottom", "model.bottom_units=[16]", "model.tower_units=[8]"),
 }
-STYLES = {"shared_bottom": "--", "omoe": ":", "mmoe": "-", "shared_bottom_16": "--"}
+STYLES = {"shared_bottom": "--", "omoe": ":", "mmoe": "-"}
 NAMES = {
     "shared_bottom": "Shared-Bottom, 113 wide", "omoe": "OMoE, 8 x 16", "mmoe": "MMoE, 8 x 16",
     "shared_bottom_16": "Shared-Bottom, 16 wide",
@@ -100,6 +101,17 @@ class Job:
         call("train", "experiment=synthetic", *MODELS[self.model], *given, *overrides, env=env)
 
 
+@dataclass(frozen=True)
+class Found:
+    """What the figures are made of: losses of every run and validation, and those of the trials."""
+
+    config: dict[str, Any]
+    runs: pd.DataFrame
+    trials: pd.DataFrame
+    options: dict[str, str]
+    out: Path
+
+
 def main() -> None:
     """Make the figures that were asked for."""
     choices = {"figure": ("2", "3", "4", "5", "all")}
@@ -113,6 +125,7 @@ def main() -> None:
     if models:
         settle(root, used)
     runs, trials = train(models, options, root, overrides) if models else (pd.DataFrame(), pd.DataFrame())
+    found = Found(config, runs, trials, options, out)
     out.mkdir(parents=True, exist_ok=True)
     text = [
         "# The paper's synthetic experiment",
@@ -123,7 +136,7 @@ def main() -> None:
         f" {config['eval_rows']:,} new rows, averaged over the two tasks.",
     ]
     for figure in figures:
-        text += ["", *SECTIONS[figure](config, runs, trials, options, out)]
+        text += ["", *SECTIONS[figure](found)]
     report = "\n".join(text) + "\n"
     (out / ("synthetic.md" if len(figures) == 4 else f"figure{figures[0]}.md")).write_text(report)
     print(report)
@@ -205,12 +218,10 @@ def losses(job: Job, root: Path) -> pd.DataFrame:
     return history[["seed", "step"]].assign(loss=history[tasks].mean(axis=1), **cell)
 
 
-def figure2(
-    config: dict[str, Any], runs: pd.DataFrame, trials: pd.DataFrame, options: dict[str, str], out: Path
-) -> list[str]:
+def figure2(found: Found) -> list[str]:
     """Correlation of the labels against the cosine: 100 generators of 10,000 rows each, as in the paper."""
     cosines = [0.0, 0.2, *PUBLISHED_CORRELATION]
-    arguments = {key: config[key] for key in ("c", "m", "a", "b", "d", "noise_variance")}
+    arguments = {key: found.config[key] for key in ("c", "m", "a", "b", "d", "noise_variance")}
     rows = []
     for cosine in cosines:
         generator = Generator(cosine, **arguments)
@@ -219,7 +230,7 @@ def figure2(
             correlation = torch.corrcoef(labels.T)[0, 1].item()
             rows.append({"cosine": cosine, "seed": seed, "correlation": correlation})
     frame = pd.DataFrame(rows)
-    frame.to_csv(out / "figure2.csv", index=False, float_format="%.5f")
+    frame.to_csv(found.out / "figure2.csv", index=False, float_format="%.5f")
     means = frame.groupby("cosine")["correlation"].agg(["mean", "std"])
     fig, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
     axes.errorbar(means.index, means["mean"], means["std"], fmt="o-", color="black", capsize=3, label="ours")
@@ -227,7 +238,7 @@ def figure2(
     axes.plot(read[:, 0], read[:, 1], "x", markersize=8, color="0.4", label="paper, by eye")
     axes.set(xlabel="cosine of the tasks' weights, p", ylabel="Pearson correlation of the labels")
     axes.legend()
-    save(fig, out / "figure2.png")
+    save(fig, found.out / "figure2.png")
     cells = []
     for cosine, row in means.iterrows():
         paper = PUBLISHED_CORRELATION.get(float(cosine))
@@ -246,33 +257,30 @@ def figure2(
     ]
 
 
-def figure3(
-    config: dict[str, Any], runs: pd.DataFrame, trials: pd.DataFrame, options: dict[str, str], out: Path
-) -> list[str]:
+def figure3(found: Found) -> list[str]:
     """Shared-Bottom's loss while training, at three cosines."""
-    part = runs[runs["model"] == "shared_bottom_16"]
+    part = found.runs[found.runs["model"] == "shared_bottom_16"]
     fig, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
     for (cosine, runs_of_it), style in zip(part.groupby("cosine"), itertools.cycle((":", "--", "-"))):
         curve(axes, runs_of_it, style, f"p = {cosine:g}")
     axes.set(xlabel="training steps", ylabel="loss (mean squared error)")
     axes.legend()
-    save(fig, out / "figure3.png")
+    save(fig, found.out / "figure3.png")
     return [
         "## Figure 3: Shared-Bottom suffers from tasks that differ",
         "",
-        *summary(part, out / "figure3.csv"),
+        *summary(part, found.out / "figure3.csv"),
         "",
-        f"{NAMES['shared_bottom_16']}; lines are means of {options['runs']} runs, bands their quartiles.",
+        f"{NAMES['shared_bottom_16']}; lines are means of {found.options['runs']} runs, bands their"
+        " quartiles.",
         "",
         "![Shared-Bottom's loss while training](figure3.png)",
     ]
 
 
-def figure4(
-    config: dict[str, Any], runs: pd.DataFrame, trials: pd.DataFrame, options: dict[str, str], out: Path
-) -> list[str]:
+def figure4(found: Found) -> list[str]:
     """The three models' losses while training, at three cosines, and what the paper claims of them."""
-    part = runs[runs["model"].isin(OF_FIGURE["4"])]
+    part = found.runs[found.runs["model"].isin(OF_FIGURE["4"])]
     cosines = part["cosine"].unique()
     size = (1 + 3 * len(cosines), 3.4)
     fig, (grid,) = plt.subplots(
@@ -285,31 +293,30 @@ def figure4(
         axes.set(xlabel="training steps", title=f"p = {cosine:g}")
     grid[0].set_ylabel("loss (mean squared error)")
     grid[0].legend()
-    save(fig, out / "figure4.png")
+    save(fig, found.out / "figure4.png")
     return [
         "## Figure 4: three models of one size",
         "",
-        *summary(part, out / "figure4.csv"),
+        *summary(part, found.out / "figure4.csv"),
         "",
         "`±` is half the 95 % confidence interval of the mean, `sd` the standard deviation over runs. Rates"
-        f" are chosen from {options['rates']}, where there are more, by {options['trials']} other runs each."
+        f" are chosen from {found.options['rates']}, where there are more, by {found.options['trials']} other"
+        " runs each."
         " The paper's 13,056 parameters are the weights of experts and towers' hidden layers; ours are all,"
         " with gates and biases.",
         "",
-        *by_rate(trials, options),
+        *by_rate(found),
         *(claims(final(part)) if {0.5, 1.0} <= set(part["cosine"]) else ["The claims need p = .5 and 1."]),
         "",
-        f"Lines are means of {options['runs']} runs, bands their quartiles.",
+        f"Lines are means of {found.options['runs']} runs, bands their quartiles.",
         "",
         "![loss of three models while training](figure4.png)",
     ]
 
 
-def figure5(
-    config: dict[str, Any], runs: pd.DataFrame, trials: pd.DataFrame, options: dict[str, str], out: Path
-) -> list[str]:
+def figure5(found: Found) -> list[str]:
     """Histograms of the final losses."""
-    ends = final(runs[runs["model"].isin(OF_FIGURE["5"])])
+    ends = final(found.runs[found.runs["model"].isin(OF_FIGURE["5"])])
     edges = np.linspace(0, ends["loss"].quantile(0.999) * 1.02, 40)
     cosines, how = ends["cosine"].unique(), {"sharex": True, "sharey": True, "squeeze": False}
     size = (1 + 3 * len(cosines), 6)
@@ -324,12 +331,12 @@ def figure5(
         axes.set_xlabel("final loss (mean squared error)")
     for axes in grid[:, 0]:
         axes.set_ylabel("runs")
-    save(fig, out / "figure5.png")
-    ends.to_csv(out / "figure5.csv", index=False, float_format="%.5f")
+    save(fig, found.out / "figure5.png")
+    ends.to_csv(found.out / "figure5.csv", index=False, float_format="%.5f")
     return [
         "## Figure 5: how final losses are spread",
         "",
-        f"Of {options['runs']} runs each; the dashed line is the mean.",
+        f"Of {found.options['runs']} runs each; the dashed line is the mean.",
         "",
         "![histograms of final losses](figure5.png)",
     ]
@@ -372,11 +379,11 @@ def summary(runs: pd.DataFrame, path: Path) -> list[str]:
     return table([*header, "parameters"], rows)
 
 
-def by_rate(trials: pd.DataFrame, options: dict[str, str]) -> list[str]:
+def by_rate(found: Found) -> list[str]:
     """Table of the final losses at every rate that was tried."""
-    if trials.empty:
+    if found.trials.empty:
         return []
-    ends = final(trials[trials["model"].isin(OF_FIGURE["4"])])
+    ends = final(found.trials[found.trials["model"].isin(OF_FIGURE["4"])])
     rates = sorted(ends["rate"].unique())
     rows = []
     for (model, cosine), group in ends.groupby(["model", "cosine"], sort=False):
@@ -384,7 +391,7 @@ def by_rate(trials: pd.DataFrame, options: dict[str, str]) -> list[str]:
         cells = [f"{v.mean():.3f} ± {half_interval(v):.3f} (sd {v.std():.3f})" for v in by]
         rows.append([NAMES[model], f"{cosine:g}", *cells])
     return [
-        f"Final losses of the {options['trials']} trials at every rate:",
+        f"Final losses of the {found.options['trials']} trials at every rate:",
         "",
         *table(["model", "p", *(f"rate {rate:g}" for rate in rates)], rows),
         "",
@@ -393,8 +400,6 @@ def by_rate(trials: pd.DataFrame, options: dict[str, str]) -> list[str]:
 
 def parameters(model: str) -> int:
     """Number of all trained numbers of a model."""
-    from mmoe.build import build, build_network
-
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", overrides=["experiment=synthetic", *MODELS[model]])
     return sum(p.numel() for p in build_network(config, build(config, "data").schema).parameters())

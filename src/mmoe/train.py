@@ -22,9 +22,10 @@ def main(config: DictConfig) -> None:
     # Imported here, so that --help and --cfg do not wait for torch.
     from mmoe import report, runs
     from mmoe.build import build, build_callbacks, build_learner
-    from mmoe.checkpointing import Interrupted, WholeFiles, newest, take_up
+    from mmoe.checkpointing import Interrupted, WholeFiles
     from mmoe.checks import check_integers
     from mmoe.data.datamodule import RowLoader
+    from mmoe.resuming import newest, take_up
     from mmoe.throughput import Throughput
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
