@@ -7,6 +7,7 @@ from torch.nn.functional import one_hot
 from mmoe.build import build
 from mmoe.data.schema import Categorical, Numeric, Schema
 from mmoe.models.inputs import Inputs, LevelEmbedding, OneHot, PiecewiseLinear, Standardize
+from mmoe.models.mmoe import MMoE
 
 SCHEMA = Schema(
     (Categorical("a", ("x", "y", "z")), Categorical("b", ("u", "v"))),
@@ -55,7 +56,7 @@ def test_embedding_of_an_unseen_level_is_zero_and_stays_so():
 @pytest.mark.parametrize("numeric", [Standardize, PiecewiseLinear])
 def test_both_parts_side_by_side(numeric: type):
     inputs = Inputs(SCHEMA, OneHot, numeric)
-    x = inputs(CODES, NUMERICS)
+    x = inputs(CODES, NUMERICS).to_dense(inputs.num_outputs)
     assert x.shape == (4, inputs.num_outputs)
     assert torch.equal(x[:, :5], OneHot(SCHEMA)(CODES))
 
@@ -63,14 +64,16 @@ def test_both_parts_side_by_side(numeric: type):
 @pytest.mark.parametrize("numeric", [Standardize, PiecewiseLinear])
 @pytest.mark.parametrize("categorical", [OneHot, lambda schema: LevelEmbedding(schema, 2)])
 def test_a_kind_of_column_may_be_missing(categorical, numeric):
-    only_levels = Inputs(Schema(SCHEMA.categorical, (), ()), categorical, numeric)
-    only_numbers = Inputs(Schema((), SCHEMA.numeric, ()), categorical, numeric)
-    assert only_levels(CODES, NUMERICS[:, :0]).shape == (4, only_levels.num_outputs)
-    assert only_numbers(CODES[:, :0], NUMERICS).shape == (4, only_numbers.num_outputs)
+    levels = (Schema(SCHEMA.categorical, (), ()), CODES, NUMERICS[:, :0])
+    numbers = (Schema((), SCHEMA.numeric, ()), CODES[:, :0], NUMERICS)
+    for schema, *rows in (levels, numbers):
+        inputs = Inputs(schema, categorical, numeric)
+        model = MMoE(inputs.num_outputs, num_tasks=1)
+        assert model(inputs(*rows)).logits.shape == (4, 1)
 
 
 @pytest.mark.parametrize(("name", "num_inputs"), [("piecewise", 11), ("standard", 8), ("embedding", 11)])
 def test_shipped_configurations(name: str, num_inputs: int):
     inputs = build(config(f"inputs={name}"), "inputs", schema=SCHEMA)
     assert inputs.num_outputs == num_inputs
-    assert inputs(CODES, NUMERICS).shape == (4, num_inputs)
+    assert MMoE(num_inputs, num_tasks=1)(inputs(CODES, NUMERICS)).logits.shape == (4, 1)

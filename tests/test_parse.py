@@ -13,6 +13,7 @@ from mmoe.data.census import COLUMNS, NUMERIC, read
 from mmoe.data.census_files import SAMPLE_DIR
 
 LINE = sample_lines()[0]
+BOM = "\N{BYTE ORDER MARK}".encode().decode("latin-1")
 
 
 def with_field(column: str, value: str, line: str = LINE) -> str:
@@ -102,6 +103,12 @@ def test_a_header_line_is_recognised(tmp_path: Path):
         read(write(tmp_path / "a", ", ".join(COLUMNS), LINE))
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path):
+    assert read(write(tmp_path / "a", BOM + LINE, LINE))["age"].nunique() == 1
+    with pytest.raises(ValueError, match=r"line 2, column 1 \(age\): must be a finite number, is 'young'"):
+        read(write(tmp_path / "a", BOM + LINE, with_field("age", "young")))
+
+
 @pytest.mark.parametrize("content", [b"", b"\n\n"])
 def test_an_empty_file(tmp_path: Path, content: bytes):
     (tmp_path / "a").write_bytes(content)
@@ -122,14 +129,8 @@ def test_an_unreadable_path(tmp_path: Path):
         read(tmp_path)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(0, 600), st.binary(max_size=3)), min_size=1, max_size=3))
-def test_mutated_bytes_are_refused_or_read_as_they_stand(tmp_path: Path, edits: list[tuple[int, bytes]]):
-    content = f"{LINE}\n{LINE}\n".encode("latin-1")
-    for position, piece in edits:
-        position %= len(content)
-        content = content[:position] + piece + content[position + len(piece) :]
-    path = tmp_path / "a"
+def assert_refused_or_as_it_stands(path: Path, content: bytes) -> None:
+    """Reading `content` ends in a ValueError of one line, or in rows that a plain loop reads too."""
     path.write_bytes(content)
     try:
         frame = read(path)
@@ -140,13 +141,79 @@ def test_mutated_bytes_are_refused_or_read_as_they_stand(tmp_path: Path, edits: 
     if message:
         assert message.startswith(str(path))
         assert "\n" not in message
+        assert len(message) < 600
         return
-    lines = [line for line in content.decode("latin-1").replace("\r", "\n").split("\n") if line]
+    text = content.decode("latin-1").removeprefix(BOM)
+    lines = [line for line in text.replace("\r", "\n").split("\n") if line]
     assert len(frame) == len(lines)
     for i, line in enumerate(lines):
         for column, field in zip(COLUMNS, line.split(","), strict=True):
             value = frame[column][i]
             assert value == (float(field) if column in NUMERIC else field.strip(" \t"))
+
+
+fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@fuzz
+@given(st.lists(st.tuples(st.integers(0, 600), st.binary(max_size=3)), min_size=1, max_size=3))
+def test_mutated_bytes_are_refused_or_read_as_they_stand(tmp_path: Path, edits: list[tuple[int, bytes]]):
+    content = f"{LINE}\n{LINE}\n".encode("latin-1")
+    for position, piece in edits:
+        position %= len(content)
+        content = content[:position] + piece + content[position + len(piece) :]
+    assert_refused_or_as_it_stands(tmp_path / "a", content)
+
+
+FIELD = st.one_of(
+    st.text(max_size=8),
+    st.sampled_from(
+        [
+            "",
+            " ",
+            "?",
+            "NA",
+            "nan",
+            "inf",
+            "-1",
+            "1e3",
+            "0x1F",
+            "1_000",
+            "\0",
+            "a\0b",
+            '"',
+            '"a',
+            "\ufeff",
+            "\x1a",
+        ]
+    ),
+    st.floats().map(str),
+    st.integers(50_000, 300_000).map(lambda size: "x" * size),
+)
+
+
+@fuzz
+@given(
+    fields=st.dictionaries(st.tuples(st.integers(0, 2), st.integers(0, 41)), FIELD, max_size=3),
+    cut=st.one_of(st.none(), st.tuples(st.integers(0, 2), st.integers(0, 60))),
+    ends=st.lists(st.sampled_from(["\n", "\r\n", "\r", "\n\r", "\n\n", ""]), min_size=3, max_size=3),
+    encoding=st.sampled_from(["latin-1", "utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "cp037"]),
+)
+def test_mutated_fields_and_encodings_are_refused_or_read_as_they_stand(
+    tmp_path: Path,
+    fields: dict[tuple[int, int], str],
+    cut: tuple[int, int] | None,
+    ends: list[str],
+    encoding: str,
+):
+    lines = [LINE.split(", ") for _ in range(3)]
+    for (line, position), value in fields.items():
+        lines[line][position] = value
+    if cut:  # fields that are missing, or too many
+        line, count = cut
+        lines[line] = (lines[line] * 2)[:count]
+    text = "".join(", ".join(line) + end for line, end in zip(lines, ends, strict=True))
+    assert_refused_or_as_it_stands(tmp_path / "a", text.encode(encoding, "replace"))
 
 
 def test_numbers_come_block_by_block(tmp_path: Path):

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmoe import CONF_DIR, runs
+from mmoe.build import build
 from mmoe.data.census import COLUMNS
 from mmoe.data.schema import Schema, Task
 from mmoe.metrics import METRICS, TaskMetrics
@@ -449,12 +450,32 @@ def test_no_epochs_at_all_is_a_run(train: Train):
     assert "- samples/s" in result.out
 
 
-def test_divergence_is_said_in_one_line(train: Train):
-    result = train("experiment=smoke", "learner.optimizer.lr=1e30")
+@pytest.mark.parametrize(("replicas", "of"), [(1, ""), (2, " of replica 0")])
+def test_divergence_is_said_in_one_line(train: Train, replicas: int, of: str):
+    result = train("experiment=smoke", "learner.optimizer.lr=1e30", f"replicas={replicas}")
     assert result.code == 2
-    assert result.err.startswith(
-        "error: training diverged: logits are not finite in epoch 1; lower the learning"
+    path = run_folder() / "diverged.parquet"
+    assert result.err == (
+        f"error: training{of} diverged in step 2 (epoch 1, batch 2): income, marital not finite; lower the"
+        " learning rate (learner.optimizer.lr);"
+        f" the batch's rows are in {path}\n"
     )
+    # The rows are those of the first two batches, as they stand in the file.
+    loaded = build(config("experiment=smoke", f"data.cache_dir={Path.cwd()}"), "data")
+    frame = pd.read_parquet(path)
+    for number, batch in zip((1, 2), loaded.train_dataloader(), strict=False):
+        rows = frame[frame["batch"] == number]
+        assert rows["income_label"].tolist() == batch.labels[:, 0].tolist()
+        assert rows["age"].tolist() == batch.numerics[:, 0].tolist()
+        vocabulary = loaded.schema.categorical[0]
+        assert rows[vocabulary.name].tolist() == [vocabulary.levels[code] for code in batch.codes[:, 0]]
+
+
+def test_weights_that_are_not_finite_are_never_kept(train: Train):
+    result = train("experiment=smoke", "learner.optimizer.lr=1e30", "callbacks.last.every_n_steps=3")
+    assert result.code == 2
+    assert "training diverged in step 3 (epoch 1, batch 3)" in result.err
+    assert not list((run_folder() / "checkpoints").glob("*"))
 
 
 def test_a_bug_keeps_its_traceback(train: Train, monkeypatch: pytest.MonkeyPatch):

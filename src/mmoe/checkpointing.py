@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from mmoe.atomic import write
 from mmoe.checks import check_integers
+from mmoe.runs import save_checkpoint
 
 
 class Interrupted(Exception):
@@ -22,7 +21,7 @@ class WholeFiles(TorchCheckpointIO):
     """Write every checkpoint beside its place, then rename it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        write(Path(path), lambda scratch: torch.save(checkpoint, scratch))
+        save_checkpoint(Path(path), checkpoint)
 
 
 class Last(Checkpoint):

@@ -1,5 +1,6 @@
 """What every entry point does with a user's mistake: one line, exit code 2, nothing left behind."""
 
+import errno
 import logging
 import os
 import sys
@@ -8,19 +9,26 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue
 
 PACKAGE = Path(__file__).parent
+# What a disk may say to a writer.
+UNWRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM
+)  # fmt: skip
 
 
 def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     """Report a mistake in configuration or data on one line of stderr and exit with code 2.
 
     Such a mistake is a ValueError that mmoe's own code raises; one of a library is a bug and keeps its
-    traceback. HYDRA_FULL_ERROR=1 shows the traceback always. An empty run folder is removed.
+    traceback. HYDRA_FULL_ERROR=1 shows the traceback always. An empty run folder is removed. Where the disk
+    is full or must not be written, the exit code is 3.
     """
 
     @wraps(main)
@@ -45,8 +53,32 @@ def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig]
                 raise
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from None
+        except OSError as error:
+            remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+            if error.errno not in UNWRITABLE or os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            _say(error)
+            raise SystemExit(3) from None
 
     return wrapper
+
+
+class RunFolder(Callback):
+    """Make Hydra's run folder before Hydra does, which would answer a read-only disk with a traceback."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Exit with code 3 if it cannot be made."""
+        try:
+            Path(config.hydra.run.dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            _say(error)
+            raise SystemExit(3) from None
+
+
+def _say(error: OSError) -> None:
+    """Tell on one line what the disk said, and of which file."""
+    where = f"{os.path.relpath(error.filename)}: " if error.filename else ""
+    print(f"error: {where}{error.strerror or error}; what was written before is whole", file=sys.stderr)
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.data.encode import Rows
+from mmoe.divergence import Diverged, diverged
 from mmoe.metrics import METRICS, TaskMetrics, predicted
 from mmoe.objective import Objective
 
@@ -39,6 +40,7 @@ class Learner(pl.LightningModule):
         self.metrics = TaskMetrics(objective.tasks)
         first = objective.tasks[0]  # the main task, for the progress bar
         self.monitor = f"val/{first.name}/{next(iter(METRICS[first.kind]))}"
+        self._task_names = [task.name for task in objective.tasks]
         self.values: dict[str, Tensor] = {}  # of the last epoch of each stage, by `{stage}/{task}/{metric}`
         self.history: list[tuple[int, int, dict[str, Tensor]]] = []  # epoch, step and values of validations
         self._optimizer, self._scheduler = optimizer, scheduler
@@ -66,12 +68,11 @@ class Learner(pl.LightningModule):
 
     def _rows(self, stage: str) -> tuple[Tensor, Tensor]:
         """Logits [N, T] and labels [N, T] of the epoch, which end with it."""
-        logits, labels = (torch.cat(parts, dim=-2) for parts in zip(*self._outputs.pop(stage), strict=True))
+        pairs = self._outputs.pop(stage)
+        logits, labels = (torch.cat(parts, dim=-2) for parts in zip(*pairs, strict=True))
         if not logits.isfinite().all():
-            raise ValueError(
-                f"training diverged: logits are not finite in epoch {self.current_epoch + 1}; lower the"
-                " learning rate (learner.optimizer.lr)"
-            )
+            trained = [part for part, _ in (pairs if stage == "train" else self._outputs["train"])]
+            raise diverged(self.trainer, self._task_names, trained, logits)
         return logits, labels
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
@@ -118,7 +119,15 @@ class Learner(pl.LightningModule):
         generators = [torch.get_rng_state()]
         if torch.cuda.is_available():
             generators += torch.cuda.get_rng_state_all()
-        outputs = {stage: [tuple(pair) for pair in pairs] for stage, pairs in self._outputs.items()}
+        if not all(weight.isfinite().all() for weight in self.objective.parameters()):
+            # What was written before must stay the newest that can be gone on from.
+            last = max(len(self._outputs["train"]), 1) - 1
+            raise Diverged(self.current_epoch, last, self.global_step, self._task_names)
+        outputs = {}  # a few large tensors: thousands of small ones would take seconds to write
+        for stage, pairs in self._outputs.items():
+            if pairs:
+                logits, labels = (torch.cat(parts, dim=-2) for parts in zip(*pairs, strict=True))
+                outputs[stage] = (logits, labels, [part.shape[-2] for part, _ in pairs])
         checkpoint["mmoe"] = {
             "should_stop": self.trainer.should_stop,
             "generators": generators,
@@ -130,7 +139,9 @@ class Learner(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint["mmoe"]
         self._generators, self._should_stop = stored["generators"], stored["should_stop"]
-        self._outputs.update(stored["outputs"])
+        for stage, (logits, labels, sizes) in stored["outputs"].items():
+            parts = (tensor.split(sizes, dim=-2) for tensor in (logits, labels))
+            self._outputs[stage] = list(zip(*parts, strict=True))
         self.history, self.values = list(stored["history"]), dict(stored["values"])
 
     def on_train_start(self) -> None:

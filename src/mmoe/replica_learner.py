@@ -59,8 +59,10 @@ class ReplicaLearner(Learner):
 
     def _step(self, batch: Rows, stage: str) -> Tensor:
         losses, logits = self._apply_to(batch)
-        if stage != "train":
-            self._outputs[stage].append((logits.detach(), batch.labels))
+        labels = batch.labels
+        if stage == "train":  # enough to find the batch in which a replica diverged
+            logits, labels = logits.mean(-2, keepdim=True), labels[..., :1, :]
+        self._outputs[stage].append((logits.detach(), labels))
         return losses.sum()
 
     def _apply_to(self, batch: Rows) -> tuple[Tensor, Tensor]:
@@ -76,7 +78,7 @@ class ReplicaLearner(Learner):
             self.log(name, self.values[name].mean(), prog_bar=name == self.monitor)
 
     def on_train_epoch_end(self) -> None:
-        """Nothing: see the class."""
+        self._rows("train")  # which checks them; for their metrics see the class
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()

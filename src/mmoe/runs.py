@@ -134,6 +134,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint: whole, or not at all."""
+
+    def save(scratch: Path) -> None:
+        try:
+            with scratch.open("wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:  # torch's own, on top of what the disk said
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+    write(path, save)
+
+
 def extract(folder: Path, replica: int, out: Path) -> None:
     """Write one replica of a run as a run folder of its own, `out`, as if it had been trained alone.
 
@@ -161,7 +174,7 @@ def extract(folder: Path, replica: int, out: Path) -> None:
     _begin(out, OmegaConf.to_yaml(config), schema)
     kept = {key: stored[key] for key in ("pytorch-lightning_version", "global_step")}
     kept |= {"epoch": run["epoch"] - 1, "state_dict": {f"objective.network.{k}": v for k, v in state.items()}}
-    write(out / "checkpoints/best.ckpt", lambda path: torch.save(kept, path))
+    save_checkpoint(out / "checkpoints/best.ckpt", kept)
     finish(out, metrics | run, frame[columns], history[history["seed"] == run["seed"]])
 
 

@@ -25,6 +25,7 @@ def main(config: DictConfig) -> None:
     from mmoe.checkpointing import Interrupted, WholeFiles
     from mmoe.checks import check_integers
     from mmoe.data.datamodule import RowLoader
+    from mmoe.divergence import Diverged, save
     from mmoe.resuming import newest, take_up
     from mmoe.throughput import Throughput
 
@@ -57,6 +58,11 @@ def main(config: DictConfig) -> None:
         except Interrupted:
             print(f"stopped; go on with: python -m mmoe.train resume={os.path.relpath(folder)}")
             raise SystemExit(130) from None
+        except Diverged as error:
+            path = folder / "diverged.parquet"
+            if trainer.is_global_zero:
+                save(error, data.train_dataloader(), data.schema, path)
+            raise ValueError(f"{error}; the batch's rows are in {os.path.relpath(path)}") from None
         best = folder / "checkpoints/best.ckpt"
         if config.replicas > 1:
             learner.take_the_best()

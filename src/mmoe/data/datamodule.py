@@ -3,6 +3,7 @@
 N rows, B batch, W ranks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, Self
@@ -16,13 +17,17 @@ from mmoe.data.encode import Dataset, Rows, take
 from mmoe.data.schema import Schema
 
 
-class Loader:
+class Loader(ABC):
     """What Lightning asks of a loader whose batches depend on the epoch."""
 
     epoch = 0
     step = 0  # batches of the epoch that were given
     resumed: tuple[int, int] | None = None  # epoch and step of a checkpoint
     batch_sampler = None  # Lightning asks for it beside `sampler`
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Rows]:
+        """The batches of the epoch."""
 
     @property
     def sampler(self) -> Self:

@@ -100,6 +100,15 @@ def encode(frame: pd.DataFrame, schema: Schema) -> Rows:
     return Rows(torch.from_numpy(codes), torch.from_numpy(numerics), torch.from_numpy(labels))
 
 
+def decode(rows: Rows, schema: Schema) -> pd.DataFrame:
+    """The inverse of `encode`: levels by name (None where unseen), numbers, and labels by task."""
+    codes, numerics, labels = (tensor.cpu().numpy() for tensor in rows)
+    names = np.array([level for c in schema.categorical for level in c.levels] + [None], dtype=object)
+    columns = {column.name: names[codes[:, i]] for i, column in enumerate(schema.categorical)}
+    columns |= {number.name: numerics[:, i] for i, number in enumerate(schema.numeric)}
+    return pd.DataFrame(columns | {f"{task.name}_label": labels[:, i] for i, task in enumerate(schema.tasks)})
+
+
 def split_in_half(num_rows: int, seed: int) -> tuple[Tensor, Tensor]:
     """Validation and test positions: a random 1:1 split of the test file (paper, section 6.3), sorted."""
     order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))

@@ -1,9 +1,11 @@
 """Read a comma-separated file without a header, strictly: all of it, or an error that says where.
 
 Arrow reads the file; only when it finds something wrong are the lines walked to name line and column.
-Fields may have spaces around them; empty lines are passed over. Text is latin-1.
+Fields may have spaces around them; empty lines are passed over, and so is UTF-8's byte order mark. Text is
+latin-1.
 """
 
+import codecs
 import gzip
 import io
 import zlib
@@ -17,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import csv
 
+BYTE_ORDER_MARK = codecs.BOM_UTF8.decode("latin-1")
 LARGEST = float(np.finfo(np.float32).max)  # numbers become float32
 
 
@@ -180,8 +183,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     with open_bytes(path) as file:
         # newline=None is universal newlines, which is what Arrow reads.
         for number, line in enumerate(io.TextIOWrapper(file, "latin-1", newline=None), 1):
-            if line.rstrip("\n"):
-                yield number, line.rstrip("\n")
+            text = line.rstrip("\n").removeprefix(BYTE_ORDER_MARK if number == 1 else "")
+            if text:
+                yield number, text
 
 
 def _is_finite(field: str) -> bool:

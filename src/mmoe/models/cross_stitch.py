@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmoe.checks import check_integers, check_probabilities, check_widths
 from mmoe.models.layers import FanOut, StackedLinear, activate
 from mmoe.models.output import Output
+from mmoe.models.sparse import SparseInputs
 
 
 class Stitch(nn.Module):
@@ -72,6 +73,6 @@ class CrossStitch(nn.Module):
             self.layers.extend([StackedLinear(num_tasks, i, o), *follow()])
         self.layers.append(StackedLinear(num_tasks, units[-1], 1))
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor | SparseInputs) -> Output:
         """Logits of a batch."""
         return Output.without_gates(self.layers(x).squeeze(-1))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmoe.checks import check_integers
 from mmoe.data.schema import Schema
+from mmoe.models.sparse import SparseInputs, one_hot
 
 
 class OneHot(nn.Module):
@@ -25,11 +26,10 @@ class OneHot(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Zeros, with a one at each code."""
+        dtype = torch.get_default_dtype()
         if not self.num_outputs:
-            return codes.to(torch.get_default_dtype())  # [B, 0]; vmap has no batching rule for what follows
-        # Unseen levels have the code L: a column for them is written, then left out.
-        x = codes.new_zeros(codes.shape[0], self.num_outputs + 1, dtype=torch.get_default_dtype())
-        return x.scatter_(1, codes.long(), 1.0)[:, :-1]
+            return codes.to(dtype)  # [B, 0]; vmap has no batching rule for what follows
+        return one_hot(codes, self.num_outputs, dtype)
 
 
 class LevelEmbedding(nn.Module):
@@ -127,8 +127,10 @@ class Inputs(nn.Module):
         categorical: `OneHot`, or `LevelEmbedding` with its size.
         numeric: `Standardize` or `PiecewiseLinear`.
 
+    Where it is the faster way, which is on a CPU, one-hot levels are left as codes: see `sparse`.
+
     Shape:
-        codes: [B, C]; numerics: [B, M]; output x: [B, I], I = `num_outputs`.
+        codes: [B, C]; numerics: [B, M]; output x: [B, I], I = `num_outputs`, or as `SparseInputs`.
     """
 
     def __init__(
@@ -142,6 +144,10 @@ class Inputs(nn.Module):
         self.numeric = numeric(schema)
         self.num_outputs = int(self.categorical.num_outputs) + int(self.numeric.num_outputs)  # type: ignore[arg-type]
 
-    def forward(self, codes: Tensor, numerics: Tensor) -> Tensor:
+    def forward(self, codes: Tensor, numerics: Tensor) -> Tensor | SparseInputs:
         """Encode both and join them."""
-        return torch.cat([self.categorical(codes), self.numeric(numerics)], dim=1)
+        dense = self.numeric(numerics)
+        sparse = isinstance(self.categorical, OneHot) and self.categorical.num_outputs
+        if sparse and codes.device.type == "cpu" and not torch.compiler.is_compiling():
+            return SparseInputs(codes, dense)
+        return torch.cat([self.categorical(codes), dense], dim=1)

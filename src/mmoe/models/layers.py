@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.checks import check_probabilities
+from mmoe.models.sparse import SparseInputs, input_product
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -68,9 +69,9 @@ class FanOut(nn.Module):
         )
         self.bias = nn.Parameter(torch.empty(num_layers * out_features).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | SparseInputs) -> Tensor:
         """Apply every layer to x."""
-        z = torch.einsum("bi,io->bo", x, self.weight) + self.bias
+        z = input_product(x, self.weight) + self.bias
         return torch.unflatten(z, 1, self.shape)  # [B, N, O]
 
     def by_layer(self) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmoe.checks import check_finite, check_integers, check_probabilities, check_widths
 from mmoe.models.layers import StackedLinear, activate, hidden_layers, tower
 from mmoe.models.output import Output
+from mmoe.models.sparse import SparseInputs, input_product
 
 
 class MMoE(nn.Module):
@@ -78,9 +79,9 @@ class MMoE(nn.Module):
             self.gates.extend([*activate(activation, dropout), StackedLinear(num_gates, i, o)])
         self.towers = nn.Sequential(*tower(num_tasks, [expert_units[-1], *tower_units], activation, dropout))
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor | SparseInputs) -> Output:
         """Logits and gate weights of a batch."""
-        z = torch.einsum("bi,io->bo", x, self.weight) + self.bias
+        z = input_product(x, self.weight) + self.bias
         experts, gates = torch.split(z, self.first_widths, dim=1)
         experts = self.experts(torch.unflatten(experts, 1, (self.num_experts, -1)))  # [B, E, H]
         gates = self._normalise(self.gates(torch.unflatten(gates, 1, (-1, self.gate_width))))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmoe.checks import check_integers, check_widths
 from mmoe.models.layers import FanOut, StackedLinear, hidden_layers, tower
 from mmoe.models.output import Output
+from mmoe.models.sparse import SparseInputs
 
 
 class Extraction(nn.Module):
@@ -125,7 +126,7 @@ class PLE(nn.Module):
         )
         self.towers = nn.Sequential(*tower(num_tasks, [expert_units[-1], *tower_units], activation, dropout))
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor | SparseInputs) -> Output:
         """Logits and gate weights of a batch."""
         for level in self.levels:
             x, gates = level(x)

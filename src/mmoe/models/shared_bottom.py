@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmoe.checks import check_integers, check_widths
 from mmoe.models.layers import FanOut, activate, hidden_layers, tower
 from mmoe.models.output import Output
+from mmoe.models.sparse import SparseInputs
 
 
 class SharedBottom(nn.Module):
@@ -53,7 +54,7 @@ class SharedBottom(nn.Module):
             self.towers.extend(activate(activation, dropout))
             self.towers.extend(tower(num_tasks, tower_units, activation, dropout))
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor | SparseInputs) -> Output:
         """Logits of a batch."""
         h = self.bottom(x).squeeze(1)  # [B, H]
         return Output.without_gates(self.towers(h).squeeze(-1))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmoe.checks import check_integers, check_widths
 from mmoe.models.layers import FanOut, StackedLinear, hidden_layers
 from mmoe.models.output import Output
+from mmoe.models.sparse import SparseInputs
 
 
 class SingleTask(nn.Module):
@@ -46,6 +47,6 @@ class SingleTask(nn.Module):
             StackedLinear(num_tasks, units[-1], 1),
         )
 
-    def forward(self, x: Tensor) -> Output:
+    def forward(self, x: Tensor | SparseInputs) -> Output:
         """Logits of a batch."""
         return Output.without_gates(self.layers(x).squeeze(-1))

@@ -1,0 +1,121 @@
+"""A disk that is full, or must not be written: one line, exit code 3, and what was there stays whole."""
+
+import ctypes
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_resume import OPTIONS, assert_equal_runs
+
+from mmoe.data.census_files import SAMPLE_DIR
+from mmoe.resuming import check
+
+ROWS = SAMPLE_DIR / "census-income.test.gz"
+# From a step on, no file may grow beyond a number of bytes.
+FULL = """
+import resource, sys
+from mmoe import checkpointing, train
+step, size = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+after = checkpointing.Last.on_train_batch_end
+def fill(self, trainer, *rest):
+    if trainer.global_step == step:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    after(self, trainer, *rest)
+checkpointing.Last.on_train_batch_end = fill
+train.main()
+"""
+
+
+def limited(size: int) -> str:
+    """A statement after which no file may grow beyond `size` bytes."""
+    return f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}));"
+
+
+def obey_permissions() -> None:
+    """Give up root's right to write anywhere; others never had it."""
+    drop_capability, may_override_permissions = 24, 1
+    ctypes.CDLL(None).prctl(drop_capability, may_override_permissions, 0, 0, 0)
+
+
+def as_anyone(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, preexec_fn=obey_permissions)
+
+
+@pytest.fixture
+def locked() -> Path:
+    """A directory that must not be written."""
+    folder = Path("locked")
+    folder.mkdir()
+    (folder / "file").touch()
+    folder.chmod(0o555)
+    return folder
+
+
+def test_a_full_disk_ends_a_training_that_can_go_on(train: Callable):
+    arguments = [*OPTIONS, "trainer.max_epochs=3"]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, "100", "5000", *arguments, "hydra.run.dir=cut"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3
+    why = "File too large; what was written before is whole"
+    assert done.stderr == f"error: cut/checkpoints/last.ckpt: {why}\n"
+    written = list(Path("cut").rglob("*"))
+    assert not list(Path("cut").rglob(".*"))
+    assert Path("cut/checkpoints/best.ckpt") in written
+    for path in Path("cut/checkpoints").iterdir():
+        check(path)
+    assert train("resume=cut").code == 0
+    assert train(*arguments, "hydra.run.dir=whole").code == 0
+    assert_equal_runs(Path("whole"), Path("cut"))
+
+
+def test_a_full_disk_before_the_start():
+    script = f"{limited(1000)} from mmoe import train; train.main()"
+    done = subprocess.run([sys.executable, "-c", script, *OPTIONS], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "cache: must be a directory that can be written (File too large)" in done.stderr
+    assert not list(Path().glob("runs/*"))
+
+
+def test_a_folder_that_must_not_be_written(locked: Path):
+    for folder in ("locked", "locked/run"):
+        done = as_anyone("mmoe.train", *OPTIONS, f"hydra.run.dir={folder}")
+        assert done.returncode == 3
+        assert done.stderr.startswith(f"error: {folder}")
+        assert done.stderr.endswith(": Permission denied; what was written before is whole\n")
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_run_folder_that_must_not_be_written(smoke_run: Path, locked: Path):
+    (Path("run")).symlink_to(smoke_run)
+    smoke_run.chmod(0o555)
+    try:
+        done = as_anyone("mmoe.evaluate", "run=run")
+    finally:
+        smoke_run.chmod(0o755)
+    assert done.returncode == 3
+    assert done.stderr == (
+        "error: run/evaluation_test_best.json: Permission denied; what was written before is whole\n"
+    )
+    done = as_anyone("mmoe.predict", "run=run", f"input={ROWS}", "output=locked/scores.parquet")
+    assert done.returncode == 3
+    assert "error: locked/scores.parquet: Permission denied" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["scores.parquet", "scores.csv", "scores.csv.gz"])
+def test_predictions_that_do_not_fit(smoke_run: Path, name: str):
+    script = f"{limited(1000)} from mmoe import predict; predict.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, f"run={smoke_run}", f"input={ROWS}", f"output=out/{name}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3
+    assert f"error: out/{name}: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(Path("out").iterdir())
