@@ -29,10 +29,11 @@ import numpy as np
 import pandas as pd
 from hydra import compose, initialize_config_dir
 from options import call, parse, stop
-from tables import half_interval, table
+from tables import table
 
 from mmoe import CONF_DIR, Schema
 from mmoe.build import build_network
+from mmoe.intervals import half_interval
 
 METHODS = (
     "single_task", "shared_bottom", "l2_constrained", "cross_stitch", "tensor_factorization", "omoe", "mmoe",

@@ -38,12 +38,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from options import call, parse, stop
-from tables import half_interval, table
+from tables import table
 from tqdm import tqdm
 
 from mmoe import CONF_DIR
 from mmoe.build import build, build_network
 from mmoe.data.generator import Generator
+from mmoe.intervals import half_interval
 
 DEFAULTS = {
     "figure": None, "runs": "200", "rates": "1e-4,1e-3,1e-2", "trials": "20", "cosines": ".5,.9,1",

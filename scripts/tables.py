@@ -1,10 +1,6 @@
-"""Markdown tables and intervals of the reproduction scripts."""
+"""Markdown tables of the reproduction scripts."""
 
 from collections.abc import Iterable
-
-import numpy as np
-import pandas as pd
-from scipy.special import stdtrit
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -15,8 +11,3 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def half_interval(values: pd.Series) -> float:
-    """Half the 95 % confidence interval of the mean (Student's t)."""
-    return float(stdtrit(len(values) - 1, 0.975) * values.std() / np.sqrt(len(values)))

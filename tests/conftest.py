@@ -44,7 +44,7 @@ def real_dir() -> Path:
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of `experiment=smoke`, trained once; tests must not change it."""
     folder = tmp_path_factory.mktemp("smoke") / "run"
-    command = [sys.executable, "-m", "mmoe.train", "experiment=smoke", "logger=none"]
+    command = [sys.executable, "-m", "mmoe.train", "experiment=smoke", "logger=none", "figures=false"]
     environment = os.environ | {"MMOE_CACHE_DIR": str(folder.parent / "cache")}
     environment.pop("MMOE_CENSUS_DIR", None)
     subprocess.run([*command, f"hydra.run.dir={folder}"], check=True, capture_output=True, env=environment)
@@ -122,8 +122,14 @@ def script(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
 
 @pytest.fixture
 def train(command: Callable[[str], Command]) -> Command:
-    """Run `python -m mmoe.train ARGUMENTS` in this process."""
-    return command("train")
+    """Run `python -m mmoe.train ARGUMENTS` in this process; figures, which take a second, if asked for."""
+    run = command("train")
+
+    def quick(*arguments: str) -> Result:
+        given = any(argument.startswith(("figures=", "resume=")) for argument in arguments)
+        return run(*arguments) if given else run(*arguments, "figures=false")
+
+    return quick
 
 
 def assert_equal_with_gradients(

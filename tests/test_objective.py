@@ -18,7 +18,7 @@ def objective(method=MMoE, weights=None, tasks=TASKS, **options: object) -> Obje
 
 @pytest.mark.parametrize(("weights", "expected"), [(None, (1, 1)), ({"two": 0.25}, (1, 0.25))])
 def test_the_loss_is_the_weighted_sum_over_tasks(weights, expected):
-    loss, logits = objective(weights=weights)(*ROWS)
+    loss, logits, _ = objective(weights=weights)(*ROWS)
     each = [binary_cross_entropy_with_logits(logits[:, t], ROWS[2][:, t]) for t in range(2)]
     torch.testing.assert_close(loss, expected[0] * each[0] + expected[1] * each[1])
 
@@ -27,7 +27,7 @@ def test_the_loss_is_the_weighted_sum_over_tasks(weights, expected):
 def test_a_regression_has_the_squared_error(kinds):
     tasks = [Task(k, "c", ("x",) if k == "binary" else (), k) for k in kinds]
     codes, numerics, labels = ROWS
-    loss, logits = objective(tasks=tasks)(codes, numerics, labels)
+    loss, logits, _ = objective(tasks=tasks)(codes, numerics, labels)
     losses = {"binary": binary_cross_entropy_with_logits, "regression": mse_loss}
     expected = sum(losses[kind](logits[:, t], labels[:, t]) for t, kind in enumerate(kinds))
     torch.testing.assert_close(loss, expected)

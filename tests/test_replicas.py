@@ -33,7 +33,7 @@ def train(learner, data, steps: int) -> list[torch.Tensor]:
     optimizer = learner.configure_optimizers()["optimizer"]
     losses = []
     for _, batch in zip(range(steps), data.train_dataloader(), strict=False):
-        loss, _ = learner.objective(*batch)
+        loss = learner.objective(*batch).loss
         optimizer.zero_grad()
         loss.sum().backward()
         optimizer.step()

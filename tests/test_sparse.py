@@ -71,7 +71,7 @@ def test_training_has_the_losses_of_dense_inputs():
         optimizer = torch.optim.Adam(objective.parameters(), lr=1e-3)
         losses.append([])
         for batch in (batches * 3)[:200]:
-            loss, _ = objective(*batch)
+            loss = objective(*batch).loss
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

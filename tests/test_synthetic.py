@@ -127,7 +127,7 @@ def test_a_replica_is_the_run_with_its_seed(stream: bool):
         loader.seed = 0  # the order of a fixed set is shared
         steps = []
         for batch in loader:
-            loss, _ = learner._apply_to(batch)
+            loss = learner._apply_to(batch).loss
             optimizer.zero_grad()
             loss.sum().backward()
             optimizer.step()

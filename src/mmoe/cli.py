@@ -5,8 +5,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,7 @@ UNWRITABLE = (
 
 
 def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """Report a mistake in configuration or data on one line of stderr and exit with code 2.
-
-    Such a mistake is a ValueError that mmoe's own code raises; one of a library is a bug and keeps its
-    traceback. HYDRA_FULL_ERROR=1 shows the traceback always. An empty run folder is removed. Where the disk
-    is full or must not be written, the exit code is 3.
-    """
+    """Let Hydra's `main` run under `one_line`; an empty run folder is removed when it fails."""
 
     @wraps(main)
     def wrapper(config: DictConfig) -> None:
@@ -39,28 +34,42 @@ def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig]
         warnings.filterwarnings("ignore", message="The number of training batches")  # of a small data set
         warnings.filterwarnings("ignore", message="Checkpoint directory")  # is not empty when a run goes on
         try:
-            main(config)
-        except MissingMandatoryValue as error:
-            print(f"error: {error.full_key}=...: must be given", file=sys.stderr)
-            raise SystemExit(2) from None
-        except KeyboardInterrupt:
+            with one_line():
+                main(config)
+        except BaseException:
             remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-            print("stopped", file=sys.stderr)
-            raise SystemExit(130) from None
-        except ValueError as error:
-            remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-            if not _is_ours(error) or os.environ.get("HYDRA_FULL_ERROR") == "1":
-                raise
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            raise SystemExit(2) from None
-        except OSError as error:
-            remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-            if error.errno not in UNWRITABLE or os.environ.get("HYDRA_FULL_ERROR") == "1":
-                raise
-            _say(error)
-            raise SystemExit(3) from None
+            raise
 
     return wrapper
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Report a mistake in configuration or data on one line of stderr and exit with code 2.
+
+    Such a mistake is a ValueError that mmoe's own code raises; one of a library is a bug and keeps its
+    traceback. HYDRA_FULL_ERROR=1 shows the traceback always. Where the disk is full or must not be written,
+    the exit code is 3; after Ctrl-C it is 130.
+    """
+    traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        yield
+    except MissingMandatoryValue as error:
+        print(f"error: {error.full_key}=...: must be given", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except ValueError as error:
+        if not _is_ours(error) or traceback:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in UNWRITABLE or traceback:
+            raise
+        _say(error)
+        raise SystemExit(3) from None
 
 
 class RunFolder(Callback):

@@ -3,8 +3,10 @@
 B batch, N rows, T tasks.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,8 +15,12 @@ from torch import Tensor, nn
 
 from mmoe.data.encode import Rows
 from mmoe.divergence import Diverged, diverged
+from mmoe.gates import GateStatistics, dead_units
 from mmoe.metrics import METRICS, TaskMetrics, predicted
-from mmoe.objective import Objective
+from mmoe.models.mmoe import MMoE
+from mmoe.objective import Objective, Outcome
+
+log = logging.getLogger(__name__)
 
 
 class Learner(pl.LightningModule):
@@ -38,6 +44,7 @@ class Learner(pl.LightningModule):
         super().__init__()
         self.objective: nn.Module = objective
         self.metrics = TaskMetrics(objective.tasks)
+        self.gates = GateStatistics()
         first = objective.tasks[0]  # the main task, for the progress bar
         self.monitor = f"val/{first.name}/{next(iter(METRICS[first.kind]))}"
         self._task_names = [task.name for task in objective.tasks]
@@ -46,17 +53,22 @@ class Learner(pl.LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._configure([nn.Parameter(torch.empty(0))])  # its arguments are checked before training starts
         self._generators: list[Tensor] = []
-        self._should_stop = False
+        self._should_stop = self._warned = False
+        mixes = isinstance(objective.network.model, MMoE)
+        self._remedy = "; model.gate_dropout=.1 or model.gate_temperature=2 keep gates mixed" if mixes else ""
+        self._some_rows: Rows
         self._outputs: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # by stage
 
     def _step(self, batch: Rows, stage: str) -> Tensor:
         """The loss of a batch; its logits are kept for the metrics of the epoch."""
-        loss, logits = self._apply_to(batch)
+        loss, logits, gates = self._apply_to(batch)
         self._outputs[stage].append((logits.detach(), batch.labels))
+        if stage == "val" and gates.shape[-1]:
+            self.gates.update(gates)
         return loss
 
-    def _apply_to(self, batch: Rows) -> tuple[Tensor, Tensor]:
-        """Loss and logits of a batch."""
+    def _apply_to(self, batch: Rows) -> Outcome:
+        """Loss, logits and gates of a batch."""
         return self.objective(*batch)  # type: ignore[no-any-return]
 
     def _finish(self, stage: str) -> None:
@@ -85,6 +97,8 @@ class Learner(pl.LightningModule):
 
     def validation_step(self, batch: Rows, batch_idx: int) -> None:
         self._step(batch, "val")
+        if batch_idx == 0:
+            self._some_rows = batch
 
     def test_step(self, batch: Rows, batch_idx: int) -> None:
         self._step(batch, "test")
@@ -98,7 +112,7 @@ class Learner(pl.LightningModule):
         for batch in batches:
             rows = Rows(*(precision.convert_input(tensor.to(self.device)) for tensor in batch))
             with precision.forward_context():
-                parts.append(self._apply_to(rows)[1].cpu())
+                parts.append(self._apply_to(rows).logits.cpu())
         logits = torch.cat(parts, dim=-2)
         return torch.stack([predicted(logits[..., i], t) for i, t in enumerate(self.metrics.tasks)], dim=-1)
 
@@ -107,9 +121,32 @@ class Learner(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._finish("val")
+        described = self._describe_gates()
         if self.trainer.state.fn == "fit":
             values = {name: value.cpu() for name, value in self.values.items() if name.startswith("val/")}
-            self.history.append((self.current_epoch + 1, self.global_step, values))
+            self.history.append((self.current_epoch + 1, self.global_step, values | described))
+
+    def _describe_gates(self) -> dict[str, Tensor]:
+        """Log what gates and ReLUs did with the validation rows; warn once of a gate that collapsed."""
+        values = self._dead_units()
+        if self.gates.rows:
+            summary = self.gates.summary(partial(self.trainer.strategy.reduce, reduce_op="sum"))
+            values |= summary.by_name(self._task_names)
+            collapsed = summary.collapsed(self._task_names)
+            if collapsed and not self._warned and self.trainer.state.fn == "fit":
+                self._warned = True
+                log.warning(
+                    "%s; model.gate_dropout=.1 or model.gate_temperature=2 keep gates mixed", collapsed
+                )
+        self.log_dict({name: value.mean() for name, value in values.items()}, rank_zero_only=True)
+        return {name: value.cpu() for name, value in values.items()}
+
+    def _dead_units(self) -> dict[str, Tensor]:
+        """The share of units that are 0 in all rows of the first validation batch, of networks with ReLUs."""
+        rows = self._some_rows
+        dead = dead_units(self.objective.network, rows.codes, rows.numerics)  # type: ignore[arg-type]
+        units = [unit.flatten() for unit in dead.values()]
+        return {"val/units/dead": torch.cat(units).double().mean()} if units else {}
 
     def on_test_epoch_end(self) -> None:
         self._finish("test")

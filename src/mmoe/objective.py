@@ -1,9 +1,10 @@
 """What is minimised.
 
-B batch, C categorical columns, M numeric columns, T tasks.
+B batch, C categorical columns, M numeric columns, T tasks, E experts.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,18 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from mmoe.checks import check_finite
 from mmoe.data.schema import Task
 from mmoe.models.network import Network
+
+
+class Outcome(NamedTuple):
+    """What an objective gives for a batch.
+
+    Shape:
+        loss: a scalar. logits: [B, T]. gates: [B, T, E], E experts; none (E = 0) of a method without gates.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    gates: Tensor
 
 
 class Objective(nn.Module):
@@ -29,7 +42,7 @@ class Objective(nn.Module):
         ValueError: a weight is negative, not a number, or names no task.
 
     Shape:
-        codes: [B, C]; numerics: [B, M]; labels: [B, T]; output: the loss, a scalar, and the logits [B, T].
+        codes: [B, C]; numerics: [B, M]; labels: [B, T]; output: an `Outcome`.
     """
 
     task_weights: Tensor
@@ -53,12 +66,12 @@ class Objective(nn.Module):
         binary = torch.tensor([task.is_binary for task in tasks])
         self.register_buffer("is_binary", binary, persistent=False)
 
-    def forward(self, codes: Tensor, numerics: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and logits of a batch."""
-        logits = self.network(codes, numerics).logits
+    def forward(self, codes: Tensor, numerics: Tensor, labels: Tensor) -> Outcome:
+        """Loss, logits and gate weights of a batch."""
+        logits, gates = self.network(codes, numerics)
         loss = self._errors(logits, labels).mean(0) @ self.task_weights
         penalty = getattr(self.network.model, "penalty", None)
-        return (loss + penalty() if penalty else loss), logits
+        return Outcome(loss + penalty() if penalty else loss, logits, gates)
 
     def _errors(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each row and task, [B, T]; what no task needs is not computed."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmoe.data.encode import Rows
 from mmoe.learner import Learner
 from mmoe.models.replicas import Replicas
-from mmoe.objective import Objective
+from mmoe.objective import Objective, Outcome
 
 
 class ReplicaLearner(Learner):
@@ -58,15 +58,20 @@ class ReplicaLearner(Learner):
         self.register_buffer("waited", torch.zeros(count, dtype=torch.long))
 
     def _step(self, batch: Rows, stage: str) -> Tensor:
-        losses, logits = self._apply_to(batch)
+        losses, logits, gates = self._apply_to(batch)
         labels = batch.labels
         if stage == "train":  # enough to find the batch in which a replica diverged
             logits, labels = logits.mean(-2, keepdim=True), labels[..., :1, :]
         self._outputs[stage].append((logits.detach(), labels))
+        if stage == "val" and gates.shape[-1]:
+            self.gates.update(gates)
         return losses.sum()
 
-    def _apply_to(self, batch: Rows) -> tuple[Tensor, Tensor]:
-        """Losses [R] and logits [R, B, T] of a batch that all replicas share, or of one with R in front."""
+    def _apply_to(self, batch: Rows) -> Outcome:
+        """Losses [R], logits [R, B, T] and gates [R, B, T, E] of a batch.
+
+        All replicas share it, or it has R in front.
+        """
         own_rows = batch.labels.ndim == 3
         return self.objective(*batch, own_rows=own_rows)  # type: ignore[no-any-return]
 
@@ -84,6 +89,10 @@ class ReplicaLearner(Learner):
         super().on_validation_epoch_end()
         if self.trainer.state.fn == "fit":
             self._keep_the_best(self.sign * self.values[self.monitor])
+
+    def _dead_units(self) -> dict[str, Tensor]:
+        """Nothing: a unit of one replica cannot be looked at alone."""
+        return {}
 
     def _keep_the_best(self, value: Tensor) -> None:
         """Copy the weights of replicas whose value [R] is their largest; count the epochs of the others."""

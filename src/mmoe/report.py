@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 from scipy.special import stdtrit
@@ -97,6 +98,15 @@ def predictions(dataset: Dataset, split: str, predicted: Tensor) -> pd.DataFrame
             )
             columns |= {key: value[:, i].numpy().astype(dtype) for key, value in named}
     return pd.DataFrame(columns)
+
+
+def log_figures(loggers: Sequence[Logger], figures: Mapping[str, Any]) -> None:
+    """Show figures in TensorBoard, where it is the logger."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for name, figure in figures.items():
+                logger.experiment.add_figure(name, figure, close=False)
+            logger.experiment.flush()
 
 
 def show_evaluation(found: Mapping[str, Any]) -> None:

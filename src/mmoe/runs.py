@@ -182,13 +182,18 @@ def network_state(
     state: dict[str, Tensor], network: nn.Module, replicas: int, replica: int | None
 ) -> dict[str, Tensor]:
     """What a checkpoint's state says of `network`, or of one of its replicas."""
-    if (replicas > 1) != (replica is not None) or not 0 <= (replica or 0) < replicas:
-        of_many = f"the run has {replicas} replicas: must be 0 to {replicas - 1}"
-        rule = of_many if replicas > 1 else "the run has no replicas"
-        raise ValueError(f"replica={replica}: {rule}")
+    check_replica(replicas, replica)
     prefix = "objective.network." if replica is None else "objective.stacked.network."
     weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if replica is not None:
         trained = dict(network.named_parameters())  # buffers are not stacked
         weights = {k: v[replica].clone() if k in trained else v for k, v in weights.items()}
     return weights
+
+
+def check_replica(replicas: int, replica: int | None) -> None:
+    """Raise ValueError unless a run of `replicas` has one of that number, or none where there are none."""
+    if (replicas > 1) != (replica is not None) or not 0 <= (replica or 0) < replicas:
+        of_many = f"the run has {replicas} replicas: must be 0 to {replicas - 1}"
+        rule = of_many if replicas > 1 else "the run has no replicas"
+        raise ValueError(f"replica={replica}: {rule}")

@@ -93,6 +93,10 @@ def main(config: DictConfig) -> None:
         rows = RowLoader(data.dataset.splits["test"], config.data.eval_batch_size)
         predictions = report.predictions(data.dataset, "test", learner.predict(rows))
         runs.finish(folder, metrics, predictions, report.history(learner.history, config.seed))
+        if config.get("figures"):
+            from mmoe.analysis.figures import write_all
+
+            report.log_figures(loggers, write_all(folder))
     report.show(folder, metrics, data.schema)
 
 

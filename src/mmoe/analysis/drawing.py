@@ -1,0 +1,51 @@
+"""What the figures share: panels, heat maps, and styles that need no colour."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Tasks differ by all of these at once, so that no reader needs the colour.
+LINES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
+HATCHES = ("", "///", "...", "xx")
+COLOURS = ("#1b4965", "#d1495b", "#66a182", "#8d6a9f")
+LIGHT = ("#9fb8c8", "#f0b8bf", "#c3dccb", "#d2c4d9")
+
+
+def panels(count: int, width: float, height: float, share_y: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of so many inches, and its panels side by side."""
+    # Not pyplot's: it would keep every figure, and choose a window system.
+    figure = Figure(figsize=(max(width, 3.6), height), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False, sharey=share_y)[0])
+
+
+def heat_map(axes: Axes, table: pd.DataFrame, label: str | None, largest: float | None = None) -> None:
+    """Grey cells with their numbers; darker is more."""
+    values = table.to_numpy(float)
+    largest = largest or float(values.max())
+    image = axes.imshow(values, cmap="Greys", vmin=0, vmax=largest, aspect="auto")
+    axes.set_xticks(range(len(table.columns)), [str(name) for name in table.columns])
+    axes.set_yticks(range(len(table)), [str(name) for name in table.index])
+    if values.shape[1] <= 16:
+        for i, j in np.ndindex(*values.shape):
+            dark = values[i, j] > 0.55 * largest
+            axes.text(
+                j, i, f"{values[i, j]:.2f}".lstrip("0"), ha="center", va="center", fontsize=8,
+                color="white" if dark else "black",
+            )  # fmt: skip
+    if label:
+        axes.figure.colorbar(image, ax=axes, label=label, shrink=0.9)
+
+
+def metric_name(name: str) -> str:
+    """A metric's name for an axis."""
+    return {"auroc": "AUROC", "mse": "MSE"}.get(name, name.replace("_", " "))
+
+
+def rows_name(which: Mapping[str, Any]) -> str:
+    """The rows that were asked for, for a title."""
+    return f"{which.get('split', 'test')} rows"

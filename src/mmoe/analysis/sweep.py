@@ -1,0 +1,107 @@
+"""The runs of a sweep side by side: what was varied, and what came of it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from mmoe.intervals import half_interval
+from mmoe.metrics import METRICS
+from mmoe.runs import read
+
+# Not what a sweep is about: runs are averaged over seeds, and the others do not change a result.
+LEFT_OUT = (
+    "seed", "data.seed", "replicas", "resume", "logger", "data.cache_dir", "callbacks.progress_bar",
+    "figures",
+)  # fmt: skip
+
+
+def runs_of(folder: Path | str) -> pd.DataFrame:
+    """Every finished run below `folder`, one line a seed: `run`, `seed`, what differs, parameters, metrics.
+
+    Metrics are named `{split}/{task}/{metric}`; `epoch` is the best one, and `monitor` its validation metric.
+
+    Raises:
+        ValueError: there is no finished run, or they are of different tasks or rows.
+    """
+    folder = Path(folder)
+    found = [
+        path.parent for path in sorted(folder.rglob("config.yaml")) if (path.parent / "schema.json").exists()
+    ]
+    ended = [path for path in found if (path / "metrics.json").is_file()]
+    if not ended:
+        raise ValueError(f"{folder}: has no finished run, of {len(found)} that were started")
+    configs, schemas = zip(*(read(path) for path in ended), strict=True)
+    first = schemas[0]
+    for path, schema in zip(ended, schemas, strict=True):
+        if (schema.tasks, schema.num_rows) != (first.tasks, first.num_rows):
+            raise ValueError(f"{path}: has other tasks or rows than {ended[0]}, so they do not compare")
+    options = [dict(_flat(OmegaConf.to_container(config))) for config in configs]
+    keys = list(dict.fromkeys(key for option in options for key in option))
+    varied = [key for key in keys if len({json.dumps(option.get(key)) for option in options}) > 1]
+    lines = []
+    for path, option in zip(ended, options, strict=True):
+        metrics = json.loads((path / "metrics.json").read_text("utf-8"))
+        for run in metrics.get("runs", [metrics]):
+            line = {"run": str(path.relative_to(folder)), "seed": run["seed"]}
+            line |= {key: _shown(option.get(key)) for key in varied}
+            line |= {"parameters": metrics["parameters"], "epoch": run["epoch"]}
+            for split in ("val", "test"):
+                for task, values in run[split].items():
+                    line |= {f"{split}/{task}/{name}": value for name, value in values.items()}
+            lines.append(line | {"monitor": line[metrics["monitor"]]})
+    frame = pd.DataFrame(lines)
+    frame.attrs = {
+        "varied": varied,
+        "unfinished": [str(path.relative_to(folder)) for path in found if path not in ended],
+        "tasks": {task.name: next(iter(METRICS[task.kind])) for task in first.tasks},
+        "larger_is_better": configs[0].get("monitor_mode", "max") == "max",
+        "rows": first.rows,
+    }
+    return frame
+
+
+def compare(folder: Path | str) -> pd.DataFrame:
+    """One line for each combination of what differs between the runs below `folder`, the best one first.
+
+    Columns: what differs; `seeds`, their number; `parameters`; then of the first metric of each task, on
+    validation and test rows, the mean over seeds and `±`, half its 95 % interval (nan for one seed). The
+    order is that of the mean of the metric that chose the epochs.
+
+    Raises:
+        ValueError: as `runs_of`.
+    """
+    frame = runs_of(folder)
+    varied = frame.attrs["varied"] or ["run"]
+    lines = []
+    for values, group in frame.groupby(varied, dropna=False, sort=False):
+        line = dict(zip(varied, values, strict=True))
+        line |= {"seeds": len(group), "parameters": group["parameters"].iloc[0]}
+        for split in ("val", "test"):
+            for task, metric in frame.attrs["tasks"].items():
+                name = f"{split}/{task}/{metric}"
+                line |= {name: group[name].mean(), f"{name} ±": half_interval(group[name])}
+        lines.append(line | {"monitor": group["monitor"].mean()})
+    table = pd.DataFrame(lines)
+    table = table.sort_values("monitor", ascending=not frame.attrs["larger_is_better"], ignore_index=True)
+    table = table.drop(columns="monitor")
+    table.attrs = frame.attrs
+    return table
+
+
+def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a configuration, but for what is left out."""
+    if key in LEFT_OUT:
+        return
+    if isinstance(node, dict) and node:
+        for name, child in node.items():
+            yield from _flat(child, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node
+
+
+def _shown(value: Any) -> Any:
+    return value if isinstance(value, int | float | str) else json.dumps(value)

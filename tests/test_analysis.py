@@ -1,0 +1,242 @@
+"""Tables of a run folder whose gates are known, and the figures made of them."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import Result
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchmetrics.functional.classification import binary_auroc
+
+from mmoe import analysis, runs
+from mmoe.analysis.gates import subgroups
+from mmoe.analysis.sweep import runs_of
+
+Train = Callable[..., Result]
+SHARE = {"Female": 0.25, "Male": 0.6}  # of expert 1 in the gate of income; marital's is even
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory, smoke_run: Path) -> Path:
+    """A run with two experts, and gates that depend on nothing but sex."""
+    folder = tmp_path_factory.mktemp("known") / "run"
+    shutil.copytree(smoke_run, folder)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("num_experts: 8", "num_experts: 2"))
+    _, schema = runs.read(folder)
+    path = folder / "checkpoints/best.ckpt"
+    checkpoint = runs.load_checkpoint(path)
+    state, name = checkpoint["state_dict"], "objective.network.model."
+    weight, bias = state[f"{name}weight"], state[f"{name}bias"]
+    hidden = weight[:, :32]  # two of the trained experts
+    gates = torch.zeros(len(weight), 4)
+    offset = 0
+    for column in schema.categorical:
+        if column.name == "sex":
+            for level, share in SHARE.items():
+                gates[offset + column.levels.index(level), 1] = math.log(share / (1 - share))
+        offset += len(column.levels)
+    state[f"{name}weight"] = torch.cat([hidden, gates], 1)
+    state[f"{name}bias"] = torch.cat([bias[:32], torch.zeros(4)])
+    runs.save_checkpoint(path, checkpoint)
+    return folder
+
+
+def test_scored_rows_are_those_of_the_run(known: Path, smoke_run: Path):
+    rows = analysis.scored(smoke_run)
+    predictions = pd.read_parquet(smoke_run / "predictions.parquet")
+    np.testing.assert_allclose(rows["income_probability"], predictions["income_probability"], atol=1e-12)
+    assert rows["marital_label"].tolist() == predictions["marital_label"].tolist()
+    assert set(rows["sex"]) == {"Female", "Male"}
+    assert len(analysis.scored(known, "val")) == 1500
+    with pytest.raises(ValueError, match="split=half: must be one of train, val, test"):
+        analysis.scored(known, "half")
+
+
+def test_gate_weights_by_hand(known: Path):
+    female = (analysis.scored(known)["sex"] == "Female").mean()
+    expected = female * SHARE["Female"] + (1 - female) * SHARE["Male"]
+    table = analysis.gate_weights(known)
+    assert table.loc["income"].tolist() == pytest.approx([1 - expected, expected])
+    assert table.loc["marital"].tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_gate_weights_of_subgroups(known: Path):
+    table = analysis.gate_weights_by(known, "sex")
+    assert {sex: table.loc[sex, ("income", 1)] for sex in SHARE} == pytest.approx(SHARE)
+    assert table["rows"].sum().item() == 1500
+    # A column that is no input comes from the file; every row has its own.
+    education = analysis.gate_weights_by(known, "education")
+    assert education["rows"].sum().item() == 1500
+    weighted = (education["income", 1] * education["rows"].squeeze()).sum() / 1500
+    assert weighted == pytest.approx(analysis.gate_weights(known).loc["income", 1])
+    with pytest.raises(ValueError, match="column=shoe_size: must be a column of the run's rows, such as"):
+        analysis.gate_weights_by(known, "shoe_size")
+
+
+def test_raw_columns_are_in_the_order_of_the_rows(known: Path):
+    rows = analysis.scored(known)
+    for name in ("sex", "age"):
+        assert analysis.rows.raw_column(known, name, "test").tolist() == rows[name].tolist()
+
+
+def test_bands_and_levels():
+    ages = pd.Series([0.0, 10, 20, 30, 40, 50, 60, 70])
+    assert subgroups(ages, bands=[0, 20, 70]).value_counts().to_dict() == {"20 to 70": 5, "0 to 20": 3}
+    assert subgroups(ages, bands=4).value_counts().tolist() == [2, 2, 2, 2]
+    levels = pd.Series(list("aaabbcde"))
+    assert subgroups(levels, most=2).value_counts().to_dict() == {"a": 3, "(other)": 3, "b": 2}
+    assert subgroups(pd.Series([94.0, 95, 94])).astype(str).tolist() == ["94", "95", "94"]
+
+
+def test_similarity_by_hand(known: Path):
+    female = (analysis.scored(known)["sex"] == "Female").mean()
+    cosine = {sex: (1 / math.sqrt(2)) / math.hypot(share, 1 - share) for sex, share in SHARE.items()}
+    expected = female * cosine["Female"] + (1 - female) * cosine["Male"]
+    assert analysis.gate_similarity(known).loc["income", "marital"] == pytest.approx(expected)
+
+
+def test_an_ablation_is_the_network_without_the_expert(known: Path):
+    table = analysis.expert_ablation(known)
+    network, rows, _ = analysis.rows.network_and_rows(known, "test", "best", None)
+    whole = binary_auroc(network(rows.codes, rows.numerics).logits.double(), rows.labels.int())
+    with torch.no_grad():
+        network.model.bias[32:] = torch.tensor([0.0, -1e9, 0.0, -1e9])  # expert 0 alone
+        logits = network(rows.codes, rows.numerics).logits
+    for t, task in enumerate(("income", "marital")):
+        whole = binary_auroc(analysis_probability(known, task), rows.labels[:, t].int())
+        left = binary_auroc(logits[:, t].double().sigmoid(), rows.labels[:, t].int())
+        assert table.loc[1, task] == pytest.approx((whole - left).item(), abs=1e-12)
+
+
+def analysis_probability(folder: Path, task: str) -> torch.Tensor:
+    return torch.tensor(analysis.scored(folder)[f"{task}_probability"].to_numpy())
+
+
+def test_curves(smoke_run: Path):
+    metrics = json.loads((smoke_run / "metrics.json").read_text())
+    for task, table in analysis.roc(smoke_run).items():
+        area = np.trapezoid(table["true_positive_rate"], table["false_positive_rate"])
+        assert area == pytest.approx(metrics["test"][task]["auroc"])
+    for table in analysis.precision_recall(smoke_run).values():
+        assert table["recall"].iloc[0] == 1
+        assert table["recall"].iloc[-1] == 0
+    predictions = pd.read_parquet(smoke_run / "predictions.parquet")
+    table = analysis.calibration(smoke_run, bins=4)["income"]
+    assert table["rows"].tolist() == [375] * 4
+    lowest = predictions.nsmallest(375, "income_probability", keep="first")
+    assert table.loc[0, "predicted"] == pytest.approx(lowest["income_probability"].mean())
+    assert (table["observed"] * table["rows"]).sum() == predictions["income_label"].sum()
+    assert analysis.training_curves(smoke_run)["epoch"].tolist() == [1, 2, 3, 4]
+
+
+def test_every_figure_is_drawn(known: Path):
+    for plot in ("gate_weights", "gate_distributions", "gate_similarity", "expert_ablation"):
+        assert_drawn(getattr(analysis, f"plot_{plot}")(known))
+    assert_drawn(analysis.plot_gate_weights_by(known, "age"))
+    axes = analysis.plot_gate_weights(known).axes[0]
+    share = analysis.gate_weights(known).loc["income", 1]
+    assert f"{share:.2f}".lstrip("0") in [text.get_text() for text in axes.texts]
+
+
+def assert_drawn(figure: Figure) -> None:
+    figure.canvas.draw()
+    for axes in figure.axes:
+        assert axes.get_xlabel() or axes.get_ylabel()
+
+
+def test_a_run_without_gates(train: Train):
+    assert train("experiment=smoke", "model=single_task", "figures=true", "trainer.max_epochs=1").code == 0
+    (folder,) = Path("runs").glob("*/*")
+    names = sorted(path.stem for path in (folder / "figures").iterdir())
+    assert names == ["calibration", "precision_recall", "roc", "training_curves"]
+    for call in (analysis.gate_weights, analysis.plot_gate_distributions, analysis.gate_similarity):
+        with pytest.raises(ValueError, match=r"its model \(SingleTask\) has no gates"):
+            call(folder)
+    with pytest.raises(ValueError, match="must have gates over 2 experts or more, has 0"):
+        analysis.expert_ablation(folder)
+
+
+def test_a_run_that_has_not_ended(known: Path, tmp_path: Path):
+    shutil.copytree(known, tmp_path / "run")
+    (tmp_path / "run/predictions.parquet").unlink()
+    with pytest.raises(ValueError, match=r"predictions\.parquet: missing; is .*run the folder of a run that"):
+        analysis.roc(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "overrides", [["model=ple"], ["replicas=2"], ["experiment=synthetic", "data.rows=256"]]
+)
+def test_figures_of_every_kind_of_run(train: Train, overrides: list[str]):
+    first = [] if overrides[0].startswith("experiment") else ["experiment=smoke"]
+    result = train(*first, *overrides, "figures=true", "trainer.max_epochs=1", "hydra.run.dir=run")
+    assert result.code == 0, result.err
+    names = {path.name for path in Path("run/figures").iterdir()}
+    assert "training_curves.png" in names
+    assert ("gate_weights.png" in names) == ("replicas=2" not in overrides)
+    assert ("roc.png" in names) == (overrides == ["model=ple"])
+    shown = EventAccumulator("run").Reload().Tags()["images"]
+    assert sorted(shown) == sorted(name.removesuffix(".png") for name in names)
+    if overrides == ["model=ple"]:
+        assert len(analysis.expert_ablation("run")) == 8
+    if overrides == ["replicas=2"]:
+        assert analysis.gate_weights("run", replica=1).shape == (2, 8)
+        with pytest.raises(ValueError, match="replica=None: the run has 2 replicas: must be 0 to 1"):
+            analysis.roc("run")
+
+
+@pytest.fixture
+def sweep(train: Train) -> Path:
+    """Two numbers of experts with two seeds each, one run that did not finish, and one with replicas."""
+    quick = ["experiment=smoke", "logger=none", "trainer.max_epochs=1"]
+    sweep = [*quick, "model.num_experts=2,4", "seed=0,1", "hydra.sweep.dir=sweep"]
+    assert train("-m", *sweep).code == 0
+    assert train(*quick, "model.num_experts=8", "replicas=2", "hydra.run.dir=sweep/4").code == 0
+    assert train(*quick, "model.num_experts=16", "hydra.run.dir=sweep/5").code == 0
+    Path("sweep/5/metrics.json").unlink()
+    return Path("sweep")
+
+
+def test_a_sweep(sweep: Path, command: Callable):
+    frame = runs_of(sweep)
+    assert frame.attrs["varied"] == ["model.num_experts"]
+    assert frame["seed"].tolist() == [0, 1] * 3
+    result = command("compare")(str(sweep))
+    assert result.code == 0
+    table = pd.read_csv(sweep / "compare.csv")
+    assert sorted(table["model.num_experts"]) == [2, 4, 8]
+    assert table["seeds"].tolist() == [2, 2, 2]
+    assert table["val/income/auroc"].is_monotonic_decreasing
+    values = [
+        json.loads((sweep / f"{i}/metrics.json").read_text())["test"]["income"]["auroc"] for i in (0, 1)
+    ]
+    line = table[table["model.num_experts"] == 2].iloc[0]
+    assert line["test/income/auroc"] == pytest.approx(np.mean(values))
+    half = 12.7062 * abs(values[0] - values[1]) / 2  # Student's t with one degree of freedom
+    assert line["test/income/auroc ±"] == pytest.approx(half, rel=1e-4)
+    assert f"{np.mean(values):.4f} ± {half:.4f}" in result.out
+    assert "not finished, so left out: 5" in result.out
+    assert (sweep / "compare.png").stat().st_size > 10_000
+
+
+def test_a_sweep_that_cannot_be_compared(sweep: Path, command: Callable, train: Train):
+    assert train("experiment=smoke", "data.split_seed=1", "data.tasks.marital=null", "trainer.max_epochs=1",
+                 "hydra.run.dir=sweep/6").code == 0  # fmt: skip
+    compare = command("compare")
+    Path("empty").mkdir()
+    for arguments, message in (
+        (["empty"], "empty: has no finished run, of 0 that were started"),
+        (["sweep"], "sweep/6: has other tasks or rows than sweep/0, so they do not compare"),
+    ):
+        result = compare(*arguments)
+        assert result.code == 2
+        assert result.err == f"error: {message}\n"
+    shutil.rmtree("sweep/6")
+    assert "key=depth: must be one of model.num_experts" in compare("sweep", "--key", "depth").err
