@@ -49,7 +49,8 @@ def test_torch_export_runs_without_mmoe(export, smoke_run: Path):
         "import sys, json, torch; extra = {'schema.json': ''}\n"
         "network = torch.export.load('network.pt2', extra_files=extra).module()\n"
         "schema = json.loads(extra['schema.json'])\n"
-        "codes = torch.zeros(5, len(schema['categorical']), dtype=torch.int64)\n"
+        "counts = [len(column['levels']) for column in schema['categorical']]\n"
+        "codes = torch.tensor([[sum(counts[:i]) for i in range(len(counts))]] * 5)\n"  # the first levels
         "predictions, gates = network(codes, torch.zeros(5, len(schema['numeric'])))\n"
         "assert not any(name.startswith('mmoe') for name in sys.modules)\n"
         "print(json.dumps(predictions.tolist()))"
@@ -57,7 +58,8 @@ def test_torch_export_runs_without_mmoe(export, smoke_run: Path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     network = runs.load_network(smoke_run)
     schema = runs.read(smoke_run)[1]
-    codes = torch.zeros(5, len(schema.categorical), dtype=torch.int64)
+    counts = [len(column.levels) for column in schema.categorical]
+    codes = torch.tensor([[sum(counts[:i]) for i in range(len(counts))]] * 5)
     logits = network(codes, torch.zeros(5, len(schema.numeric))).logits
     np.testing.assert_allclose(json.loads(done.stdout), logits.sigmoid().detach(), atol=1e-6)
 

@@ -490,14 +490,14 @@ def test_killed_in_training_leaves_no_half_files():
         command("experiment=smoke", "trainer.max_epochs=50"), stdout=subprocess.DEVNULL
     )
     deadline = time.time() + 60
-    while not list(Path("runs").glob("*/*/checkpoints/*.ckpt")) and time.time() < deadline:
+    while not list(Path("runs").glob("*/*/checkpoints/[!.]*.ckpt")) and time.time() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     folder = run_folder()
-    assert list((folder / "checkpoints").glob("*.ckpt"))
+    assert list((folder / "checkpoints").glob("[!.]*.ckpt"))
     Schema.from_json((folder / "schema.json").read_text())
     assert OmegaConf.load(folder / "config.yaml").seed == 0
     assert not (folder / "metrics.json").exists()
-    for path in (folder / "checkpoints").glob("*.ckpt"):
+    for path in (folder / "checkpoints").glob("[!.]*.ckpt"):
         torch.load(path, weights_only=True)

@@ -26,6 +26,6 @@ def write(path: Path, to: Callable[[Path], Any]) -> None:
     except BaseException as error:
         if scratch:
             Path(scratch).unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno:
             error.filename = str(path)  # rather than the scratch file's, or none
         raise

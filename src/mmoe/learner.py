@@ -22,6 +22,11 @@ from mmoe.objective import Objective, Outcome
 
 log = logging.getLogger(__name__)
 
+REMEDY = (
+    "; a larger model.gate_temperature, such as 10, keeps it mixed, and model.gate_dropout=.1 teaches the"
+    " task to do without that expert"
+)
+
 
 class Learner(pl.LightningModule):
     """Minimise an objective, and keep the metrics of each task by its name.
@@ -55,7 +60,7 @@ class Learner(pl.LightningModule):
         self._generators: list[Tensor] = []
         self._should_stop = self._warned = False
         mixes = isinstance(objective.network.model, MMoE)
-        self._remedy = "; model.gate_dropout=.1 or model.gate_temperature=2 keep gates mixed" if mixes else ""
+        self._remedy = REMEDY if mixes else ""
         self._some_rows: Rows
         self._outputs: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # by stage
 
@@ -135,9 +140,7 @@ class Learner(pl.LightningModule):
             collapsed = summary.collapsed(self._task_names)
             if collapsed and not self._warned and self.trainer.state.fn == "fit":
                 self._warned = True
-                log.warning(
-                    "%s; model.gate_dropout=.1 or model.gate_temperature=2 keep gates mixed", collapsed
-                )
+                log.warning("%s%s", collapsed, self._remedy)
         self.log_dict({name: value.mean() for name, value in values.items()}, rank_zero_only=True)
         return {name: value.cpu() for name, value in values.items()}
 
