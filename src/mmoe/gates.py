@@ -61,7 +61,7 @@ class GateSummary(NamedTuple):
 
 
 class GateStatistics:
-    """Sums over the rows of batches, of which `summary` gives the means; all float64."""
+    """Sums over the rows of batches, float64, of which `summary` gives the means."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -69,13 +69,12 @@ class GateStatistics:
 
     def update(self, gates: Tensor) -> None:
         """Add the gate weights of a batch, [B, T, E]; they sum to 1 over E."""
-        gates = gates.double()
         unit = nn.functional.normalize(gates, dim=-1)
         sums = (
-            gates.sum(-3),
-            torch.special.entr(gates).sum((-3, -1)),
-            (gates.amax(-1) > POLARISED).double().sum(-2),
-            torch.einsum("...bte,...bue->...tu", unit, unit),
+            gates.sum(-3, dtype=torch.float64),
+            torch.special.entr(gates).sum((-3, -1), dtype=torch.float64),
+            (gates.amax(-1) > POLARISED).sum(-2).double(),
+            torch.einsum("...bte,...bue->...btu", unit, unit).sum(-3, dtype=torch.float64),
         )
         self._sums = tuple(a + b for a, b in zip(self._sums, sums, strict=True)) if self.rows else sums
         self.rows += gates.shape[-3]

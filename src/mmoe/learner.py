@@ -22,6 +22,7 @@ from mmoe.objective import Objective, Outcome
 
 log = logging.getLogger(__name__)
 
+SOME_ROWS = 2048  # in which a unit that lives is active
 REMEDY = (
     "; a larger model.gate_temperature, such as 10, keeps it mixed, and model.gate_dropout=.1 teaches the"
     " task to do without that expert"
@@ -145,9 +146,9 @@ class Learner(pl.LightningModule):
         return {name: value.cpu() for name, value in values.items()}
 
     def _dead_units(self) -> dict[str, Tensor]:
-        """The share of units that are 0 in all rows of the first validation batch, of networks with ReLUs."""
-        rows = self._some_rows
-        dead = dead_units(self.objective.network, rows.codes, rows.numerics)  # type: ignore[arg-type]
+        """The share of units that are 0 in the first validation rows, of networks with ReLUs."""
+        rows = (tensor[:SOME_ROWS] for tensor in (self._some_rows.codes, self._some_rows.numerics))
+        dead = dead_units(self.objective.network, *rows)  # type: ignore[arg-type]
         units = [unit.flatten() for unit in dead.values()]
         return {"val/units/dead": torch.cat(units).double().mean()} if units else {}
 
