@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue
+
+from mmoe.sweeping import INTERRUPTED, in_sweep, survive
 
 PACKAGE = Path(__file__).parent
 # What a disk may say to a writer.
@@ -33,12 +35,16 @@ def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig]
         warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")
         warnings.filterwarnings("ignore", message="The number of training batches")  # of a small data set
         warnings.filterwarnings("ignore", message="Checkpoint directory")  # is not empty when a run goes on
-        try:
-            with one_line():
-                main(config)
-        except BaseException:
-            remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-            raise
+
+        def job() -> None:
+            try:
+                with one_line():
+                    main(config)
+            except BaseException:
+                remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+                raise
+
+        survive(job) if in_sweep() else job()
 
     return wrapper
 
@@ -55,21 +61,26 @@ def one_line() -> Iterator[None]:
     try:
         yield
     except MissingMandatoryValue as error:
-        print(f"error: {error.full_key}=...: must be given", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(2, f"{error.full_key}=...: must be given")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
     except ValueError as error:
         if not _is_ours(error) or traceback:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(2, " ".join(str(error).split()))
     except OSError as error:
         if error.errno not in UNWRITABLE or traceback:
             raise
-        _say(error)
-        raise SystemExit(3) from None
+        _end(3, _unwritable(error))
+
+
+def _end(code: int, message: str) -> NoReturn:
+    """Print one line and exit; a sweep keeps the `message`."""
+    print(f"error: {message}", file=sys.stderr)
+    end = SystemExit(code)
+    end.message = message  # type: ignore[attr-defined]
+    raise end from None
 
 
 class RunFolder(Callback):
@@ -80,14 +91,13 @@ class RunFolder(Callback):
         try:
             Path(config.hydra.run.dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            _say(error)
-            raise SystemExit(3) from None
+            _end(3, _unwritable(error))
 
 
-def _say(error: OSError) -> None:
-    """Tell on one line what the disk said, and of which file."""
+def _unwritable(error: OSError) -> str:
+    """What the disk said, and of which file."""
     where = f"{os.path.relpath(error.filename)}: " if error.filename else ""
-    print(f"error: {where}{error.strerror or error}; what was written before is whole", file=sys.stderr)
+    return f"{where}{error.strerror or error}; what was written before is whole"
 
 
 def _is_ours(error: BaseException) -> bool:

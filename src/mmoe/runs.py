@@ -31,8 +31,17 @@ def start(folder: Path, config: DictConfig, schema: Schema) -> None:
     Raises:
         ValueError: the folder holds a run.
     """
-    text = OmegaConf.to_yaml(config, resolve=True).replace(str(folder), "${hydra:runtime.output_dir}")
-    _begin(folder, text, schema)
+    _begin(folder, _portable(config, folder), schema)
+
+
+def is_run_of(folder: Path, config: DictConfig) -> bool:
+    """Whether a folder holds a run of this very configuration."""
+    path = folder / "config.yaml"
+    return path.is_file() and path.read_text("utf-8") == _portable(config, folder)
+
+
+def _portable(config: DictConfig, folder: Path) -> str:
+    return OmegaConf.to_yaml(config, resolve=True).replace(str(folder), "${hydra:runtime.output_dir}")
 
 
 def _begin(folder: Path, config: str, schema: Schema) -> None:

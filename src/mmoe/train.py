@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from mmoe import CONF_DIR
 from mmoe.cli import one_line_errors
+from mmoe.sweeping import INTERRUPTED, in_sweep
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
@@ -34,6 +35,12 @@ def main(config: DictConfig) -> None:
     resumed = bool(config.get("resume"))
     if resumed:
         folder, config = take_up(Path(config.resume), folder, HydraConfig.get().overrides.task)
+    elif in_sweep() and runs.is_run_of(folder, config):  # the sweep is run again
+        if (folder / "metrics.json").exists():
+            print(f"{os.path.relpath(folder)}: has ended before")
+            return
+        folder, config = take_up(folder, folder, ())
+        resumed = True
     check_integers(0, seed=config.seed)
     check_integers(1, replicas=config.replicas)
     throughput = Throughput()
@@ -57,7 +64,7 @@ def main(config: DictConfig) -> None:
             trainer.fit(learner, data, ckpt_path=last, weights_only=True)
         except Interrupted:
             print(f"stopped; go on with: python -m mmoe.train resume={os.path.relpath(folder)}")
-            raise SystemExit(130) from None
+            raise SystemExit(INTERRUPTED) from None
         except Diverged as error:
             path = folder / "diverged.parquet"
             if trainer.is_global_zero:

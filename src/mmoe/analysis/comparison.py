@@ -1,8 +1,10 @@
 """The table and the figure of a sweep, printed and written."""
 
 import sys
+from collections.abc import Hashable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -38,12 +40,12 @@ def _print(table: pd.DataFrame) -> None:
     values = [name for name in table.columns if not str(name).endswith("±")]
     for name in values:
         printed.add_column(str(name).replace("/", " "), justify="right", no_wrap="/" not in str(name))
-    for _, line in table.iterrows():
+    for line in table.to_dict("records"):
         printed.add_row(*(_cell(line, str(name)) for name in values))
     Console(width=None if sys.stdout.isatty() else WIDE).print(printed)
 
 
-def _cell(line: pd.Series, name: str) -> str:
+def _cell(line: dict[Hashable, Any], name: str) -> str:
     value, half = line[name], line.get(f"{name} ±")
     if "/" in name:
         return f"{value:.4f}" + ("" if pd.isna(half) else f" ± {half:.4f}")

@@ -43,7 +43,9 @@ def plot_compare(folder: Path | str, key: str | None = None, split: str = "test"
         long = any(len(str(value)) > 6 for value in values)
         axes.set_xticks(range(len(values)), [str(value) for value in values], rotation=30 if long else 0)
         axes.set(
-            title=task, xlabel=key.split(".")[-1].replace("_", " "), ylabel=f"{split} {metric_name(metric)}"
+            title=task,
+            xlabel=key.split(".")[-1].replace("num_", "number of ").replace("_", " "),
+            ylabel=f"{split} {metric_name(metric)}",
         )
         axes.grid(alpha=0.3)
     every[0].legend()

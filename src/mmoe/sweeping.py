@@ -1,0 +1,62 @@
+"""What a sweep does when a job fails: Hydra alone would end it there."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+ERROR = "error.txt"
+INTERRUPTED = 130  # exit code after Ctrl-C
+
+
+def in_sweep() -> bool:
+    """Whether this is a job of a sweep."""
+    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+
+
+def survive(job: Callable[[], None]) -> None:
+    """Run a job of a sweep; if it fails, write why to its folder, and let the others run.
+
+    Ctrl-C ends the whole sweep.
+    """
+    note = Path(HydraConfig.get().runtime.output_dir) / ERROR
+    note.unlink(missing_ok=True)
+    try:
+        job()
+    except SystemExit as end:
+        if end.code in (None, 0, INTERRUPTED):
+            raise
+        why = str(getattr(end, "message", "")) or f"exit code {end.code}"
+    except Exception as error:
+        traceback.print_exc()
+        why = f"{type(error).__name__}: {error}"
+    else:
+        return
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(f"{' '.join(HydraConfig.get().overrides.task)}\n{why}\n", "utf-8")
+
+
+class FailedJobs(Callback):
+    """List the jobs that failed when a sweep is over, and end with exit code 2."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Read what the jobs left in their folders."""
+        folder = Path(config.hydra.sweep.dir)
+        notes = sorted(folder.rglob(ERROR))
+        if not notes:
+            return
+        print(f"failed jobs: {len(notes)}", file=sys.stderr)
+        for note in notes:
+            overrides, _, why = note.read_text("utf-8").rstrip("\n").partition("\n")
+            print(f"  {note.parent} ({overrides}): {why}", file=sys.stderr)
+        print(
+            f"the same command with hydra.sweep.dir={folder} runs what has not ended, and nothing twice",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)

@@ -1,0 +1,65 @@
+"""A sweep goes on where a job fails or was stopped, and runs nothing twice."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+QUICK = ["experiment=smoke", "logger=none", "trainer.max_epochs=1", "hydra.sweep.dir=sweep"]
+
+
+def test_a_failed_job_leaves_the_others_running(train: Callable):
+    command = ["-m", *QUICK, "model.num_experts=2,0,3"]
+    result = train(*command)
+    assert result.code == 2
+    assert "error: model.num_experts=0: must be an integer of at least 1" in result.err
+    end = (
+        "failed jobs: 1\n"
+        "  sweep/1 (experiment=smoke logger=none trainer.max_epochs=1 model.num_experts=0 figures=False):"
+        " model.num_experts=0: must be an integer of at least 1\n"
+        "the same command with hydra.sweep.dir=sweep runs what has not ended, and nothing twice\n"
+    )
+    assert result.err.endswith(end), result.err
+    for job in ("0", "2"):
+        assert Path(f"sweep/{job}/metrics.json").is_file()
+    # Again, after one job lost its end: only that one and the failed one are run.
+    shutil.rmtree("sweep/2/checkpoints")
+    Path("sweep/2/metrics.json").unlink()
+    before = Path("sweep/0/metrics.json").stat().st_mtime_ns
+    result = train(*command)
+    assert result.code == 2
+    assert "sweep/0: has ended before" in result.out
+    assert Path("sweep/0/metrics.json").stat().st_mtime_ns == before
+    assert Path("sweep/2/metrics.json").is_file()
+    # With the mistake mended it is the same sweep no longer, and says so.
+    result = train("-m", *QUICK, "model.num_experts=2,1,3")
+    assert result.code == 0
+    assert not list(Path("sweep").rglob("error.txt"))
+    assert Path("sweep/1/metrics.json").is_file()
+
+
+def test_a_bug_in_a_job_is_shown_and_the_others_run(train: Callable, monkeypatch: pytest.MonkeyPatch):
+    from mmoe import runs
+
+    start, calls = runs.start, []
+
+    def fail_once(*arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise RuntimeError("bug")
+        start(*arguments)
+
+    monkeypatch.setattr(runs, "start", fail_once)
+    result = train("-m", *QUICK, "seed=0,1")
+    assert result.code == 2
+    assert "Traceback" in result.err
+    assert "RuntimeError: bug" in result.err.splitlines()[-2]
+    assert Path("sweep/1/metrics.json").is_file()
+
+
+def test_another_sweep_in_the_same_folder_is_refused(train: Callable):
+    assert train("-m", *QUICK, "seed=0").code == 0
+    result = train("-m", *QUICK, "seed=1")
+    assert result.code == 2
+    assert "sweep/0: must not hold a run already; name another folder" in result.err
