@@ -1,6 +1,8 @@
 """A sweep goes on where a job fails or was stopped, and runs nothing twice."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,3 +65,15 @@ def test_another_sweep_in_the_same_folder_is_refused(train: Callable):
     result = train("-m", *QUICK, "seed=1")
     assert result.code == 2
     assert "sweep/0: must not hold a run already; name another folder" in result.err
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_launchers(launcher: str):
+    """Real processes of their own, one of which fails."""
+    options = [f"hydra/launcher={launcher}", *QUICK, "figures=false", "model.num_experts=2,0"]
+    command = [sys.executable, "-m", "mmoe.train", "-m", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2, done.stderr
+    assert "failed jobs: 1\n  sweep/1 (" in done.stderr
+    assert "model.num_experts=0: must be an integer of at least 1" in done.stderr
+    assert Path("sweep/0/metrics.json").is_file()

@@ -245,7 +245,7 @@ def test_a_compiled_run_has_the_same_results(train: Train, replicas: int):
 
 
 def test_two_processes_train_together(tmp_path: Path):
-    arguments = ["experiment=smoke", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", *QUICK]
+    arguments = ["experiment=smoke", "trainer=ddp_cpu", *QUICK]
     done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Best epoch on the bundled sample") == 1
