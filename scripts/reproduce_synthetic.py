@@ -42,7 +42,6 @@ from tables import table
 from tqdm import tqdm
 
 from mmoe import CONF_DIR
-from mmoe.build import build, build_network
 from mmoe.data.generator import Generator
 from mmoe.intervals import half_interval
 
@@ -215,7 +214,8 @@ def losses(job: Job, root: Path) -> pd.DataFrame:
     """Loss of each run and validation, as the mean over tasks."""
     history = pd.read_csv(job.folder(root) / "history.csv")
     tasks = [name for name in history if name.startswith("val/") and name.endswith("/mse")]
-    cell = {"model": job.model, "cosine": job.cosine, "rate": job.rate}
+    metrics = json.loads((job.folder(root) / "metrics.json").read_text())
+    cell = {"model": job.model, "cosine": job.cosine, "rate": job.rate, "parameters": metrics["parameters"]}
     return history[["seed", "step"]].assign(loss=history[tasks].mean(axis=1), **cell)
 
 
@@ -373,7 +373,7 @@ def summary(runs: pd.DataFrame, path: Path) -> list[str]:
             [
                 NAMES[model], f"{cosine:g}", f"{rate:g}",
                 f"{values.mean():.3f} ± {half_interval(values):.3f}", f"{values.std():.3f}", *quantiles,
-                "-" if paper is None else f"{paper:.3f}", f"{parameters(model):,}",
+                "-" if paper is None else f"{paper:.3f}", f"{group['parameters'].iloc[0]:,}",
             ]
         )  # fmt: skip
     header = ["model", "p", "rate", "mean final loss", "sd", "5 %", "median", "95 %", "paper's mean, by eye"]
@@ -397,13 +397,6 @@ def by_rate(found: Found) -> list[str]:
         *table(["model", "p", *(f"rate {rate:g}" for rate in rates)], rows),
         "",
     ]
-
-
-def parameters(model: str) -> int:
-    """Number of all trained numbers of a model."""
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config = compose("train", overrides=["experiment=synthetic", *MODELS[model]])
-    return sum(p.numel() for p in build_network(config, build(config, "data").schema).parameters())
 
 
 def claims(ends: pd.DataFrame) -> list[str]:
