@@ -94,6 +94,14 @@ def test_bands_and_levels():
     levels = pd.Series(list("aaabbcde"))
     assert subgroups(levels, most=2).value_counts().to_dict() == {"a": 3, "(other)": 3, "b": 2}
     assert subgroups(pd.Series([94.0, 95, 94])).astype(str).tolist() == ["94", "95", "94"]
+    money = pd.Series([0.0] * 90 + list(range(1, 11)))
+    counts = subgroups(money, bands=3).value_counts(sort=False)
+    assert counts.to_dict() == {"0": 90, "0 to 5.5": 5, "5.5 to 10": 5}
+    close = pd.Series(1e6 + 0.1 * np.arange(10))
+    assert subgroups(close, bands=5).value_counts().tolist() == [2] * 5
+    assert subgroups(pd.Series(["a", None])).tolist() == ["a", "(unseen)"]
+    with pytest.raises(ValueError, match=r"bands=\[0, 60\]: must reach from 0 to 70, as the values do"):
+        subgroups(ages, bands=[0, 60])
 
 
 def test_similarity_by_hand(known: Path):
@@ -106,7 +114,6 @@ def test_similarity_by_hand(known: Path):
 def test_an_ablation_is_the_network_without_the_expert(known: Path):
     table = analysis.expert_ablation(known)
     network, rows, _ = analysis.rows.network_and_rows(known, "test", "best", None)
-    whole = binary_auroc(network(rows.codes, rows.numerics).logits.double(), rows.labels.int())
     with torch.no_grad():
         network.model.bias[32:] = torch.tensor([0.0, -1e9, 0.0, -1e9])  # expert 0 alone
         logits = network(rows.codes, rows.numerics).logits
@@ -240,3 +247,24 @@ def test_a_sweep_that_cannot_be_compared(sweep: Path, command: Callable, train: 
         assert result.err == f"error: {message}\n"
     shutil.rmtree("sweep/6")
     assert "key=depth: must be one of model.num_experts" in compare("sweep", "--key", "depth").err
+
+
+def test_a_sweep_of_seeds_alone_and_of_two_keys(train: Train):
+    quick = ["experiment=smoke", "logger=none", "trainer.max_epochs=1"]
+    assert train("-m", *quick, "seed=0,1", "hydra.sweep.dir=seeds").code == 0
+    table = analysis.compare("seeds")
+    assert table["seeds"].tolist() == [2]
+    # What was extracted of a run, and a run made twice, are not counted again.
+    shutil.copytree("seeds/0", "seeds/0/copy")
+    shutil.copytree("seeds/0", "seeds/twice")
+    assert analysis.compare("seeds")["seeds"].tolist() == [2]
+    two = ["model.num_experts=2,3", "data.batch_size=64,128", "hydra.sweep.dir=two"]
+    assert train("-m", *quick, *two).code == 0
+    frame = runs_of("two")
+    assert frame.attrs["varied"] == ["data.batch_size", "model.num_experts"]
+    axes = analysis.plot_compare("two", "model.num_experts").axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["batch_size 64", "batch_size 128"]
+    other = ["monitor=val/marital/auroc", "hydra.run.dir=two/other"]
+    assert train(*quick, *other).code == 0
+    with pytest.raises(ValueError, match="two/other: chose its epoch by val/marital/auroc, but two/0 by"):
+        runs_of("two")

@@ -474,7 +474,7 @@ def test_divergence_is_said_in_one_line(train: Train, replicas: int, of: str):
 def test_weights_that_are_not_finite_are_never_kept(train: Train):
     result = train("experiment=smoke", "learner.optimizer.lr=1e30", "callbacks.last.every_n_steps=3")
     assert result.code == 2
-    assert "training diverged in step 3 (epoch 1, batch 3)" in result.err
+    assert "training diverged in step 2 (epoch 1, batch 2)" in result.err
     assert not list((run_folder() / "checkpoints").glob("*"))
 
 
@@ -501,3 +501,19 @@ def test_killed_in_training_leaves_no_half_files():
     assert not (folder / "metrics.json").exists()
     for path in (folder / "checkpoints").glob("[!.]*.ckpt"):
         torch.load(path, weights_only=True)
+
+
+def test_a_replica_with_rows_of_its_own_that_diverges(train: Train):
+    small = ["data.rows=1280", "data.eval_rows=64", "logger=none", "callbacks.last.every_n_steps=3"]
+    result = train("experiment=synthetic", *small, "replicas=2", "learner.optimizer.lr=1e30")
+    assert result.code == 2
+    assert "error: training of replica 0 diverged in step 2 (epoch 1, batch 2): task1, task2" in result.err
+    frame = pd.read_parquet(run_folder() / "diverged.parquet")
+    data = build(config("experiment=synthetic", *small, "replicas=2"), "data")
+    first = next(iter(data.train_dataloader()))
+    assert frame[frame["batch"] == 1]["x1"].tolist() == first.numerics[0, :, 0].tolist()
+
+
+def test_half_precision_throughout(train: Train):
+    small = ["data.rows=256", "data.eval_rows=64", "logger=none", "trainer.max_epochs=1"]
+    assert train("experiment=synthetic", *small, "trainer.precision=bf16-true").code == 0

@@ -88,8 +88,15 @@ class RunFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Exit with code 3 if it cannot be made."""
+        self._make(config.hydra.run.dir)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """The same of the folder of a sweep."""
+        self._make(config.hydra.sweep.dir)
+
+    def _make(self, folder: str) -> None:
         try:
-            Path(config.hydra.run.dir).mkdir(parents=True, exist_ok=True)
+            Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             _end(3, _unwritable(error))
 

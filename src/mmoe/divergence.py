@@ -40,7 +40,7 @@ class Diverged(ValueError):
 
 
 def diverged(
-    trainer: pl.Trainer, tasks: Sequence[str], batches: Sequence[Tensor], logits: Tensor
+    trainer: pl.Trainer, tasks: Sequence[str], batches: Sequence[Tensor], otherwise: Tensor
 ) -> Diverged:
     """Say where: in the first of the epoch's training batches, else after the last of them.
 
@@ -48,13 +48,13 @@ def diverged(
         trainer: has the epoch and the steps so far.
         tasks: names.
         batches: logits [B, T] or [R, B, T] of each training batch so far.
-        logits: those that are not finite, of the same shape.
+        otherwise: which tasks are not finite if these batches all are, [T] or [R, T].
     """
     finite = [bool(batch.isfinite().all()) for batch in batches]
     last = max(len(batches) - 1, 0)
     first = finite.index(False) if False in finite else last
     step = trainer.global_step - (last - first) // trainer.accumulate_grad_batches
-    bad = ~(batches[first] if False in finite else logits).isfinite().all(-2)  # [T] or [R, T]
+    bad = ~batches[first].isfinite().all(-2) if False in finite else otherwise  # [T] or [R, T]
     replica = int(bad.any(-1).nonzero()[0]) if bad.ndim == 2 else None
     names = [task for task, wrong in zip(tasks, bad.reshape(-1, len(tasks)).any(0), strict=True) if wrong]
     return Diverged(trainer.current_epoch, first, step, names, replica)

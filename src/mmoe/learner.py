@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.data.encode import Rows
-from mmoe.divergence import Diverged, diverged
+from mmoe.divergence import diverged
 from mmoe.gates import GateStatistics, dead_units
 from mmoe.metrics import METRICS, TaskMetrics, predicted
 from mmoe.models.mmoe import MMoE
@@ -90,7 +90,10 @@ class Learner(pl.LightningModule):
         logits, labels = (torch.cat(parts, dim=-2) for parts in zip(*pairs, strict=True))
         if not logits.isfinite().all():
             trained = [part for part, _ in (pairs if stage == "train" else self._outputs["train"])]
-            raise diverged(self.trainer, self._task_names, trained, logits)
+            bad = ~logits.isfinite().all(-2)
+            if self.trainer.state.fn != "fit":
+                raise ValueError(f"the {stage} rows have logits that are not finite")
+            raise diverged(self.trainer, self._task_names, trained, bad)
         return logits, labels
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
@@ -147,8 +150,11 @@ class Learner(pl.LightningModule):
 
     def _dead_units(self) -> dict[str, Tensor]:
         """The share of units that are 0 in the first validation rows, of networks with ReLUs."""
-        rows = (tensor[:SOME_ROWS] for tensor in (self._some_rows.codes, self._some_rows.numerics))
-        dead = dead_units(self.objective.network, *rows)  # type: ignore[arg-type]
+        codes, numerics, _ = (tensor[:SOME_ROWS] for tensor in self._some_rows)
+        precision = self.trainer.precision_plugin
+        with precision.forward_context():
+            network: Any = self.objective.network
+            dead = dead_units(network, codes, precision.convert_input(numerics))
         units = [unit.flatten() for unit in dead.values()]
         return {"val/units/dead": torch.cat(units).double().mean()} if units else {}
 
@@ -160,10 +166,10 @@ class Learner(pl.LightningModule):
         generators = [torch.get_rng_state()]
         if torch.cuda.is_available():
             generators += torch.cuda.get_rng_state_all()
-        if not all(weight.isfinite().all() for weight in self.objective.parameters()):
-            # What was written before must stay the newest that can be gone on from.
-            last = max(len(self._outputs["train"]), 1) - 1
-            raise Diverged(self.current_epoch, last, self.global_step, self._task_names)
+        bad = self._bad_weights()
+        if bad.any():  # what was written before must stay the newest that can be gone on from
+            trained = [logits for logits, _ in self._outputs["train"]]
+            raise diverged(self.trainer, self._task_names, trained, bad)
         outputs = {}  # a few large tensors: thousands of small ones would take seconds to write
         for stage, pairs in self._outputs.items():
             if pairs:
@@ -176,6 +182,11 @@ class Learner(pl.LightningModule):
             "history": self.history,
             "values": self.values,
         }
+
+    def _bad_weights(self) -> Tensor:
+        """Of each task [T] whether a weight is not finite; all share them."""
+        finite = all(bool(weight.isfinite().all()) for weight in self.objective.parameters())
+        return torch.full((len(self._task_names),), not finite)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint["mmoe"]

@@ -152,7 +152,7 @@ def scores(network: nn.Module, schema: Schema, block: tuple[Rows, int], gates: b
         if not weights.shape[-1]:
             raise ValueError("gates=true: the run's model has no gates")
         for i, task in enumerate(schema.tasks):
-            columns |= {f"{task.name}_gate_{e}": weights[:, i, e] for e in range(weights.shape[2])}
+            columns |= {report.gate_column(task, e): weights[:, i, e] for e in range(weights.shape[2])}
     return pa.table({name: values[:count].cpu().numpy() for name, values in columns.items()})
 
 

@@ -90,6 +90,11 @@ class ReplicaLearner(Learner):
         if self.trainer.state.fn == "fit":
             self._keep_the_best(self.sign * self.values[self.monitor])
 
+    def _bad_weights(self) -> Tensor:
+        """Of each replica and task, [R, T]."""
+        finite = [weight.isfinite().flatten(1).all(1) for weight in self.objective.parameters()]
+        return ~torch.stack(finite).all(0)[:, None].expand(-1, len(self._task_names))
+
     def _dead_units(self) -> dict[str, Tensor]:
         """Nothing: a unit of one replica cannot be looked at alone."""
         return {}

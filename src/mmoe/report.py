@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
-from scipy.special import stdtrit
 from torch import Tensor
 
 from mmoe.data.encode import Dataset
 from mmoe.data.schema import Schema, Task
+from mmoe.intervals import half_interval
 from mmoe.metrics import METRICS
 
 ROWS = {
@@ -53,12 +54,12 @@ def of_replicas(values: Mapping[str, Tensor], seed: int, epochs: Tensor) -> dict
     `half_interval` is half the 95 % confidence interval of the mean (Student's t); values are [R].
     """
     count = len(epochs)
-    quantile = float(stdtrit(count - 1, 0.975))
     std = {key: value.std() for key, value in values.items()}
+    half = {key: torch.tensor(half_interval(pd.Series(value.tolist()))) for key, value in values.items()}
     return {
         "replicas": count,
         "std": results(std),
-        "half_interval": results({key: quantile * value / count**0.5 for key, value in std.items()}),
+        "half_interval": results(half),
         "runs": [
             {"seed": seed + r, "epoch": epochs[r].item()} | results({k: v[r] for k, v in values.items()})
             for r in range(count)
@@ -81,6 +82,11 @@ def history(epochs: Sequence[tuple[int, int, Mapping[str, Tensor]]], seed: int) 
 def column(task: Task) -> str:
     """Name of the column of predictions.parquet that has what was predicted for a task."""
     return f"{task.name}_{'probability' if task.is_binary else 'prediction'}"
+
+
+def gate_column(task: Task, expert: int) -> str:
+    """Name of the column that has a task's gate weight of an expert."""
+    return f"{task.name}_gate_{expert}"
 
 
 def predictions(dataset: Dataset, split: str, predicted: Tensor) -> pd.DataFrame:

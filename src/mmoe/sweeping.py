@@ -1,5 +1,6 @@
 """What a sweep does when a job fails: Hydra alone would end it there."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,12 +13,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 ERROR = "error.txt"
+UNWRITTEN: dict[Path, str] = {}
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 def in_sweep() -> bool:
-    """Whether this is a job of a sweep."""
-    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+    """Whether this is a job of a sweep that lists those that failed; not a further process of one job."""
+    hydra = HydraConfig.get()
+    return (
+        hydra.mode == RunMode.MULTIRUN
+        and "failed_jobs" in hydra.callbacks
+        and os.environ.get("LOCAL_RANK", "0") == "0"
+    )
 
 
 def survive(job: Callable[[], None]) -> None:
@@ -38,8 +45,12 @@ def survive(job: Callable[[], None]) -> None:
         why = f"{type(error).__name__}: {error}"
     else:
         return
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(f"{' '.join(HydraConfig.get().overrides.task)}\n{why}\n", "utf-8")
+    text = f"{' '.join(HydraConfig.get().overrides.task)}\n{why}\n"
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(text, "utf-8")
+    except OSError:  # the disk is full, say, which may be why it failed
+        UNWRITTEN[note] = text
 
 
 class FailedJobs(Callback):
@@ -48,12 +59,13 @@ class FailedJobs(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read what the jobs left in their folders."""
         folder = Path(config.hydra.sweep.dir)
-        notes = sorted(folder.rglob(ERROR))
+        notes = {path: path.read_text("utf-8") for path in sorted(folder.rglob(ERROR))} | UNWRITTEN
+        UNWRITTEN.clear()
         if not notes:
             return
         print(f"failed jobs: {len(notes)}", file=sys.stderr)
-        for note in notes:
-            overrides, _, why = note.read_text("utf-8").rstrip("\n").partition("\n")
+        for note, text in notes.items():
+            overrides, _, why = text.rstrip("\n").partition("\n")
             print(f"  {note.parent} ({overrides}): {why}", file=sys.stderr)
         print(
             f"the same command with hydra.sweep.dir={folder} runs what has not ended, and nothing twice",

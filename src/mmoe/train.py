@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mmoe import CONF_DIR
@@ -50,6 +51,10 @@ def main(config: DictConfig) -> None:
         config, "trainer", callbacks=[*callbacks.values(), throughput], logger=logger, plugins=[WholeFiles()]
     )
     check_integers(-1, **{"trainer.max_epochs": trainer.max_epochs})
+    if HydraConfig.get().mode == RunMode.MULTIRUN and trainer.strategy.launcher and trainer.world_size > 1:
+        raise ValueError(
+            f"trainer.devices={config.trainer.devices}: must be 1 in a sweep, whose jobs are one process each"
+        )
     data = build(config, "data")
     report.check_monitor(config.monitor, config.monitor_mode, data.schema)
     learner = build_learner(config, data.schema)
@@ -100,11 +105,11 @@ def main(config: DictConfig) -> None:
         rows = RowLoader(data.dataset.splits["test"], config.data.eval_batch_size)
         predictions = report.predictions(data.dataset, "test", learner.predict(rows))
         runs.finish(folder, metrics, predictions, report.history(learner.history, config.seed))
-        if config.get("figures"):
-            from mmoe.analysis.figures import write_all
-
-            report.log_figures(loggers, write_all(folder))
     report.show(folder, metrics, data.schema)
+    if config.get("figures"):
+        from mmoe.analysis.figures import write_all
+
+        report.log_figures(loggers, write_all(folder))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What a trained network does: pure functions from a run folder to a table or a figure.
 
 Tables: `scored`, `gate_weights`, `gate_weights_by`, `gate_similarity`, `expert_ablation`,
-`training_curves`, `roc`, `precision_recall`, `calibration`, `compare`. Each has a figure, `plot_<table>`.
+`training_curves`, `roc`, `precision_recall`, `calibration`, `compare`. Each but the first has a figure,
+`plot_<table>`; `plot_gate_distributions` shows the weights of all rows.
 """
 
 from mmoe.analysis.ablation import expert_ablation

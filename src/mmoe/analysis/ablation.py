@@ -20,7 +20,8 @@ def expert_ablation(
 ) -> pd.DataFrame:
     """Line = masked expert, column = task: how much worse the task's first metric (AUROC, MSE) gets.
 
-    Every gate's weight of the expert is set to 0 and its others are renormalised, without training anew.
+    Each task's gate weight of the expert is set to 0 and the others are renormalised, without training anew;
+    of PLE with several levels the last one's.
 
     Args:
         folder: the run folder.

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy.integrate import trapezoid
 
 from mmoe import runs
 from mmoe.analysis import curves
@@ -47,7 +47,7 @@ def plot_roc(folder: Path | str, replica: int | None = None) -> Figure:
     """The ROC curve of each binary task on the test rows."""
     figure, (axes,) = panels(1, width=4.2, height=4)
     for i, (task, table) in enumerate(curves.roc(folder, replica).items()):
-        area = np.trapezoid(table["true_positive_rate"], table["false_positive_rate"])
+        area = trapezoid(table["true_positive_rate"], table["false_positive_rate"])
         axes.plot(
             table["false_positive_rate"], table["true_positive_rate"], LINES[i % 4], color=COLOURS[i % 4],
             label=f"{task}: area {area:.4f}",

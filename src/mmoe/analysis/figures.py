@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mmoe import runs
+from mmoe import report, runs
 from mmoe.analysis.curve_figures import (
     plot_calibration,
     plot_precision_recall,
@@ -32,7 +32,7 @@ def write_all(folder: Path) -> dict[str, Figure]:
         plots["training_curves"] = plot_training_curves
     if config.replicas == 1 and any(task.is_binary for task in schema.tasks):
         plots |= {"roc": plot_roc, "precision_recall": plot_precision_recall, "calibration": plot_calibration}
-    if config.replicas == 1 and "_gate_0" in " ".join(map(str, scored(folder))):
+    if config.replicas == 1 and report.gate_column(schema.tasks[0], 0) in scored(folder):
         plots |= {"gate_weights": plot_gate_weights, "gate_distributions": plot_gate_distributions}
     figures = {name: plot(folder) for name, plot in plots.items()}
     for name, figure in figures.items():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mmoe import runs
+from mmoe import report, runs
 from mmoe.analysis.rows import raw_column, scored
 
 
@@ -33,7 +33,7 @@ def weights_by_task(folder: Path | str, **which: Any) -> dict[str, pd.DataFrame]
     config, schema = runs.read(Path(folder))
     found = {}
     for task in schema.tasks:
-        names = [name for name in frame if str(name).startswith(f"{task.name}_gate_")]
+        names = [name for e in range(len(frame.columns)) if (name := report.gate_column(task, e)) in frame]
         if not names:
             raise ValueError(f"{folder}: its model ({config.model._target_.split('.')[-1]}) has no gates")
         weights = frame[names]
@@ -71,15 +71,26 @@ def gate_weights_by(
 def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, most: int = 12) -> pd.Series:
     """The subgroup of each row, as an ordered categorical; see `gate_weights_by`."""
     if not pd.api.types.is_numeric_dtype(values):
-        counts = values.astype(str).value_counts()
+        named = values.astype(object).where(values.notna(), "(unseen)").astype(str)
+        counts = named.value_counts()
         kept = list(counts.index[:most])
-        named = values.astype(str).where(values.astype(str).isin(kept), "(other)")
-        return named.astype(pd.CategoricalDtype([*kept, *(["(other)"] if len(counts) > most else [])]))
+        rest = ["(other)"] if len(counts) > most else []
+        return named.where(named.isin(kept), "(other)").astype(pd.CategoricalDtype([*kept, *rest]))
     if isinstance(bands, int) and values.nunique() <= max(bands, 6):
         levels = sorted(values.unique())
         return values.astype(pd.CategoricalDtype(levels, ordered=True)).cat.rename_categories("{:g}".format)
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, bands + 1)) if isinstance(bands, int) else bands)
-    names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    if not isinstance(bands, int):
+        edges = shown = np.unique(bands)
+        if values.min() < edges[0] or values.max() > edges[-1]:
+            rule = f"must reach from {values.min():g} to {values.max():g}, as the values do"
+            raise ValueError(f"bands={list(bands)}: {rule}")
+    elif (values == (lowest := values.min())).mean() > 1 / bands:  # as of the zeros of a money column
+        above = np.unique(np.quantile(values[values > lowest], np.linspace(0, 1, bands)))[1:]
+        edges = np.array([lowest, np.nextafter(lowest, np.inf), *above])
+        shown = np.array([lowest, lowest, *above])
+    else:
+        edges = shown = np.unique(np.quantile(values, np.linspace(0, 1, bands + 1)))
+    names = [f"{a:.10g} to {b:.10g}" if a < b else f"{a:.10g}" for a, b in pairwise(shown)]
     cut: pd.Series = pd.cut(values, list(edges), labels=names, include_lowest=True)
     return cut
 

@@ -75,7 +75,7 @@ def _scored(checkpoint: Path, _mtime: int, split: str, replica: int | None) -> p
     columns = {}
     for i, task in enumerate(schema.tasks):
         columns[report.column(task)] = predicted(logits[:, i], task).numpy()
-        columns |= {f"{task.name}_gate_{e}": gates[:, i, e].numpy() for e in range(gates.shape[2])}
+        columns |= {report.gate_column(task, e): gates[:, i, e].numpy() for e in range(gates.shape[2])}
     return pd.concat([decode(rows, schema), pd.DataFrame(columns)], axis=1)
 
 

@@ -18,50 +18,66 @@ LEFT_OUT = (
     "figures",
 )  # fmt: skip
 
+MONITORED = "(monitored)"  # no key of a configuration
+
 
 def runs_of(folder: Path | str) -> pd.DataFrame:
     """Every finished run below `folder`, one line a seed: `run`, `seed`, what differs, parameters, metrics.
 
-    Metrics are named `{split}/{task}/{metric}`; `epoch` is the best one, and `monitor` its validation metric.
+    Metrics are named `{split}/{task}/{metric}`; `epoch` is the best one. Where nothing but the seed differs,
+    there is a column `runs`, the same in all.
 
     Raises:
-        ValueError: there is no finished run, or they are of different tasks or rows.
+        ValueError: there is no finished run, or they are of different tasks or rows, or monitor different
+            metrics.
     """
     folder = Path(folder)
-    found = [
-        path.parent for path in sorted(folder.rglob("config.yaml")) if (path.parent / "schema.json").exists()
-    ]
+    started = [path.parent for path in sorted(folder.rglob("schema.json"))]
+    found = [path for path in started if not set(path.parents) & set(started)]  # no extracted replica
     ended = [path for path in found if (path / "metrics.json").is_file()]
     if not ended:
         raise ValueError(f"{folder}: has no finished run, of {len(found)} that were started")
     configs, schemas = zip(*(read(path) for path in ended), strict=True)
-    first = schemas[0]
-    for path, schema in zip(ended, schemas, strict=True):
-        if (schema.tasks, schema.num_rows) != (first.tasks, first.num_rows):
+    first, monitor = schemas[0], configs[0].monitor
+    for path, config, schema in zip(ended, configs, schemas, strict=True):
+        if (schema.tasks, schema.num_rows, schema.files) != (first.tasks, first.num_rows, first.files):
             raise ValueError(f"{path}: has other tasks or rows than {ended[0]}, so they do not compare")
+        if config.monitor != monitor:
+            raise ValueError(f"{path}: chose its epoch by {config.monitor}, but {ended[0]} by {monitor}")
     options = [dict(_flat(OmegaConf.to_container(config))) for config in configs]
-    keys = list(dict.fromkeys(key for option in options for key in option))
-    varied = [key for key in keys if len({json.dumps(option.get(key)) for option in options}) > 1]
+    varied = _varied(options) or ["runs"]
     lines = []
     for path, option in zip(ended, options, strict=True):
         metrics = json.loads((path / "metrics.json").read_text("utf-8"))
         for run in metrics.get("runs", [metrics]):
             line = {"run": str(path.relative_to(folder)), "seed": run["seed"]}
-            line |= {key: _shown(option.get(key)) for key in varied}
+            line |= {key: _shown(option.get(key, "all")) for key in varied}
             line |= {"parameters": metrics["parameters"], "epoch": run["epoch"]}
             for split in ("val", "test"):
                 for task, values in run[split].items():
                     line |= {f"{split}/{task}/{name}": value for name, value in values.items()}
-            lines.append(line | {"monitor": line[metrics["monitor"]]})
-    frame = pd.DataFrame(lines)
+            lines.append(line)
+    frame = pd.DataFrame(lines).drop_duplicates([*varied, "seed"], ignore_index=True)  # a run made twice
     frame.attrs = {
         "varied": varied,
         "unfinished": [str(path.relative_to(folder)) for path in found if path not in ended],
         "tasks": {task.name: next(iter(METRICS[task.kind])) for task in first.tasks},
+        "monitor": monitor,
         "larger_is_better": configs[0].get("monitor_mode", "max") == "max",
         "rows": first.rows,
     }
     return frame
+
+
+def _varied(options: list[dict[str, Any]]) -> list[str]:
+    """The keys whose values differ; of those that differ alike, as interpolations do, the shortest."""
+    keys = dict.fromkeys(key for option in options for key in option)
+    values = {key: json.dumps([option.get(key) for option in options]) for key in keys}
+    different = [key for key in keys if len({json.dumps(option.get(key)) for option in options}) > 1]
+    alike: dict[str, list[str]] = {}
+    for key in different:
+        alike.setdefault(values[key], []).append(key)
+    return [min(group, key=lambda key: key.count(".")) for group in alike.values()]
 
 
 def compare(folder: Path | str) -> pd.DataFrame:
@@ -75,7 +91,7 @@ def compare(folder: Path | str) -> pd.DataFrame:
         ValueError: as `runs_of`.
     """
     frame = runs_of(folder)
-    varied = frame.attrs["varied"] or ["run"]
+    varied, monitor = frame.attrs["varied"], frame.attrs["monitor"]
     lines = []
     for values, group in frame.groupby(varied, dropna=False, sort=False):
         line = dict(zip(varied, values, strict=True))
@@ -84,10 +100,10 @@ def compare(folder: Path | str) -> pd.DataFrame:
             for task, metric in frame.attrs["tasks"].items():
                 name = f"{split}/{task}/{metric}"
                 line |= {name: group[name].mean(), f"{name} ±": half_interval(group[name])}
-        lines.append(line | {"monitor": group["monitor"].mean()})
+        lines.append(line | {MONITORED: group[monitor].mean()})
     table = pd.DataFrame(lines)
-    table = table.sort_values("monitor", ascending=not frame.attrs["larger_is_better"], ignore_index=True)
-    table = table.drop(columns="monitor")
+    table = table.sort_values(MONITORED, ascending=not frame.attrs["larger_is_better"], ignore_index=True)
+    table = table.drop(columns=MONITORED)
     table.attrs = frame.attrs
     return table
 
