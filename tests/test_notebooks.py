@@ -9,6 +9,7 @@ from nbclient import NotebookClient
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gate_weights", "sweep"])
 def test_a_notebook_runs(name: str, monkeypatch: pytest.MonkeyPatch):
     for variable in ("MMOE_RUN", "MMOE_SWEEP"):

@@ -181,10 +181,11 @@ def test_a_column_that_is_missing(predict, smoke_run: Path):
     assert result.err == "error: output=out.xls: must end with .parquet, .csv or .csv.gz\n"
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(smoke_run: Path):
     table = pa.Table.from_pandas(raw(LINES[:1000]))
     peaks = []
-    for groups in (100, 400):
+    for groups in (100, 700):
         with pq.ParquetWriter("big.parquet", table.schema) as writer:
             for _ in range(groups):
                 writer.write_table(table)
@@ -197,4 +198,4 @@ def test_memory_does_not_grow_with_the_file(smoke_run: Path):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout.split()[-1]) / 1024)
         assert pq.ParquetFile("big_out.parquet").metadata.num_rows == groups * 1000
-    assert peaks[1] - peaks[0] < 60  # MiB, for 300,000 rows more
+    assert peaks[1] - peaks[0] < 120  # MiB, for 600,000 rows more: all of them would take 160

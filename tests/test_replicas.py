@@ -160,6 +160,7 @@ def test_replicas_come_back_one_by_one(train):
             runs.load_network(folder, replica=wrong)
 
 
+@pytest.mark.slow
 def test_a_replica_becomes_a_run_folder(train):
     assert train("experiment=smoke", "replicas=3", "trainer.max_epochs=2", "seed=7").code == 0
     (folder,) = Path("runs/smoke").iterdir()

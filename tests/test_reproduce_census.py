@@ -20,6 +20,7 @@ def reproduce(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, SCRIPT, *QUICK, *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_tables_figure_and_configurations():
     done = reproduce("sample=true")
     assert done.returncode == 0, done.stderr

@@ -41,6 +41,7 @@ def test_the_calibration_has_the_right_correlations(monkeypatch: pytest.MonkeyPa
     assert np.abs(residuals).max() <= calibrate_synthetic.PRECISION
 
 
+@pytest.mark.slow
 def test_figures_4_and_5_and_going_on():
     done = reproduce("figure=4", "jobs=2")
     assert done.returncode == 0, done.stderr
@@ -76,6 +77,7 @@ def test_figures_4_and_5_and_going_on():
     assert done.stderr == "error: work/settings.json: is of other settings; name another folder\n"
 
 
+@pytest.mark.slow
 def test_the_best_rate_of_the_trials_is_taken():
     options = ["cosines=.5", "rates=1e-30,1e-2", "trials=2", "runs=3", "chunk=2"]
     done = reproduce("figure=3", *options)

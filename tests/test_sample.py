@@ -40,6 +40,7 @@ def test_every_column_varies_and_numbers_look_like_the_official_ones():
     assert all((frame[c] == frame[c].round()).all() for c in integers)
 
 
+@pytest.mark.slow
 def test_no_row_is_real_and_shares_are_close(real_dir: Path):
     real = pd.concat([read(real_dir / name) for name in NAMES])
     ours = pd.concat([read(SAMPLE_DIR / name) for name in NAMES])

@@ -67,6 +67,7 @@ def test_another_sweep_in_the_same_folder_is_refused(train: Callable):
     assert "sweep/0: must not hold a run already; name another folder" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_launchers(launcher: str):
     """Real processes of their own, one of which fails."""

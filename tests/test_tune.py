@@ -34,6 +34,7 @@ def spaces():
         return compose("tune", return_hydra_config=False).space
 
 
+@pytest.mark.slow
 def test_a_search_is_resumed_and_its_result_trains(train):
     done = tune("model=shared_bottom", "trials=1")
     assert done.returncode == 0, done.stderr
@@ -70,6 +71,7 @@ def test_a_search_is_resumed_and_its_result_trains(train):
         assert Path("tune/journal.log").read_bytes() == journal
 
 
+@pytest.mark.slow
 def test_processes_share_a_search():
     command = [sys.executable, "-m", "mmoe.tune", *QUICK, "trials=4"]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
