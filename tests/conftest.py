@@ -67,6 +67,12 @@ def census_dir(tmp_path: Path) -> Path:
     return folder
 
 
+def run_folder() -> Path:
+    """The only run folder below runs/."""
+    (folder,) = Path("runs").glob("*/*")
+    return folder
+
+
 def config(*overrides: str) -> DictConfig:
     """The composed configuration of `python -m mmoe.train`, without Hydra's own part."""
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):

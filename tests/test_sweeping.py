@@ -84,12 +84,6 @@ def test_other_commands_are_not_swept_silently(command: Callable):
     assert command("extract")("-m", "run=nowhere,there", "replica=0").code == 2
 
 
-def test_a_sweep_of_several_processes_is_refused(train: Callable):
-    result = train("-m", *QUICK, "trainer=ddp_cpu", "seed=0")
-    assert result.code == 2
-    assert "trainer.devices=2: must be 1 in a sweep, whose jobs are one process each" in result.err
-
-
 def test_a_sweep_that_must_not_be_written():
     Path("file").touch()
     command = [sys.executable, "-m", "mmoe.train", "-m", *QUICK[:3], "seed=0", "hydra.sweep.dir=file/sweep"]

@@ -13,24 +13,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Result, config, sample_lines
+from conftest import Result, config, run_folder, sample_lines
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmoe import CONF_DIR, runs
 from mmoe.build import build
 from mmoe.data.census import COLUMNS
-from mmoe.data.schema import Schema, Task
-from mmoe.metrics import METRICS, TaskMetrics
+from mmoe.data.schema import Schema
+from mmoe.metrics import TaskMetrics
 
 Train = Callable[..., Result]
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
 QUICK = ["trainer.max_epochs=1", "+trainer.limit_train_batches=3", "trainer.log_every_n_steps=1"]
-
-
-def run_folder() -> Path:
-    (folder,) = Path("runs").glob("*/*")
-    return folder
 
 
 def command(*arguments: str) -> list[str]:
@@ -242,23 +237,6 @@ def test_a_compiled_run_has_the_same_results(train: Train, replicas: int):
         found.append(pd.read_parquet(f"{folder}/predictions.parquet"))
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
     assert runs.load_network("compiled", replica=None if replicas == 1 else 0)
-
-
-def test_two_processes_train_together(tmp_path: Path):
-    arguments = ["experiment=smoke", "trainer=ddp_cpu", *QUICK]
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Best epoch on the bundled sample") == 1
-    # Every row was counted once: the areas of all ranks are those of all predictions.
-    metrics = json.loads((run_folder() / "metrics.json").read_text())
-    frame = pd.read_parquet(run_folder() / "predictions.parquet")
-    for task in ("income", "marital"):
-        probability, label = torch.tensor(frame[f"{task}_probability"]), torch.tensor(frame[f"{task}_label"])
-        again = TaskMetrics([Task(task, "c", ("x",))])(
-            "test", probability.logit()[:, None], label[:, None].float()
-        )
-        for name in METRICS["binary"]:
-            assert metrics["test"][task][name] == pytest.approx(again[f"test/{task}/{name}"].item(), abs=1e-6)
 
 
 def break_lines(name: str, change: Callable[[list[str]], object]) -> Callable[[Path], object]:

@@ -34,6 +34,7 @@ def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig]
         # Lightning 2.6 uses a name that torch 2.13 calls deprecated.
         warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")
         warnings.filterwarnings("ignore", message="The number of training batches")  # of a small data set
+        warnings.filterwarnings("ignore", message=".*sync_dist=True")  # metrics are those of all processes
         warnings.filterwarnings("ignore", message="Checkpoint directory")  # is not empty when a run goes on
 
         def job() -> None:

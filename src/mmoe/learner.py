@@ -201,7 +201,11 @@ class Learner(pl.LightningModule):
         self.trainer.should_stop |= self._should_stop  # an early stop, which Lightning forgets
         for stage, pairs in self._outputs.items():
             self._outputs[stage] = [(a.to(self.device), b.to(self.device)) for a, b in pairs]
-        if self._generators:
+        rank = self.trainer.global_rank
+        if rank:  # the first process counts the rows of before; dropout differs between processes
+            self._outputs.clear()
+            torch.manual_seed(torch.initial_seed() + 1_000_003 * rank + self.global_step)
+        elif self._generators:
             torch.set_rng_state(self._generators[0].cpu())
             for device, state in enumerate(self._generators[1 : 1 + torch.cuda.device_count()]):
                 torch.cuda.set_rng_state(state.cpu(), device)

@@ -155,11 +155,14 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     else:
         chosen = f"epoch {metrics['epoch']}"
     chosen += f" of {metrics['epochs']}"
+    shared = f" in {metrics['processes']} processes" if metrics["processes"] > 1 else ""
     console = Console()
     console.print(table)
     console.print(
         f"rows: {counts}\n"
         f"{chosen}, by {metrics['monitor']}\n"
+        f"{metrics['steps']:,} steps of {metrics['global_batch']:,} rows{shared}, learning rate"
+        f" {metrics['learning_rate']:g}\n"
         f"{metrics['parameters']:,} parameters, {speed} samples/s, {metrics['seconds']:.0f} s in all\n"
         f"run folder: {os.path.relpath(folder)}",
         soft_wrap=True,

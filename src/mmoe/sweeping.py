@@ -1,6 +1,7 @@
 """What a sweep does when a job fails: Hydra alone would end it there."""
 
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -51,6 +52,21 @@ def survive(job: Callable[[], None]) -> None:
         note.write_text(text, "utf-8")
     except OSError:  # the disk is full, say, which may be why it failed
         UNWRITTEN[note] = text
+
+
+def run_alone(folder: Path, resumed: bool) -> None:
+    """Run this job of a sweep as a command of its own, as the further processes that it starts need.
+
+    Raises:
+        SystemExit: with its exit code, if it fails.
+    """
+    hydra = HydraConfig.get()
+    sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
+    command = [sys.executable, "-m", "mmoe.train", *(f"--config-dir={path}" for path in sources)]
+    command += [f"resume={folder}"] if resumed else [*hydra.overrides.task, f"hydra.run.dir={folder}"]
+    code = subprocess.run(command, cwd=hydra.runtime.cwd).returncode
+    if code:
+        raise SystemExit(code)
 
 
 class FailedJobs(Callback):

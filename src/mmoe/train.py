@@ -5,15 +5,23 @@ import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mmoe import CONF_DIR
-from mmoe.cli import one_line_errors
-from mmoe.sweeping import INTERRUPTED, in_sweep
+from mmoe.cli import one_line_errors, remove_if_empty
+from mmoe.sweeping import INTERRUPTED, in_sweep, run_alone
+
+
+def agreed(trainer: Any, folder: Path) -> Path:
+    """The first process' run folder; where no name was given, others that were started alike made theirs."""
+    first = Path(trainer.strategy.broadcast(str(folder)))
+    if folder != first:
+        remove_if_empty(folder)
+    return first
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
@@ -35,12 +43,14 @@ def main(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     resumed = bool(config.get("resume"))
     if resumed:
-        folder, config = take_up(Path(config.resume), folder, HydraConfig.get().overrides.task)
+        folder, config = take_up(
+            Path(config.resume), folder, HydraConfig.get().overrides.task, config.trainer
+        )
     elif in_sweep() and runs.is_run_of(folder, config):  # the sweep is run again
         if (folder / "metrics.json").exists():
             print(f"{os.path.relpath(folder)}: has ended before")
             return
-        folder, config = take_up(folder, folder, ())
+        folder, config = take_up(folder, folder, (), config.trainer)
         resumed = True
     check_integers(0, seed=config.seed)
     check_integers(1, replicas=config.replicas)
@@ -51,10 +61,8 @@ def main(config: DictConfig) -> None:
         config, "trainer", callbacks=[*callbacks.values(), throughput], logger=logger, plugins=[WholeFiles()]
     )
     check_integers(-1, **{"trainer.max_epochs": trainer.max_epochs})
-    if HydraConfig.get().mode == RunMode.MULTIRUN and trainer.strategy.launcher and trainer.world_size > 1:
-        raise ValueError(
-            f"trainer.devices={config.trainer.devices}: must be 1 in a sweep, whose jobs are one process each"
-        )
+    if in_sweep() and trainer.strategy.launcher and trainer.world_size > 1:
+        return run_alone(folder, resumed)
     data = build(config, "data")
     report.check_monitor(config.monitor, config.monitor_mode, data.schema)
     learner = build_learner(config, data.schema)
@@ -68,13 +76,16 @@ def main(config: DictConfig) -> None:
             last = newest(folder) if resumed else None
             trainer.fit(learner, data, ckpt_path=last, weights_only=True)
         except Interrupted:
-            print(f"stopped; go on with: python -m mmoe.train resume={os.path.relpath(folder)}")
+            if trainer.is_global_zero:
+                print(f"stopped; go on with: python -m mmoe.train resume={os.path.relpath(folder)}")
             raise SystemExit(INTERRUPTED) from None
         except Diverged as error:
+            if not trainer.is_global_zero:
+                raise SystemExit(2) from None
             path = folder / "diverged.parquet"
-            if trainer.is_global_zero:
-                save(error, data.train_dataloader(), data.schema, path)
+            save(error, data.train_dataloader(), data.schema, path)
             raise ValueError(f"{error}; the batch's rows are in {os.path.relpath(path)}") from None
+        folder = agreed(trainer, folder)
         best = folder / "checkpoints/best.ckpt"
         if config.replicas > 1:
             learner.take_the_best()
@@ -95,6 +106,10 @@ def main(config: DictConfig) -> None:
             "epoch": min(stored["epoch"] + 1, trainer.current_epoch),
             "epochs": trainer.current_epoch,
             "parameters": sum(p.numel() for p in learner.objective.parameters()) // config.replicas,
+            "steps": trainer.global_step,
+            "processes": trainer.world_size,
+            "global_batch": data.batch_size * trainer.world_size * trainer.accumulate_grad_batches,
+            "learning_rate": trainer.optimizers[0].defaults["lr"],
             "samples_per_second": throughput.samples_per_second,
             "seconds": time.perf_counter() - started,
             **report.results(learner.values),

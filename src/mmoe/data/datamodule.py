@@ -154,6 +154,24 @@ class DataModule(pl.LightningDataModule):
             rows = Rows(*(t.to(self.trainer.strategy.root_device) for t in rows))
         return RowLoader(rows, batch_size, seed, self.trainer.global_rank, self.trainer.world_size)
 
+    def state_dict(self) -> dict[str, int]:
+        """What must stay the same when other numbers of processes go on: the rows of a step."""
+        return {"global_batch": self.batch_size * self.trainer.world_size} if self.trainer else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Divide the rows of a checkpoint's steps among the processes there are now.
+
+        Raises:
+            ValueError: they cannot have equal shares.
+        """
+        assert self.trainer is not None
+        rows, processes = state_dict["global_batch"], self.trainer.world_size
+        if rows % processes:
+            raise ValueError(
+                f"trainer.devices: {processes} processes cannot share the run's {rows} rows a step equally"
+            )
+        self.batch_size = rows // processes
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leave a batch of resident rows where it is."""
         return batch if self.resident else super().transfer_batch_to_device(batch, device, dataloader_idx)

@@ -1,0 +1,158 @@
+"""Several real processes train one network together, by the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import run_folder
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mmoe import runs
+from mmoe.data.schema import Task
+from mmoe.metrics import METRICS, TaskMetrics
+
+QUICK = ["experiment=smoke", "figures=false", "trainer.max_epochs=1"]
+STEPS = "+trainer.limit_train_batches=6"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
+
+
+def run(*arguments: str, start: tuple[str, ...] = (sys.executable, "-m")) -> subprocess.CompletedProcess[str]:
+    command = [*start, "mmoe.train", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+def metrics_of(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def weights(folder: Path, name: str = "last") -> torch.Tensor:
+    state = torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
+    return torch.cat([value.double().flatten() for value in state.values()])
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    """Steps, weights and areas of two runs are the same, but for the order in which numbers were added."""
+    first, second = metrics_of(one), metrics_of(other)
+    assert first["steps"] == second["steps"]
+    assert first["global_batch"] == second["global_batch"]
+    torch.testing.assert_close(weights(one), weights(other), atol=1e-5, rtol=0)
+    for split in ("val", "test"):
+        for task, values in first[split].items():
+            assert second[split][task] == pytest.approx(values, abs=1e-6)
+
+
+def test_two_processes_are_one_run(train: Callable, command: Callable):
+    """The same batches as one process has, one folder, one log, one table, and each row counted once."""
+    done = run(*QUICK, STEPS, "trainer=ddp_cpu", "data.batch_size=32", "trainer.log_every_n_steps=1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Best epoch on the bundled sample") == 1
+    assert "6 steps of 64 rows in 2 processes, learning rate 0.005\n" in done.stdout
+    folder = run_folder()
+    assert len({path.name.split(".")[-2] for path in folder.glob("events.out.tfevents*")}) == 1  # one writer
+    assert len(EventAccumulator(str(folder)).Reload().Scalars("train/loss")) == 6
+    assert train(*QUICK, STEPS, "data.batch_size=64", "hydra.run.dir=alone", "logger=none").code == 0
+    assert_alike(folder, Path("alone"))
+
+    frame = pd.read_parquet(folder / "predictions.parquet")
+    assert frame["row"].is_unique
+    assert len(frame) == 1500
+    for task in ("income", "marital"):
+        logits = torch.tensor(frame[f"{task}_probability"]).logit()[:, None]
+        labels = torch.tensor(frame[f"{task}_label"])[:, None].float()
+        again = TaskMetrics([Task(task, "c", ("x",))])("test", logits, labels)
+        for name in METRICS["binary"]:
+            expected = pytest.approx(again[f"test/{task}/{name}"].item(), abs=1e-6)
+            assert metrics_of(folder)["test"][task][name] == expected
+    assert command("evaluate")(f"run={folder}", "out=found.json").code == 0
+    (evaluated,) = json.loads(Path("found.json").read_text())["checkpoints"]
+    for task, values in metrics_of(folder)["test"].items():
+        assert evaluated["metrics"][task] == pytest.approx(values, abs=1e-6)
+
+
+def test_processes_that_torchrun_started_have_one_folder():
+    """None is named, so each would make its own; rows are encoded, and the sample is warned of, once."""
+    done = run(*QUICK, STEPS, "trainer=ddp_cpu", start=tuple(TORCHRUN))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Best epoch on the bundled sample") == 1
+    folder = run_folder()  # the only one
+    assert metrics_of(folder)["processes"] == 2
+    assert len({path.name.split(".")[-2] for path in folder.glob("events.out.tfevents*")}) == 1
+    assert len(list(Path("cache").glob("*.npz"))) == 1
+    found = runs.load_network(folder)
+    assert all(torch.isfinite(parameter).all() for parameter in found.parameters())
+
+
+@pytest.mark.parametrize(("before", "after"), [("ddp_cpu", "cpu"), ("cpu", "ddp_cpu")])
+def test_a_run_goes_on_with_another_number_of_processes(before: str, after: str):
+    options = ["experiment=smoke", "figures=false", "logger=none", "trainer.max_epochs=2", STEPS]
+    sizes = {"cpu": "data.batch_size=64", "ddp_cpu": "data.batch_size=32"}
+    assert run(*options, f"trainer={before}", sizes[before], "hydra.run.dir=whole").returncode == 0
+    # The first epoch alone, then as if it had been stopped there.
+    cut = Path("cut")
+    first = [*options, f"trainer={before}", sizes[before], "hydra.run.dir=cut", "+trainer.max_steps=6"]
+    assert run(*first).returncode == 0
+    (cut / "metrics.json").unlink()
+    config = OmegaConf.load(cut / "config.yaml")
+    del config.trainer["max_steps"]
+    OmegaConf.save(config, cut / "config.yaml")
+    done = run("resume=cut", f"trainer={after}")
+    assert done.returncode == 0, done.stderr
+    assert metrics_of(cut)["processes"] == {"cpu": 1, "ddp_cpu": 2}[after]
+    assert metrics_of(cut)["epochs"] == 2
+    assert_alike(cut, Path("whole"))
+
+
+def test_a_job_of_a_sweep_can_have_several_processes(tmp_path: Path):
+    sweep = ["-m", *QUICK, STEPS, "trainer=ddp_cpu", "logger=none", "hydra.sweep.dir=sweep"]
+    done = run(*sweep, "model.num_experts=2,0")
+    assert done.returncode == 2, done.stderr
+    assert "failed jobs: 1\n  sweep/1 (" in done.stderr
+    assert {path.name for path in Path("sweep").iterdir()} == {"0", "1", "multirun.yaml"}
+    assert metrics_of(Path("sweep/0"))["processes"] == 2
+    assert OmegaConf.load("sweep/0/config.yaml").model.num_experts == 2
+    assert not Path("runs").exists()
+
+
+def test_shares_must_be_equal(train: Callable):
+    assert train(*QUICK, STEPS, "data.batch_size=33", "hydra.run.dir=cut", "logger=none").code == 0
+    Path("cut/metrics.json").unlink()
+    done = run("resume=cut", "trainer=ddp_cpu")
+    assert done.returncode == 2
+    assert "error: trainer.devices: 2 processes cannot share the run's 33 rows a step equally" in done.stderr
+
+
+@pytest.mark.slow
+def test_half_precision(train: Callable):
+    """In several processes; and by one process, of which the predictions are about the same."""
+    half = [*QUICK, STEPS, "trainer.precision=bf16-mixed", "logger=none"]
+    assert run(*half, "trainer=ddp_cpu", "data.batch_size=32", "hydra.run.dir=two").returncode == 0
+    assert train(*half, "data.batch_size=64", "hydra.run.dir=one").code == 0
+    frames = [pd.read_parquet(f"{folder}/predictions.parquet") for folder in ("one", "two")]
+    np.testing.assert_allclose(*frames, atol=0.01)
+    assert metrics_of(Path("two"))["processes"] == 2
+
+
+@pytest.mark.slow
+def test_compiled():
+    assert run(*QUICK, STEPS, "trainer=ddp_cpu", "compile=true", "hydra.run.dir=two").returncode == 0
+    assert run(*QUICK, STEPS, "trainer=ddp_cpu", "hydra.run.dir=plain").returncode == 0
+    torch.testing.assert_close(weights(Path("two")), weights(Path("plain")), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_on_the_real_rows(real_dir: Path):
+    """An epoch of one process and of two, on the same batches."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    options = ["experiment=census", "figures=false", "logger=none", f"data.dir={real_dir}"]
+    options += ["trainer.max_epochs=1", "+trainer.limit_train_batches=100"]
+    assert run(*options, "data.batch_size=512", "hydra.run.dir=one").returncode == 0
+    assert run(*options, "data.batch_size=256", "trainer=ddp_cpu", "hydra.run.dir=two").returncode == 0
+    assert_alike(Path("one"), Path("two"))
