@@ -56,7 +56,7 @@ def test_embedding_of_an_unseen_level_is_zero_and_stays_so():
 @pytest.mark.parametrize("numeric", [Standardize, PiecewiseLinear])
 def test_both_parts_side_by_side(numeric: type):
     inputs = Inputs(SCHEMA, OneHot, numeric)
-    x = inputs(CODES, NUMERICS).to_dense(inputs.num_outputs)
+    x = inputs(CODES, NUMERICS)
     assert x.shape == (4, inputs.num_outputs)
     assert torch.equal(x[:, :5], OneHot(SCHEMA)(CODES))
 

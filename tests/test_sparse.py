@@ -7,16 +7,15 @@ from test_inputs import CODES, NUMERICS, SCHEMA
 from torch import Tensor, nn
 
 from mmoe.build import build, build_network
-from mmoe.models.inputs import Inputs
+from mmoe.models.inputs import Inputs, PiecewiseLinear
+from mmoe.models.replicas import Replicas
 from mmoe.models.sparse import SparseInputs, input_product
 from mmoe.objective import Objective
 
 
 @pytest.fixture
 def x() -> SparseInputs:
-    sparse = Inputs(SCHEMA)(CODES, NUMERICS)
-    assert isinstance(sparse, SparseInputs)
-    return SparseInputs(sparse.codes, sparse.dense.double())
+    return SparseInputs(CODES, PiecewiseLinear(SCHEMA)(NUMERICS).double())
 
 
 def test_the_product_is_that_of_dense_inputs_with_gradients(x: SparseInputs):
@@ -29,25 +28,32 @@ def test_the_product_is_that_of_dense_inputs_with_gradients(x: SparseInputs):
     torch.testing.assert_close(first, second)
 
 
-@pytest.mark.parametrize("own_rows", [False, True])
-def test_the_product_of_replicas(x: SparseInputs, own_rows: bool):
-    weight = torch.randn(2, 11, 3, dtype=torch.float64, requires_grad=True)
-    rows = SparseInputs(*(torch.stack([t, t.flip(0)]) for t in x)) if own_rows else x
-    in_dim = 0 if own_rows else None
+def test_a_gradient_reaches_the_dense_inputs_too(x: SparseInputs):
+    weight = torch.randn(11, 3, dtype=torch.float64, requires_grad=True)
+    dense = x.dense.requires_grad_()
+    ours, theirs = (input_product(rows, weight) for rows in (x, x.to_dense(11)))
+    for first, second in zip(
+        *(torch.autograd.grad(z.square().sum(), [dense, weight]) for z in (ours, theirs)), strict=True
+    ):
+        torch.testing.assert_close(first, second)
 
-    def product(codes: Tensor, dense: Tensor, weight: Tensor) -> Tensor:
-        return input_product(SparseInputs(codes, dense), weight)
 
-    product = torch.vmap(product, (in_dim, in_dim, 0))
-    z = product(*rows, weight)
-    for r in range(2):
-        alone = SparseInputs(*(t[r] for t in rows)) if own_rows else x
-        torch.testing.assert_close(z[r], input_product(alone.to_dense(11), weight[r]))
-    each = [SparseInputs(*(t[r] for t in rows)) for r in range(2)] if own_rows else [x, x]
-    dense = torch.stack([alone.to_dense(11) for alone in each])
-    expected = torch.einsum("rbi,rio->rbo", dense, weight)
-    gradients = [torch.autograd.grad(product.square().sum(), weight)[0] for product in (z, expected)]
-    torch.testing.assert_close(*gradients)
+def test_many_rows_go_through_the_gradient_in_parts(x: SparseInputs, monkeypatch: pytest.MonkeyPatch):
+    weight = torch.randn(11, 3, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(input_product(x.to_dense(11), weight).square().sum(), weight)
+    monkeypatch.setattr("mmoe.models.sparse.CHUNK", 3)  # of 4 rows
+    found = torch.autograd.grad(input_product(x, weight).square().sum(), weight)
+    torch.testing.assert_close(found, expected)
+
+
+def test_small_batches_replicas_and_compiled_networks_have_dense_inputs():
+    inputs = Inputs(SCHEMA)
+    assert isinstance(inputs(CODES, NUMERICS), Tensor)
+    many = [tensor.repeat(32, 1) for tensor in (CODES, NUMERICS)]
+    assert isinstance(inputs(*many), SparseInputs)
+    assert isinstance(Replicas([inputs, Inputs(SCHEMA)]).stacked(*many), Tensor)
+    x = torch.compile(inputs, backend="eager")(*many)
+    assert torch.equal(x, inputs(*many).to_dense(11))
 
 
 class Dense(nn.Module):
@@ -58,12 +64,12 @@ class Dense(nn.Module):
         self.inputs = inputs
 
     def forward(self, codes: Tensor, numerics: Tensor) -> Tensor:
-        return self.inputs(codes, numerics).to_dense(self.inputs.num_outputs)
+        return torch.cat([self.inputs.categorical(codes), self.inputs.numeric(numerics)], dim=1)
 
 
 def test_training_has_the_losses_of_dense_inputs():
     torch.manual_seed(0)
-    data = build(config("experiment=smoke"), "data")
+    data = build(config("experiment=smoke", "data.batch_size=128"), "data")
     batches = list(data.train_dataloader())
     losses = []
     for wrap in (lambda inputs: inputs, Dense):
@@ -73,7 +79,7 @@ def test_training_has_the_losses_of_dense_inputs():
         objective = Objective(network, data.schema.tasks)
         optimizer = torch.optim.Adam(objective.parameters(), lr=1e-3)
         losses.append([])
-        for batch in (batches * 3)[:200]:
+        for batch in (batches * 5)[:200]:
             loss = objective(*batch).loss
             optimizer.zero_grad()
             loss.backward()

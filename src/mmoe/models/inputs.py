@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from mmoe.checks import check_integers
 from mmoe.data.schema import Schema
-from mmoe.models.sparse import SparseInputs, one_hot
+from mmoe.models.sparse import SparseInputs
+
+SPARSE_ROWS = 128
 
 
 class OneHot(nn.Module):
@@ -29,7 +31,9 @@ class OneHot(nn.Module):
         dtype = torch.get_default_dtype()
         if not self.num_outputs:
             return codes.to(dtype)  # [B, 0]; vmap has no batching rule for what follows
-        return one_hot(codes, self.num_outputs, dtype)
+        # Unseen levels have the code L: a column for them is written, then left out.
+        x = codes.new_zeros(codes.shape[0], self.num_outputs + 1, dtype=dtype)
+        return x.scatter_(1, codes.long(), 1.0)[:, :-1]
 
 
 class LevelEmbedding(nn.Module):
@@ -127,7 +131,8 @@ class Inputs(nn.Module):
         categorical: `OneHot`, or `LevelEmbedding` with its size.
         numeric: `Standardize` or `PiecewiseLinear`.
 
-    Where it is the faster way, which is on a CPU, one-hot levels are left as codes: see `sparse`.
+    Where it is the faster way, which is in batches of SPARSE_ROWS and more on a CPU, one-hot levels are left
+    as codes: see `sparse`. `as_codes` set to False forbids it.
 
     Shape:
         codes: [B, C]; numerics: [B, M]; output x: [B, I], I = `num_outputs`, or as `SparseInputs`.
@@ -142,12 +147,13 @@ class Inputs(nn.Module):
         super().__init__()
         self.categorical = categorical(schema)
         self.numeric = numeric(schema)
+        self.as_codes = isinstance(self.categorical, OneHot) and self.categorical.num_outputs > 0
         self.num_outputs = int(self.categorical.num_outputs) + int(self.numeric.num_outputs)  # type: ignore[arg-type]
 
     def forward(self, codes: Tensor, numerics: Tensor) -> Tensor | SparseInputs:
         """Encode both and join them."""
         dense = self.numeric(numerics)
-        sparse = isinstance(self.categorical, OneHot) and self.categorical.num_outputs
-        if sparse and codes.device.type == "cpu" and not torch.compiler.is_compiling():
+        allowed = self.as_codes and codes.device.type == "cpu" and not torch.compiler.is_compiling()
+        if allowed and codes.shape[0] >= SPARSE_ROWS:
             return SparseInputs(codes, dense)
         return torch.cat([self.categorical(codes), dense], dim=1)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from mmoe.models.inputs import Inputs
+
 
 class Replicas(nn.Module):
     """R modules of one structure, applied by one call: their parameters are stacked, [R, ...].
@@ -32,6 +34,9 @@ class Replicas(nn.Module):
         for name, values in stack_module_state(list(modules))[0].items():
             owner, _, leaf = name.rpartition(".")
             setattr(self.stacked.get_submodule(owner), leaf, nn.Parameter(values.detach()))
+        for module in self.stacked.modules():
+            if isinstance(module, Inputs):
+                module.as_codes = False  # under vmap the full product is the faster way
 
     def forward(self, *rows: Tensor, own_rows: bool = False) -> Any:
         """Apply every replica."""

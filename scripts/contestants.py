@@ -1,0 +1,198 @@
+"""Training loops without a trainer, on the rows and the network of `experiment=census`, and what limits them.
+
+usage: python scripts/contestants.py BATCH_SIZE SECONDS [overrides]
+
+Prints samples a second by name, as JSON.
+
+B batch, N rows, I inputs, O outputs of the first layer, E experts, T tasks.
+"""
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.data import DataLoader, TensorDataset
+
+from mmoe import CONF_DIR
+from mmoe.build import build, build_learner
+from mmoe.data.encode import Rows
+
+WARM_UP = 20  # steps
+Step = Callable[[], int]  # one optimizer step; how many rows it had
+
+
+class LoopedMMoE(nn.Module):
+    """MMoE as it is mostly written: a Python loop over experts, gates and towers."""
+
+    def __init__(self, num_inputs: int, num_tasks: int, num_experts: int, width: int, tower: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(num_inputs, width) for _ in range(num_experts))
+        self.gates = nn.ModuleList(nn.Linear(num_inputs, num_experts) for _ in range(num_tasks))
+        self.towers = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, tower), nn.ReLU(), nn.Linear(tower, 1)) for _ in range(num_tasks)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, T]."""
+        experts = torch.stack([expert(x).relu() for expert in self.experts], dim=1)  # [B, E, H]
+        logits = []
+        for gate, tower in zip(self.gates, self.towers, strict=True):
+            weights = gate(x).softmax(-1)  # [B, E]
+            logits.append(tower((weights[:, :, None] * experts).sum(1)))
+        return torch.cat(logits, dim=1)
+
+
+def bare_loop(learner: Any, data: Any) -> Step:
+    """Our network and batches, without Lightning."""
+    optimizer = torch.optim.Adam(learner.objective.parameters(), lr=3e-3, fused=True)
+    loader = data.train_dataloader()
+    batches = (batch for _ in itertools.count() for batch in loader)
+
+    def step() -> int:
+        batch = next(batches)
+        optimizer.zero_grad()
+        learner.objective(*batch).loss.backward()
+        optimizer.step()
+        return len(batch.labels)
+
+    return step
+
+
+def dense_loop(model: nn.Module, batches: Iterator[Sequence[Tensor]]) -> Step:
+    """A model of dense inputs on batches of them; it gives logits, or a tuple that begins with them."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
+
+    def step() -> int:
+        x, labels = next(batches)
+        optimizer.zero_grad()
+        output = model(x)
+        logits = output if isinstance(output, Tensor) else output[0]
+        binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(0).sum().backward()
+        optimizer.step()
+        return len(labels)
+
+    return step
+
+
+def gathered(x: Tensor, labels: Tensor, batch_size: int) -> Iterator[Sequence[Tensor]]:
+    """Shuffled batches of a dense table [N, I] and labels [N, T], epoch after epoch."""
+    while True:
+        for index in torch.randperm(len(labels)).split(batch_size):
+            yield x.index_select(0, index), labels.index_select(0, index)
+
+
+def products(x: Tensor, num_outputs: int) -> Step:
+    """The products of the first layer alone: forward, and the gradient of its weight, [I, O]."""
+    weight, gradient = torch.randn(x.shape[1], num_outputs), torch.randn(len(x), num_outputs)
+
+    def step() -> int:
+        torch.mm(x, weight)
+        torch.mm(x.T, gradient)
+        return len(x)
+
+    return step
+
+
+def rate(step: Step, seconds: float) -> float:
+    """Rows a second, after a few steps of warm-up."""
+    for _ in range(WARM_UP):
+        step()
+    rows, elapsed, start = 0, 0.0, time.perf_counter()
+    while elapsed < seconds:
+        rows += step()
+        elapsed = time.perf_counter() - start
+    return rows / elapsed
+
+
+def dense_rows(network: Any, rows: Rows) -> Tensor:
+    """The network's inputs as one table, [N, I]."""
+    with torch.no_grad():
+        inputs = network.inputs(rows.codes, rows.numerics)
+    return inputs if isinstance(inputs, Tensor) else inputs.to_dense(network.inputs.num_outputs)
+
+
+def main() -> None:
+    """Measure every loop, one after the other."""
+    batch_size, seconds, overrides = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose("train", ["experiment=census", f"data.batch_size={batch_size}", *overrides])
+    config.callbacks = None
+    data = build(config, "data")
+    learner = build_learner(config, data.schema)
+    pl.seed_everything(0, verbose=False)
+    rows = data.dataset.splits["train"]
+    network = learner.objective.network
+    model, x = network.model, dense_rows(network, rows)
+    options = dict(config.model)
+    del options["_target_"]
+    looped = LoopedMMoE(
+        x.shape[1],
+        rows.labels.shape[1],
+        model.num_experts,
+        options["expert_units"][0],
+        options["tower_units"][0],
+    )
+    loader = DataLoader(TensorDataset(x, rows.labels), batch_size, shuffle=True)
+    endless = (batch for _ in itertools.count() for batch in loader)
+    steps = {
+        "bare loop": bare_loop(learner, data),
+        "bare loop, dense inputs": dense_loop(
+            type(model)(x.shape[1], rows.labels.shape[1], **options), gathered(x, rows.labels, batch_size)
+        ),
+        "looped experts, DataLoader": dense_loop(looped, endless),
+        "first layer's products alone": products(x[:batch_size].clone(), model.weight.shape[1]),
+    }
+    print(json.dumps({name: rate(step, seconds) for name, step in steps.items()}))
+
+
+class Clock(pl.Callback):
+    """Write how fast a fit was after its first epoch, and when its first step was done, as JSON.
+
+    `steps`: rows a second of training steps alone; `fit`: of all that Trainer.fit does, with validation,
+    checkpoints and metrics.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self.rows = self.epochs = 0
+        self.training = 0.0
+        self.began = self.fit_began = 0.0
+        self.first_step: float | None = None
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Rows, *_: Any) -> None:
+        if self.first_step is None:
+            self.first_step = time.time()
+        if self.epochs:
+            self.rows += len(batch.labels) * trainer.world_size
+        if trainer.is_last_batch and self.epochs:
+            self.training += time.perf_counter() - self.began
+
+    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        self.epochs += 1
+        if self.epochs == 1:
+            self.fit_began = time.perf_counter()
+
+    def on_train_end(self, trainer: Any, *_: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        found = {"first_step": self.first_step}
+        if self.rows:
+            whole = time.perf_counter() - self.fit_began
+            found |= {"steps": self.rows / self.training, "fit": self.rows / whole}
+        self.path.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
