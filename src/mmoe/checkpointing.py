@@ -58,7 +58,8 @@ class Last(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._due |= bool(trainer.global_step) and trainer.global_step % self.every_n_steps == 0
+        step = trainer.global_step
+        self._due |= step > 0 and step % self.every_n_steps == 0
         if not (self._due or self.interrupted) or trainer.world_size > 1:
             return
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # no gradient waits for others

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from mmoe.gates import GateStatistics, dead_units
 from mmoe.metrics import METRICS, TaskMetrics, predicted
 from mmoe.models.mmoe import MMoE
 from mmoe.objective import Objective, Outcome
+from mmoe.overhead import LightModule
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ REMEDY = (
 )
 
 
-class Learner(pl.LightningModule):
+class Learner(LightModule):
     """Minimise an objective, and keep the metrics of each task by its name.
 
     Args:

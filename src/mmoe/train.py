@@ -40,6 +40,7 @@ def main(config: DictConfig) -> None:
     from mmoe.throughput import Throughput
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # their tables
     folder = Path(HydraConfig.get().runtime.output_dir)
     resumed = bool(config.get("resume"))
     if resumed:

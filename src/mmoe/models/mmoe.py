@@ -91,7 +91,8 @@ class MMoE(nn.Module):
 
     def _normalise(self, logits: Tensor) -> Tensor:
         """Gate logits [B, T, E] to weights that sum to 1 over E."""
-        logits = logits / self.gate_temperature
+        if self.gate_temperature != 1:
+            logits = logits / self.gate_temperature
         if self.training and self.gate_dropout:
             keep = torch.rand_like(logits) >= self.gate_dropout
             keep |= ~keep.any(-1, keepdim=True)  # a gate that lost every expert keeps them all
