@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from hydra import compose, initialize_config_dir
 from options import call, parse, stop
-from tables import table
+from tables import describe_rows, table
 
 from mmoe import CONF_DIR, Schema
 from mmoe.build import build_network
@@ -176,17 +176,11 @@ def write(found: dict[str, dict[str, Any]], options: dict[str, str], root: Path)
 
 def describe(schema: Schema, options: dict[str, str]) -> str:
     """What was done, on which rows."""
-    counts = ", ".join(f"{count:,} {split}" for split, count in schema.num_rows.items())
-    kind = {
-        "official": "The official rows",
-        "sample": "THE BUNDLED SAMPLE, whose rows are synthetic, so that these numbers mean nothing",
-        "custom": "Rows of other files than the official ones, so that published numbers do not compare",
-    }[schema.rows]
     budget = "tuned" if options["budget"] == "tuned" else "set to mmoe's number of parameters"
     return (
-        f"{kind}: {counts}. Each method: {options['trials']} trials of a Gaussian-process search for the best"
-        f" validation AUROC of the main task, then {options['seeds']} seeds; widths {budget}. The epoch is"
-        " chosen by validation."
+        f"{describe_rows(schema)} Each method: {options['trials']} trials of a Gaussian-process search for"
+        " the best validation AUROC of the main task, then"
+        f" {options['seeds']} seeds; widths {budget}. The epoch is chosen by validation."
     )
 
 

@@ -68,3 +68,12 @@ def test_a_label_with_one_class_is_refused():
     for value, word in ((0.0, "lacks"), (1.0, "has")):
         with pytest.raises(ValueError, match=f"^rows, column label: task t must have.*{word} one of"):
             check_labels(torch.full((3, 1), value), TASKS, "rows")
+
+
+def test_frequent_values_are_those_of_ten_rows():
+    (money,) = fit_schema(
+        pd.DataFrame({"money": [5.0] * 10 + [1.0] * 9 + [0.25] * 30}), ["money"], (), 4
+    ).numeric
+    assert money.values == (0.25, 5.0)
+    (flat,) = fit_schema(pd.DataFrame({"flat": [5.0] * 10}), ["flat"], (), 4).numeric
+    assert flat.values == (5.0,)

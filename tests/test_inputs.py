@@ -6,7 +6,14 @@ from torch.nn.functional import one_hot
 
 from mmoe.build import build
 from mmoe.data.schema import Categorical, Numeric, Schema
-from mmoe.models.inputs import Inputs, LevelEmbedding, OneHot, PiecewiseLinear, Standardize
+from mmoe.models.inputs import (
+    Inputs,
+    LevelEmbedding,
+    OneHot,
+    PiecewiseLinear,
+    PiecewiseLinearAndValues,
+    Standardize,
+)
 from mmoe.models.mmoe import MMoE
 
 SCHEMA = Schema(
@@ -56,7 +63,7 @@ def test_embedding_of_an_unseen_level_is_zero_and_stays_so():
 @pytest.mark.parametrize("numeric", [Standardize, PiecewiseLinear])
 def test_both_parts_side_by_side(numeric: type):
     inputs = Inputs(SCHEMA, OneHot, numeric)
-    x = inputs(CODES, NUMERICS)
+    x = inputs(CODES, NUMERICS).to_dense(inputs.num_outputs)
     assert x.shape == (4, inputs.num_outputs)
     assert torch.equal(x[:, :5], OneHot(SCHEMA)(CODES))
 
@@ -77,3 +84,27 @@ def test_shipped_configurations(name: str, num_inputs: int):
     inputs = build(config(f"inputs={name}"), "inputs", schema=SCHEMA)
     assert inputs.num_outputs == num_inputs
     assert MMoE(num_inputs, num_tasks=1)(inputs(CODES, NUMERICS)).logits.shape == (4, 1)
+
+
+def test_frequent_values_have_inputs_of_their_own():
+    values = (Numeric("m", 0.0, 1.0, (0.0, 10.0), (0.0, 7298.0)), Numeric("n", 0.0, 1.0, (0.0, 1.0), (0.5,)))
+    encoder = PiecewiseLinearAndValues(Schema((), values, ()))
+    assert encoder.num_outputs == 5
+    x = encoder(torch.tensor([[7298.0, 0.5], [7297.0, 0.0], [0.0, 7298.0]]))
+    torch.testing.assert_close(x[:, :2], encoder.bins(torch.tensor([[7298, 0.5], [7297, 0], [0, 7298]])))
+    assert x[:, 2:].tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
+
+
+def test_dropout_of_inputs_is_of_training_alone():
+    inputs = Inputs(SCHEMA, dropout=0.5)
+    codes, numerics = CODES.repeat(100, 1), NUMERICS.repeat(100, 1)
+    torch.manual_seed(0)
+    dropped = inputs(codes, numerics)
+    plain = Inputs(SCHEMA)
+    plain.as_codes = False
+    whole = plain(codes, numerics)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept])
+    assert kept.sum() / (whole != 0).sum() == pytest.approx(0.5, abs=0.05)
+    x = inputs.eval()(codes, numerics)
+    assert torch.equal(x.to_dense(inputs.num_outputs), whole)

@@ -9,8 +9,15 @@ from torch import Tensor, nn
 from mmoe.build import build, build_network
 from mmoe.models.inputs import Inputs, PiecewiseLinear
 from mmoe.models.replicas import Replicas
-from mmoe.models.sparse import SparseInputs, input_product
+from mmoe.models.sparse import SparseInputs, linear
 from mmoe.objective import Objective
+
+BIAS = torch.randn(3, dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def _small_products_are_sums_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmoe.models.sparse.SPARSE_SIZE", 1)
 
 
 @pytest.fixture
@@ -22,7 +29,8 @@ def test_the_product_is_that_of_dense_inputs_with_gradients(x: SparseInputs):
     dense = x.to_dense(11)
     assert dense.shape == (4, 11)
     weight = torch.randn(11, 3, dtype=torch.float64, requires_grad=True)
-    ours, theirs = input_product(x, weight), input_product(dense, weight)
+    ours, theirs = linear(x, weight, BIAS), linear(dense, weight, BIAS)
+    torch.testing.assert_close(theirs, torch.einsum("bi,io->bo", dense, weight) + BIAS)
     torch.testing.assert_close(ours, theirs)
     first, second = (torch.autograd.grad(z.square().sum(), weight)[0] for z in (ours, theirs))
     torch.testing.assert_close(first, second)
@@ -31,7 +39,7 @@ def test_the_product_is_that_of_dense_inputs_with_gradients(x: SparseInputs):
 def test_a_gradient_reaches_the_dense_inputs_too(x: SparseInputs):
     weight = torch.randn(11, 3, dtype=torch.float64, requires_grad=True)
     dense = x.dense.requires_grad_()
-    ours, theirs = (input_product(rows, weight) for rows in (x, x.to_dense(11)))
+    ours, theirs = (linear(rows, weight, BIAS) for rows in (x, x.to_dense(11)))
     for first, second in zip(
         *(torch.autograd.grad(z.square().sum(), [dense, weight]) for z in (ours, theirs)), strict=True
     ):
@@ -40,20 +48,25 @@ def test_a_gradient_reaches_the_dense_inputs_too(x: SparseInputs):
 
 def test_many_rows_go_through_the_gradient_in_parts(x: SparseInputs, monkeypatch: pytest.MonkeyPatch):
     weight = torch.randn(11, 3, dtype=torch.float64, requires_grad=True)
-    expected = torch.autograd.grad(input_product(x.to_dense(11), weight).square().sum(), weight)
+    expected = torch.autograd.grad(linear(x.to_dense(11), weight, BIAS).square().sum(), weight)
     monkeypatch.setattr("mmoe.models.sparse.CHUNK", 3)  # of 4 rows
-    found = torch.autograd.grad(input_product(x, weight).square().sum(), weight)
+    found = torch.autograd.grad(linear(x, weight, BIAS).square().sum(), weight)
     torch.testing.assert_close(found, expected)
 
 
-def test_small_batches_replicas_and_compiled_networks_have_dense_inputs():
+def test_small_products_are_products(x: SparseInputs, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mmoe.models.sparse.SPARSE_SIZE", 13)  # 4 rows, 3 outputs
+    weight = torch.randn(11, 3, dtype=torch.float64)
+    monkeypatch.setattr("mmoe.models.sparse._SparseProduct", None)
+    torch.testing.assert_close(linear(x, weight, BIAS), x.to_dense(11) @ weight + BIAS)
+
+
+def test_replicas_and_compiled_networks_have_dense_inputs():
     inputs = Inputs(SCHEMA)
-    assert isinstance(inputs(CODES, NUMERICS), Tensor)
-    many = [tensor.repeat(32, 1) for tensor in (CODES, NUMERICS)]
-    assert isinstance(inputs(*many), SparseInputs)
-    assert isinstance(Replicas([inputs, Inputs(SCHEMA)]).stacked(*many), Tensor)
-    x = torch.compile(inputs, backend="eager")(*many)
-    assert torch.equal(x, inputs(*many).to_dense(11))
+    assert isinstance(inputs(CODES, NUMERICS), SparseInputs)
+    assert isinstance(Replicas([inputs, Inputs(SCHEMA)]).stacked(CODES, NUMERICS), Tensor)
+    x = torch.compile(inputs, backend="eager")(CODES, NUMERICS)
+    assert torch.equal(x, inputs(CODES, NUMERICS).to_dense(11))
 
 
 class Dense(nn.Module):

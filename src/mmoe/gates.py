@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmoe.models.replicas import Replicas
+
 POLARISED = 0.9  # a row whose largest gate weight exceeds it
 COLLAPSED = 0.9  # a gate whose mean weight of one expert exceeds it
 
@@ -89,8 +91,13 @@ class GateStatistics:
 
 @torch.inference_mode()
 def dead_units(network: nn.Module, codes: Tensor, numerics: Tensor) -> dict[str, Tensor]:
-    """Which units of each ReLU are 0 in every row, by the module's name, [units...]."""
+    """Which units of each ReLU are 0 in every row, by the module's name, [units...].
+
+    Those of an ensemble are left out: a unit of one member cannot be looked at alone.
+    """
     dead: dict[str, Tensor] = {}
+    if any(isinstance(module, Replicas) for module in network.modules()):
+        return dead
     hooks = []
     for name, module in network.named_modules():
         if isinstance(module, nn.ReLU):

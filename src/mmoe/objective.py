@@ -69,15 +69,19 @@ class Objective(nn.Module):
     def forward(self, codes: Tensor, numerics: Tensor, labels: Tensor) -> Outcome:
         """Loss, logits and gate weights of a batch."""
         logits, gates = self.network(codes, numerics)
-        loss = self._errors(logits, labels).mean(0) @ self.task_weights
+        rows = logits.shape[:-1].numel()  # in training those of every member of an ensemble, [M, B]
+        loss = self._errors(logits, labels.expand_as(logits)) / rows
         penalty = getattr(self.network.model, "penalty", None)
-        return Outcome(loss + penalty() if penalty else loss, logits, gates)
+        loss = loss + penalty() if penalty else loss
+        return Outcome(loss, logits.mean(0) if logits.ndim > labels.ndim else logits, gates)
 
     def _errors(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each row and task, [B, T]; what no task needs is not computed."""
-        if self.kind == "regression":
-            return mse_loss(logits, labels, reduction="none")
-        entropy = binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        """The weighted sum of all losses; what no task needs is not computed."""
+        weights = self.task_weights
         if self.kind == "binary":
-            return entropy
-        return torch.where(self.is_binary, entropy, mse_loss(logits, labels, reduction="none"))
+            return binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
+        errors = mse_loss(logits, labels, reduction="none")
+        if self.kind == "mixed":
+            entropy = binary_cross_entropy_with_logits(logits, labels, reduction="none")
+            errors = torch.where(self.is_binary, entropy, errors)
+        return (errors * weights).sum()

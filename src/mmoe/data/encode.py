@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mmoe.data.schema import Categorical, Numeric, Schema, Task
 
+FREQUENT = 10  # training rows with a number, from which on it counts as frequent
+
 
 class Rows(NamedTuple):
     """Rows as tensors; a batch is a slice of them. With rows of their own for R replicas, R is in front.
@@ -67,16 +69,18 @@ def fit_schema(frame: pd.DataFrame, features: Sequence[str], tasks: Sequence[Tas
 
 
 def fit_numeric(name: str, values: np.ndarray, num_bins: int) -> Numeric:
-    """Scale and bins of a column's training values [N]."""
+    """Scale, bins and frequent values of a column's training values [N]."""
     mean, std = float(values.mean()), float(values.std())
     # Quantiles of the distinct values: of all values they would give a money column, zero in 96 of 100
     # rows, a single bin.
-    edges = torch.from_numpy(np.unique(values.astype(np.float32)))
+    distinct, counts = np.unique(values.astype(np.float32), return_counts=True)
+    frequent = tuple(distinct[counts >= FREQUENT].tolist())
+    edges = torch.from_numpy(distinct)
     if len(edges) == 1:
-        return Numeric(name, mean, 1.0, (mean, mean + 1.0))
+        return Numeric(name, mean, 1.0, (mean, mean + 1.0), frequent)
     if len(edges) > num_bins + 1:
         (edges,) = compute_bins(edges[:, None], n_bins=num_bins)
-    return Numeric(name, mean, std, tuple(edges.tolist()))
+    return Numeric(name, mean, std, tuple(edges.tolist()), frequent)
 
 
 def encode(frame: pd.DataFrame, schema: Schema) -> Rows:

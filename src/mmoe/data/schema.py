@@ -26,13 +26,14 @@ class Numeric:
     """A column of numbers, with its scale and bin edges in the training file (population `std`).
 
     `bins` are increasing edges, quantiles of the distinct values: `len(bins) - 1` bins, at least one.
-    A constant column has std 1 and the one bin [value, value + 1].
+    A constant column has std 1 and the one bin [value, value + 1]. `values` are the frequent ones, sorted.
     """
 
     name: str
     mean: float
     std: float
     bins: tuple[float, ...]
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

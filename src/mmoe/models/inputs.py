@@ -8,11 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers
+from mmoe.checks import check_integers, check_probabilities
 from mmoe.data.schema import Schema
 from mmoe.models.sparse import SparseInputs
-
-SPARSE_ROWS = 128
 
 
 class OneHot(nn.Module):
@@ -123,16 +121,47 @@ class PiecewiseLinear(nn.Module):
         return torch.addcmul(self.shift, self.scale, x).clamp(self.low, self.high)
 
 
+class PiecewiseLinearAndValues(nn.Module):
+    """`PiecewiseLinear` bins, and one input for each number that is frequent in the training file.
+
+    Some numbers mean more than those beside them, as sums of money do that a law names; trees find them.
+
+    Shape:
+        numerics: [B, M]; output: [B, number of bins and frequent values of all columns].
+    """
+
+    column: Tensor
+    value: Tensor
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        self.bins = PiecewiseLinear(schema)
+        columns = [i for i, numeric in enumerate(schema.numeric) for _ in numeric.values]
+        values = [value for numeric in schema.numeric for value in numeric.values]
+        self.register_buffer("column", torch.tensor(columns, dtype=torch.long))
+        self.register_buffer("value", torch.tensor(values))
+        self.num_outputs = self.bins.num_outputs + len(values)
+
+    def forward(self, numerics: Tensor) -> Tensor:
+        """The shares of the bins, then a one at each frequent value."""
+        equal = numerics.index_select(1, self.column) == self.value
+        return torch.cat([self.bins(numerics), equal.to(numerics.dtype)], dim=1)
+
+
 class Inputs(nn.Module):
     """Categorical and numeric inputs side by side.
 
     Args:
         schema: the data set's.
         categorical: `OneHot`, or `LevelEmbedding` with its size.
-        numeric: `Standardize` or `PiecewiseLinear`.
+        numeric: `Standardize`, `PiecewiseLinear` or `PiecewiseLinearAndValues`.
+        dropout: share of inputs set to 0 in training.
 
-    Where it is the faster way, which is in batches of SPARSE_ROWS and more on a CPU, one-hot levels are left
-    as codes: see `sparse`. `as_codes` set to False forbids it.
+    Raises:
+        ValueError: a dropout outside [0, 1).
+
+    On a CPU one-hot levels are left as codes, for the first layer to take the faster way: see `sparse`.
+    `as_codes` set to False forbids it.
 
     Shape:
         codes: [B, C]; numerics: [B, M]; output x: [B, I], I = `num_outputs`, or as `SparseInputs`.
@@ -143,8 +172,11 @@ class Inputs(nn.Module):
         schema: Schema,
         categorical: Callable[[Schema], nn.Module] = OneHot,
         numeric: Callable[[Schema], nn.Module] = PiecewiseLinear,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_probabilities(dropout=dropout)
+        self.dropout = nn.Dropout(dropout)
         self.categorical = categorical(schema)
         self.numeric = numeric(schema)
         self.as_codes = isinstance(self.categorical, OneHot) and self.categorical.num_outputs > 0
@@ -153,7 +185,9 @@ class Inputs(nn.Module):
     def forward(self, codes: Tensor, numerics: Tensor) -> Tensor | SparseInputs:
         """Encode both and join them."""
         dense = self.numeric(numerics)
+        drops = self.training and self.dropout.p > 0
         allowed = self.as_codes and codes.device.type == "cpu" and not torch.compiler.is_compiling()
-        if allowed and codes.shape[0] >= SPARSE_ROWS:
+        if allowed and not drops:
             return SparseInputs(codes, dense)
-        return torch.cat([self.categorical(codes), dense], dim=1)
+        x: Tensor = self.dropout(torch.cat([self.categorical(codes), dense], dim=1))
+        return x

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmoe.checks import check_finite, check_integers, check_probabilities, check_widths
 from mmoe.models.layers import StackedLinear, activate, hidden_layers, tower
 from mmoe.models.output import Output
-from mmoe.models.sparse import SparseInputs, input_product
+from mmoe.models.sparse import SparseInputs, linear
 
 
 class MMoE(nn.Module):
@@ -81,7 +81,7 @@ class MMoE(nn.Module):
 
     def forward(self, x: Tensor | SparseInputs) -> Output:
         """Logits and gate weights of a batch."""
-        z = input_product(x, self.weight) + self.bias
+        z = linear(x, self.weight, self.bias)  # [B, E*H + T*G]
         experts, gates = torch.split(z, self.first_widths, dim=1)
         experts = self.experts(torch.unflatten(experts, 1, (self.num_experts, -1)))  # [B, E, H]
         gates = self._normalise(self.gates(torch.unflatten(gates, 1, (-1, self.gate_width))))

@@ -1,0 +1,61 @@
+"""Several networks of one kind that answer as one.
+
+M members, B batch, I inputs, T tasks.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from mmoe.checks import check_integers
+from mmoe.models.output import Output
+from mmoe.models.replicas import Replicas
+from mmoe.models.sparse import SparseInputs
+
+
+class Ensemble(nn.Module):
+    """Members that are trained side by side, each by its own loss, and whose mean is the prediction.
+
+    Args:
+        num_inputs: I.
+        num_tasks: T.
+        member: makes one of them, from `num_inputs` and `num_tasks`.
+        size: M.
+        mean: of what: `probability`, or `logit`, which is right for regressions.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Shape:
+        x: [B, I]; output: logits [B, T] of the mean, in training those of every member, [M, B, T]. Gates are
+        left out, for an expert of one member is not that of another.
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_tasks: int,
+        member: Callable[..., nn.Module],
+        size: int = 8,
+        mean: str = "probability",
+    ) -> None:
+        super().__init__()
+        check_integers(1, size=size)
+        if mean not in ("probability", "logit"):
+            raise ValueError(f"mean={mean}: must be probability or logit")
+        self.num_inputs = num_inputs
+        self.of_probabilities = mean == "probability"
+        self.members = Replicas([member(num_inputs=num_inputs, num_tasks=num_tasks) for _ in range(size)])
+
+    def forward(self, x: Tensor | SparseInputs) -> Output:
+        """Logits of a batch."""
+        if isinstance(x, SparseInputs):  # under vmap the full product is the faster way
+            x = x.to_dense(self.num_inputs)
+        logits = self.members(x).logits  # [M, B, T]
+        gates = logits.new_zeros(*logits.shape[1:], 0)
+        if self.training:
+            return Output(logits, gates)
+        if self.of_probabilities:  # the logit of their mean, which does not overflow
+            return Output(logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0), gates)
+        return Output(logits.mean(0), gates)

@@ -1,0 +1,85 @@
+"""The benchmarks run and say what they measured; how fast things are is for the benchmarks to say."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Result
+
+QUICK = ["rounds=1", "threads=1", "seconds=.05", "out=out", "data.source=sample"]
+FAKE_PEERS = (
+    "import sys; print(f'peer-one B={sys.argv[2]}  1234 samples/s  income .9'); print('broken failed: no')"
+)
+
+
+def found(name: str) -> dict:
+    """What a benchmark wrote, after a look at its table and figure."""
+    result = json.loads(Path(f"out/{name}.json").read_text())
+    assert result["benchmark"] == name
+    table = Path(f"out/{name}.md").read_text().splitlines()
+    assert len({line.count("|") for line in table}) == 1
+    if "samples_per_second" in result:
+        assert Path(f"out/{name}.png").stat().st_size > 10_000
+    return result
+
+
+@pytest.mark.slow
+def test_training_beside_other_loops_and_programs(script: Callable[..., Result]):
+    Path("peers.py").write_text(FAKE_PEERS)
+    options = ["batches=64,2048", f"peers={sys.executable}", "peers_script=peers.py"]
+    done = script("bench", "train", *QUICK, *options)
+    assert done.code == 0, done.err
+    speeds = found("train")["samples_per_second"]
+    assert list(speeds) == ["64", "2048"]
+    assert speeds["64"]["peer-one"] == 1234
+    assert "peer-one" not in speeds["2048"]
+    names = {"mmoe", "mmoe, whole Trainer.fit", "bare loop", "bare loop, dense inputs"}
+    names |= {"looped experts, DataLoader", "first layer's products alone"}
+    assert set(speeds["2048"]) == names
+    assert all(speed > 0 for line in speeds.values() for speed in line.values())
+    assert speeds["2048"]["mmoe, whole Trainer.fit"] < speeds["2048"]["mmoe"]
+    assert f"({speeds['64']['mmoe'] / 1234:.2f})" in done.out
+
+
+@pytest.mark.slow
+def test_experts_and_start(script: Callable[..., Result]):
+    assert script("bench", "experts", "experts=1,3", "batch=64", *QUICK).code == 0
+    assert list(found("experts")["samples_per_second"]) == ["1", "3"]
+    assert script("bench", "start", *QUICK).code == 0
+    seconds = found("start")["seconds"]
+    assert 0 < seconds["--help"] < seconds["first training step, cached rows"]
+    assert seconds["raw files to cached tensors"] > 0
+
+
+@pytest.mark.slow
+def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Path):
+    rows = [f"data.dir={census_dir}"]
+    assert script("bench", "memory", "repeats=1,3", *QUICK[:-1], *rows).code == 0
+    one, three = found("memory")["lines"]
+    assert (one["rows"], three["rows"]) == (1800, 5400)
+    assert one["encoded: MB"] > 50
+    assert script("bench", "ranks", "batches=64", *QUICK).code == 0
+    assert set(found("ranks")["samples_per_second"]["64"]) == {"one process", "two processes"}
+    options = ["replicas=2", "batch=512", "trainer.max_epochs=1"]
+    assert script("bench", "replicas", *options, *QUICK).code == 0
+    assert found("replicas")["ratio_to_separate_runs"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "usage: bench.py train|experts|start|memory|ranks|replicas"),
+        (["nothing"], "usage: bench.py train|experts|start|memory|ranks|replicas"),
+        (["train", "rounds=0"], "rounds=0: must be an integer of at least 1"),
+        (["train", "batches=32,x"], "batches=32,x: must be integers of at least 1"),
+        (["train", "peers=python"], "peers=...: must be given with peers_script=..."),
+        (["memory"], "data.dir=: must be given"),
+    ],
+)
+def test_mistakes(script: Callable[..., Result], arguments: list[str], message: str):
+    done = script("bench", *arguments)
+    assert done.code == 2
+    assert done.err.startswith(f"error: {message}")
+    assert len(done.err.splitlines()) == 1

@@ -1,0 +1,54 @@
+"""The comparison with LightGBM, on the bundled sample."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import Result
+from sklearn.metrics import roc_auc_score
+
+QUICK = [
+    "features=paper", "runs=2", "trials=1", "rounds=5", "threads=1", "folder=work", "out=out", "sample=true",
+    "data.source=sample", "trainer.max_epochs=1", "+trainer.limit_train_batches=2",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_table_and_runs(script: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
+    done = script("compare_gbdt", *QUICK)
+    assert done.code == 0, done.err
+    text = Path("out/gbdt.md").read_text()
+    assert "THE BUNDLED SAMPLE" in text
+    assert text in done.out
+    found = pd.read_csv("out/runs.csv")
+    assert found.groupby("model")["run"].apply(list).tolist() == [[0, 1]] * 4
+    trees = found[found["model"].str.startswith("LightGBM")].set_index("run")["income"]
+    best = found[found["model"] == "mmoe, census_best"].set_index("run")["income"]
+    difference = best - trees
+    half = 12.706205 * difference.std() / 2**0.5  # Student's t with 1 degree of freedom
+    (line,) = [line for line in text.splitlines() if "| mmoe, census_best |" in line]
+    assert f"| {best.mean():.4f} ± " in line
+    assert f"| {difference.mean():+.4f} ± {half:.4f} |" in line
+
+    # A run's number is that of its run folder, and every run had its own split.
+    metrics = json.loads(Path("work/paper/census_best-1/metrics.json").read_text())
+    assert best[1] == pytest.approx(metrics["test"]["income"]["auroc"], abs=1e-6)
+    rows = [pd.read_parquet(f"work/paper/census_best-{n}/predictions.parquet") for n in (0, 1)]
+    assert set(rows[0].iloc[:, 0]) != set(rows[1].iloc[:, 0])
+    again = roc_auc_score(rows[1]["income_label"], rows[1]["income_probability"])
+    assert again == pytest.approx(best[1], abs=1e-6)
+
+    # What is there is not done again.
+    before = Path("work/paper/lightgbm.json").stat().st_mtime_ns
+    assert script("compare_gbdt", *QUICK).out.endswith(text + "\n")
+    assert Path("work/paper/lightgbm.json").stat().st_mtime_ns == before
+
+
+def test_mistakes(script: Callable[..., Result]):
+    done = script("compare_gbdt", "runs=1")
+    assert (done.code, done.err) == (2, "error: runs=1: must be an integer of at least 2\n")
+    done = script("compare_gbdt", "features=none", "folder=work")
+    assert (done.code, done.err) == (2, "error: features=none: must be some of all, paper, seed\n")
+    assert not Path("work").exists()
