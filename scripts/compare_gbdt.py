@@ -123,7 +123,7 @@ def fit(
     numerics, columns = len(data.schema.numeric), len(data.schema.numeric) + len(data.schema.categorical)
     train, val = (
         lgb.Dataset(
-            table_of(rows), rows.labels[:, task].numpy(), categorical_feature=list(range(numerics, columns))
+            table_of(rows), rows.labels[:, task].clone().numpy(), categorical_feature=list(range(numerics, columns))
         )
         for rows in (data.splits["train"], data.splits["val"])
     )
