@@ -121,10 +121,9 @@ def fit(
     import lightgbm as lgb
 
     numerics, columns = len(data.schema.numeric), len(data.schema.numeric) + len(data.schema.categorical)
+    levels = list(range(numerics, columns))
     train, val = (
-        lgb.Dataset(
-            table_of(rows), rows.labels[:, task].clone().numpy(), categorical_feature=list(range(numerics, columns))
-        )
+        lgb.Dataset(table_of(rows), rows.labels[:, task].clone().numpy(), categorical_feature=levels)
         for rows in (data.splits["train"], data.splits["val"])
     )
     settings = {
