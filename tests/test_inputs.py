@@ -108,21 +108,3 @@ def test_dropout_of_inputs_is_of_training_alone():
     assert kept.sum() / (whole != 0).sum() == pytest.approx(0.5, abs=0.05)
     x = inputs.eval()(codes, numerics)
     assert torch.equal(x.to_dense(inputs.num_outputs), whole)
-
-
-def test_interactions_are_the_products_of_all_pairs():
-    torch.manual_seed(0)
-    inputs = Inputs(SCHEMA, interactions=2)
-    plain = Inputs(SCHEMA)
-    plain.as_codes = False
-    x, vectors = plain(CODES, NUMERICS), inputs.interactions.vectors
-    with torch.no_grad():
-        vectors.normal_()
-    pairs = [(i, j) for i in range(11) for j in range(i)]
-    expected = sum(x[:, [i]] * x[:, [j]] * vectors[i] * vectors[j] for i, j in pairs)
-    found = inputs(CODES, NUMERICS)
-    assert inputs.num_outputs == found.shape[1] == 13
-    assert torch.equal(found[:, :11], x)
-    torch.testing.assert_close(found[:, 11:], expected)
-    with pytest.raises(ValueError, match=r"^interactions=-1: must be an integer of at least 0"):
-        Inputs(SCHEMA, interactions=-1)

@@ -148,24 +148,6 @@ class PiecewiseLinearAndValues(nn.Module):
         return torch.cat([self.bins(numerics), equal.to(numerics.dtype)], dim=1)
 
 
-class Interactions(nn.Module):
-    """Products of all pairs of inputs, weighted and summed: K factorization machines (Rendle, ICDM 2010).
-
-    Number k is the sum of v_ik v_jk x_i x_j over all pairs i < j.
-
-    Shape:
-        x: [B, I]; output: [B, K].
-    """
-
-    def __init__(self, num_inputs: int, num_outputs: int) -> None:
-        super().__init__()
-        self.vectors = nn.Parameter(0.01 * torch.randn(num_inputs, num_outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Half of what the squares of sums have over the sums of squares."""
-        return ((x @ self.vectors).square() - x.square() @ self.vectors.square()) / 2
-
-
 class Inputs(nn.Module):
     """Categorical and numeric inputs side by side.
 
@@ -174,10 +156,9 @@ class Inputs(nn.Module):
         categorical: `OneHot`, or `LevelEmbedding` with its size.
         numeric: `Standardize`, `PiecewiseLinear` or `PiecewiseLinearAndValues`.
         dropout: share of inputs set to 0 in training.
-        interactions: further inputs, which are sums of products of pairs of the others.
 
     Raises:
-        ValueError: a dropout outside [0, 1), or a negative number of interactions.
+        ValueError: a dropout outside [0, 1).
 
     On a CPU one-hot levels are left as codes, for the first layer to take the faster way: see `sparse`.
     `as_codes` set to False forbids it.
@@ -192,19 +173,14 @@ class Inputs(nn.Module):
         categorical: Callable[[Schema], nn.Module] = OneHot,
         numeric: Callable[[Schema], nn.Module] = PiecewiseLinear,
         dropout: float = 0.0,
-        interactions: int = 0,
     ) -> None:
         super().__init__()
         check_probabilities(dropout=dropout)
-        check_integers(0, interactions=interactions)
         self.dropout = nn.Dropout(dropout)
         self.categorical = categorical(schema)
         self.numeric = numeric(schema)
-        num_inputs = int(self.categorical.num_outputs) + int(self.numeric.num_outputs)  # type: ignore[arg-type]
-        self.interactions = Interactions(num_inputs, interactions) if interactions else None
-        self.num_outputs = num_inputs + interactions
-        has_levels = isinstance(self.categorical, OneHot) and self.categorical.num_outputs > 0
-        self.as_codes = has_levels and not interactions
+        self.as_codes = isinstance(self.categorical, OneHot) and self.categorical.num_outputs > 0
+        self.num_outputs = int(self.categorical.num_outputs) + int(self.numeric.num_outputs)  # type: ignore[arg-type]
 
     def forward(self, codes: Tensor, numerics: Tensor) -> Tensor | SparseInputs:
         """Encode both and join them."""
@@ -214,4 +190,4 @@ class Inputs(nn.Module):
         if allowed and not drops:
             return SparseInputs(codes, dense)
         x: Tensor = self.dropout(torch.cat([self.categorical(codes), dense], dim=1))
-        return torch.cat([x, self.interactions(x)], dim=1) if self.interactions else x
+        return x
