@@ -49,6 +49,8 @@ DEFAULTS = {
     "rounds": "3", "seconds": "2", "threads": "2", "replicas": "16", "peers": "", "peers_script": "",
     "out": "",
 }  # fmt: skip
+NAMES = ("census-income.data", "census-income.test")
+LEAST_ONE = ["rounds", "threads", "batch", "replicas"]
 HERE = Path(__file__).parent
 OURS, LIMIT, BARE = "mmoe", "first layer's products alone", "bare loop"
 QUIET = ["figures=false", "callbacks.early_stopping=null"]  # all train for the same number of epochs
@@ -147,7 +149,7 @@ def bench_train(bench: Bench, folder: Path) -> dict[str, Any]:
 
 def bench_experts(bench: Bench, folder: Path) -> dict[str, Any]:
     """Samples a second by number of experts."""
-    (batch,), experts = bench.numbers("batch"), bench.numbers("experts")
+    batch, experts = int(bench.options["batch"]), bench.numbers("experts")
     rounds: dict[int, list[dict[str, float]]] = {count: [] for count in experts}
     for _ in bench.rounds():
         for count in experts:
@@ -200,14 +202,15 @@ def bench_start(bench: Bench, folder: Path) -> dict[str, Any]:
 def bench_memory(bench: Bench, folder: Path) -> dict[str, Any]:
     """Peak memory and seconds of a training epoch, with encoding and with encoded rows."""
     given = next((o.split("=", 1)[1] for o in bench.overrides if o.startswith("data.dir=")), "")
-    if not given:
-        stop("data.dir=: must be given")
+    files = [next(Path(given).glob(f"{name}*"), None) for name in NAMES] if given else [None]
+    if None in files:
+        stop(f"data.dir={given}: must hold {' and '.join(NAMES)}")
     found = []
     for repeats in bench.numbers("repeats"):
         rows = folder / f"rows{repeats}"
         rows.mkdir()
-        for name in ("census-income.data", "census-income.test"):
-            _repeat(next(Path(given).glob(f"{name}*")), rows / name, repeats)
+        for name, file in zip(NAMES, files, strict=True):
+            _repeat(file, rows / name, repeats)
         options = [f"data.dir={rows}", f"data.cache_dir={rows}", "trainer.max_epochs=1"]
         line: dict[str, float] = {"repeats": repeats}
         line["rows"] = sum(path.read_bytes().count(b"\n") for path in rows.iterdir())
@@ -234,7 +237,7 @@ def bench_replicas(bench: Bench, folder: Path) -> dict[str, Any]:
 
     Two of the R processes are run, one before and one after the replicas; the others take as long.
     """
-    (count,), (batch,) = bench.numbers("replicas"), bench.numbers("batch")
+    count, batch = int(bench.options["replicas"]), int(bench.options["batch"])
     common = [f"data.batch_size={batch}"]
     bench.train(folder, *common, "trainer.max_epochs=1")  # fills the cache
     before = bench.train(folder, *common)[1]
@@ -307,7 +310,9 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or [""]
     if name not in BENCHMARKS:
         stop(f"usage: bench.py {'|'.join(BENCHMARKS)} [option=value ...] [overrides]")
-    options, overrides = parse(arguments, DEFAULTS, {}, {"rounds": 1, "threads": 1})
+    options, overrides = parse(arguments, DEFAULTS, {}, dict.fromkeys(LEAST_ONE, 1))
+    if not re.fullmatch(r"\d*\.?\d+", options["seconds"]) or not float(options["seconds"]):
+        stop(f"seconds={options['seconds']}: must be a number above 0")
     if bool(options["peers"]) != bool(options["peers_script"]):
         stop("peers=...: must be given with peers_script=...")
     with tempfile.TemporaryDirectory() as scratch:

@@ -17,6 +17,7 @@ Needs pip install 'mmoe[bench]'.
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from options import call, parse, stop
 from tables import describe_rows, table
 from tqdm import tqdm
@@ -50,6 +52,7 @@ EXPERIMENTS = {
     "mmoe, census_best": "census_best",
     "mmoe, census_best_ensemble": "census_best_ensemble",
 }
+DECISIVE = ("data", "inputs", "model", "objective", "learner", "trainer")  # parts of a configuration
 STOPPING = 100  # rounds without a better validation AUROC
 TIMED = 5  # predictions of the test rows, of which the median counts
 Found = dict[str, Any]  # test AUROC by task, seconds to train and to predict, bytes
@@ -73,6 +76,7 @@ def main() -> None:
     known = sorted(path.stem for path in (CONF_DIR / "features").glob("*.yaml"))
     if not set(features) <= set(known):
         stop(f"features={options['features']}: must be some of {', '.join(known)}")
+    check_same(folder / "options.json", options, overrides)
     count = int(options["runs"])
     found: list[Found] = []
     with tqdm(total=len(features) * count * (1 + len(EXPERIMENTS)), unit="run") as bar:
@@ -90,6 +94,24 @@ def main() -> None:
     report(pd.DataFrame(found), options, overrides)
 
 
+def check_same(path: Path, options: Mapping[str, str], overrides: Sequence[str]) -> None:
+    """End the script if the folder holds results of other options or experiments."""
+    now: Found = {name: options[name] for name in ("trials", "rounds", "threads")}
+    for experiment in EXPERIMENTS.values():
+        whole = OmegaConf.to_container(composed(experiment, overrides), resolve=False)
+        now[experiment] = {key: whole[key] for key in DECISIVE}
+    before = kept(path, lambda: now)
+    differ = [key for key in now if now[key] != before.get(key)]
+    if differ:
+        stop(f"folder={path.parent}: holds results of other settings of {', '.join(differ)}")
+
+
+def composed(experiment: str, overrides: Sequence[str]) -> Any:
+    """The configuration of a training with these overrides."""
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose("train", [f"experiment={experiment}", *overrides])
+
+
 def kept(path: Path, make: Callable[[], Found]) -> Found:
     """What was found before, or is now and is kept."""
     if not path.is_file():
@@ -101,10 +123,8 @@ def kept(path: Path, make: Callable[[], Found]) -> Found:
 
 def dataset(overrides: Sequence[str], split_seed: int) -> Dataset:
     """The rows that a training with these overrides has."""
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        given = ["experiment=census", *overrides, f"data.split_seed={split_seed}"]
-        data = [o for o in given if o.split("=")[0].split(".")[0] in ("experiment", "features", "data")]
-        config = compose("train", data)
+    data = [o for o in overrides if o.split("=")[0].split(".")[0] in ("features", "data")]
+    config = composed("census", [*data, f"data.split_seed={split_seed}"])
     config.callbacks = None
     return build(config, "data").dataset  # type: ignore[no-any-return]
 
@@ -185,7 +205,9 @@ def ours(folder: Path, overrides: Sequence[str], number: int, experiment: str) -
     """Test AUROC of an experiment's run, and its cost."""
     run = folder / f"{experiment}-{number}"
     given = [f"data.split_seed={number}", f"seed={number}", "trainer=cpu", "logger=none", "figures=false"]
-    call("train", f"experiment={experiment}", *overrides, *given, f"hydra.run.dir={run}")
+    if not (run / "metrics.json").is_file():
+        shutil.rmtree(run, ignore_errors=True)  # it was stopped
+        call("train", f"experiment={experiment}", *overrides, *given, f"hydra.run.dir={run}")
     metrics = json.loads((run / "metrics.json").read_text())
     network, test = runs.load_network(run), dataset(overrides, number).splits["test"]
     with torch.inference_mode():

@@ -75,7 +75,11 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
         (["train", "rounds=0"], "rounds=0: must be an integer of at least 1"),
         (["train", "batches=32,x"], "batches=32,x: must be integers of at least 1"),
         (["train", "peers=python"], "peers=...: must be given with peers_script=..."),
-        (["memory"], "data.dir=: must be given"),
+        (["train", "seconds=x"], "seconds=x: must be a number above 0"),
+        (["experts", "batch=32,64"], "batch=32,64: must be an integer of at least 1"),
+        (["replicas", "replicas=2,4"], "replicas=2,4: must be an integer of at least 1"),
+        (["memory"], "data.dir=: must hold census-income.data and census-income.test"),
+        (["memory", "data.dir=none"], "data.dir=none: must hold census-income.data and census-income.test"),
     ],
 )
 def test_mistakes(script: Callable[..., Result], arguments: list[str], message: str):

@@ -43,10 +43,19 @@ def test_table_and_runs(script: Callable[..., Result], monkeypatch: pytest.Monke
     again = mannwhitneyu(probability[positive], probability[~positive]).statistic / pairs
     assert again == pytest.approx(best[1], abs=1e-6)
 
-    # What is there is not done again.
+    # A training that was stopped is done again, what is there is not.
+    Path("work/paper/census-1.json").unlink()
+    Path("work/paper/census-1/metrics.json").unlink()
     before = Path("work/paper/lightgbm.json").stat().st_mtime_ns
-    assert script("compare_gbdt", *QUICK).out.endswith(text + "\n")
+    again = script("compare_gbdt", *QUICK)
+    assert again.code == 0, again.err
+    assert pd.read_csv("out/runs.csv")[["income", "marital"]].equals(found[["income", "marital"]])
     assert Path("work/paper/lightgbm.json").stat().st_mtime_ns == before
+
+    done = script("compare_gbdt", *QUICK, "trials=2", "learner.optimizer.lr=.1")
+    assert done.code == 2
+    settings = "trials, census, census_best, census_best_ensemble"
+    assert done.err == f"error: folder=work: holds results of other settings of {settings}\n"
 
 
 def test_mistakes(script: Callable[..., Result]):

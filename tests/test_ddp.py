@@ -111,13 +111,17 @@ def test_a_run_goes_on_with_another_number_of_processes(before: str, after: str)
 
 
 def test_a_job_of_a_sweep_can_have_several_processes(tmp_path: Path):
-    sweep = ["-m", *QUICK, STEPS, "trainer=ddp_cpu", "logger=none", "hydra.sweep.dir=sweep"]
-    done = run(*sweep, "model.num_experts=2,0")
+    Path("own").mkdir()
+    Path("own/mine.yaml").write_text("defaults: [train, _self_]\nseed: 7\n")
+    sweep = ["-m", *QUICK, STEPS, "trainer=ddp_cpu", "logger=none", "hydra.sweep.dir='of a=b'"]
+    done = run("--config-dir=own", "--config-name=mine", *sweep, "model.num_experts=2,0")
     assert done.returncode == 2, done.stderr
-    assert "failed jobs: 1\n  sweep/1 (" in done.stderr
-    assert {path.name for path in Path("sweep").iterdir()} == {"0", "1", "multirun.yaml"}
-    assert metrics_of(Path("sweep/0"))["processes"] == 2
-    assert OmegaConf.load("sweep/0/config.yaml").model.num_experts == 2
+    folder = Path("of a=b")
+    assert f"failed jobs: 1\n  {folder}/1 (" in done.stderr
+    assert {path.name for path in folder.iterdir()} == {"0", "1", "multirun.yaml"}
+    assert metrics_of(folder / "0")["processes"] == 2
+    config = OmegaConf.load(folder / "0/config.yaml")
+    assert (config.model.num_experts, config.seed) == (2, 7)
     assert not Path("runs").exists()
 
 
@@ -126,6 +130,7 @@ def test_shares_must_be_equal(train: Callable):
     Path("cut/metrics.json").unlink()
     done = run("resume=cut", "trainer=ddp_cpu")
     assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
     assert "error: trainer.devices: 2 processes cannot share the run's 33 rows a step equally" in done.stderr
 
 

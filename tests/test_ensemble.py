@@ -1,5 +1,6 @@
 """An ensemble is its members: each trained by its own loss, their mean probability the answer."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -7,11 +8,13 @@ import pandas as pd
 import pytest
 import torch
 from conftest import config
+from omegaconf import OmegaConf
 from torch.func import functional_call
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from mmoe import runs
 from mmoe.build import build, build_network
+from mmoe.data.census_files import SAMPLE_DIR
 from mmoe.data.schema import Task
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.mmoe import MMoE
@@ -59,9 +62,11 @@ def test_every_member_learns_from_its_own_loss():
     network = build_network(config(*options), data.schema)
     rows = next(iter(data.train_dataloader()))
     loss, logits, _ = Objective(network, data.schema.tasks)(*rows)
-    assert logits.shape == rows.labels.shape
-    loss.backward()
     ensemble = network.model
+    # Metrics of training are those of the predictor that validation sees.
+    with torch.no_grad():
+        torch.testing.assert_close(logits, network.eval()(rows.codes, rows.numerics).logits)
+    loss.backward()
     single = build_network(config("data.source=sample"), data.schema)
     losses = []
     for m in range(3):
@@ -89,7 +94,10 @@ def test_regressions_have_the_mean_of_the_logits():
     objective = Objective(Plain(), [Task("y", "y", kind="regression")])
     each = ensemble(x).logits
     expected = mse_loss(each, labels.expand_as(each))
-    torch.testing.assert_close(objective(torch.empty(5, 0), x, labels).loss, expected)
+    loss, logits, _ = objective(torch.empty(5, 0), x, labels)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(logits, each.mean(0))
+    torch.testing.assert_close(ensemble.eval()(x).logits, each.mean(0))
 
 
 def test_it_is_trained_evaluated_exported_and_predicts_as_one(train, command):
@@ -103,6 +111,24 @@ def test_it_is_trained_evaluated_exported_and_predicts_as_one(train, command):
     assert isinstance(network.model, Ensemble)
     assert not network.training
     assert command("evaluate")("run=run").code == 0
+    (evaluated,) = json.loads(Path("run/evaluation_test_best.json").read_text())["checkpoints"]
+    for task in ("income", "marital"):
+        assert evaluated["metrics"][task]["auroc"] == pytest.approx(metrics["test"][task]["auroc"], abs=1e-6)
+    rows = SAMPLE_DIR / "census-income.test.gz"
+    assert command("predict")("run=run", f"input={rows}", "output=scores.parquet").code == 0
+    scores, stored = pd.read_parquet("scores.parquet"), pd.read_parquet("run/predictions.parquet")
+    for task in ("income", "marital"):
+        again = scores[f"{task}_probability"].iloc[stored["row"]].to_numpy()
+        assert again == pytest.approx(stored[f"{task}_probability"].to_numpy(), abs=1e-6)
+
+
+def test_the_best_ensemble_has_the_best_networks_as_members():
+    single, many = config("experiment=census_best"), config("experiment=census_best_ensemble")
+    member = OmegaConf.to_container(many.model.member)
+    del member["_partial_"]
+    assert member == OmegaConf.to_container(single.model)
+    for key in ("inputs", "data", "learner", "objective"):
+        assert many[key] == single[key], key
 
 
 @pytest.mark.parametrize(
@@ -112,6 +138,8 @@ def test_it_is_trained_evaluated_exported_and_predicts_as_one(train, command):
         ("model.mean=median", "model.mean=median: must be probability or logit"),
         ("model.member.num_experts=0", "model.num_experts=0: must be an integer of at least 1"),
         ("inputs.dropout=1", "inputs.dropout=1: must be"),
+        ("+model.member.foo=1", "model.member: MMoE.__init__() got an unexpected keyword argument 'foo'"),
+        ("model@model.member=l2_constrained", "model.member=L2Constrained: must have no penalty"),
     ],
 )
 def test_mistakes(train, option: str, message: str):
@@ -119,3 +147,9 @@ def test_mistakes(train, option: str, message: str):
     assert done.code == 2
     assert message in done.err
     assert len(done.err.strip().splitlines()) == 1
+
+
+def test_regressions_have_no_mean_probability(train):
+    done = train("experiment=synthetic", "model=ensemble", "model.member.num_experts=2")
+    assert done.code == 2
+    assert done.err == "error: model.mean=probability: must be logit, for there are regressions\n"

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from conftest import config
@@ -95,7 +97,27 @@ def test_frequent_values_have_inputs_of_their_own():
     assert x[:, 2:].tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
 
 
-def test_dropout_of_inputs_is_of_training_alone():
+@pytest.mark.parametrize("categorical", [OneHot, partial(LevelEmbedding, size=3)])
+@pytest.mark.parametrize("numeric", [Standardize, PiecewiseLinear, PiecewiseLinearAndValues])
+def test_every_output_is_of_its_column(categorical, numeric):
+    inputs = Inputs(SCHEMA, categorical, numeric)
+    inputs.as_codes = False
+    assert len(inputs.column) == inputs.num_outputs
+    x = inputs(CODES, NUMERICS)
+    changed = set()
+    for column in range(inputs.num_columns):
+        codes, numerics = CODES.clone(), NUMERICS.clone()
+        if column < codes.shape[1]:
+            codes[:, column] = codes[:, column].roll(1)
+        else:
+            numerics[:, column - codes.shape[1]] = numerics[:, column - codes.shape[1]].roll(1)
+        found = (inputs(codes, numerics) != x).any(0).nonzero().flatten()
+        assert set(inputs.column[found].tolist()) <= {column}
+        changed |= set(inputs.column[found].tolist())
+    assert changed == set(range(inputs.num_columns))
+
+
+def test_dropout_of_columns_is_of_training_alone():
     inputs = Inputs(SCHEMA, dropout=0.5)
     codes, numerics = CODES.repeat(100, 1), NUMERICS.repeat(100, 1)
     torch.manual_seed(0)
@@ -105,6 +127,10 @@ def test_dropout_of_inputs_is_of_training_alone():
     whole = plain(codes, numerics)
     kept = dropped != 0
     torch.testing.assert_close(dropped[kept], 2 * whole[kept])
+    for column in range(inputs.num_columns):  # the whole column is lost, or nothing of it
+        of = inputs.column == column
+        lost = (dropped[:, of] == 0).all(1)
+        torch.testing.assert_close(dropped[~lost][:, of], 2 * whole[~lost][:, of])
     assert kept.sum() / (whole != 0).sum() == pytest.approx(0.5, abs=0.05)
     x = inputs.eval()(codes, numerics)
     assert torch.equal(x.to_dense(inputs.num_outputs), whole)

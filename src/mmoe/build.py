@@ -12,6 +12,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from mmoe.data.schema import Schema
+from mmoe.models.ensemble import Ensemble
 from mmoe.models.network import Network
 
 TRUSTED = ("mmoe", "torch", "pytorch_lightning", "torchmetrics")
@@ -45,6 +46,8 @@ def build_network(config: DictConfig, schema: Schema) -> Network:
     """The network that `config.inputs` and `config.model` describe, for the rows of `schema`."""
     inputs = build(config, "inputs", schema=schema)
     model = build(config, "model", num_inputs=inputs.num_outputs, num_tasks=len(schema.tasks))
+    if isinstance(model, Ensemble) and model.of_probabilities and not all(t.is_binary for t in schema.tasks):
+        raise ValueError("model.mean=probability: must be logit, for there are regressions")
     return Network(inputs, model)
 
 

@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from mmoe.checks import check_finite
 from mmoe.data.schema import Task
+from mmoe.models.ensemble import Ensemble
 from mmoe.models.network import Network
 
 
@@ -73,7 +74,9 @@ class Objective(nn.Module):
         loss = self._errors(logits, labels.expand_as(logits)) / rows
         penalty = getattr(self.network.model, "penalty", None)
         loss = loss + penalty() if penalty else loss
-        return Outcome(loss, logits.mean(0) if logits.ndim > labels.ndim else logits, gates)
+        if isinstance(self.network.model, Ensemble) and logits.ndim > labels.ndim:
+            logits = self.network.model.mean(logits)
+        return Outcome(loss, logits, gates)
 
     def _errors(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The weighted sum of all losses; what no task needs is not computed."""

@@ -59,12 +59,20 @@ def run_alone(folder: Path, resumed: bool) -> None:
 
     Raises:
         SystemExit: with its exit code, if it fails.
+        KeyboardInterrupt: when it has ended after Ctrl-C, which it gets as well.
     """
     hydra = HydraConfig.get()
     sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
-    command = [sys.executable, "-m", "mmoe.train", *(f"--config-dir={path}" for path in sources)]
-    command += [f"resume={folder}"] if resumed else [*hydra.overrides.task, f"hydra.run.dir={folder}"]
-    code = subprocess.run(command, cwd=hydra.runtime.cwd).returncode
+    command = [sys.executable, "-m", "mmoe.train", f"--config-name={hydra.job.config_name}"]
+    command += [f"--config-dir={path}" for path in sources]
+    quoted = "'" + str(folder).replace("'", r"\'") + "'"
+    command += [f"resume={quoted}"] if resumed else [*hydra.overrides.task, f"hydra.run.dir={quoted}"]
+    with subprocess.Popen(command, cwd=hydra.runtime.cwd) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it ends its epoch, and keeps it
+            raise
     if code:
         raise SystemExit(code)
 

@@ -163,10 +163,13 @@ class DataModule(pl.LightningDataModule):
 
         Raises:
             ValueError: they cannot have equal shares.
+            SystemExit: the same, in all processes but the first.
         """
         assert self.trainer is not None
         rows, processes = state_dict["global_batch"], self.trainer.world_size
         if rows % processes:
+            if not self.trainer.is_global_zero:  # the first process says it
+                raise SystemExit(2)
             raise ValueError(
                 f"trainer.devices: {processes} processes cannot share the run's {rows} rows a step equally"
             )

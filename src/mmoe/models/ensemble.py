@@ -25,7 +25,7 @@ class Ensemble(nn.Module):
         mean: of what: `probability`, or `logit`, which is right for regressions.
 
     Raises:
-        ValueError: an argument is outside its range.
+        ValueError: an argument is outside its range, or the members have a `penalty`.
 
     Shape:
         x: [B, I]; output: logits [B, T] of the mean, in training those of every member, [M, B, T]. Gates are
@@ -46,7 +46,13 @@ class Ensemble(nn.Module):
             raise ValueError(f"mean={mean}: must be probability or logit")
         self.num_inputs = num_inputs
         self.of_probabilities = mean == "probability"
-        self.members = Replicas([member(num_inputs=num_inputs, num_tasks=num_tasks) for _ in range(size)])
+        try:
+            members = [member(num_inputs=num_inputs, num_tasks=num_tasks) for _ in range(size)]
+        except TypeError as error:  # an argument too many or too few
+            raise ValueError(f"member: {error}") from error
+        if hasattr(members[0], "penalty"):
+            raise ValueError(f"member={type(members[0]).__name__}: must have no penalty")
+        self.members = Replicas(members)
 
     def forward(self, x: Tensor | SparseInputs) -> Output:
         """Logits of a batch."""
@@ -54,8 +60,10 @@ class Ensemble(nn.Module):
             x = x.to_dense(self.num_inputs)
         logits = self.members(x).logits  # [M, B, T]
         gates = logits.new_zeros(*logits.shape[1:], 0)
-        if self.training:
-            return Output(logits, gates)
+        return Output(logits if self.training else self.mean(logits), gates)
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """The members' common logits [B, T], of their own [M, B, T]."""
         if self.of_probabilities:  # the logit of their mean, which does not overflow
-            return Output(logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0), gates)
-        return Output(logits.mean(0), gates)
+            return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
+        return logits.mean(0)

@@ -23,6 +23,7 @@ class OneHot(nn.Module):
     def __init__(self, schema: Schema) -> None:
         super().__init__()
         self.num_outputs = schema.num_levels
+        self.columns = [i for i, column in enumerate(schema.categorical) for _ in column.levels]
 
     def forward(self, codes: Tensor) -> Tensor:
         """Zeros, with a one at each code."""
@@ -48,6 +49,7 @@ class LevelEmbedding(nn.Module):
         super().__init__()
         check_integers(1, size=size)
         self.num_outputs = len(schema.categorical) * size
+        self.columns = [i for i in range(len(schema.categorical)) for _ in range(size)]
         self.vectors = nn.Embedding(schema.num_levels + 1, size, padding_idx=schema.num_levels)
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -69,6 +71,7 @@ class Standardize(nn.Module):
     def __init__(self, schema: Schema) -> None:
         super().__init__()
         self.num_outputs = len(schema.numeric)
+        self.columns = list(range(self.num_outputs))
         self.register_buffer("mean", torch.tensor([column.mean for column in schema.numeric]))
         self.register_buffer("std", torch.tensor([column.std for column in schema.numeric]))
 
@@ -108,6 +111,7 @@ class PiecewiseLinear(nn.Module):
             lows.append(low)
             highs.append(high)
         self.num_outputs = sum(len(scale) for scale in scales)
+        self.columns = [i for i, scale in enumerate(scales) for _ in scale]
         none = [torch.empty(0)]
         self.register_buffer("column", torch.cat(columns or [torch.empty(0, dtype=torch.long)]))
         self.register_buffer("scale", torch.cat(scales or none))
@@ -141,6 +145,7 @@ class PiecewiseLinearAndValues(nn.Module):
         self.register_buffer("column", torch.tensor(columns, dtype=torch.long))
         self.register_buffer("value", torch.tensor(values))
         self.num_outputs = self.bins.num_outputs + len(values)
+        self.columns = self.bins.columns + columns
 
     def forward(self, numerics: Tensor) -> Tensor:
         """The shares of the bins, then a one at each frequent value."""
@@ -155,10 +160,12 @@ class Inputs(nn.Module):
         schema: the data set's.
         categorical: `OneHot`, or `LevelEmbedding` with its size.
         numeric: `Standardize`, `PiecewiseLinear` or `PiecewiseLinearAndValues`.
-        dropout: share of inputs set to 0 in training.
+        dropout: share of columns that a row loses in training: all inputs that such a column gives are 0.
 
     Raises:
         ValueError: a dropout outside [0, 1).
+
+    `columns` of an encoder are the numbers of the columns that its outputs are of.
 
     On a CPU one-hot levels are left as codes, for the first layer to take the faster way: see `sparse`.
     `as_codes` set to False forbids it.
@@ -166,6 +173,8 @@ class Inputs(nn.Module):
     Shape:
         codes: [B, C]; numerics: [B, M]; output x: [B, I], I = `num_outputs`, or as `SparseInputs`.
     """
+
+    column: Tensor
 
     def __init__(
         self,
@@ -179,6 +188,10 @@ class Inputs(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.categorical = categorical(schema)
         self.numeric = numeric(schema)
+        self.num_columns = len(schema.categorical) + len(schema.numeric)
+        levels, numbers = torch.tensor(self.categorical.columns), torch.tensor(self.numeric.columns)
+        column = torch.cat([levels, len(schema.categorical) + numbers]).long()
+        self.register_buffer("column", column, persistent=False)
         self.as_codes = isinstance(self.categorical, OneHot) and self.categorical.num_outputs > 0
         self.num_outputs = int(self.categorical.num_outputs) + int(self.numeric.num_outputs)  # type: ignore[arg-type]
 
@@ -189,5 +202,8 @@ class Inputs(nn.Module):
         allowed = self.as_codes and codes.device.type == "cpu" and not torch.compiler.is_compiling()
         if allowed and not drops:
             return SparseInputs(codes, dense)
-        x: Tensor = self.dropout(torch.cat([self.categorical(codes), dense], dim=1))
+        x = torch.cat([self.categorical(codes), dense], dim=1)
+        if drops:
+            kept = self.dropout(x.new_ones(x.shape[0], self.num_columns))  # [B, C + M]
+            x = x * kept.index_select(1, self.column)
         return x
