@@ -22,6 +22,7 @@ from mmoe.build import build
 from mmoe.data.census import COLUMNS
 from mmoe.data.schema import Schema
 from mmoe.metrics import TaskMetrics
+from mmoe.models.mmoe import MMoE
 
 Train = Callable[..., Result]
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
@@ -490,6 +491,27 @@ def test_a_replica_with_rows_of_its_own_that_diverges(train: Train):
     data = build(config("experiment=synthetic", *small, "replicas=2"), "data")
     first = next(iter(data.train_dataloader()))
     assert frame[frame["batch"] == 1]["x1"].tolist() == first.numerics[0, :, 0].tolist()
+
+
+@pytest.mark.parametrize(("replicas", "of"), [(1, ""), (2, " of replica 0")])
+def test_a_task_that_died_is_warned_of_once(
+    train: Train, monkeypatch: pytest.MonkeyPatch, replicas: int, of: str
+):
+    """Every unit of income's tower is 0 from the start, so no gradient reaches it."""
+    create = MMoE.__init__
+
+    def dead(self: MMoE, *args: object, **options: object) -> None:
+        create(self, *args, **options)
+        with torch.no_grad():
+            self.towers[0].weight[0] = 0
+            self.towers[0].bias[0] = -1
+
+    monkeypatch.setattr(MMoE, "__init__", dead)
+    result = train("experiment=smoke", "trainer.max_epochs=2", f"replicas={replicas}")
+    assert result.code == 0, result.err
+    said = f"the predictions of income{of} are the same for all validation rows"
+    assert (result.out + result.err).count(said) == 1
+    assert "model.activation=gelu or a lower learning rate (learner.optimizer.lr) keeps them" in result.out
 
 
 def test_half_precision_throughout(train: Train):

@@ -1,6 +1,6 @@
-"""What is known of a training that diverged: the step, the tasks, and the rows of the batch.
+"""What is known of a training that diverged, the step, the tasks and the rows of the batch, or that died.
 
-B batch, T tasks, R replicas.
+B batch, N rows, T tasks, R replicas.
 """
 
 from collections.abc import Sequence
@@ -58,6 +58,19 @@ def diverged(
     replica = int(bad.any(-1).nonzero()[0]) if bad.ndim == 2 else None
     names = [task for task, wrong in zip(tasks, bad.reshape(-1, len(tasks)).any(0), strict=True) if wrong]
     return Diverged(trainer.current_epoch, first, step, names, replica)
+
+
+def constant(logits: Tensor, tasks: Sequence[str]) -> str | None:
+    """Which task, in words, has the same logit in all of several rows, [N, T] or [R, N, T]; None if none has.
+
+    That is what is left of a task when all units of its tower are 0 in every row: no gradient reaches them.
+    """
+    same = (logits.amax(-2) == logits.amin(-2)).reshape(-1, len(tasks))  # [R, T]
+    if logits.shape[-2] < 2 or not same.any():
+        return None
+    r, t = same.nonzero()[0].tolist()
+    of = f" of replica {r}" if logits.ndim == 3 else ""
+    return f"the predictions of {tasks[t]}{of} are the same for all validation rows"
 
 
 def save(error: Diverged, loader: Loader, schema: Schema, path: Path) -> None:

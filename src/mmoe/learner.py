@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.data.encode import Rows
-from mmoe.divergence import diverged
+from mmoe.divergence import constant, diverged
 from mmoe.gates import GateStatistics, dead_units
 from mmoe.metrics import METRICS, TaskMetrics, predicted
 from mmoe.models.mmoe import MMoE
@@ -26,6 +26,10 @@ SOME_ROWS = 2048  # in which a unit that lives is active
 REMEDY = (
     "; a larger model.gate_temperature, such as 10, keeps it mixed, and model.gate_dropout=.1 teaches the"
     " task to do without that expert"
+)
+REVIVAL = (
+    "; all units of its tower may be 0: model.activation=gelu or a lower learning rate (learner.optimizer.lr)"
+    " keeps them alive"
 )
 
 
@@ -59,7 +63,7 @@ class Learner(LightModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._configure([nn.Parameter(torch.empty(0))])  # its arguments are checked before training starts
         self._generators: list[Tensor] = []
-        self._should_stop = self._warned = False
+        self._should_stop = self._warned = self._warned_of_constants = False
         mixes = isinstance(objective.network.model, MMoE)
         self._remedy = REMEDY if mixes else ""
         self._some_rows: Rows
@@ -84,6 +88,14 @@ class Learner(LightModule):
         for name, value in values.items():
             self.log(name, value, prog_bar=name == self.monitor)
 
+    def _warn_of_constants(self, logits: Tensor) -> None:
+        """Warn once of a task whose logits [N, T] do not depend on the row; replicas have R in front."""
+        if self._warned_of_constants or not self.trainer.is_global_zero or self.trainer.state.fn != "fit":
+            return
+        if found := constant(logits, self._task_names):
+            self._warned_of_constants = True
+            log.warning("%s%s", found, REVIVAL)
+
     def _rows(self, stage: str) -> tuple[Tensor, Tensor]:
         """Logits [N, T] and labels [N, T] of the epoch, which end with it."""
         pairs = self._outputs.pop(stage)
@@ -94,6 +106,8 @@ class Learner(LightModule):
             if self.trainer.state.fn != "fit":
                 raise ValueError(f"the {stage} rows have logits that are not finite")
             raise diverged(self.trainer, self._task_names, trained, bad)
+        if stage == "val":
+            self._warn_of_constants(logits)
         return logits, labels
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
