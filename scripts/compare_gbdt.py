@@ -249,6 +249,7 @@ def report(frame: pd.DataFrame, options: Mapping[str, str], overrides: Sequence[
             cells.append("-" if model == GBDT else apart)
         cells += [f"{runs_['train'].median():.0f}", f"{runs_['predict'].median() * 1000:.0f}"]
         lines.append([*cells, f"{runs_['bytes'].median() / 2**20:.2f}"])
+    threads = "one thread" if options["threads"] == "1" else f"{options['threads']} threads"
     header = ["features", "model"]
     for task in tasks:
         header += [f"{task}, test AUROC", "minus LightGBM"]
@@ -263,7 +264,7 @@ def report(frame: pd.DataFrame, options: Mapping[str, str], overrides: Sequence[
         "",
         *table([*header, "training (s)", "prediction (ms)", "MB"], lines),
         "",
-        f"Seconds are medians, with {options['threads']} threads: those of LightGBM are of both models,"
+        f"Seconds are medians, with {threads}: those of LightGBM are of both models,"
         " without reading rows, ours of the whole command. Predictions are of all test rows, for both tasks.",
         "",
     ]
