@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,6 +125,21 @@ def test_a_job_of_a_sweep_can_have_several_processes(tmp_path: Path):
     config = OmegaConf.load(folder / "0/config.yaml")
     assert (config.model.num_experts, config.seed) == (2, 7)
     assert not Path("runs").exists()
+
+
+def test_ctrl_c_ends_a_sweep_of_several_processes_with_its_epoch_kept():
+    sweep = ["-m", *QUICK, "trainer=ddp_cpu", "logger=none", "hydra.sweep.dir=sweep", "seed=1,2"]
+    command = [sys.executable, "-m", "mmoe.train", *sweep, "trainer.max_epochs=1000", "callbacks.early_stopping=null"]
+    with Path("said").open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+        deadline = time.time() + 120
+        while not Path("sweep/0/checkpoints/last.ckpt").exists() and time.time() < deadline:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=120) == 130
+    assert "stopped; go on with: python -m mmoe.train resume=sweep/0\n" in Path("said").read_text()
+    assert not Path("sweep/1").exists()
+    torch.load("sweep/0/checkpoints/last.ckpt", weights_only=True)
 
 
 def test_shares_must_be_equal(train: Callable):
