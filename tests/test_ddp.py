@@ -129,7 +129,8 @@ def test_a_job_of_a_sweep_can_have_several_processes(tmp_path: Path):
 
 def test_ctrl_c_ends_a_sweep_of_several_processes_with_its_epoch_kept():
     sweep = ["-m", *QUICK, "trainer=ddp_cpu", "logger=none", "hydra.sweep.dir=sweep", "seed=1,2"]
-    command = [sys.executable, "-m", "mmoe.train", *sweep, "trainer.max_epochs=1000", "callbacks.early_stopping=null"]
+    sweep += ["trainer.max_epochs=1000", "callbacks.early_stopping=null"]
+    command = [sys.executable, "-m", "mmoe.train", *sweep]
     with Path("said").open("w") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
         deadline = time.time() + 120
