@@ -101,6 +101,7 @@ def test_every_method_has_a_space_whose_ends_can_be_trained(model: str):
         (["trials=0"], "error: trials=0: must be an integer of at least 1\n"),
         (["sampler=grid"], "error: sampler=grid: must be one of gp, tpe\n"),
         (["space.mmoe={model.num_experts: {low: 5, high: 1}}"], "error: space.mmoe.model.num_experts={"),
+        (["space.mmoe={model.num_experts: 5}"], "error: space.mmoe.model.num_experts=5: must be {low, high}"),
         (["~space.mmoe"], "error: space.mmoe: must be there; the methods with a space are"),
     ],
 )

@@ -18,7 +18,7 @@ GROUPS = ("data", "features", "inputs", "model", "experiment")
 
 
 def space_of(spaces: DictConfig, model: str) -> dict[str, dict[str, Any]]:
-    """Ranges by configuration key: those of all methods and those of `model`.
+    """Ranges by configuration key: those of all methods and those of `model`, where null takes one away.
 
     Raises:
         ValueError: there are none for this method, or a range is not one.
@@ -27,9 +27,11 @@ def space_of(spaces: DictConfig, model: str) -> dict[str, dict[str, Any]]:
         raise ValueError(f"space.{model}: must be there; the methods with a space are {', '.join(spaces)}")
     space: dict[str, dict[str, Any]] = {}
     for part in ("all", model):
-        space |= {str(k): dict(v) for k, v in OmegaConf.to_container(spaces[part]).items()}  # type: ignore[union-attr]
+        space |= OmegaConf.to_container(spaces[part])  # type: ignore[operator]
+    space = {key: given for key, given in space.items() if given is not None}
     for key, given in space.items():
-        known = {"low", "high"} <= given.keys() <= {"low", "high", "log", "width"}
+        keys = given.keys() if isinstance(given, dict) else set()
+        known = {"low", "high"} <= keys <= {"low", "high", "log", "width"}
         if not known or given["low"] > given["high"]:
             raise ValueError(f"space.{model}.{key}={given}: must be {{low, high}}, with log or width at will")
     return space
