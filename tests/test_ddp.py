@@ -44,7 +44,7 @@ def assert_alike(one: Path, other: Path) -> None:
     """Steps, weights and areas of two runs are the same, but for the order in which numbers were added.
 
     It changes weights by a rounding, and that the order of rows whose predictions are next to equal: each
-    pair of them is 1e-5 of the area. Metrics of the same weights are compared to 1e-6 by the tests themselves.
+    pair of them is 1e-5 of the area. Metrics of the same weights are compared to 1e-6 by the tests.
     """
     first, second = metrics_of(one), metrics_of(other)
     assert first["steps"] == second["steps"]
