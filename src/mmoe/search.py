@@ -27,7 +27,7 @@ def space_of(spaces: DictConfig, model: str) -> dict[str, dict[str, Any]]:
         raise ValueError(f"space.{model}: must be there; the methods with a space are {', '.join(spaces)}")
     space: dict[str, dict[str, Any]] = {}
     for part in ("all", model):
-        space |= OmegaConf.to_container(spaces[part])  # type: ignore[operator]
+        space |= OmegaConf.to_container(spaces[part])  # type: ignore[arg-type]
     space = {key: given for key, given in space.items() if given is not None}
     for key, given in space.items():
         keys = given.keys() if isinstance(given, dict) else set()
