@@ -40,6 +40,16 @@ def weights(folder: Path, name: str = "last") -> torch.Tensor:
     return torch.cat([value.double().flatten() for value in state.values()])
 
 
+def assert_close(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Weights are the same, but for the order in which numbers were added.
+
+    Adam makes a step of any size of a gradient that is next to 0, so single weights may be further apart.
+    """
+    apart = (one - other).abs()
+    assert (apart > 1e-5).double().mean() < 1e-3
+    assert apart.max() < 1e-3
+
+
 def assert_alike(one: Path, other: Path) -> None:
     """Steps, weights and areas of two runs are the same, but for the order in which numbers were added.
 
@@ -49,7 +59,7 @@ def assert_alike(one: Path, other: Path) -> None:
     first, second = metrics_of(one), metrics_of(other)
     assert first["steps"] == second["steps"]
     assert first["global_batch"] == second["global_batch"]
-    torch.testing.assert_close(weights(one), weights(other), atol=1e-5, rtol=0)
+    assert_close(weights(one), weights(other))
     for split in ("val", "test"):
         for task, values in first[split].items():
             assert second[split][task] == pytest.approx(values, abs=1e-4)
@@ -171,7 +181,7 @@ def test_half_precision(train: Callable):
 def test_compiled():
     assert run(*QUICK, STEPS, "trainer=ddp_cpu", "compile=true", "hydra.run.dir=two").returncode == 0
     assert run(*QUICK, STEPS, "trainer=ddp_cpu", "hydra.run.dir=plain").returncode == 0
-    torch.testing.assert_close(weights(Path("two")), weights(Path("plain")), atol=1e-5, rtol=0)
+    assert_close(weights(Path("two")), weights(Path("plain")))
 
 
 @pytest.mark.slow

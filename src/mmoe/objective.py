@@ -70,21 +70,21 @@ class Objective(nn.Module):
     def forward(self, codes: Tensor, numerics: Tensor, labels: Tensor) -> Outcome:
         """Loss, logits and gate weights of a batch."""
         logits, gates = self.network(codes, numerics)
-        rows = logits.shape[:-1].numel()  # in training those of every member of an ensemble, [M, B]
-        loss = self._errors(logits, labels.expand_as(logits)) / rows
+        # In training the logits are those of every member of an ensemble, [M, B, T].
+        loss = len(self.tasks) * self._error(logits, labels.expand_as(logits))
         penalty = getattr(self.network.model, "penalty", None)
         loss = loss + penalty() if penalty else loss
         if isinstance(self.network.model, Ensemble) and logits.ndim > labels.ndim:
             logits = self.network.model.mean(logits)
         return Outcome(loss, logits, gates)
 
-    def _errors(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The weighted sum of all losses; what no task needs is not computed."""
+    def _error(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean of all weighted losses; what no task needs is not computed."""
         weights = self.task_weights
         if self.kind == "binary":
-            return binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
+            return binary_cross_entropy_with_logits(logits, labels, weights)
         errors = mse_loss(logits, labels, reduction="none")
         if self.kind == "mixed":
             entropy = binary_cross_entropy_with_logits(logits, labels, reduction="none")
             errors = torch.where(self.is_binary, entropy, errors)
-        return (errors * weights).sum()
+        return (errors * weights).mean()
