@@ -41,6 +41,8 @@ import matplotlib as mpl
 from options import parse, stop
 from tables import table
 
+from mmoe.data.census_files import NAMES
+
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
@@ -49,7 +51,6 @@ DEFAULTS = {
     "rounds": "3", "seconds": "2", "threads": "2", "replicas": "16", "peers": "", "peers_script": "",
     "out": "",
 }  # fmt: skip
-NAMES = ("census-income.data", "census-income.test")
 LEAST_ONE = ["rounds", "threads", "batch", "replicas"]
 HERE = Path(__file__).parent
 OURS, LIMIT, BARE = "mmoe", "first layer's products alone", "bare loop"
@@ -202,14 +203,14 @@ def bench_start(bench: Bench, folder: Path) -> dict[str, Any]:
 def bench_memory(bench: Bench, folder: Path) -> dict[str, Any]:
     """Peak memory and seconds of a training epoch, with encoding and with encoded rows."""
     given = next((o.split("=", 1)[1] for o in bench.overrides if o.startswith("data.dir=")), "")
-    files = [next(Path(given).glob(f"{name}*"), None) for name in NAMES] if given else [None]
-    if None in files:
-        stop(f"data.dir={given}: must hold {' and '.join(NAMES)}")
+    files = {name: next(Path(given).glob(f"{name}*"), None) if given else None for name in NAMES.values()}
+    if None in files.values():
+        stop(f"data.dir={given}: must hold {' and '.join(files)}")
     found = []
     for repeats in bench.numbers("repeats"):
         rows = folder / f"rows{repeats}"
         rows.mkdir()
-        for name, file in zip(NAMES, files, strict=True):
+        for name, file in files.items():
             _repeat(file, rows / name, repeats)
         options = [f"data.dir={rows}", f"data.cache_dir={rows}", "trainer.max_epochs=1"]
         line: dict[str, float] = {"repeats": repeats}

@@ -63,7 +63,8 @@ class Learner(LightModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._configure([nn.Parameter(torch.empty(0))])  # its arguments are checked before training starts
         self._generators: list[Tensor] = []
-        self._should_stop = self._warned = self._warned_of_constants = False
+        self._should_stop = False
+        self._warned: set[str] = set()
         mixes = isinstance(objective.network.model, MMoE)
         self._remedy = REMEDY if mixes else ""
         self._some_rows: Rows
@@ -88,13 +89,11 @@ class Learner(LightModule):
         for name, value in values.items():
             self.log(name, value, prog_bar=name == self.monitor)
 
-    def _warn_of_constants(self, logits: Tensor) -> None:
-        """Warn once of a task whose logits [N, T] do not depend on the row; replicas have R in front."""
-        if self._warned_of_constants or not self.trainer.is_global_zero or self.trainer.state.fn != "fit":
-            return
-        if found := constant(logits, self._task_names):
-            self._warned_of_constants = True
-            log.warning("%s%s", found, REVIVAL)
+    def _warn_once(self, found: str | None, remedy: str) -> None:
+        """Say in training what was found, and what helps, unless that was said before."""
+        if found and remedy not in self._warned and self.trainer.state.fn == "fit":
+            self._warned.add(remedy)
+            log.warning("%s%s", found, remedy)
 
     def _rows(self, stage: str) -> tuple[Tensor, Tensor]:
         """Logits [N, T] and labels [N, T] of the epoch, which end with it."""
@@ -106,8 +105,8 @@ class Learner(LightModule):
             if self.trainer.state.fn != "fit":
                 raise ValueError(f"the {stage} rows have logits that are not finite")
             raise diverged(self.trainer, self._task_names, trained, bad)
-        if stage == "val":
-            self._warn_of_constants(logits)
+        if stage == "val" and self.trainer.is_global_zero:
+            self._warn_once(constant(logits, self._task_names), REVIVAL)
         return logits, labels
 
     def training_step(self, batch: Rows, batch_idx: int) -> Tensor:
@@ -155,10 +154,7 @@ class Learner(LightModule):
         if self.gates.rows:
             summary = self.gates.summary(partial(self.trainer.strategy.reduce, reduce_op="sum"))
             values |= summary.by_name(self._task_names)
-            collapsed = summary.collapsed(self._task_names)
-            if collapsed and not self._warned and self.trainer.state.fn == "fit":
-                self._warned = True
-                log.warning("%s%s", collapsed, self._remedy)
+            self._warn_once(summary.collapsed(self._task_names), self._remedy)
         self.log_dict({name: value.mean() for name, value in values.items()}, rank_zero_only=True)
         return {name: value.cpu() for name, value in values.items()}
 

@@ -99,13 +99,12 @@ class PiecewiseLinear(nn.Module):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
-        columns, scales, shifts, lows, highs = [], [], [], [], []
-        for i, numeric in enumerate(schema.numeric):
+        scales, shifts, lows, highs = [], [], [], []
+        for numeric in schema.numeric:
             edges = torch.tensor(numeric.bins)
             width = edges.diff()
             low, high = torch.zeros_like(width), torch.ones_like(width)
             low[0], high[-1] = -torch.inf, torch.inf  # beyond the outer edges it goes on linearly
-            columns.append(torch.full_like(width, i, dtype=torch.long))
             scales.append(1 / width)
             shifts.append(-edges[:-1] / width)
             lows.append(low)
@@ -113,7 +112,7 @@ class PiecewiseLinear(nn.Module):
         self.num_outputs = sum(len(scale) for scale in scales)
         self.columns = [i for i, scale in enumerate(scales) for _ in scale]
         none = [torch.empty(0)]
-        self.register_buffer("column", torch.cat(columns or [torch.empty(0, dtype=torch.long)]))
+        self.register_buffer("column", torch.tensor(self.columns, dtype=torch.long))
         self.register_buffer("scale", torch.cat(scales or none))
         self.register_buffer("shift", torch.cat(shifts or none))
         self.register_buffer("low", torch.cat(lows or none))
