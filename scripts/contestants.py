@@ -122,6 +122,7 @@ def dense_rows(network: Any, rows: Rows) -> Tensor:
 
 def main() -> None:
     """Measure every loop, one after the other."""
+    torch.set_flush_denormal(True)  # as mmoe.train does
     batch_size, seconds, overrides = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         config = compose("train", ["experiment=census", f"data.batch_size={batch_size}", *overrides])

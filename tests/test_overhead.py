@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
+import torch
 from conftest import Result, config
 from pytorch_lightning.callbacks import RichProgressBar
 from torch import nn
@@ -53,3 +54,35 @@ def test_logging_still_knows_the_hook_it_is_called_in():
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with pytest.raises(Exception, match="configure_optimizers"):
         trainer.fit(Logs(), [[0]])
+
+
+def test_hooks_that_somebody_has_are_called_and_others_passed_over():
+    calls: list[str] = []
+
+    class Counts(pl.Callback):
+        def on_before_zero_grad(self, *_: object) -> None:
+            calls.append("callback")
+
+    class Module(LightModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            return self.layer(batch).sum()
+
+        def on_after_backward(self) -> None:
+            calls.append("module")
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module, callback = Module(), Counts()
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, callbacks=[callback], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader(torch.ones(12, 2), 4))
+    assert calls == ["callback", "module"] * 3
+    assert callback.on_train_batch_end is None
+    assert module.on_before_zero_grad is None

@@ -33,6 +33,14 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "mmoe.train", *arguments]
 
 
+def test_training_flushes_numbers_below_the_normal_ones(train: Train):
+    try:
+        assert train("experiment=smoke", *QUICK, "figures=false").code == 0
+        assert (torch.full((3,), 1e-30) * 1e-10 == 0).all()
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_the_smoke_experiment_ends_with_a_table_and_a_whole_run_folder():
     done = subprocess.run(command("experiment=smoke"), check=True, capture_output=True, text=True)
     folder = run_folder()

@@ -8,6 +8,14 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.profilers import PassThroughProfiler
 
+STEP_HOOKS = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
 _NOTHING = nullcontext()
 
 
@@ -42,10 +50,20 @@ class ProgressBar(RichProgressBar):
 
 
 class LightModule(pl.LightningModule):
-    """A module that Lightning can tell the name of each hook, 40 times a step, past nn.Module's checks."""
+    """A module that Lightning can tell the name of each hook, 40 times a step, past nn.Module's checks.
+
+    Hooks of a step that neither it nor a callback has are None in training: Lightning passes these over.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_current_fx_name":
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+    def on_fit_start(self) -> None:
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for owner, base in [(self, pl.LightningModule), *((one, pl.Callback) for one in callbacks)]:
+            for hook in STEP_HOOKS:
+                if getattr(type(owner), hook) is getattr(base, hook):
+                    object.__setattr__(owner, hook, None)

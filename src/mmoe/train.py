@@ -30,6 +30,8 @@ def main(config: DictConfig) -> None:
     """Train, then write and print the metrics of the best checkpoint."""
     started = time.perf_counter()
     # Imported here, so that --help and --cfg do not wait for torch.
+    import torch
+
     from mmoe import report, runs
     from mmoe.build import build, build_callbacks, build_learner
     from mmoe.checkpointing import Interrupted, WholeFiles
@@ -39,6 +41,8 @@ def main(config: DictConfig) -> None:
     from mmoe.resuming import newest, take_up
     from mmoe.throughput import Throughput
 
+    # Adam's mean of the gradients of a rare level falls below the normal numbers, with which a CPU is slow.
+    torch.set_flush_denormal(True)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # their tables
     folder = Path(HydraConfig.get().runtime.output_dir)

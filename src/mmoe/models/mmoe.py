@@ -86,7 +86,7 @@ class MMoE(nn.Module):
         experts = self.experts(torch.unflatten(experts, 1, (self.num_experts, -1)))  # [B, E, H]
         gates = self._normalise(self.gates(torch.unflatten(gates, 1, (-1, self.gate_width))))
         gates = gates.expand(-1, self.num_tasks, -1)  # [B, T, E]
-        mixed = torch.einsum("bte,beh->bth", gates, experts)
+        mixed = torch.bmm(gates, experts)  # einsum("bte,beh->bth"), without its Python
         return Output(self.towers(mixed).squeeze(-1), gates)
 
     def _normalise(self, logits: Tensor) -> Tensor:
