@@ -228,5 +228,5 @@ def test_mistakes(train: Callable, smoke_run: Path):
         assert not list(Path().glob("runs/*"))
     (copy / "metrics.json").unlink()
     text = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(text.replace("torch.optim.Adam", "os.system"))
+    (copy / "config.yaml").write_text(text.replace("mmoe.adam.Adam", "os.system"))
     assert "learner.optimizer._target_=os.system: must be a class of" in train("resume=copy").err
