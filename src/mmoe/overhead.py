@@ -1,10 +1,12 @@
 """What keeps Lightning's share of a training step small: docs/performance.md says what each part gave."""
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.profilers import PassThroughProfiler
 
@@ -17,6 +19,20 @@ STEP_HOOKS = (
     "on_train_batch_end",
 )
 _NOTHING = nullcontext()
+
+
+@contextmanager
+def flush_denormals() -> Iterator[None]:
+    """Take numbers below the normal ones for 0, in torch's threads that begin meanwhile too.
+
+    Adam's mean of the gradients of a rare level gets there, and a CPU is slow with them. Not for longer:
+    pandas needs them.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 class NoProfiler(PassThroughProfiler):

@@ -30,19 +30,16 @@ def main(config: DictConfig) -> None:
     """Train, then write and print the metrics of the best checkpoint."""
     started = time.perf_counter()
     # Imported here, so that --help and --cfg do not wait for torch.
-    import torch
-
     from mmoe import report, runs
     from mmoe.build import build, build_callbacks, build_learner
     from mmoe.checkpointing import Interrupted, WholeFiles
     from mmoe.checks import check_integers
     from mmoe.data.datamodule import RowLoader
     from mmoe.divergence import Diverged, save
+    from mmoe.overhead import flush_denormals
     from mmoe.resuming import newest, take_up
     from mmoe.throughput import Throughput
 
-    # Adam's mean of the gradients of a rare level falls below the normal numbers, with which a CPU is slow.
-    torch.set_flush_denormal(True)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # their tables
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -79,7 +76,8 @@ def main(config: DictConfig) -> None:
     with runs.locked(folder) if trainer.is_global_zero else nullcontext():
         try:
             last = newest(folder) if resumed else None
-            trainer.fit(learner, data, ckpt_path=last, weights_only=True)
+            with flush_denormals():
+                trainer.fit(learner, data, ckpt_path=last, weights_only=True)
         except Interrupted:
             if trainer.is_global_zero:
                 print(f"stopped; go on with: python -m mmoe.train resume={os.path.relpath(folder)}")
