@@ -7,7 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import Result, config
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import LambdaCallback, RichProgressBar
 from torch import nn
 
 from mmoe.build import build
@@ -78,11 +78,12 @@ def test_hooks_that_somebody_has_are_called_and_others_passed_over():
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     module, callback = Module(), Counts()
+    given = LambdaCallback(on_train_batch_end=lambda *_: calls.append("lambda"))
     trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, callbacks=[callback], enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        max_epochs=1, accelerator="cpu", logger=False, callbacks=[callback, given],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, torch.utils.data.DataLoader(torch.ones(12, 2), 4))
-    assert calls == ["callback", "module"] * 3
+    assert calls == ["callback", "module", "lambda"] * 3
     assert callback.on_train_batch_end is None
     assert module.on_before_zero_grad is None

@@ -10,7 +10,7 @@ TORCH_STEP = torch.optim.Optimizer.profile_hook_step(torch.optim.Adam.step)
 
 
 class Adam(torch.optim.Adam):
-    """`torch.optim.Adam`, fused: the same numbers, in half the time where the weights are few.
+    """`torch.optim.Adam`, fused: the same numbers, with less Python around its kernel.
 
     The arguments are those of `torch.optim.Adam`. A step for which they are unusual (amsgrad, maximize,
     a rate in a tensor, gradients to unscale, hooks) is left to it.
@@ -72,9 +72,9 @@ class Adam(torch.optim.Adam):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients."""
-        if not set_to_none:
-            return super().zero_grad(set_to_none)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
-        return None
+        if set_to_none:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        else:
+            super().zero_grad(set_to_none)

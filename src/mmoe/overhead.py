@@ -81,5 +81,5 @@ class LightModule(pl.LightningModule):
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         for owner, base in [(self, pl.LightningModule), *((one, pl.Callback) for one in callbacks)]:
             for hook in STEP_HOOKS:
-                if getattr(type(owner), hook) is getattr(base, hook):
+                if getattr(getattr(owner, hook), "__func__", None) is getattr(base, hook):
                     object.__setattr__(owner, hook, None)
