@@ -54,6 +54,7 @@ class LoopedMMoE(nn.Module):
 def bare_loop(learner: Any, data: Any) -> Step:
     """Our network and batches, without Lightning."""
     optimizer = torch.optim.Adam(learner.objective.parameters(), lr=3e-3, fused=True)
+    data.encode = learner.objective.network.inputs.encode_once
     loader = data.train_dataloader()
     batches = (batch for _ in itertools.count() for batch in loader)
 
@@ -115,9 +116,7 @@ def rate(step: Step, seconds: float) -> float:
 
 def dense_rows(network: Any, rows: Rows) -> Tensor:
     """The network's inputs as one table, [N, I]."""
-    with torch.no_grad():
-        inputs = network.inputs(rows.codes, rows.numerics)
-    return inputs if isinstance(inputs, Tensor) else inputs.to_dense(network.inputs.num_outputs)
+    return torch.cat([network.inputs.categorical(rows.codes), network.inputs.numeric(rows.numerics)], dim=1)
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ from mmoe.data.census_files import SAMPLE_DIR
 from mmoe.data.schema import Task
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.mmoe import MMoE
-from mmoe.models.sparse import SparseInputs
 from mmoe.objective import Objective
 
 MEMBER = partial(MMoE, num_experts=3, expert_units=[4], tower_units=[3])
@@ -28,7 +27,7 @@ def members(ensemble: Ensemble, x: torch.Tensor) -> torch.Tensor:
     """Logits of every member, one after the other, [M, B, T]."""
     stacked = ensemble.members.parameters_by_name()
     count = len(next(iter(stacked.values())))
-    alone = MEMBER(num_inputs=ensemble.num_inputs, num_tasks=2)
+    alone = MEMBER(num_inputs=x.shape[1], num_tasks=2)
     return torch.stack(
         [functional_call(alone, {k: v[m] for k, v in stacked.items()}, x).logits for m in range(count)]
     )
@@ -47,13 +46,6 @@ def test_the_answer_is_the_mean_probability():
     assert far.abs().max() > 50
     ensemble.of_probabilities = False
     torch.testing.assert_close(ensemble(x).logits, each.mean(0))
-
-
-def test_sparse_inputs_give_the_same():
-    torch.manual_seed(0)
-    ensemble = Ensemble(6, 2, MEMBER, size=2).eval()
-    x = SparseInputs(torch.tensor([[0, 3], [4, 2]], dtype=torch.int16), torch.randn(2, 2))
-    assert torch.equal(ensemble(x).logits, ensemble(x.to_dense(6)).logits)
 
 
 def test_every_member_learns_from_its_own_loss():

@@ -65,7 +65,7 @@ def test_embedding_of_an_unseen_level_is_zero_and_stays_so():
 @pytest.mark.parametrize("numeric", [Standardize, PiecewiseLinear])
 def test_both_parts_side_by_side(numeric: type):
     inputs = Inputs(SCHEMA, OneHot, numeric)
-    x = inputs(CODES, NUMERICS).to_dense(inputs.num_outputs)
+    x = inputs(CODES, NUMERICS)
     assert x.shape == (4, inputs.num_outputs)
     assert torch.equal(x[:, :5], OneHot(SCHEMA)(CODES))
 
@@ -101,7 +101,6 @@ def test_frequent_values_have_inputs_of_their_own():
 @pytest.mark.parametrize("numeric", [Standardize, PiecewiseLinear, PiecewiseLinearAndValues])
 def test_every_output_is_of_its_column(categorical, numeric):
     inputs = Inputs(SCHEMA, categorical, numeric)
-    inputs.as_codes = False
     assert len(inputs.column) == inputs.num_outputs
     x = inputs(CODES, NUMERICS)
     changed = set()
@@ -123,7 +122,7 @@ def test_dropout_of_columns_is_of_training_alone():
     torch.manual_seed(0)
     dropped = inputs(codes, numerics)
     plain = Inputs(SCHEMA)
-    plain.as_codes = False
+    plain.sparse = False
     whole = plain(codes, numerics)
     kept = dropped != 0
     torch.testing.assert_close(dropped[kept], 2 * whole[kept])
@@ -132,5 +131,5 @@ def test_dropout_of_columns_is_of_training_alone():
         lost = (dropped[:, of] == 0).all(1)
         torch.testing.assert_close(dropped[~lost][:, of], 2 * whole[~lost][:, of])
     assert kept.sum() / (whole != 0).sum() == pytest.approx(0.5, abs=0.05)
-    x = inputs.eval()(codes, numerics)
-    assert torch.equal(x.to_dense(inputs.num_outputs), whole)
+    inputs.sparse = False
+    assert torch.equal(inputs.eval()(codes, numerics), whole)

@@ -3,11 +3,14 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
+from conftest import config
 from torch.utils.data import DataLoader
 
 from mmoe import Learner, MMoE, Network, Objective, Rows, Schema
+from mmoe.build import build, build_learner
 from mmoe.data.schema import Categorical, Numeric, Task
 from mmoe.models.inputs import Inputs
+from mmoe.models.sparse import Entries
 
 SCHEMA = Schema((Categorical("a", ("x", "y")),), (Numeric("n", 0.0, 1.0, (0.0, 1.0)),), ())
 TASKS = (Task("one", "c", ("x",)), Task("two", "c", ("x",)))
@@ -52,3 +55,29 @@ def test_it_trains_outside_the_command_line_on_any_batches():
     )
     assert trainer.callback_metrics["val/one/auroc"].isfinite()
     assert all(not torch.equal(a, b) for a, b in zip(before, ours.parameters(), strict=True))
+
+
+class FirstStep(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("overrides", "encoded"), [((), True), (("compile=true",), False), (("replicas=2",), False)]
+)
+def test_training_rows_are_encoded_once(overrides: tuple[str, ...], encoded: bool):
+    composed = config("experiment=smoke", "data.batch_size=256", *overrides)
+    data = build(composed, "data")
+    ours = build_learner(composed, data.schema)
+
+    def step(batch: Rows, batch_idx: int) -> None:
+        assert isinstance(batch.codes, Entries) == encoded
+        assert len(batch.labels) == 256
+        raise FirstStep
+
+    ours.training_step = step
+    trainer = pl.Trainer(
+        max_epochs=1, limit_val_batches=0, accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    with pytest.raises(FirstStep):
+        trainer.fit(ours, data)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmoe.data.schema import Schema
 from mmoe.models.ensemble import Ensemble
+from mmoe.models.inputs import forbid_sums
 from mmoe.models.network import Network
 
 TRUSTED = ("mmoe", "torch", "pytorch_lightning", "torchmetrics")
@@ -58,6 +59,7 @@ def build_learner(config: Any, schema: Schema) -> Any:
     """
     learner = _learner(config, schema)
     if config.get("compile"):
+        forbid_sums(learner.objective)
         learner.objective.compile()
     return learner
 

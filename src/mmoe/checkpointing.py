@@ -2,6 +2,7 @@
 
 import math
 import signal
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,11 @@ class Last(Checkpoint):
 
 class Best(ModelCheckpoint):
     """`ModelCheckpoint` that knows its files again when the run folder was moved."""
+
+    @cached_property
+    def state_key(self) -> str:  # Lightning asks for it at each hook
+        """That of `ModelCheckpoint`, made once."""
+        return super().state_key
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         before, now = str(state_dict["dirpath"]), str(self.dirpath)

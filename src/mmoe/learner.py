@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmoe.data.datamodule import DataModule
 from mmoe.data.encode import Rows
 from mmoe.divergence import constant, diverged
 from mmoe.gates import GateStatistics, dead_units
 from mmoe.metrics import METRICS, TaskMetrics, predicted
+from mmoe.models.inputs import Inputs
 from mmoe.models.mmoe import MMoE
 from mmoe.objective import Objective, Outcome
 from mmoe.overhead import LightModule
@@ -69,6 +71,13 @@ class Learner(LightModule):
         self._remedy = REMEDY if mixes else ""
         self._some_rows: Rows
         self._outputs: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # by stage
+
+    def setup(self, stage: str) -> None:
+        """Have the training rows encoded once, where that is possible."""
+        data = getattr(self.trainer, "datamodule", None)
+        for module in self.objective.modules():
+            if isinstance(data, DataModule) and isinstance(module, Inputs):
+                data.encode = module.encode_once
 
     def _step(self, batch: Rows, stage: str) -> Tensor:
         """The loss of a batch; its logits are kept for the metrics of the epoch."""

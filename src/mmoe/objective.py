@@ -14,6 +14,7 @@ from mmoe.checks import check_finite
 from mmoe.data.schema import Task
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.network import Network
+from mmoe.models.sparse import Entries
 
 
 class Outcome(NamedTuple):
@@ -43,7 +44,8 @@ class Objective(nn.Module):
         ValueError: a weight is negative, not a number, or names no task.
 
     Shape:
-        codes: [B, C]; numerics: [B, M]; labels: [B, T]; output: an `Outcome`.
+        codes: [B, C], or what `Inputs.encode` made of them; numerics: [B, M]; labels: [B, T];
+        output: an `Outcome`.
     """
 
     task_weights: Tensor
@@ -67,7 +69,7 @@ class Objective(nn.Module):
         binary = torch.tensor([task.is_binary for task in tasks])
         self.register_buffer("is_binary", binary, persistent=False)
 
-    def forward(self, codes: Tensor, numerics: Tensor, labels: Tensor) -> Outcome:
+    def forward(self, codes: Tensor | Entries, numerics: Tensor, labels: Tensor) -> Outcome:
         """Loss, logits and gate weights of a batch."""
         logits, gates = self.network(codes, numerics)
         # In training the logits are those of every member of an ensemble, [M, B, T].

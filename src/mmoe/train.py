@@ -86,6 +86,7 @@ def main(config: DictConfig) -> None:
             if not trainer.is_global_zero:
                 raise SystemExit(2) from None
             path = folder / "diverged.parquet"
+            data.encode = None  # the rows of the file
             save(error, data.train_dataloader(), data.schema, path)
             raise ValueError(f"{error}; the batch's rows are in {os.path.relpath(path)}") from None
         folder = agreed(trainer, folder)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from mmoe.checks import check_integers
-from mmoe.data.encode import Dataset, Rows, take
+from mmoe.data.encode import Dataset, Rows, split, take
 from mmoe.data.schema import Schema
+
+BLOCK = 2**14  # rows that are gathered at a time: batches are slices of them
 
 
 class Loader(ABC):
@@ -66,7 +68,7 @@ class RowLoader(Loader):
         self, rows: Rows, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1
     ) -> None:
         self.rows, self.seed, self.rank, self.world_size = rows, seed, rank, world_size
-        self.global_batch = batch_size * world_size
+        self.batch_size, self.global_batch = batch_size, batch_size * world_size
 
     def __len__(self) -> int:
         # A remainder with fewer rows than ranks joins the batch before it: no rank may lack a step.
@@ -76,15 +78,22 @@ class RowLoader(Loader):
     def __iter__(self) -> Iterator[Rows]:
         num_rows, steps = self.rows.labels.shape[-2], len(self)
         order = self._order(num_rows)
+        batches: Iterator[Rows] = iter(())
+        left = 0  # steps of which a block was made
         for step in self._steps(steps):
-            stop = num_rows if step == steps - 1 else (step + 1) * self.global_batch
-            start = step * self.global_batch
-            if order is None and self.world_size == 1:
-                yield Rows(*(t[..., start:stop, :] for t in self.rows))
-            else:
-                index = torch.arange(start, stop) if order is None else order[start:stop]
-                share = index[self.rank :: self.world_size]
-                yield take(self.rows, share)
+            if not left:
+                left = min(max(1, BLOCK // self.global_batch), steps - step)
+                begin, end = (num_rows if s == steps else s * self.global_batch for s in (step, step + left))
+                batches = split(self._share(order, begin, end), self.batch_size, left)
+            left -= 1
+            yield next(batches)
+
+    def _share(self, order: Tensor | None, begin: int, end: int) -> Rows:
+        """The rank's rows of the steps whose rows are `begin` to `end`."""
+        if order is None and self.world_size == 1:
+            return Rows(*(tensor[..., begin:end, :] for tensor in self.rows))
+        index = torch.arange(begin, end) if order is None else order[begin:end]
+        return take(self.rows, index[self.rank :: self.world_size])
 
     def _order(self, num_rows: int) -> Tensor | None:
         if self.seed is None:
@@ -123,6 +132,7 @@ class DataModule(pl.LightningDataModule):
         self._load = load
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.resident, self.seed = resident, seed
+        self.encode: Callable[[Rows, int], Rows] | None = None  # training rows, by the size of a batch
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -136,7 +146,10 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Shuffled batches of the training rows."""
-        return self._loader("train", self.batch_size, self.seed)
+        loader = self._loader("train", self.batch_size, self.seed)
+        if self.encode:
+            loader.rows = self.encode(loader.rows, self.batch_size)
+        return loader
 
     def val_dataloader(self) -> RowLoader:
         """Validation rows in order."""

@@ -3,9 +3,9 @@
 N rows, C categorical columns, M numeric columns, T tasks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -131,12 +131,33 @@ def assemble(schema: Schema, train: Rows, rest: Rows, split_seed: int, sources: 
     for split, rows in splits.items():
         check_labels(rows.labels, schema.tasks, f"{sources[split != 'train']}, {split} rows")
     num_rows = {split: len(where) for split, where in positions.items()}
-    return Dataset(replace(schema, num_rows=num_rows), splits, positions)
+    return Dataset(replace(with_modes(schema, train.codes), num_rows=num_rows), splits, positions)
+
+
+def with_modes(schema: Schema, codes: Tensor) -> Schema:
+    """The schema with the most frequent level of each column in the training codes [N, C]."""
+    counts = torch.bincount(codes.flatten(), minlength=schema.num_levels)[: schema.num_levels]
+    by_column = torch.split(counts, [len(column.levels) for column in schema.categorical])
+    return replace(
+        schema,
+        categorical=tuple(
+            replace(column, mode=column.levels[int(frequent.argmax())])
+            for column, frequent in zip(schema.categorical, by_column, strict=True)
+        ),
+    )
 
 
 def take(rows: Rows, index: Tensor) -> Rows:
     """The rows at the positions `index` [K], in its order."""
     return Rows(*(tensor.index_select(-2, index) for tensor in rows))
+
+
+def split(rows: Rows, size: int, count: int) -> Iterator[Rows]:
+    """`count` batches of `size` rows, without copying them; the last one has the rest."""
+    sizes = [size] * (count - 1)
+    sizes.append(rows.labels.shape[-2] - sum(sizes))
+    tensors: Iterable[Any] = rows
+    return map(Rows._make, zip(*(tensor.split(sizes, -2) for tensor in tensors), strict=True))
 
 
 def check_labels(labels: Tensor, tasks: Sequence[Task], source: str) -> None:

@@ -14,11 +14,13 @@ from typing import Any
 class Categorical:
     """A column of levels; `levels` are those of the training file, sorted.
 
-    A level that the training file does not have is unseen: it is encoded as no level at all.
+    A level that the training file does not have is unseen: it is encoded as no level at all. `mode` is the
+    most frequent level, or empty where that is not known; results do not depend on it.
     """
 
     name: str
     levels: tuple[str, ...]
+    mode: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class CrossStitch(nn.Module):
         x: [B, I]; output: logits [B, T] and no gates.
     """
 
+    takes_sparse_inputs = True
+
     def __init__(
         self,
         num_inputs: int,

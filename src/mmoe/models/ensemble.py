@@ -11,7 +11,6 @@ from torch.nn.functional import logsigmoid
 from mmoe.checks import check_integers
 from mmoe.models.output import Output
 from mmoe.models.replicas import Replicas
-from mmoe.models.sparse import SparseInputs
 
 
 class Ensemble(nn.Module):
@@ -44,7 +43,6 @@ class Ensemble(nn.Module):
         check_integers(1, size=size)
         if mean not in ("probability", "logit"):
             raise ValueError(f"mean={mean}: must be probability or logit")
-        self.num_inputs = num_inputs
         self.of_probabilities = mean == "probability"
         try:
             members = [member(num_inputs=num_inputs, num_tasks=num_tasks) for _ in range(size)]
@@ -54,10 +52,8 @@ class Ensemble(nn.Module):
             raise ValueError(f"member={type(members[0]).__name__}: must have no penalty")
         self.members = Replicas(members)
 
-    def forward(self, x: Tensor | SparseInputs) -> Output:
+    def forward(self, x: Tensor) -> Output:
         """Logits of a batch."""
-        if isinstance(x, SparseInputs):  # under vmap the full product is the faster way
-            x = x.to_dense(self.num_inputs)
         logits = self.members(x).logits  # [M, B, T]
         gates = logits.new_zeros(*logits.shape[1:], 0)
         return Output(logits if self.training else self.mean(logits), gates)

@@ -4,13 +4,20 @@ B batch, C categorical columns, M numeric columns, L levels of all columns, I in
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
+import scipy.sparse
 import torch
 from torch import Tensor, nn
 
 from mmoe.checks import check_integers, check_probabilities
+from mmoe.data.encode import Rows
 from mmoe.data.schema import Schema
-from mmoe.models.sparse import SparseInputs
+from mmoe.models.sparse import EncodedRows, Entries, SparseInputs
+from mmoe.models.states import Bins, BinsAndValues, Levels, Scores, States
+
+CHUNK = 2**14  # rows that are encoded at a time
+SPARSE_ROWS = 64  # of a batch, from which on sums are faster than a product
 
 
 class OneHot(nn.Module):
@@ -19,6 +26,8 @@ class OneHot(nn.Module):
     Shape:
         codes: [B, C]; output: [B, L].
     """
+
+    states = Levels
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
@@ -65,6 +74,8 @@ class Standardize(nn.Module):
         numerics: [B, M]; output: [B, M].
     """
 
+    states = Scores
+
     mean: Tensor
     std: Tensor
 
@@ -90,6 +101,8 @@ class PiecewiseLinear(nn.Module):
     Shape:
         numerics: [B, M]; output: [B, number of bins of all columns].
     """
+
+    states = Bins
 
     column: Tensor
     scale: Tensor
@@ -133,6 +146,8 @@ class PiecewiseLinearAndValues(nn.Module):
         numerics: [B, M]; output: [B, number of bins and frequent values of all columns].
     """
 
+    states = BinsAndValues
+
     column: Tensor
     value: Tensor
 
@@ -152,6 +167,13 @@ class PiecewiseLinearAndValues(nn.Module):
         return torch.cat([self.bins(numerics), equal.to(numerics.dtype)], dim=1)
 
 
+def forbid_sums(module: nn.Module) -> None:
+    """Have all `Inputs` of a module be tensors: vmap and torch.compile are faster with these."""
+    for part in module.modules():
+        if isinstance(part, Inputs):
+            part.sparse = False
+
+
 class Inputs(nn.Module):
     """Categorical and numeric inputs side by side.
 
@@ -166,11 +188,11 @@ class Inputs(nn.Module):
 
     `columns` of an encoder are the numbers of the columns that its outputs are of.
 
-    On a CPU one-hot levels are left as codes, for the first layer to take the faster way: see `sparse`.
-    `as_codes` set to False forbids it.
+    On a CPU many rows are left sparse, for the first layer to take the faster way: see `sparse`.
 
     Shape:
-        codes: [B, C]; numerics: [B, M]; output x: [B, I], I = `num_outputs`, or as `SparseInputs`.
+        codes: [B, C]; numerics: [B, M]; or what `encode_once` made of them. output x: [B, I], I =
+        `num_outputs`, or as `SparseInputs`.
     """
 
     column: Tensor
@@ -185,23 +207,49 @@ class Inputs(nn.Module):
         super().__init__()
         check_probabilities(dropout=dropout)
         self.dropout = nn.Dropout(dropout)
-        self.categorical = categorical(schema)
-        self.numeric = numeric(schema)
+        encoders: list[Any] = [categorical(schema), numeric(schema)]
+        self.categorical, self.numeric = encoders
         self.num_columns = len(schema.categorical) + len(schema.numeric)
         levels, numbers = torch.tensor(self.categorical.columns), torch.tensor(self.numeric.columns)
         column = torch.cat([levels, len(schema.categorical) + numbers]).long()
         self.register_buffer("column", column, persistent=False)
-        self.as_codes = isinstance(self.categorical, OneHot) and self.categorical.num_outputs > 0
-        self.num_outputs = int(self.categorical.num_outputs) + int(self.numeric.num_outputs)  # type: ignore[arg-type]
+        self.num_outputs: int = sum(encoder.num_outputs for encoder in encoders)
+        kinds = [getattr(encoder, "states", None) for encoder in encoders]
+        self.sparse = all(kinds) and len(schema.categorical) > 0
+        if self.sparse:
+            of_levels, of_numbers = cast("list[Any]", kinds)
+            self._states = States(of_levels(schema.categorical), of_numbers(schema.numeric))
+            self._inputs_of_states = Entries.of(self._states.matrix)
 
-    def forward(self, codes: Tensor, numerics: Tensor) -> Tensor | SparseInputs:
+    def encode_once(self, rows: Rows, batch_size: int) -> Rows:
+        """The rows [N], encoded where every step would make the same of them.
+
+        Their states are in the place of codes, and whether levels are common in that of numerics.
+        """
+        if not self._takes_sums(batch_size, rows.labels) or self.dropout.p:
+            return rows
+        some = zip(torch.split(rows.codes, CHUNK), torch.split(rows.numerics, CHUNK), strict=True)
+        encoded: Any = EncodedRows(scipy.sparse.vstack([self._states.of(*part) for part in some]))
+        return rows._replace(codes=encoded, numerics=self._is_common(rows.codes))
+
+    def _is_common(self, codes: Tensor) -> Tensor:
+        return codes == self._states.levels.common  # [N, C]
+
+    def _sums(self, rows: Entries, common: Tensor) -> SparseInputs:
+        return SparseInputs(rows, self._inputs_of_states, common, self._states.levels.common)
+
+    def _takes_sums(self, num_rows: int, rows: Tensor) -> bool:
+        fixed = rows.device.type == "cpu" and not rows.requires_grad
+        return self.sparse and fixed and num_rows >= SPARSE_ROWS
+
+    def forward(self, codes: Tensor | Entries, numerics: Tensor) -> Tensor | SparseInputs:
         """Encode both and join them."""
-        dense = self.numeric(numerics)
+        if isinstance(codes, Entries):
+            return self._sums(codes, numerics)
         drops = self.training and self.dropout.p > 0
-        allowed = self.as_codes and codes.device.type == "cpu" and not torch.compiler.is_compiling()
-        if allowed and not drops:
-            return SparseInputs(codes, dense)
-        x = torch.cat([self.categorical(codes), dense], dim=1)
+        if not torch.compiler.is_compiling() and not drops and self._takes_sums(len(codes), numerics):
+            return self._sums(Entries.of(self._states.of(codes, numerics)), self._is_common(codes))
+        x = torch.cat([self.categorical(codes), self.numeric(numerics)], dim=1)
         if drops:
             kept = self.dropout(x.new_ones(x.shape[0], self.num_columns))  # [B, C + M]
             x = x * kept.index_select(1, self.column)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.checks import check_finite, check_integers, check_probabilities, check_widths
-from mmoe.models.layers import StackedLinear, activate, hidden_layers, tower
+from mmoe.models.layers import StackedLinear, activate, hidden_layers, mix, softmax, tower
 from mmoe.models.output import Output
 from mmoe.models.sparse import SparseInputs, linear
 
@@ -41,6 +41,7 @@ class MMoE(nn.Module):
         x: [B, I]; output: logits [B, T] and gates [B, T, E].
     """
 
+    takes_sparse_inputs = True
     one_gate = False
 
     def __init__(
@@ -86,8 +87,7 @@ class MMoE(nn.Module):
         experts = self.experts(torch.unflatten(experts, 1, (self.num_experts, -1)))  # [B, E, H]
         gates = self._normalise(self.gates(torch.unflatten(gates, 1, (-1, self.gate_width))))
         gates = gates.expand(-1, self.num_tasks, -1)  # [B, T, E]
-        mixed = torch.bmm(gates, experts)  # einsum("bte,beh->bth"), without its Python
-        return Output(self.towers(mixed).squeeze(-1), gates)
+        return Output(self.towers(mix(gates, experts)).squeeze(-1), gates)
 
     def _normalise(self, logits: Tensor) -> Tensor:
         """Gate logits [B, T, E] to weights that sum to 1 over E."""
@@ -97,7 +97,7 @@ class MMoE(nn.Module):
             keep = torch.rand_like(logits) >= self.gate_dropout
             keep |= ~keep.any(-1, keepdim=True)  # a gate that lost every expert keeps them all
             logits = logits.masked_fill(~keep, -math.inf)
-        return logits.softmax(-1)
+        return softmax(logits)
 
 
 class OMoE(MMoE):

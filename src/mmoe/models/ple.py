@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.checks import check_integers, check_widths
-from mmoe.models.layers import FanOut, StackedLinear, hidden_layers, tower
+from mmoe.models.layers import FanOut, StackedLinear, hidden_layers, mix, softmax, tower
 from mmoe.models.output import Output
 from mmoe.models.sparse import SparseInputs
 
@@ -61,8 +61,8 @@ class Extraction(nn.Module):
         """Mix the experts for each reader."""
         experts = self.experts(x if self.first else x.index_select(1, self.owner))  # [B, E, H]
         gates = self.gates(x if self.first else x[:, : len(self.barred)])
-        gates = gates.masked_fill(self.barred, -math.inf).softmax(-1)  # [B, readers, E]
-        return torch.einsum("bre,beh->brh", gates, experts), gates
+        gates = softmax(gates.masked_fill(self.barred, -math.inf))  # [B, readers, E]
+        return mix(gates, experts), gates
 
 
 class PLE(nn.Module):
@@ -85,6 +85,8 @@ class PLE(nn.Module):
     Shape:
         x: [B, I]; output: logits [B, T] and the last level's gates [B, T, E], zero for other tasks' experts.
     """
+
+    takes_sparse_inputs = True
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from mmoe.models.inputs import Inputs
+from mmoe.models.inputs import forbid_sums
 
 
 class Replicas(nn.Module):
@@ -34,9 +34,7 @@ class Replicas(nn.Module):
         for name, values in stack_module_state(list(modules))[0].items():
             owner, _, leaf = name.rpartition(".")
             setattr(self.stacked.get_submodule(owner), leaf, nn.Parameter(values.detach()))
-        for module in self.stacked.modules():
-            if isinstance(module, Inputs):
-                module.as_codes = False  # under vmap the full product is the faster way
+        forbid_sums(self.stacked)
 
     def forward(self, *rows: Tensor, own_rows: bool = False) -> Any:
         """Apply every replica."""

@@ -30,6 +30,8 @@ class SingleTask(nn.Module):
         x: [B, I]; output: logits [B, T] and no gates.
     """
 
+    takes_sparse_inputs = True
+
     def __init__(
         self,
         num_inputs: int,

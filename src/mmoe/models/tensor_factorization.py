@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from mmoe.checks import check_integers, check_widths
 from mmoe.models.layers import activate
 from mmoe.models.output import Output
-from mmoe.models.sparse import SparseInputs
 
 
 class FactorizedLinear(nn.Module):
@@ -82,15 +81,12 @@ class TensorFactorization(nn.Module):
         super().__init__()
         check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks, rank=rank, task_rank=task_rank)
         check_widths(1, units=units)
-        self.num_inputs = num_inputs
         self.layers = nn.Sequential()
         for i, o in pairwise([num_inputs, *units]):
             self.layers.append(FactorizedLinear(num_tasks, i, o, rank, task_rank))
             self.layers.extend(activate(activation, dropout))
         self.layers.append(FactorizedLinear(num_tasks, units[-1], 1, rank, task_rank))
 
-    def forward(self, x: Tensor | SparseInputs) -> Output:
+    def forward(self, x: Tensor) -> Output:
         """Logits of a batch."""
-        if isinstance(x, SparseInputs):
-            x = x.to_dense(self.num_inputs)
         return Output.without_gates(self.layers(x.unsqueeze(1)).squeeze(-1))
