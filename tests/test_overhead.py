@@ -1,16 +1,18 @@
 """What makes steps cheaper changes nothing that a user sees."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import Result, config
-from pytorch_lightning.callbacks import LambdaCallback, RichProgressBar
+from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
 from torch import nn
 
 from mmoe.build import build
+from mmoe.checkpointing import Best
 from mmoe.overhead import LightModule, NoProfiler, ProgressBar
 
 
@@ -87,3 +89,11 @@ def test_hooks_that_somebody_has_are_called_and_others_passed_over():
     assert calls == ["callback", "module", "lambda"] * 3
     assert callback.on_train_batch_end is None
     assert module.on_before_zero_grad is None
+
+
+def test_the_best_checkpoint_is_asked_after_a_step_only_where_it_saves_then():
+    assert Best(monitor="a").on_train_batch_end is None
+    for options in ({"every_n_train_steps": 5}, {"train_time_interval": timedelta(minutes=1)}):
+        assert callable(Best(monitor="a", **options).on_train_batch_end)
+        key = ModelCheckpoint(monitor="a", **options).state_key
+        assert Best(monitor="a", **options).state_key == key.replace("ModelCheckpoint", "Best")

@@ -2,6 +2,7 @@
 
 import math
 import signal
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,22 @@ class Last(Checkpoint):
 
 
 class Best(ModelCheckpoint):
-    """`ModelCheckpoint` that knows its files again when the run folder was moved."""
+    """`ModelCheckpoint` that knows its files again when the run folder was moved.
+
+    Lightning calls it after a step only where it is to save by steps or by time.
+    """
+
+    def __init__(
+        self,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            every_n_train_steps=every_n_train_steps, train_time_interval=train_time_interval, **options
+        )
+        if not (every_n_train_steps or train_time_interval):
+            self.on_train_batch_end = None  # type: ignore[assignment,method-assign]
 
     @cached_property
     def state_key(self) -> str:  # Lightning asks for it at each hook
