@@ -116,7 +116,8 @@ def rate(step: Step, seconds: float) -> float:
 
 def dense_rows(network: Any, rows: Rows) -> Tensor:
     """The network's inputs as one table, [N, I]."""
-    return torch.cat([network.inputs.categorical(rows.codes), network.inputs.numeric(rows.numerics)], dim=1)
+    x: Tensor = network.inputs.dense(rows.codes, rows.numerics)
+    return x
 
 
 def main() -> None:

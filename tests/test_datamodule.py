@@ -55,6 +55,17 @@ def test_ranks_share_every_global_batch(count: int, seed: int | None):
     assert sorted(i for loader in loaders for i in order(loader)) == list(range(count))
 
 
+@pytest.mark.parametrize("block", [1, 16, 40])
+def test_blocks_of_batches_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch):
+    whole = [order(RowLoader(rows(99), 8, 3, rank, 2)) for rank in range(2)]
+    monkeypatch.setattr("mmoe.data.datamodule.BLOCK", block)
+    for rank in range(2):
+        loader = RowLoader(rows(99), 8, 3, rank, 2)
+        assert order(loader) == whole[rank]
+        loader.load_state_dict({"epoch": 0, "step": 2})  # goes on in the middle of a block
+        assert order(loader) == whole[rank][16:]
+
+
 def test_the_module_serves_the_three_splits(census_dir):
     data = build(config(f"data.dir={census_dir}", "data.batch_size=64"), "data")
     assert len(data.train_dataloader()) == 19

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mmoe.data.encode import check_labels, encode, fit_schema
-from mmoe.data.schema import Task
+from mmoe.data.encode import check_labels, encode, fit_schema, with_modes
+from mmoe.data.schema import Categorical, Schema, Task
 
 TRAIN = pd.DataFrame(
     {
@@ -77,3 +77,10 @@ def test_frequent_values_are_those_of_ten_rows():
     assert money.values == (0.25, 5.0)
     (flat,) = fit_schema(pd.DataFrame({"flat": [5.0] * 10}), ["flat"], (), 4).numeric
     assert flat.values == (5.0,)
+
+
+def test_the_most_frequent_levels_are_those_of_the_training_rows():
+    columns = (Categorical("a", ("x", "y")), Categorical("b", ("u", "v", "w")))
+    codes = torch.tensor([[0, 3], [1, 4], [1, 4], [5, 4]], dtype=torch.int16)  # 5 is unseen
+    schema = with_modes(Schema(columns, (), ()), codes)
+    assert [column.mode for column in schema.categorical] == ["y", "w"]

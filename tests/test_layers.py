@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from mmoe.models.layers import ACTIVATIONS, StackedLinear, activate
+from mmoe.models.layers import ACTIVATIONS, StackedLinear, activate, mix, softmax
 
 
 def test_equals_a_loop_of_linear_layers():
@@ -31,3 +31,19 @@ def test_activations_by_name():
     for dropout in (-0.1, 1.0):
         with pytest.raises(ValueError, match=f"^dropout={dropout}: must be a number in"):
             activate("relu", dropout)
+
+
+@pytest.mark.parametrize("rows", [255, 256])
+@pytest.mark.parametrize("shape", [(2, 8, 16), (1, 3, 4), (7, 8, 16)])  # tasks, experts, width
+def test_mixtures_are_the_einsum_with_its_gradients(rows: int, shape: tuple[int, int, int]):
+    tasks, num_experts, width = shape
+    logits = torch.randn(rows, tasks, num_experts, dtype=torch.float64, requires_grad=True)
+    experts = torch.randn(rows, num_experts, width, dtype=torch.float64, requires_grad=True)
+    ours = mix(softmax(logits), experts)
+    theirs = torch.einsum("bte,beh->bth", logits.softmax(-1), experts)
+    torch.testing.assert_close(ours, theirs)
+    gradient = torch.randn_like(ours)
+    for pair in zip(
+        *(torch.autograd.grad(z, [logits, experts], gradient) for z in (ours, theirs)), strict=True
+    ):
+        torch.testing.assert_close(*pair)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -91,9 +92,15 @@ def test_hooks_that_somebody_has_are_called_and_others_passed_over():
     assert module.on_before_zero_grad is None
 
 
-def test_the_best_checkpoint_is_asked_after_a_step_only_where_it_saves_then():
-    assert Best(monitor="a").on_train_batch_end is None
-    for options in ({"every_n_train_steps": 5}, {"train_time_interval": timedelta(minutes=1)}):
-        assert callable(Best(monitor="a", **options).on_train_batch_end)
-        key = ModelCheckpoint(monitor="a", **options).state_key
-        assert Best(monitor="a", **options).state_key == key.replace("ModelCheckpoint", "Best")
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [({}, False), ({"every_n_train_steps": 5}, True), ({"train_time_interval": timedelta(minutes=1)}, True)],
+)
+def test_the_best_checkpoint_is_asked_after_a_step_only_where_it_saves_then(
+    options: dict[str, object], asked: bool, tmp_path: Path
+):
+    best = Best(tmp_path, monitor="a", **options)
+    key = ModelCheckpoint(tmp_path, monitor="a", **options).state_key
+    assert best.state_key == key.replace("ModelCheckpoint", "Best")
+    best.setup(pl.Trainer(logger=False, accelerator="cpu"), nn.Module(), "fit")
+    assert callable(best.on_train_batch_end) == asked

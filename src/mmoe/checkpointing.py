@@ -2,7 +2,6 @@
 
 import math
 import signal
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -97,16 +96,9 @@ class Best(ModelCheckpoint):
     Lightning calls it after a step only where it is to save by steps or by time.
     """
 
-    def __init__(
-        self,
-        every_n_train_steps: int | None = None,
-        train_time_interval: timedelta | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            every_n_train_steps=every_n_train_steps, train_time_interval=train_time_interval, **options
-        )
-        if not (every_n_train_steps or train_time_interval):
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if not (self._every_n_train_steps or self._train_time_interval):
             self.on_train_batch_end = None  # type: ignore[assignment,method-assign]
 
     @cached_property

@@ -75,9 +75,16 @@ class Learner(LightModule):
     def setup(self, stage: str) -> None:
         """Have the training rows encoded once, where that is possible."""
         data = getattr(self.trainer, "datamodule", None)
-        for module in self.objective.modules():
-            if isinstance(data, DataModule) and isinstance(module, Inputs):
-                data.encode = module.encode_once
+        if isinstance(data, DataModule):
+            inputs = [module for module in self.objective.modules() if isinstance(module, Inputs)]
+            on_cpu = self.trainer.strategy.root_device.type == "cpu"
+            data.encode = inputs[0].encode_once if inputs and on_cpu else None
+
+    def teardown(self, stage: str) -> None:
+        """Leave the rows to others as they are."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, DataModule):
+            data.encode = None
 
     def _step(self, batch: Rows, stage: str) -> Tensor:
         """The loss of a batch; its logits are kept for the metrics of the epoch."""

@@ -44,7 +44,7 @@ class Objective(nn.Module):
         ValueError: a weight is negative, not a number, or names no task.
 
     Shape:
-        codes: [B, C], or what `Inputs.encode` made of them; numerics: [B, M]; labels: [B, T];
+        codes: [B, C]; numerics: [B, M]; or what `Inputs.encode_once` made of both; labels: [B, T];
         output: an `Outcome`.
     """
 

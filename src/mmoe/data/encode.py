@@ -128,9 +128,9 @@ def assemble(schema: Schema, train: Rows, rest: Rows, split_seed: int, sources: 
     val, test = split_in_half(len(rest.labels), split_seed)
     splits = {"train": train, "val": take(rest, val), "test": take(rest, test)}
     positions = {"train": torch.arange(len(train.labels)), "val": val, "test": test}
-    for split, rows in splits.items():
-        check_labels(rows.labels, schema.tasks, f"{sources[split != 'train']}, {split} rows")
-    num_rows = {split: len(where) for split, where in positions.items()}
+    for name, rows in splits.items():
+        check_labels(rows.labels, schema.tasks, f"{sources[name != 'train']}, {name} rows")
+    num_rows = {name: len(where) for name, where in positions.items()}
     return Dataset(replace(with_modes(schema, train.codes), num_rows=num_rows), splits, positions)
 
 

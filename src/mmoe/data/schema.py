@@ -15,7 +15,7 @@ class Categorical:
     """A column of levels; `levels` are those of the training file, sorted.
 
     A level that the training file does not have is unseen: it is encoded as no level at all. `mode` is the
-    most frequent level, or empty where that is not known; results do not depend on it.
+    most frequent level, or empty where that is not known; results depend on it by rounding alone.
     """
 
     name: str

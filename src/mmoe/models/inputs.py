@@ -4,7 +4,8 @@ B batch, C categorical columns, M numeric columns, L levels of all columns, I in
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from functools import cached_property
+from typing import Any
 
 import scipy.sparse
 import torch
@@ -168,7 +169,7 @@ class PiecewiseLinearAndValues(nn.Module):
 
 
 def forbid_sums(module: nn.Module) -> None:
-    """Have all `Inputs` of a module be tensors: vmap and torch.compile are faster with these."""
+    """Have all `Inputs` of a module give tensors: what vmap, torch.compile and models of others take."""
     for part in module.modules():
         if isinstance(part, Inputs):
             part.sparse = False
@@ -214,19 +215,26 @@ class Inputs(nn.Module):
         column = torch.cat([levels, len(schema.categorical) + numbers]).long()
         self.register_buffer("column", column, persistent=False)
         self.num_outputs: int = sum(encoder.num_outputs for encoder in encoders)
-        kinds = [getattr(encoder, "states", None) for encoder in encoders]
-        self.sparse = all(kinds) and len(schema.categorical) > 0
-        if self.sparse:
-            of_levels, of_numbers = cast("list[Any]", kinds)
-            self._states = States(of_levels(schema.categorical), of_numbers(schema.numeric))
-            self._inputs_of_states = Entries.of(self._states.matrix)
+        self._schema = schema
+        # Not those that a subclass inherits: its outputs are others.
+        self._kinds: list[Any] = [vars(type(encoder)).get("states") for encoder in encoders]
+        self.sparse = all(self._kinds) and len(schema.categorical) > 0
+
+    @cached_property
+    def _states(self) -> States:
+        of_levels, of_numbers = self._kinds
+        return States(of_levels(self._schema.categorical), of_numbers(self._schema.numeric))
+
+    @cached_property
+    def _inputs_of_states(self) -> Entries:
+        return Entries.of(self._states.matrix)
 
     def encode_once(self, rows: Rows, batch_size: int) -> Rows:
         """The rows [N], encoded where every step would make the same of them.
 
         Their states are in the place of codes, and whether levels are common in that of numerics.
         """
-        if not self._takes_sums(batch_size, rows.labels) or self.dropout.p:
+        if not self._takes_sums(batch_size, rows.numerics) or self.dropout.p:
             return rows
         some = zip(torch.split(rows.codes, CHUNK), torch.split(rows.numerics, CHUNK), strict=True)
         encoded: Any = EncodedRows(scipy.sparse.vstack([self._states.of(*part) for part in some]))
@@ -235,12 +243,17 @@ class Inputs(nn.Module):
     def _is_common(self, codes: Tensor) -> Tensor:
         return codes == self._states.levels.common  # [N, C]
 
+    def dense(self, codes: Tensor, numerics: Tensor) -> Tensor:
+        """All inputs as one tensor, [B, I]."""
+        return torch.cat([self.categorical(codes), self.numeric(numerics)], dim=1)
+
     def _sums(self, rows: Entries, common: Tensor) -> SparseInputs:
         return SparseInputs(rows, self._inputs_of_states, common, self._states.levels.common)
 
-    def _takes_sums(self, num_rows: int, rows: Tensor) -> bool:
-        fixed = rows.device.type == "cpu" and not rows.requires_grad
-        return self.sparse and fixed and num_rows >= SPARSE_ROWS
+    def _takes_sums(self, num_rows: int, numerics: Tensor) -> bool:
+        whole = numerics.dtype in (torch.float32, torch.float64)  # others are rounded, as their bins are
+        possible = whole and numerics.device.type == "cpu" and not numerics.requires_grad
+        return self.sparse and possible and num_rows >= SPARSE_ROWS
 
     def forward(self, codes: Tensor | Entries, numerics: Tensor) -> Tensor | SparseInputs:
         """Encode both and join them."""
@@ -249,7 +262,7 @@ class Inputs(nn.Module):
         drops = self.training and self.dropout.p > 0
         if not torch.compiler.is_compiling() and not drops and self._takes_sums(len(codes), numerics):
             return self._sums(Entries.of(self._states.of(codes, numerics)), self._is_common(codes))
-        x = torch.cat([self.categorical(codes), self.numeric(numerics)], dim=1)
+        x = self.dense(codes, numerics)
         if drops:
             kept = self.dropout(x.new_ones(x.shape[0], self.num_columns))  # [B, C + M]
             x = x * kept.index_select(1, self.column)

@@ -23,8 +23,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
-MANY_ROWS = 256
 QUICK_SIZE = 400  # multiplications of a product; below it torch has a loop of its own
+MANY_ROWS = 256  # from which on that costs more than padding does
 
 
 class StackedLinear(nn.Module):

@@ -16,7 +16,7 @@ class Network(nn.Module):
     A model with `takes_sparse_inputs` gets them from its inputs, others get a tensor.
 
     Shape:
-        codes: [B, C], or what `Inputs.encode` made of them; numerics: [B, M]; output: that of the model.
+        codes: [B, C]; numerics: [B, M]; or what `Inputs.encode_once` made of both; output: that of the model.
     """
 
     def __init__(self, inputs: Inputs, model: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """A linear layer of rows that are mostly zeros: sums of its weight's rows, not a full product.
 
-B batch, N rows, I inputs, O outputs, S states; a matrix has R rows, W columns and Z entries that are not 0.
+B batch, N rows, I inputs, O outputs, S states, C categorical columns; a matrix has R rows, W columns and Z
+entries that are not 0.
 """
 
 from collections.abc import Sequence
@@ -70,10 +71,10 @@ class EncodedRows:
         rows = np.cumsum([0, *sizes])
         ends = matrix.indptr[rows]
         counts = np.diff(ends)
-        apart = matrix.indices + np.repeat(np.arange(len(sizes), dtype=np.int32) * width, counts)
+        apart = matrix.indices + np.repeat(np.arange(len(sizes)) * width, counts)
         shape = (matrix.shape[0], len(sizes) * width)
         columns = sparse.csr_array((matrix.data, apart, matrix.indptr), shape=shape).tocsc()
-        columns.indices -= np.repeat(rows[:-1].astype(np.int32), counts)
+        columns.indices -= np.repeat(rows[:-1], counts).astype(columns.indices.dtype)
         forth, back = Bags.of(matrix), Bags.of(columns)
         by_rows = zip(pairwise(rows.tolist()), pairwise(ends.tolist()), strict=True)
         return [
@@ -110,10 +111,13 @@ class _SparseProduct(torch.autograd.Function):
     """`SparseInputs` [B, I] times a weight [I, O], plus a bias [O], by sums of rows in both directions."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor, x: SparseInputs) -> Tensor:
-        ctx.x = x
+    def forward(weight: Tensor, bias: Tensor, x: SparseInputs) -> Tensor:
         common = torch.addmm(bias, x.common.to(weight.dtype), weight.index_select(0, x.which))
         return common.add_(x.rows.forth @ (x.states.forth @ weight))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, SparseInputs], output: Tensor) -> None:
+        ctx.x = inputs[2]
 
     @staticmethod
     @torch.autograd.function.once_differentiable

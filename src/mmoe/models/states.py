@@ -122,8 +122,7 @@ class States:
 
     def of(self, codes: Tensor, numerics: Tensor) -> sparse.csr_array:
         """The rows' states, [B, S], but for the common levels."""
-        x = numerics.to(torch.promote_types(numerics.dtype, torch.float32))  # numpy has no bfloat16
-        (levels, ones), (numbers, shares) = self.levels.of(codes), self.numbers.of(x)
+        (levels, ones), (numbers, shares) = self.levels.of(codes), self.numbers.of(numerics)
         states = torch.cat([levels, self.levels.matrix.shape[0] + numbers], dim=1)
         values = torch.cat([ones, shares], dim=1)
         kept = values != 0
