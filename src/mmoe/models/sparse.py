@@ -71,7 +71,10 @@ class EncodedRows:
         rows = np.cumsum([0, *sizes])
         ends = matrix.indptr[rows]
         counts = np.diff(ends)
-        apart = matrix.indices + np.repeat(np.arange(len(sizes)) * width, counts)
+        firsts = np.arange(len(sizes)) * width
+        if len(sizes) * width <= np.iinfo(np.int32).max:  # the numbers of the matrix, which would be copied
+            firsts = firsts.astype(np.int32)
+        apart = matrix.indices + np.repeat(firsts, counts)
         shape = (matrix.shape[0], len(sizes) * width)
         columns = sparse.csr_array((matrix.data, apart, matrix.indptr), shape=shape).tocsc()
         columns.indices -= np.repeat(rows[:-1], counts).astype(columns.indices.dtype)
