@@ -7,17 +7,15 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-import scipy.sparse
 import torch
 from torch import Tensor, nn
 
 from mmoe.checks import check_integers, check_probabilities
 from mmoe.data.encode import Rows
 from mmoe.data.schema import Schema
-from mmoe.models.sparse import EncodedRows, Entries, SparseInputs
+from mmoe.models.sparse import Entries, SparseInputs
 from mmoe.models.states import Bins, BinsAndValues, Levels, Scores, States
 
-CHUNK = 2**14  # rows that are encoded at a time
 SPARSE_ROWS = 64  # of a batch, from which on sums are faster than a product
 
 
@@ -225,30 +223,18 @@ class Inputs(nn.Module):
         of_levels, of_numbers = self._kinds
         return States(of_levels(self._schema.categorical), of_numbers(self._schema.numeric))
 
-    @cached_property
-    def _inputs_of_states(self) -> Entries:
-        return Entries.of(self._states.matrix)
-
     def encode_once(self, rows: Rows, batch_size: int) -> Rows:
         """The rows [N], encoded where every step would make the same of them.
 
-        Their states are in the place of codes, and whether levels are common in that of numerics.
+        See `States.encode`.
         """
         if not self._takes_sums(batch_size, rows.numerics) or self.dropout.p:
             return rows
-        some = zip(torch.split(rows.codes, CHUNK), torch.split(rows.numerics, CHUNK), strict=True)
-        encoded: Any = EncodedRows(scipy.sparse.vstack([self._states.of(*part) for part in some]))
-        return rows._replace(codes=encoded, numerics=self._is_common(rows.codes))
-
-    def _is_common(self, codes: Tensor) -> Tensor:
-        return codes == self._states.levels.common  # [N, C]
+        return self._states.encode(rows)
 
     def dense(self, codes: Tensor, numerics: Tensor) -> Tensor:
         """All inputs as one tensor, [B, I]."""
         return torch.cat([self.categorical(codes), self.numeric(numerics)], dim=1)
-
-    def _sums(self, rows: Entries, common: Tensor) -> SparseInputs:
-        return SparseInputs(rows, self._inputs_of_states, common, self._states.levels.common)
 
     def _takes_sums(self, num_rows: int, numerics: Tensor) -> bool:
         whole = numerics.dtype in (torch.float32, torch.float64)  # others are rounded, as their bins are
@@ -258,10 +244,10 @@ class Inputs(nn.Module):
     def forward(self, codes: Tensor | Entries, numerics: Tensor) -> Tensor | SparseInputs:
         """Encode both and join them."""
         if isinstance(codes, Entries):
-            return self._sums(codes, numerics)
+            return self._states.sparse_inputs(codes, numerics)
         drops = self.training and self.dropout.p > 0
         if not torch.compiler.is_compiling() and not drops and self._takes_sums(len(codes), numerics):
-            return self._sums(Entries.of(self._states.of(codes, numerics)), self._is_common(codes))
+            return self._states.sparse_inputs(*self._states.of(codes, numerics))
         x = self.dense(codes, numerics)
         if drops:
             kept = self.dropout(x.new_ones(x.shape[0], self.num_columns))  # [B, C + M]

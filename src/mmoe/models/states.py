@@ -8,6 +8,7 @@ beside the common levels.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,11 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from mmoe.data.encode import Rows
 from mmoe.data.schema import Categorical, Numeric
+from mmoe.models.sparse import EncodedRows, Entries, SparseInputs
 
+CHUNK = 2**14  # rows that are encoded at a time
 GROUP = 7  # bins that have a state together: about the root of how many a column has
 
 
@@ -119,8 +123,23 @@ class States:
         self.levels, self.numbers = levels, numbers
         self.matrix = sparse.block_diag([levels.matrix, numbers.matrix], format="csr", dtype=np.float32)
         self.matrix.eliminate_zeros()
+        self._inputs = Entries.of(self.matrix)
 
-    def of(self, codes: Tensor, numerics: Tensor) -> sparse.csr_array:
+    def encode(self, rows: Rows) -> Rows:
+        """Rows with states [N, S] in the place of codes, and in that of numerics what is common, [N, C]."""
+        some = zip(torch.split(rows.codes, CHUNK), torch.split(rows.numerics, CHUNK), strict=True)
+        encoded: Any = EncodedRows(sparse.vstack([self._matrix_of(*part) for part in some]))
+        return rows._replace(codes=encoded, numerics=rows.codes == self.levels.common)
+
+    def sparse_inputs(self, rows: Entries, common: Tensor) -> SparseInputs:
+        """The inputs of a batch by its states [B, S], and whether its levels are common, [B, C]."""
+        return SparseInputs(rows, self._inputs, common, self.levels.common)
+
+    def of(self, codes: Tensor, numerics: Tensor) -> tuple[Entries, Tensor]:
+        """What `sparse_inputs` takes."""
+        return Entries.of(self._matrix_of(codes, numerics)), codes == self.levels.common
+
+    def _matrix_of(self, codes: Tensor, numerics: Tensor) -> sparse.csr_array:
         """The rows' states, [B, S], but for the common levels."""
         (levels, ones), (numbers, shares) = self.levels.of(codes), self.numbers.of(numerics)
         states = torch.cat([levels, self.levels.matrix.shape[0] + numbers], dim=1)
