@@ -12,12 +12,14 @@ import pytest
 import torch
 from conftest import Result
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics.functional.classification import binary_auroc
 
 from mmoe import analysis, runs
 from mmoe.analysis.gates import subgroups
 from mmoe.analysis.sweep import runs_of
+from mmoe.errors import UserError
 
 Train = Callable[..., Result]
 SHARE = {"Female": 0.25, "Male": 0.6}  # of expert 1 in the gate of income; marital's is even
@@ -79,6 +81,20 @@ def test_gate_weights_of_subgroups(known: Path):
     assert weighted == pytest.approx(analysis.gate_weights(known).loc["income", 1])
     with pytest.raises(ValueError, match="column=shoe_size: must be a column of the run's rows, such as"):
         analysis.gate_weights_by(known, "shoe_size")
+
+
+def test_a_raw_column_of_a_run_with_classes_of_ones_own(
+    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "my_rows.py").write_text("from mmoe.data.census import datamodule")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shutil.copytree(known, "run")
+    text = Path("run/config.yaml").read_text()
+    Path("run/config.yaml").write_text(text.replace("mmoe.data.census.datamodule", "my_rows.datamodule"))
+    with pytest.raises(UserError, match="my_rows"):
+        analysis.gate_weights_by("run", "education")
+    table = analysis.gate_weights_by("run", "education", trust=["my_rows"])
+    assert table.equals(analysis.gate_weights_by(known, "education"))
 
 
 def test_raw_columns_are_in_the_order_of_the_rows(known: Path):
@@ -268,3 +284,23 @@ def test_a_sweep_of_seeds_alone_and_of_two_keys(train: Train):
     assert train(*quick, *other).code == 0
     with pytest.raises(ValueError, match="two/other: chose its epoch by val/marital/auroc, but two/0 by"):
         runs_of("two")
+
+
+@pytest.mark.parametrize("monitor", ["train/loss", "val/units/dead", "gradient_norm", None])
+def test_a_sweep_by_a_metric_that_is_not_in_the_results(
+    smoke_run: Path, command: Callable, monitor: str | None
+):
+    for i, experts in enumerate((8, 2, 4)):
+        shutil.copytree(smoke_run, f"sweep/{i}")
+        content = OmegaConf.create(runs.stored_config(smoke_run))
+        content.model.num_experts, content.trust, content.callbacks = experts, [f"package_{i}"], None
+        runs.write_config(Path(f"sweep/{i}"), runs.as_text(content))
+        metrics = runs.read_metrics(smoke_run) | {"monitor": monitor}
+        Path(f"sweep/{i}/metrics.json").write_text(json.dumps(metrics))
+    table = analysis.compare("sweep")
+    assert table.attrs["varied"] == ["model.num_experts"]
+    assert table["model.num_experts"].tolist() == [8, 2, 4]
+    assert "(monitored)" not in table
+    done = command("compare")("sweep")
+    assert done.code == 0, done.err
+    assert "In the order of the runs" in done.out

@@ -1,6 +1,12 @@
+import errno
+import json
 import logging
+import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import config
@@ -8,6 +14,9 @@ from conftest import config
 from mmoe.build import build
 from mmoe.data import cache, census
 from mmoe.data.encode import Dataset
+from mmoe.errors import UserError
+
+Change = Callable[[dict[str, np.ndarray]], object]
 
 
 def load(*overrides: str) -> Dataset:
@@ -71,17 +80,166 @@ def test_any_byte_of_the_zip_headers_may_change(census_dir: Path, offset: int):
     assert equal(first, load(f"data.dir={census_dir}"))
 
 
-def test_entries_can_be_shared_between_users(census_dir: Path):
-    load(f"data.dir={census_dir}")
-    assert entries()[0].stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_entries_follow_the_umask(census_dir: Path, mask: int, mode: int):
+    before = os.umask(mask)
+    try:
+        load(f"data.dir={census_dir}")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in Path("cache").iterdir()} == {mode}
 
 
-def test_a_cache_that_cannot_be_written(census_dir: Path):
-    Path("file").write_text("")
+@pytest.mark.parametrize("where", ["file", "file/sub", "loop", "loop/sub", "dangling", "n" * 300])
+@pytest.mark.parametrize("source", ["", "data.source=auto"])
+def test_a_cache_that_cannot_be_a_directory(census_dir: Path, where: str, source: str):
+    Path("file").touch()
+    Path("loop").symlink_to("loop")
+    Path("dangling").symlink_to("nowhere")
     with pytest.raises(
-        ValueError, match=r"^data\.cache_dir=file/sub: must be a directory that can be written"
+        UserError, match=rf"^data\.cache_dir={where}: must be a directory that can be written \("
     ):
-        load(f"data.dir={census_dir}", "data.cache_dir=file/sub")
+        load(source or f"data.dir={census_dir}", f"data.cache_dir={where}")
+
+
+@pytest.mark.parametrize("option", ["data.cache_dir", "data.dir"])
+def test_a_home_of_nobody(option: str):
+    with pytest.raises(UserError, match=rf"^{option}=~nobody-here/x: must start with the name of a user"):
+        load(f"{option}='~nobody-here/x'")
+
+
+def test_only_the_cache_is_blamed_for_the_cache(tmp_path: Path):
+    def fail() -> Dataset:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "rows.csv")
+
+    with pytest.raises(FileNotFoundError, match=r"rows\.csv"):
+        cache.cached(tmp_path / "c", "x", {}, fail)
+
+
+def test_a_warm_cache_is_read_without_its_lock(census_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    first = load(f"data.dir={census_dir}")
+    before = {path: path.stat().st_mtime_ns for path in Path("cache").rglob("*")}
+
+    def fail(*_: object) -> None:
+        raise AssertionError("locked or written")
+
+    monkeypatch.setattr(cache, "FileLock", fail)
+    monkeypatch.setattr(cache, "write", fail)
+    assert equal(first, load(f"data.dir={census_dir}"))
+    assert {path: path.stat().st_mtime_ns for path in Path("cache").rglob("*")} == before
+
+
+def set_value(name: str, where: tuple[int, ...], value: float) -> Change:
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        arrays[name][where] = value
+
+    return change
+
+
+def replace(name: str, to: Callable[[np.ndarray], np.ndarray]) -> Change:
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        arrays[name] = to(arrays[name])
+
+    return change
+
+
+def in_schema(old: str, new: str) -> Change:
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        text = str(arrays["schema"])
+        assert old in text
+        arrays["schema"] = np.array(text.replace(old, new, 1))
+
+    return change
+
+
+def swap_levels(arrays: dict[str, np.ndarray]) -> None:
+    schema = json.loads(str(arrays["schema"]))
+    schema["categorical"][0]["levels"].reverse()
+    arrays["schema"] = np.array(json.dumps(schema))
+
+
+def without(name: str) -> Change:
+    return lambda arrays: arrays.pop(name)
+
+
+def without_a_split(arrays: dict[str, np.ndarray]) -> None:
+    for name in [name for name in arrays if name.startswith("test.")]:
+        del arrays[name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_value("train.codes", (3, 0), 30_000),
+        set_value("train.codes", (3, 0), -1),
+        set_value("val.codes", (3, 1), 0),  # a level of the first column
+        set_value("test.numerics", (3, 0), np.nan),
+        set_value("train.numerics", (3, 0), -np.inf),
+        set_value("train.labels", (3, 1), 2),
+        set_value("val.labels", (3, 0), np.nan),
+        set_value("train.positions", (0,), -1),
+        set_value("train.positions", (0,), 1200),
+        set_value("val.positions", (0,), 600),
+        replace("train.codes", lambda x: x[:-1]),
+        replace("train.codes", lambda x: x[:, :-1]),
+        replace("train.codes", lambda x: x.astype(np.float32)),
+        replace("train.codes", lambda x: x.astype(object)),
+        replace("train.codes", lambda x: x.astype(">i2")),
+        replace("train.codes", lambda x: x.astype("U9")),
+        replace("train.numerics", lambda x: x.astype(np.float64)),
+        replace("train.labels", lambda x: x.T),
+        replace("train.positions", lambda x: x[:-1]),
+        replace("train.positions", lambda x: x.astype(np.float32)),
+        replace("schema", lambda x: np.array("{}")),
+        replace("schema", lambda x: np.array(1)),
+        replace("schema", lambda x: np.array([x, x])),
+        replace("schema", lambda x: np.array(str(x)[:-9])),
+        in_schema('"std": ', '"std": 1'),
+        in_schema('"income"', '"outcome"'),
+        swap_levels,
+        without_a_split,
+        *map(without, ("schema", "digest", "train.codes", "val.labels", "test.positions")),
+        dict.clear,
+    ],
+)
+def test_an_entry_of_nonsense_is_rebuilt_with_a_warning(
+    census_dir: Path, caplog: pytest.LogCaptureFixture, change: Change
+):
+    first = load(f"data.dir={census_dir}")
+    (path,) = entries()
+    with np.load(path) as file:
+        arrays = dict(file)
+    change(arrays)
+    np.savez(path, **arrays)
+    assert equal(first, load(f"data.dir={census_dir}"))
+    assert caplog.text.count(f"{path.name}: the cached rows are corrupt (") == 1
+    caplog.clear()
+    assert equal(first, load(f"data.dir={census_dir}"))
+    assert not caplog.records
+
+
+def test_an_entry_of_other_options_is_rebuilt(census_dir: Path, caplog: pytest.LogCaptureFixture):
+    first = load(f"data.dir={census_dir}")
+    (path,) = entries()
+    load(f"data.dir={census_dir}", "data.split_seed=1")
+    (other,) = set(entries()) - {path}
+    other.replace(path)
+    assert equal(first, load(f"data.dir={census_dir}"))
+    assert "the cached rows are corrupt" in caplog.text
+
+
+def test_a_file_of_another_kind_is_rebuilt(census_dir: Path, caplog: pytest.LogCaptureFixture):
+    first = load(f"data.dir={census_dir}")
+    (path,) = entries()
+    huge = np.lib.format.header_data_from_array_1_0(np.zeros(3)) | {"shape": (10**17,)}
+    with zipfile.ZipFile("huge.npz", "w") as file, file.open("train.codes.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, huge)
+    np.save("array.npy", np.zeros(3))
+    for source in ("huge.npz", "array.npy"):
+        path.write_bytes(Path(source).read_bytes())
+        caplog.clear()
+        assert equal(first, load(f"data.dir={census_dir}"))
+        assert "the cached rows are corrupt" in caplog.text
 
 
 def test_a_truncated_or_empty_entry_is_rebuilt(census_dir: Path, caplog: pytest.LogCaptureFixture):

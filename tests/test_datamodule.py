@@ -1,10 +1,17 @@
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import config
 
-from mmoe.build import build
+from mmoe.build import build, build_learner
 from mmoe.data.datamodule import RowLoader
 from mmoe.data.encode import Rows
+from mmoe.models.output import Output
+
+QUIET = {
+    "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+    "enable_model_summary": False, "num_sanity_val_steps": 0,
+}  # fmt: skip
 
 
 def rows(count: int) -> Rows:
@@ -41,6 +48,79 @@ def test_an_epoch_has_an_order_of_its_own_that_can_be_had_again():
     assert orders[0] != list(range(100))
     other = RowLoader(rows(100), 8, seed=1)
     assert order(other) not in orders
+
+
+def test_a_plain_loop_gives_the_orders_of_the_epochs():
+    loader, again = RowLoader(rows(100), 8, seed=0), RowLoader(rows(100), 8, seed=0)
+    looped = [order(loader) for _ in range(3)]
+    for epoch, found in enumerate(looped):
+        again.set_epoch(epoch)
+        assert order(again) == found
+    assert looped[0] != looped[1] != looped[2]
+    loader.set_epoch(1)
+    assert order(loader) == looped[1]
+
+
+class Seen(pl.Callback):
+    """The training rows of every step, by their numbers."""
+
+    def __init__(self) -> None:
+        self.epochs: list[list[Rows]] = []
+
+    def on_train_epoch_start(self, *_: object) -> None:
+        self.epochs.append([])
+
+    def on_train_batch_start(self, trainer: object, module: object, batch: Rows, _: int) -> None:
+        self.epochs[-1].append(batch)
+
+
+@pytest.mark.parametrize("data_set", ["data.source=sample", "data=synthetic"])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_overfit_batches_are_the_same_in_every_epoch(data_set: str, replicas: int):
+    small = ["data.rows=640", "data.eval_rows=64", "inputs=standard"] if "synthetic" in data_set else []
+    kind = ["monitor=val/task1/mse", "monitor_mode=min"] if small else []
+    c = config(data_set, *small, *kind, f"replicas={replicas}", "data.batch_size=32")
+    data = build(c, "data")
+    seen = Seen()
+    trainer = pl.Trainer(max_epochs=3, overfit_batches=2, callbacks=[seen], **QUIET)
+    trainer.fit(build_learner(c, data.schema), data)
+    assert [len(batches) for batches in seen.epochs] == [2, 2, 2]
+    for batches in seen.epochs[1:]:
+        for one, other in zip(seen.epochs[0], batches, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_lightning_can_predict(replicas: int):
+    c = config("data.source=sample", f"replicas={replicas}", "data.eval_batch_size=600")
+    data = build(c, "data")
+    learner = build_learner(c, data.schema)
+    predicted = torch.cat(pl.Trainer(**QUIET).predict(learner, data), dim=-2)
+    rows = data.dataset.splits["test"]
+    output = learner.eval()(rows)
+    assert isinstance(output, Output)
+    assert predicted.shape == output.logits.shape
+    assert predicted.shape[-2:] == (1500, 2)
+    torch.testing.assert_close(predicted, output.logits.double().sigmoid(), atol=1e-6, rtol=0)
+
+
+def test_each_process_must_have_a_row(census_dir):
+    data = build(config(f"data.dir={census_dir}"), "data")
+    data.trainer = type("T", (), {"world_size": 601, "overfit_batches": 0})()
+    with pytest.raises(ValueError, match="601 processes must each have one of 300 test rows"):
+        data.test_dataloader()
+
+
+def test_rows_are_shared_on_their_own_device():
+    """A GPU does not take a position that lies in the CPU's memory; nor does the device without memory."""
+    for rank in range(2):
+        loader = RowLoader(Rows(*(tensor.to("meta") for tensor in rows(10))), 3, None, rank, 2)
+        assert [batch.labels.device.type for batch in loader] == ["meta"] * 2
+
+
+def test_an_option_that_is_none_is_said():
+    with pytest.raises(ValueError, match=r"^data\.num_workers: is no option of the data; further ones"):
+        build(config("+data.num_workers=4"), "data")
 
 
 def test_without_a_seed_rows_come_in_order():

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import run_folder
+from conftest import run_folder, sample_lines
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -92,6 +92,7 @@ def test_two_processes_are_one_run(train: Callable, command: Callable):
         assert evaluated["metrics"][task] == pytest.approx(values, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_processes_that_torchrun_started_have_one_folder():
     """None is named, so each would make its own; rows are encoded, and the sample is warned of, once."""
     done = run(*QUICK, STEPS, "trainer=ddp_cpu", start=tuple(TORCHRUN))
@@ -105,6 +106,7 @@ def test_processes_that_torchrun_started_have_one_folder():
     assert all(torch.isfinite(parameter).all() for parameter in found.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [("ddp_cpu", "cpu"), ("cpu", "ddp_cpu")])
 def test_a_run_goes_on_with_another_number_of_processes(before: str, after: str):
     options = ["experiment=smoke", "figures=false", "logger=none", "trainer.max_epochs=2", STEPS]
@@ -117,7 +119,7 @@ def test_a_run_goes_on_with_another_number_of_processes(before: str, after: str)
     (cut / "metrics.json").unlink()
     config = OmegaConf.load(cut / "config.yaml")
     del config.trainer["max_steps"]
-    OmegaConf.save(config, cut / "config.yaml")
+    (cut / "config.yaml").write_text(runs.as_text(config))
     done = run("resume=cut", f"trainer={after}")
     assert done.returncode == 0, done.stderr
     assert metrics_of(cut)["processes"] == {"cpu": 1, "ddp_cpu": 2}[after]
@@ -140,6 +142,7 @@ def test_a_job_of_a_sweep_can_have_several_processes(tmp_path: Path):
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_sweep_of_several_processes_with_its_epoch_kept():
     sweep = ["-m", *QUICK, "trainer=ddp_cpu", "logger=none", "hydra.sweep.dir=sweep", "seed=1,2"]
     sweep += ["trainer.max_epochs=1000", "callbacks.early_stopping=null"]
@@ -154,6 +157,23 @@ def test_ctrl_c_ends_a_sweep_of_several_processes_with_its_epoch_kept():
     assert "stopped; go on with: python -m mmoe.train resume=sweep/0\n" in Path("said").read_text()
     assert not Path("sweep/1").exists()
     torch.load("sweep/0/checkpoints/last.ckpt", weights_only=True)
+
+
+def test_a_remainder_weighs_by_its_rows(train: Callable, tmp_path: Path):
+    """5 rows on two processes are 3 and 2: the mean of their gradients must not weigh these alike."""
+    folder = Path("few")
+    folder.mkdir()
+    for name in ("census-income.data", "census-income.test"):
+        every = sorted(sample_lines(name), key=lambda line: line.endswith("50000+."))
+        lines = [*every[:49], *every[-20:]]  # 64 + 5, with enough of both classes for both halves
+        (folder / name).write_text("".join(f"{line}\n" for line in lines), "latin-1")
+    options = ["experiment=smoke", "data.source=auto", "data.dir=few", "figures=false", "logger=none"]
+    options += ["trainer.max_epochs=5", "model.activation=tanh"]
+    options += ["learner.optimizer={_target_: torch.optim.SGD, _partial_: true, lr: 0.5}"]
+    done = run(*options, "trainer=ddp_cpu", "data.batch_size=32", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    assert train(*options, "data.batch_size=64", "hydra.run.dir=one").code == 0
+    torch.testing.assert_close(weights(Path("one")), weights(Path("two")), atol=1e-5, rtol=0)
 
 
 def test_shares_must_be_equal(train: Callable):

@@ -1,6 +1,7 @@
 """A disk that is full, or must not be written: one line, exit code 3, and what was there stays whole."""
 
 import ctypes
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 from test_resume import OPTIONS, assert_equal_runs
 
 from mmoe.data.census_files import SAMPLE_DIR
-from mmoe.resuming import check
+from mmoe.runs import load_checkpoint
 
 ROWS = SAMPLE_DIR / "census-income.test.gz"
 # From a step on, no file may grow beyond a number of bytes.
@@ -68,7 +69,7 @@ def test_a_full_disk_ends_a_training_that_can_go_on(train: Callable):
     assert not list(Path("cut").rglob(".*"))
     assert Path("cut/checkpoints/best.ckpt") in written
     for path in Path("cut/checkpoints").iterdir():
-        check(path)
+        load_checkpoint(path)
     assert train("resume=cut").code == 0
     assert train(*arguments, "hydra.run.dir=whole").code == 0
     assert_equal_runs(Path("whole"), Path("cut"))
@@ -77,9 +78,13 @@ def test_a_full_disk_ends_a_training_that_can_go_on(train: Callable):
 def test_a_full_disk_before_the_start():
     script = f"{limited(1000)} from mmoe import train; train.main()"
     done = subprocess.run([sys.executable, "-c", script, *OPTIONS], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "cache: must be a directory that can be written (File too large)" in done.stderr
+    assert done.returncode == 3
+    assert re.fullmatch(
+        r"error: cache/census-\w+\.npz: File too large; what was written before is whole",
+        done.stderr.splitlines()[-1],
+    )
     assert not list(Path().glob("runs/*"))
+    assert [path.suffix for path in Path("cache").iterdir()] == [".lock"]
 
 
 def test_a_folder_that_must_not_be_written(locked: Path):
@@ -119,3 +124,57 @@ def test_predictions_that_do_not_fit(smoke_run: Path, name: str):
     assert f"error: out/{name}: " in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(Path("out").iterdir())
+
+
+@pytest.mark.slow
+def test_a_cache_that_must_not_be_written(locked: Path):
+    for folder in ("locked", "locked/cache"):
+        done = as_anyone("mmoe.train", *OPTIONS, f"data.cache_dir={folder}", "hydra.run.dir=run")
+        assert done.returncode == 3, done.stderr
+        assert done.stderr.startswith(f"error: {folder}")
+        assert done.stderr.endswith(": Permission denied; what was written before is whole\n")
+        assert done.stderr.count("\n") == 1
+        assert not Path("run").exists()
+
+
+@pytest.mark.slow
+def test_a_warm_cache_need_not_be_written(train: Callable):
+    arguments = [*OPTIONS, "trainer.max_epochs=1", "data.cache_dir=warm"]
+    assert train(*arguments, "hydra.run.dir=first").code == 0
+    for path in (*Path("warm").iterdir(), Path("warm")):
+        if path.suffix == ".lock":
+            path.unlink()
+        else:
+            path.chmod(path.stat().st_mode & 0o555)
+    done = as_anyone("mmoe.train", *arguments, "hydra.run.dir=second")
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(Path("first"), Path("second"))
+
+
+def test_downloaded_files_in_a_cache_that_must_not_be_written(locked: Path):
+    locked.chmod(0o755)
+    (locked / "census-income").mkdir()
+    for name in ("census-income.data.gz", "census-income.test.gz"):
+        (locked / "census-income" / name).touch()
+    locked.chmod(0o555)
+    script = (
+        "from pathlib import Path; from mmoe.data.census_files import find_files\n"
+        "print(*find_files(None, 'official', 'http://127.0.0.1:1/', Path('locked')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, preexec_fn=obey_permissions
+    )
+    assert done.stdout.startswith("locked/census-income/census-income.data.gz locked"), done.stderr
+
+
+def test_a_cold_download_in_a_cache_that_must_not_be_written(locked: Path):
+    script = (
+        "from pathlib import Path; from mmoe.data.census_files import find_files\n"
+        "from mmoe.errors import one_line\n"
+        "with one_line(): find_files(None, 'auto', 'http://127.0.0.1:1/', Path('locked/cache'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, preexec_fn=obey_permissions
+    )
+    assert done.returncode == 3
+    assert done.stderr == "error: locked/cache: Permission denied; what was written before is whole\n"

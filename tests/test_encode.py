@@ -3,8 +3,9 @@ import pandas as pd
 import pytest
 import torch
 
-from mmoe.data.encode import check_labels, encode, fit_schema, with_modes
+from mmoe.data.encode import check_labels, encode, fit_numeric, fit_schema, with_modes
 from mmoe.data.schema import Categorical, Schema, Task
+from mmoe.errors import UserError
 
 TRAIN = pd.DataFrame(
     {
@@ -84,3 +85,142 @@ def test_the_most_frequent_levels_are_those_of_the_training_rows():
     codes = torch.tensor([[0, 3], [1, 4], [1, 4], [5, 4]], dtype=torch.int16)  # 5 is unseen
     schema = with_modes(Schema(columns, (), ()), codes)
     assert [column.mode for column in schema.categorical] == ["y", "w"]
+
+
+def test_a_missing_level_is_encoded_as_an_unseen_one():
+    frame = TRAIN.assign(colour=pd.Categorical([None, "red", None, "NA"]))
+    assert encode(frame, SCHEMA).codes[:, 0].tolist() == [5, 2, 5, 0]
+    schema = fit_schema(frame, ["colour", "size"], TASKS, num_bins=48)
+    assert schema.categorical[0].levels == ("NA", "red")
+    assert encode(frame, schema).codes[:, 0].tolist() == [4, 1, 4, 0]
+    empty = fit_schema(TRAIN.assign(colour=pd.Categorical([None] * 4)), ["colour"], TASKS, num_bins=48)
+    assert empty.categorical[0].levels == ()
+    assert encode(TRAIN, empty).codes.tolist() == [[0]] * 4
+    assert with_modes(empty, encode(TRAIN, empty).codes).categorical[0].mode == ""
+
+
+@pytest.mark.parametrize("dtype", [object, "str", "string", "category"])
+def test_columns_of_text_are_categorical_whatever_their_type(dtype: str):
+    frame = TRAIN.assign(**{name: TRAIN[name].astype(dtype) for name in ("colour", "size", "label")})
+    assert fit_schema(frame, ["colour", "size", "age", "flat"], TASKS, num_bins=48) == SCHEMA
+    for ours, theirs in zip(encode(frame, SCHEMA), encode(TRAIN, SCHEMA), strict=True):
+        assert torch.equal(ours, theirs)
+    gaps = frame.assign(colour=pd.Series([None, "red", "green", "NA"]).astype(dtype))
+    assert encode(gaps, SCHEMA).codes[:, 0].tolist() == [5, 2, 5, 0]
+
+
+def test_integers_are_levels_by_their_text():
+    frame = pd.DataFrame({"code": pd.Categorical([10, 9, 10]), "label": [1, 0, 1]})
+    tasks = (Task("t", "label", ("1",)),)
+    schema = fit_schema(frame, ["code"], tasks, num_bins=2)
+    assert schema.categorical[0].levels == ("10", "9")
+    rows = encode(frame.assign(code=["9", "10", "11"]), schema)
+    assert rows.codes[:, 0].tolist() == [1, 0, 2]
+    assert rows.labels[:, 0].tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "int8", "uint16", "float32", object, "float[pyarrow]"])
+def test_numbers_may_have_any_type(dtype: str):
+    frame = TRAIN.assign(age=TRAIN["age"].astype(dtype))
+    assert encode(frame, SCHEMA).numerics[:, 0].tolist() == [1, 2, 3, 10]
+    assert fit_schema(frame, ["age"], (), 48).numeric[0].bins == (1, 2, 3, 10)
+
+
+NUMBER = Task("n", "age", kind="regression")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"age": [1.0, np.nan, 3.0, 4.0]}, "column age, row 1: must be a finite number.*, is missing"),
+        ({"age": pd.array([1, 2, None, 4], dtype="Int64")}, "column age, row 2: .*is missing"),
+        ({"age": pd.Series([1, 2, 3, None], dtype=object)}, "column age, row 3: .*is missing"),
+        ({"age": [1.0, 2.0, np.inf, 4.0]}, "column age, row 2: must be a finite number.*, is inf"),
+        ({"age": [1.0, 2.0, 3.0, -1e39]}, r"column age, row 3: must be a finite number.*, is -1e\+39"),
+        ({"age": ["1", "2", "3", "4"]}, "column age: must hold numbers, holds string values"),
+        ({"age": pd.Categorical([1.0, 2.0, 3.0, 4.0])}, "column age: must hold numbers, holds"),
+        ({"age": pd.to_datetime(["2020-01-01"] * 4)}, "column age: must hold numbers, holds datetime64"),
+        ({"age": [1j, 2, 3, 4]}, "column age: must hold numbers, holds complex"),
+        ({"size": [1.5, 2.0, 3.0, 4.0]}, "column size: must hold text, holds 1.5"),
+        ({"size": [["a"]] * 4}, "column size: must hold text, holds mixed objects"),
+        ({"label": ["yes", None, "no", "no"]}, "column label, row 1: must have a label, it is missing"),
+        ({"label": [1.0, np.nan, 0.0, 0.0]}, "column label: must hold text, holds 1.0"),
+    ],
+)
+def test_values_that_cannot_be_encoded(columns: dict[str, object], message: str):
+    frame = TRAIN.assign(**columns).set_index(np.arange(10, 14))
+    schema = fit_schema(TRAIN, ["size", "age"], (*TASKS, NUMBER), num_bins=48)
+    with pytest.raises(UserError, match=f"^{message}"):
+        encode(frame, schema)
+    if "label" in columns or "is missing" in message or "is inf" in message:
+        with pytest.raises(UserError, match=r"^column"):
+            fit_schema(frame, ["age"], (*TASKS, NUMBER), num_bins=48)
+
+
+def test_columns_that_are_missing_or_occur_twice():
+    with pytest.raises(
+        UserError, match=r"^column age is missing; the columns are colour, size, flat, label$"
+    ):
+        encode(TRAIN.drop(columns="age"), SCHEMA)
+    twice = pd.concat([TRAIN, TRAIN[["age"]]], axis=1)
+    for call in (lambda: encode(twice, SCHEMA), lambda: fit_schema(twice, ["age"], TASKS, 48)):
+        with pytest.raises(UserError, match=r"^column age occurs 2 times$"):
+            call()
+    for features, tasks in ((["none"], TASKS), (["age"], (Task("t", "none", ("x",)),))):
+        with pytest.raises(UserError, match=r"^column none is missing; the columns are"):
+            fit_schema(TRAIN, features, tasks, 48)
+    with pytest.raises(UserError, match=r"^columns: must have different names, 2 are 'age'"):
+        fit_schema(TRAIN, ["age", "age"], TASKS, 48)
+    with pytest.raises(UserError, match=r"^column age: must have at least one row"):
+        fit_schema(TRAIN[:0], ["age"], (), 48)
+    assert encode(TRAIN[:0], SCHEMA).codes.shape == (0, 2)
+
+
+def test_regressions_get_the_scale_of_the_training_labels():
+    tasks = (*TASKS, NUMBER, Task("f", "flat", kind="regression"))
+    binary, number, flat = fit_schema(TRAIN, ["size"], tasks, 48).tasks
+    assert binary == TASKS[0]
+    assert (number.mean, number.std) == pytest.approx((4, np.std([1, 2, 3, 10])))
+    assert (flat.mean, flat.std) == (7.0, 1.0)
+
+
+ADJACENT = np.nextafter(np.float32(1e8), np.float32(2e8))
+COLUMNS = {
+    "constant": np.full(9, 7.0),
+    "constant above 2 ** 24": np.full(9, 1e8),
+    "huge": np.full(9, 1e30),
+    "huge and negative": np.full(9, -1e30),
+    "largest": np.full(9, 3.4e38),
+    "all of float32": np.array([-3.4e38, 0.0, 3.4e38]),
+    "two ends": np.array([-3.4e38, 3.4e38]),
+    "adjacent": np.array([1e8, ADJACENT]),
+    "one number for float32": 1e8 + np.arange(9) / 10,
+    "denormal": np.array([0.0, 1e-45, 1e-40]),
+    "denormal differences": np.array([0.0, 1e-45, 1.0]),
+    "tiny": np.array([0.0, 1e-30, 3e-30]),
+    "far from 0": 1e8 + 24.0 * np.arange(300),
+    "wide": np.r_[np.arange(100.0), 1e30],
+    "one row": np.array([3.5]),
+    "integers": np.array([2**60, 2**60 + 1, 5]),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_bins_and_scales_can_be_used_in_float32(name: str):
+    values = COLUMNS[name]
+    column = fit_numeric("c", values, 48)
+    edges, std = np.float32(column.bins), np.float32(column.std)
+    assert (np.diff(edges) > 0).all()
+    assert np.isfinite(1 / np.diff(edges)).all()
+    assert np.isfinite(edges[:-1] / np.diff(edges)).all()
+    assert 0 < std < np.inf
+    if len(set(np.float32(values))) == 1:
+        assert column.std == 1
+        assert column.bins[0] == pytest.approx(values[0], rel=0.75 if values[0] > 1e38 else 1e-6)
+
+
+def test_no_more_distinct_numbers_than_quantiles_take():
+    values = np.concatenate([np.arange(2**24, dtype=np.float32), -np.arange(1, 2**20, dtype=np.float32)])
+    column = fit_numeric("c", values, 8)
+    assert (column.bins[0], column.bins[-1]) == (1 - 2**20, 2**24 - 1)
+    np.testing.assert_allclose(column.bins, np.quantile(values, np.linspace(0, 1, 9)), atol=2)

@@ -69,8 +69,30 @@ def test_every_member_learns_from_its_own_loss():
         losses.append(binary_cross_entropy_with_logits(alone, rows.labels, reduction="none").mean(0).sum())
         losses[-1].backward()
         for name, values in ensemble.members.parameters_by_name().items():
-            torch.testing.assert_close(values.grad[m] * 3, single.model.get_parameter(name).grad)
-    torch.testing.assert_close(loss, torch.stack(losses).mean())
+            torch.testing.assert_close(values.grad[m], single.model.get_parameter(name).grad)
+    torch.testing.assert_close(loss, torch.stack(losses).sum())
+
+
+def test_a_member_is_trained_as_it_would_be_alone():
+    data = build(config("data.source=sample"), "data")
+    network = build_network(config("model=ensemble", "model.size=3", "data.source=sample"), data.schema)
+    first = {
+        name: values[1].detach().clone()
+        for name, values in network.model.members.parameters_by_name().items()
+    }
+    single = build_network(config("data.source=sample"), data.schema)
+    single.model.load_state_dict(first)
+    batches = list(data.train_dataloader())[:8]
+    for trained in (network, single):
+        objective = Objective(trained, data.schema.tasks)
+        optimizer = torch.optim.SGD(objective.parameters(), lr=0.3, momentum=0.9, weight_decay=0.01)
+        for rows in batches:
+            optimizer.zero_grad()
+            objective(*rows).loss.backward()
+            optimizer.step()
+    for name, values in network.model.members.parameters_by_name().items():
+        assert (single.model.get_parameter(name) - first[name]).norm() > 0.01 * first[name].norm()
+        torch.testing.assert_close(values[1], single.model.get_parameter(name), rtol=1e-4, atol=1e-5)
 
 
 def test_regressions_have_the_mean_of_the_logits():
@@ -85,7 +107,7 @@ def test_regressions_have_the_mean_of_the_logits():
     x, labels = torch.randn(5, 2), torch.randn(5, 1)
     objective = Objective(Plain(), [Task("y", "y", kind="regression")])
     each = ensemble(x).logits
-    expected = mse_loss(each, labels.expand_as(each))
+    expected = 2 * mse_loss(each, labels.expand_as(each))
     loss, logits, _ = objective(torch.empty(5, 0), x, labels)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(logits, each.mean(0))
@@ -130,7 +152,7 @@ def test_the_best_ensemble_has_the_best_networks_as_members():
         ("model.mean=median", "model.mean=median: must be probability or logit"),
         ("model.member.num_experts=0", "model.num_experts=0: must be an integer of at least 1"),
         ("inputs.dropout=1", "inputs.dropout=1: must be"),
-        ("+model.member.foo=1", "model.member: MMoE.__init__() got an unexpected keyword argument 'foo'"),
+        ("+model.member.foo=1", "got an unexpected keyword argument 'foo'"),
         ("model@model.member=l2_constrained", "model.member=L2Constrained: must have no penalty"),
     ],
 )

@@ -1,13 +1,17 @@
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import config
 from rtdl_num_embeddings import PiecewiseLinearEncoding
+from test_encode import COLUMNS
 from torch.nn.functional import one_hot
 
 from mmoe.build import build
+from mmoe.data.encode import fit_numeric
 from mmoe.data.schema import Categorical, Numeric, Schema
+from mmoe.errors import UserError
 from mmoe.models.inputs import (
     Inputs,
     LevelEmbedding,
@@ -17,6 +21,9 @@ from mmoe.models.inputs import (
     Standardize,
 )
 from mmoe.models.mmoe import MMoE
+from mmoe.models.network import Network
+from mmoe.models.replicas import Replicas
+from mmoe.models.sparse import SparseInputs
 
 SCHEMA = Schema(
     (Categorical("a", ("x", "y", "z")), Categorical("b", ("u", "v"))),
@@ -133,3 +140,125 @@ def test_dropout_of_columns_is_of_training_alone():
     assert kept.sum() / (whole != 0).sum() == pytest.approx(0.5, abs=0.05)
     inputs.sparse = False
     assert torch.equal(inputs.eval()(codes, numerics), whole)
+
+
+ENCODERS = [Standardize, PiecewiseLinear, PiecewiseLinearAndValues]
+
+
+def network(numeric: type = PiecewiseLinear, schema: Schema = SCHEMA, categorical=OneHot) -> Network:
+    torch.manual_seed(0)
+    inputs = Inputs(schema, categorical, numeric)
+    return Network(inputs, MMoE(inputs.num_outputs, num_tasks=2)).eval()
+
+
+def in_both_ways(made: Network, codes: torch.Tensor, numerics: torch.Tensor) -> list[torch.Tensor]:
+    """Logits of rows as a few, as one of many, by vmap and compiled."""
+    repeats = -(-64 // len(codes))
+    many = made(codes.repeat(repeats, 1), numerics.repeat(repeats, 1)).logits[: len(codes)]
+    torch.compiler.reset()  # after some compilations of a function torch runs it as it is
+    compiled = torch.compile(made.inputs, backend="eager")(codes, numerics)
+    replicas = Replicas([made, made])(codes, numerics).logits[0]
+    return [made(codes, numerics).logits, many, replicas, made.model(compiled).logits]
+
+
+@pytest.mark.parametrize("numeric", ENCODERS)
+@pytest.mark.parametrize("categorical", [OneHot, partial(LevelEmbedding, size=2)])
+@torch.no_grad()
+def test_a_missing_number_gives_zeros_and_an_infinite_one_no_logits(categorical, numeric: type):
+    made = network(numeric, categorical=categorical)
+    missing, infinite = NUMERICS.clone(), NUMERICS.clone()
+    missing[1, 1] = missing[2, 0] = torch.nan
+    infinite[1, 0], infinite[2, 2] = torch.inf, -torch.inf
+    x = made.inputs(CODES, NUMERICS)
+    x[1, made.inputs.column == 3] = x[2, made.inputs.column == 2] = 0
+    assert torch.equal(made.inputs(CODES, missing), x)
+    for logits in in_both_ways(made, CODES, missing):
+        torch.testing.assert_close(logits, made.model(x).logits)
+    for logits in in_both_ways(made, CODES, infinite):
+        assert not logits[1:3].isfinite().any()
+        torch.testing.assert_close(logits[[0, 3]], made(CODES, NUMERICS).logits[[0, 3]])
+
+
+@pytest.mark.parametrize("numeric", ENCODERS)
+@pytest.mark.parametrize("name", COLUMNS)
+@torch.no_grad()
+def test_every_column_gives_finite_logits_that_agree(name: str, numeric: type):
+    values = np.repeat(COLUMNS[name], 10)
+    column = fit_numeric("n", values, 48)
+    made = network(numeric, Schema(SCHEMA.categorical, (column,), ()))
+    others = [0.0, 1.0, -1e-30, 1e10, -1e20, 1e30, -3.4e38, 3.4e38]
+    numerics = torch.tensor([*COLUMNS[name][:50], *others], dtype=torch.float32)[:, None]
+    first, *ways = in_both_ways(made, CODES[:1].repeat(len(numerics), 1), numerics)
+    assert first.isfinite().all()
+    for logits in ways:
+        torch.testing.assert_close(logits, first, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("count", [2, 64])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@torch.no_grad()
+def test_codes_of_every_integer_type(dtype: torch.dtype, count: int):
+    made, codes, numerics = network(), CODES.repeat(count, 1)[:count], NUMERICS.repeat(count, 1)[:count]
+    assert isinstance(made.inputs(codes, numerics), SparseInputs) == (count == 64)
+    assert torch.equal(made(codes.to(dtype), numerics).logits, made(codes, numerics).logits)
+
+
+@pytest.mark.parametrize("count", [2, 63, 64, 300])
+@pytest.mark.parametrize(("column", "code"), [(0, 3), (0, -1), (0, 6), (1, 0), (1, 2), (1, 7), (1, -5)])
+def test_codes_of_no_level_of_their_column_are_refused(column: int, code: int, count: int):
+    made, codes, numerics = (
+        network(),
+        CODES.repeat(count, 1)[:count].long(),
+        NUMERICS.repeat(count, 1)[:count],
+    )
+    codes[1, column] = code
+    name, levels = [("a", "0 to 2"), ("b", "3 to 4")][column]
+    message = f"^column {name}: must be a code from {levels}, or 5 where it is unseen; row 1 is {code}$"
+    for called in (made, made.inputs, Replicas([made, made])):
+        with pytest.raises(UserError, match=message):
+            called(codes, numerics)
+
+
+@pytest.mark.parametrize(
+    ("codes", "numerics"),
+    [
+        (CODES[0], NUMERICS),
+        (CODES, NUMERICS[0]),
+        (CODES[None], NUMERICS[None]),
+        (CODES[:, :1], NUMERICS),
+        (CODES, NUMERICS[:, :2]),
+        (CODES[:3], NUMERICS),
+        (CODES.float(), NUMERICS),
+        (CODES > 0, NUMERICS),
+    ],
+)
+def test_rows_of_other_shapes_are_refused(codes: torch.Tensor, numerics: torch.Tensor):
+    message = r"^codes \[B, 2\], integers, and numerics \[B, 3\]: must be rows of these shapes, are"
+    for count in (1, 64):
+        shape = (count, *[1] * (codes.ndim - 1)), (count, *[1] * (numerics.ndim - 1))
+        with pytest.raises(UserError, match=message):
+            network()(codes.repeat(shape[0]), numerics.repeat(shape[1]))
+
+
+def test_no_rows_have_no_logits():
+    assert network()(CODES[:0], NUMERICS[:0]).logits.shape == (0, 2)
+
+
+@pytest.mark.parametrize("numeric", ENCODERS)
+@pytest.mark.parametrize(("dtype", "error"), [("half", 0.02), ("bfloat16", 0.1), ("double", 1e-5)])
+@torch.no_grad()
+def test_networks_of_other_types_read_raw_rows(dtype: str, error: float, numeric: type):
+    schema = Schema(SCHEMA.categorical, (fit_numeric("n", np.r_[np.arange(100.0), 99999, 1e6], 20),), ())
+    made = network(numeric, schema)
+    numerics = torch.tensor([[0.0], [57.0], [99999.0], [1e6]])
+    expected = made(CODES, numerics).logits
+    scales = {name: buffer.clone() for name, buffer in made.inputs.named_buffers()}
+    cast = getattr(made, dtype)()
+    for count in (1, 100):
+        logits = cast(CODES.repeat(count, 1), numerics.repeat(count, 1)).logits[:4]
+        assert logits.dtype == getattr(torch, dtype)
+        torch.testing.assert_close(logits.float(), expected, rtol=error, atol=error)
+    for name, buffer in made.inputs.named_buffers():
+        assert torch.equal(buffer, scales[name])
+        assert buffer.dtype == scales[name].dtype
+    assert torch.equal(made.float()(CODES, numerics).logits.isfinite(), expected.isfinite())

@@ -30,7 +30,8 @@ def test_optimizer_and_schedule_are_those_given():
     assert isinstance(learner().configure_optimizers()["optimizer"], torch.optim.Adam)
     schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
     options = learner(scheduler=schedule).configure_optimizers()
-    assert options["lr_scheduler"].optimizer is options["optimizer"]
+    assert options["lr_scheduler"]["scheduler"].optimizer is options["optimizer"]
+    assert options["lr_scheduler"]["interval"] == "epoch"
 
 
 def test_the_schedule_steps_once_an_epoch():

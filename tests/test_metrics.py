@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mmoe.data.schema import Task
-from mmoe.metrics import METRICS, LogLoss, TaskMetrics, predicted
+from mmoe.metrics import METRICS, R2, LogLoss, TaskMetrics, predicted
 
 
 def tasks(*names: str) -> list[Task]:
@@ -75,3 +75,38 @@ def test_log_loss_is_a_mean_over_rows_not_batches():
     loss.update(torch.tensor([0.5] * 3, dtype=torch.float64), torch.tensor([1, 0, 1]))
     loss.update(torch.tensor([0.25], dtype=torch.float64), torch.tensor([1]))
     assert loss.compute().item() == pytest.approx((3 * math.log(2) + math.log(4)) / 4)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e5, 1e7])
+def test_numbers_far_from_zero_have_the_errors_of_centred_ones(offset: float):
+    task = Task("y", "y", kind="regression", mean=offset, std=2.0)
+    labels = torch.tensor([-1.0, 1.0, 1.0, -1.0])[:, None] + offset
+    logits = torch.tensor([-0.25, 0.75, 0.25, -0.75])[:, None]
+    assert predicted(logits[:, 0], task).tolist() == [offset - 0.5, offset + 1.5, offset + 0.5, offset - 1.5]
+    metrics = TaskMetrics([task])("val", logits, labels)
+    assert metrics["val/y/mse"].item() == 0.25
+    assert metrics["val/y/r2"].item() == 0.75
+
+
+@pytest.mark.parametrize("label", [0.1, 1e7])
+@pytest.mark.parametrize("count", [1, 7])
+def test_equal_labels_have_no_r2(label: float, count: int):
+    metrics = TaskMetrics([Task("y", "y", kind="regression")])(
+        "val", torch.rand(count, 1), torch.full((count, 1), label)
+    )
+    assert metrics["val/y/r2"].isnan()
+    assert metrics["val/y/mse"].isfinite()
+
+
+def test_r2_of_batches_is_that_of_all_rows():
+    whole, parts, (numbers, labels) = R2(), R2(), torch.randn(2, 50)
+    whole.update(numbers, labels)
+    for some in torch.stack([numbers, labels]).split(20, 1):
+        parts.update(*some)
+    assert parts.compute() == whole.compute()
+
+
+def test_the_log_loss_of_certain_probabilities_is_finite():
+    loss = LogLoss()
+    loss.update(torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64), torch.tensor([0, 1, 0, 1]))
+    assert loss.compute().item() == 50

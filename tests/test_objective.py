@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
@@ -56,8 +57,48 @@ def test_a_penalty_is_added():
         ({"one": float("nan")}, "task_weights.one=nan: must be"),
         ({"one": "abc"}, "task_weights.one=abc: must be"),
         ({"three": 1}, "task_weights.three: must be one of the tasks one, two"),
+        ({"one": True}, "task_weights.one=True: must be"),
+        ({"one": 0, "two": 0.0}, "task_weights={'one': 0, 'two': 0.0}: must be above 0 for a task"),
+        (
+            {"one": 1e300},
+            "task_weights={'one': 1e.300}: must be above 0 for a task, and numbers that float32",
+        ),
+        ([1, 2], r"task_weights=\[1, 2\]: must be numbers by the names of tasks"),
+        ([], r"task_weights=\[\]: must be numbers by the names of tasks"),
+        (2.5, "task_weights=2.5: must be numbers by the names of tasks"),
+        ("one", "task_weights=one: must be numbers by the names of tasks"),
     ],
 )
 def test_task_weights_that_make_no_sense(weights, message: str):
     with pytest.raises(ValueError, match=f"^{message}"):
         objective(weights=weights)
+
+
+def test_weights_may_be_numbers_of_numpy():
+    assert objective(weights={"two": np.float32(0.25)}).task_weights.tolist() == [1, 0.25]
+
+
+@pytest.mark.parametrize("kinds", [("regression", "regression"), ("binary", "regression")])
+def test_the_labels_of_a_regression_are_scaled(kinds):
+    scales = [(5e4, 2e4) if kind == "regression" else (0.0, 1.0) for kind in kinds]
+    scaled = [
+        Task(k, "c", ("x",) if k == "binary" else (), k, *s) for k, s in zip(kinds, scales, strict=True)
+    ]
+    plain = [Task(k, "c", ("x",) if k == "binary" else (), k) for k in kinds]
+    torch.manual_seed(0)
+    ours = objective(tasks=scaled)
+    torch.manual_seed(0)
+    theirs = objective(tasks=plain)
+    codes, numerics, labels = ROWS
+    mean, std = torch.tensor(scales).T
+    torch.testing.assert_close(
+        ours(codes, numerics, labels * std + mean)[0], theirs(*ROWS)[0], rtol=1e-4, atol=1e-5
+    )
+    assert set(ours.state_dict()) == set(theirs.state_dict())
+    assert ours.bfloat16().scale.mean.tolist() == mean.tolist()
+
+
+def test_labels_far_from_zero_keep_their_digits():
+    tasks = [Task(name, name, kind="regression", mean=1e7 + 1, std=1.0) for name in ("one", "two")]
+    scaled = objective(tasks=tasks).scale(torch.tensor([[1e7, 1e7 + 3]]))
+    assert scaled.tolist() == [[-1, 2]]

@@ -1,8 +1,10 @@
+import codecs
 import gzip
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from conftest import sample_lines
 from hypothesis import HealthCheck, given, settings
@@ -83,6 +85,7 @@ def test_the_same_level_with_and_without_its_space(tmp_path: Path):
         (with_field("age", "nan"), "line 3, column 1 (age): must be a finite number, is 'nan'"),
         (with_field("dividends", "1e999"), "line 3, column 19 (dividends): must be a finite number"),
         (with_field("dividends", "1e39"), "line 3, column 19 (dividends): must be a finite number"),
+        (with_field("age", "1_000"), "line 3, column 1 (age): must be a finite number, is '1_000'"),
         (with_field("age", ""), "line 3, column 1 (age): must not be empty"),
         (with_field("sex", ""), "line 3, column 13 (sex): must not be empty"),
         (
@@ -125,8 +128,10 @@ def test_broken_gzip_files(tmp_path: Path):
 
 
 def test_an_unreadable_path(tmp_path: Path):
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="is a directory; name a file"):
         read(tmp_path)
+    with pytest.raises(ValueError, match="no such file"):
+        read(tmp_path / "nowhere")
 
 
 def assert_refused_or_as_it_stands(path: Path, content: bytes) -> None:
@@ -143,7 +148,10 @@ def assert_refused_or_as_it_stands(path: Path, content: bytes) -> None:
         assert "\n" not in message
         assert len(message) < 600
         return
-    text = content.decode("latin-1").removeprefix(BOM)
+    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF32_LE: "utf-32"}
+    text = content.decode(
+        next((marks[mark] for mark in sorted(marks, key=len)[::-1] if content.startswith(mark)), "latin-1")
+    )
     lines = [line for line in text.replace("\r", "\n").split("\n") if line]
     assert len(frame) == len(lines)
     for i, line in enumerate(lines):
@@ -214,6 +222,25 @@ def test_mutated_fields_and_encodings_are_refused_or_read_as_they_stand(
         lines[line] = (lines[line] * 2)[:count]
     text = "".join(", ".join(line) + end for line, end in zip(lines, ends, strict=True))
     assert_refused_or_as_it_stands(tmp_path / "a", text.encode(encoding, "replace"))
+
+
+def test_a_file_of_many_blocks_is_read_as_one(tmp_path: Path):
+    lines = sample_lines() * 4  # 12 MB
+    frame = read(write(tmp_path / "a", *lines, end="\r\n"))
+    once = read(SAMPLE_DIR / "census-income.data.gz")
+    pd.testing.assert_frame_equal(frame, pd.concat([once] * 4, ignore_index=True), check_exact=True)
+    with pytest.raises(
+        ValueError, match=rf"line {len(lines) + 1}: must have 42 comma-separated fields, has 1"
+    ):
+        read(write(tmp_path / "a", *lines, "end", LINE))
+
+
+def test_a_byte_order_mark_between_blocks_is_text(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"line 2, column 1 \(age\): must be a finite number"):
+        read(write(tmp_path / "a", LINE, BOM + LINE))
+    assert parse.table((BOM + "a,1\n").encode("latin-1"), {"x": pa.binary(), "y": pa.float64()})[
+        "x"
+    ].to_pylist() == [(BOM + "a").encode("latin-1")]
 
 
 def test_numbers_come_block_by_block(tmp_path: Path):

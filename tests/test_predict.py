@@ -1,8 +1,11 @@
 """`python -m mmoe.predict`: raw rows in, a score for each, in their order."""
 
+import csv
 import gzip
 import subprocess
 import sys
+import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +13,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import sample_lines
 
+from mmoe import prediction
 from mmoe.data.census import COLUMNS, NUMERIC
+from mmoe.data.encode import Rows
+from mmoe.prediction import BLOCK
 
 LINES = sample_lines("census-income.test")
 
@@ -54,12 +61,14 @@ def test_every_format_has_the_same_scores(predict, smoke_run: Path):
         "plain.csv.gz": write_lines("plain.csv.gz", [line.rpartition(",")[0] for line in lines]),
     }
     frame.to_parquet("text.parquet")
+    frame.to_csv("header.csv")
+    frame.to_csv("quoted.tsv.gz", sep="\t", quoting=csv.QUOTE_ALL, header=False, index=False)
     # As pandas would have read the file: codes as integers, levels as categories; columns in any order.
     shuffled = frame.drop(columns=["income", "education"])[sorted(set(COLUMNS) - {"income", "education"})]
     shuffled = shuffled.astype({"industry_code": int, "occupation_code": int, "sex": "category"})
     shuffled.to_parquet("pandas.parquet")
     found = []
-    for source in (*inputs, "text.parquet", "pandas.parquet"):
+    for source in (*inputs, "text.parquet", "pandas.parquet", "header.csv", "quoted.tsv.gz"):
         assert predict(f"run={smoke_run}", f"input={source}", "output=out.csv").code == 0, source
         found.append(pd.read_csv("out.csv"))
     for other in found[1:]:
@@ -120,6 +129,35 @@ def test_one_replica_of_many(predict, train):
     np.testing.assert_allclose(scores[trained["row"]], trained["income_probability_1"], atol=1e-6)
 
 
+def test_a_bit_that_flips_in_the_predictions_is_noticed(predict, smoke_run: Path):
+    source = write_lines("rows.csv", LINES[:50])
+    assert predict(f"run={smoke_run}", f"input={source}", "output=out.parquet").code == 0
+    content = bytearray(Path("out.parquet").read_bytes())
+    content[150] ^= 1  # in the first page
+    Path("out.parquet").write_bytes(content)
+    with pytest.raises(OSError, match="CRC"):
+        pq.read_table("out.parquet", page_checksum_verification=True)
+
+
+def test_an_error_ends_the_thread_and_closes_the_file(smoke_run: Path):
+    before = threading.active_count()
+    closed = []
+
+    def parts() -> Generator[Rows]:
+        try:
+            while True:
+                yield Rows(*(torch.zeros(BLOCK, 1) for _ in range(3)))
+        finally:
+            closed.append(True)
+
+    for _, count in (rows := prediction.blocks(prediction.ahead(parts()))):
+        assert count == BLOCK
+        break
+    rows.close()
+    assert closed
+    assert threading.active_count() == before
+
+
 def parquet_with(column: str, values: list[object]) -> str:
     frame = raw(LINES[:3])
     frame[column] = values
@@ -130,10 +168,10 @@ def parquet_with(column: str, values: list[object]) -> str:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: "nowhere.csv", "nowhere.csv: cannot be read (No such file or directory)"),
-        (lambda: "nowhere.parquet", "nowhere.parquet: not a whole Parquet file"),
+        (lambda: "nowhere.csv", "nowhere.csv: no such file"),
+        (lambda: "nowhere.parquet", "nowhere.parquet: no such file"),
         (lambda: write_lines("empty.csv", []), "empty.csv: has no rows"),
-        (lambda: write_lines("rows.txt", LINES), "input=rows.txt: must end with"),
+        (lambda: write_lines("rows.xls", LINES), "input=rows.xls: must end with"),
         (
             lambda: write_lines("bad.csv", [*LINES[:20], "old" + LINES[20].lstrip("0123456789")]),
             "bad.csv, line 21, column 1 (age): must be a finite number, is 'old'",
@@ -146,7 +184,14 @@ def parquet_with(column: str, values: list[object]) -> str:
             lambda: parquet_with("age", [1.0, None, 2.0]),
             "bad.parquet, column age, row 2: must be a finite",
         ),
-        (lambda: parquet_with("age", ["1", "2", "3"]), "bad.parquet, column age: must hold numbers"),
+        (
+            lambda: parquet_with("age", ["1", "2 years", "3"]),
+            "bad.parquet, column age, row 2: must be a finite number, is '2 years'",
+        ),
+        (
+            lambda: parquet_with("sex", [["Male"], [], ["Male"]]),
+            "bad.parquet, column sex: must hold text or numbers, holds list",
+        ),
         (
             lambda: parquet_with("sex", ["Male", "Male", None]),
             "bad.parquet, column sex, row 3: must not be",
@@ -157,7 +202,7 @@ def parquet_with(column: str, values: list[object]) -> str:
         ),
         (
             lambda: parquet_with("sex", [1.5, 2.5, 3.5]),
-            "bad.parquet, column sex: must hold text",
+            "bad.parquet, column sex, row 1: must be text or a whole number, is 1.5",
         ),
     ],
 )
@@ -171,11 +216,12 @@ def test_bad_rows(predict, smoke_run: Path, make, message: str):
     assert not list(Path().glob(".out*"))
 
 
-def test_a_column_that_is_missing(predict, smoke_run: Path):
-    raw(LINES[:3]).drop(columns="age").to_parquet("bad.parquet")
+@pytest.mark.parametrize("column", ["age", "race"])
+def test_a_column_that_is_missing(predict, smoke_run: Path, column: str):
+    raw(LINES[:3]).drop(columns=column).to_parquet("bad.parquet")
     result = predict(f"run={smoke_run}", "input=bad.parquet", "output=out.parquet")
     assert result.err.splitlines()[-1] == (
-        "error: bad.parquet: must have a column 'age', as the run's inputs are by name"
+        f"error: bad.parquet: must have a column for every input of the run; lacks '{column}'"
     )
     result = predict(f"run={smoke_run}", "input=bad.parquet", "output=out.xls")
     assert result.err == "error: output=out.xls: must end with .parquet, .csv or .csv.gz\n"

@@ -1,6 +1,7 @@
 """Replicas are the runs that they would have been alone."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import config
+from pytorch_lightning.callbacks import EarlyStopping
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mmoe import CONF_DIR, Replicas, runs
@@ -125,13 +127,116 @@ def test_a_replica_that_is_done_keeps_its_weights():
         with torch.no_grad():
             weight.add_(1.0)
         history.append(weight.detach().clone())
-        together._keep_the_best(torch.tensor(values, dtype=torch.float64))
+        together._keep_the_best(*[torch.tensor(values, dtype=torch.float64)] * 2)
     kept = dict(together.best.named_parameters())["network.model.weight"]
     assert torch.equal(kept[0], history[1][0])
     assert torch.equal(kept[1], history[0][1])  # .9 came after its early stop
     assert together.trainer.should_stop
     together.take_the_best()
     assert torch.equal(together.objective.parameters_by_name()["network.model.weight"], kept)
+
+
+def stops_after(patience: int, min_delta: float, values: list[float]) -> int:
+    """The validations after which two replicas with the same values are both done."""
+    together, _, _ = learners(2, f"callbacks.early_stopping.patience={patience}")
+    together.min_delta = min_delta
+    together.trainer = type("T", (), {"should_stop": False, "current_epoch": 0})()
+    for count, value in enumerate(values, 1):
+        together._keep_the_best(*[torch.tensor([value] * 2, dtype=torch.float64)] * 2)
+        if together.trainer.should_stop:
+            return count
+    return 0
+
+
+def lightning_stops_after(patience: int, min_delta: float, values: list[float]) -> int:
+    stop = EarlyStopping("a", patience=patience, min_delta=min_delta, mode="max")
+    for count, value in enumerate(values, 1):
+        if stop._evaluate_stopping_criteria(torch.tensor(value))[0]:
+            return count
+    return 0
+
+
+@pytest.mark.parametrize("patience", [0, 1, 2, 3])
+@pytest.mark.parametrize("min_delta", [0.0, 0.05, 1.0])
+def test_replicas_stop_when_lightning_would(patience: int, min_delta: float):
+    values = [0.5, 0.52, 0.54, 0.56, 0.5, 0.6, 0.6, 0.61, 0.1, 0.1, 0.1, 0.1]
+    expected = lightning_stops_after(patience, min_delta, values)
+    assert stops_after(patience, min_delta, values) == expected > 0
+
+
+def test_the_callbacks_settings_are_those_of_the_replicas():
+    stop = {"monitor": "val/marital/log_loss", "mode": "min", "patience": 7}
+    options = [f"callbacks.early_stopping.{key}={value}" for key, value in stop.items()]
+    best = ["callbacks.best.monitor=val/marital/auroc", "callbacks.best.mode=max"]
+    together, _, _ = learners(2, *options, "+callbacks.early_stopping.min_delta=0.01", *best)
+    assert (together.best_monitor, together.best_sign) == ("val/marital/auroc", 1)
+    assert (together.stop_monitor, together.stop_sign) == ("val/marital/log_loss", -1)
+    assert (together.patience, together.min_delta) == (7, 0.01)
+    for wrong, message in (
+        ("+callbacks.best.save_top_k=3", "callbacks.best.save_top_k: replicas do not have it"),
+        ("+callbacks.early_stopping.stopping_threshold=1", "callbacks.early_stopping.stopping"),
+        ("+callbacks.best.every_n_epochs=5", "callbacks.best.every_n_epochs: replicas do not have it"),
+        ("+callbacks.early_stopping.check_finite=false", "callbacks.early_stopping.check_finite: re"),
+        ("callbacks.best._target_=pytorch_lightning.callbacks.ModelCheckpoint", "callbacks.best._target_: r"),
+        ("callbacks.early_stopping.patience=-1", "learner.patience=-1: must be an integer of at least 0"),
+        ("callbacks.best.monitor=val/a/auroc", "learner.best_monitor=val/a/auroc: must be one of val/income"),
+        (
+            "callbacks.early_stopping.monitor=train/income/auroc",
+            "learner.stop_monitor=train/income/auroc: must",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+            learners(2, wrong)
+
+
+def test_each_replica_is_clipped_by_its_own_norm():
+    """As `clip_grad_norm_` of each alone; so is each member of an ensemble."""
+    together, alone, data = learners(3, "inputs=embedding")
+    batch = next(iter(data.train_dataloader()))
+    together.objective(*batch).loss.sum().backward()
+    together.configure_gradient_clipping(None, 0.05, "norm")
+    clipped = {name: p.grad for name, p in together.objective.parameters_by_name().items()}
+    for r, learner in enumerate(alone):
+        learner.objective(*batch).loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(learner.objective.parameters(), 0.05)
+        assert norm > 0.05
+        for name, parameter in learner.objective.named_parameters():
+            torch.testing.assert_close(clipped[name][r], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_each_member_of_an_ensemble_is_clipped_by_its_own_norm():
+    _, (learner,), data = learners(1, "model=ensemble", "model.size=3")
+    batch = next(iter(data.train_dataloader()))
+    learner.objective(*batch).loss.backward()
+    stacked = list(learner.objective.network.model.members.parameters())
+    before = [p.grad.clone() for p in stacked]
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in before]).norm(dim=0)  # [M]
+    limit = norms.sort().values[1].item()
+    learner.configure_gradient_clipping(None, limit, "norm")
+    for gradient, parameter in zip(before, stacked, strict=True):
+        scale = (limit / norms).clamp(max=1).view(-1, *[1] * (gradient.ndim - 1))
+        torch.testing.assert_close(parameter.grad, gradient * scale, atol=1e-7, rtol=1e-4)
+
+
+def test_a_replica_that_was_never_validated_keeps_its_weights():
+    together, _, _ = learners(2)
+    weight = together.objective.parameters_by_name()["network.model.weight"]
+    with torch.no_grad():
+        weight.add_(1.0)
+    last = weight.detach().clone()
+    together.best_epoch[0] = 1  # its best are those of the start
+    together.take_the_best()
+    now = together.objective.parameters_by_name()["network.model.weight"]
+    assert torch.equal(now[0], dict(together.best.named_parameters())["network.model.weight"][0])
+    assert torch.equal(now[1], last[1])
+
+
+def test_lightnings_trial_of_a_few_batches_is_no_validation(train):
+    options = ["experiment=smoke", "replicas=2", "logger=none", "trainer.max_epochs=1"]
+    assert train(*options, "trainer.num_sanity_val_steps=2", "hydra.run.dir=a").code == 0
+    assert train(*options, "hydra.run.dir=b").code == 0
+    assert Path("a/history.csv").read_bytes() == Path("b/history.csv").read_bytes()
+    assert Path("a/predictions.parquet").read_bytes() == Path("b/predictions.parquet").read_bytes()
 
 
 def test_before_a_validation_the_weights_are_those_that_were_trained(train):

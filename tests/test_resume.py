@@ -1,12 +1,10 @@
 """A run can be stopped at any moment, and ends as if it had not been."""
 
 import json
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,7 +69,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # In mid-epoch, at the end of the first epoch, after it, and at the very end.
-@pytest.mark.parametrize("step", [50, 94, 95, 282])
+@pytest.mark.parametrize("step", [50, 282, *(pytest.param(s, marks=pytest.mark.slow) for s in (94, 95))])
 def test_ctrl_c_saves_and_says_how_to_go_on(train: Callable, whole: Path, step: int):
     done = stopped(step, signal.SIGINT, *OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut")
     assert done.returncode == 130
@@ -87,7 +85,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(train: Callable, whole: Path, step: 
     assert not list(Path().glob("runs/*"))
 
 
-@pytest.mark.parametrize("step", [1, 188, 250])
+@pytest.mark.parametrize("step", [250, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 188))])
 def test_a_killed_run_goes_on(train: Callable, whole: Path, step: int):
     done = stopped(step, signal.SIGKILL, *OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut")
     assert done.returncode == -signal.SIGKILL
@@ -113,31 +111,9 @@ def test_replicas_and_streams_go_on(train: Callable, model: str):
     assert_equal_runs(Path("whole"), Path("cut"))
 
 
-@pytest.mark.slow
-def test_ten_kills_at_random_moments(train: Callable):
-    options = [*OPTIONS, "trainer.max_epochs=25", "callbacks.early_stopping=null"]
-    assert train(*options, "hydra.run.dir=whole").code == 0
-    draws = random.Random(0)
-    arguments, last = [*options, "hydra.run.dir=cut"], Path("cut/checkpoints/last.ckpt")
-    for _ in range(10):
-        before = last.stat().st_mtime_ns if last.exists() else 0
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mmoe.train", *arguments], stdout=subprocess.DEVNULL
-        )
-        while process.poll() is None and (last.stat().st_mtime_ns if last.exists() else 0) == before:
-            time.sleep(0.01)
-        time.sleep(draws.uniform(0, 0.2))
-        process.kill()
-        process.wait()
-        if Path("cut/metrics.json").exists():
-            break
-        arguments = ["resume=cut"]
-    else:
-        assert train("resume=cut").code == 0
-    assert_equal_runs(Path("whole"), Path("cut"))
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "both"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flipped", "both"))]
+)
 def test_a_damaged_checkpoint_is_passed_over(train: Callable, whole: Path, damage: str):
     stopped(250, signal.SIGKILL, *OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut")
     folder = Path("cut/checkpoints")
@@ -165,6 +141,7 @@ def test_an_early_stop_is_not_forgotten(train: Callable):
     assert_equal_runs(Path("whole"), Path("cut"))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_goes_on(train: Callable, whole: Path):
     stopped(250, signal.SIGKILL, *OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut")
     shutil.move("cut", "elsewhere")
@@ -173,6 +150,7 @@ def test_a_run_that_was_moved_goes_on(train: Callable, whole: Path):
     assert not Path("cut").exists()
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_not_lost(train: Callable):
     options = [*OPTIONS, "trainer.max_epochs=2", "+trainer.accumulate_grad_batches=3"]
     assert train(*options, "hydra.run.dir=whole").code == 0
@@ -211,12 +189,66 @@ def test_two_processes_do_not_work_in_one_folder(train: Callable):
     assert before == {path: path.stat().st_mtime_ns for path in Path("cut/checkpoints").iterdir()}
 
 
+def test_a_run_that_has_ended_trains_longer(train: Callable):
+    """To the bit, with a schedule that does not depend on the number of epochs."""
+    options = [*OPTIONS[:-1], "callbacks.early_stopping=null"]
+    assert train(*options, "trainer.max_epochs=4", "hydra.run.dir=whole").code == 0
+    assert train(*options, "trainer.max_epochs=2", "hydra.run.dir=cut").code == 0
+    for wrong in ("trainer.max_epochs=2", "trainer.max_epochs=1", "+trainer.max_steps=5"):
+        result = train("resume=cut", wrong)
+        assert result.code == 2
+        assert "must be more than the" in result.err
+    assert train("resume=cut", "trainer.max_epochs=4").code == 0
+    assert_equal_runs(Path("whole"), Path("cut"))
+    assert json.loads(Path("cut/metrics.json").read_text())["epochs"] == 4
+    assert "max_epochs: 4" in Path("cut/config.yaml").read_text()
+
+
+def test_an_early_stop_is_not_trained_longer(train: Callable):
+    stop = ["callbacks.early_stopping.patience=1", "learner.optimizer.lr=0", "trainer.max_epochs=9"]
+    assert train(*OPTIONS, *stop, "hydra.run.dir=run").code == 0
+    before = Path("run/metrics.json").read_bytes()
+    result = train("resume=run", "trainer.max_epochs=20")
+    assert result.code == 2
+    assert "resume=run: early stopping ended the run after epoch 2" in result.err
+    assert Path("run/metrics.json").read_bytes() == before
+
+
+def test_figures_that_lack_are_drawn(train: Callable, whole: Path):
+    shutil.copytree(whole, "run")
+    shutil.rmtree("run/figures")
+    before = Path("run/metrics.json").stat().st_mtime_ns
+    result = train("resume=run")
+    assert result.code == 0, result.err
+    assert "run folder: run" in result.out
+    assert {path.stem for path in Path("run/figures").iterdir()} == {
+        "training_curves", "roc", "precision_recall", "calibration", "gate_weights", "gate_distributions",
+    }  # fmt: skip
+    assert Path("run/metrics.json").stat().st_mtime_ns == before
+    assert train("resume=run").code == 2
+
+
+@pytest.mark.parametrize("kept", ["schema.json", None])
+def test_a_kill_before_the_first_step(train: Callable, whole: Path, kept: str | None):
+    """schema.json comes first; config.yaml makes the folder a run's. In between it can be started again."""
+    Path("cut").mkdir()
+    Path("cut/.scratch-0123456789abcdef-config.yaml").touch()
+    if kept:
+        shutil.copy(whole / kept, "cut")
+    assert train(*OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut", "figures=true").code == 0
+    assert_equal_runs(whole, Path("cut"))
+
+
 def test_mistakes(train: Callable, smoke_run: Path):
     copy = Path("copy")
     shutil.copytree(smoke_run, copy)
     for arguments, message in (
         (["resume=nowhere"], "nowhere/config.yaml: missing; is nowhere a run folder?"),
-        (["resume=copy"], "resume=copy: the run has ended, as its metrics.json says"),
+        (
+            ["resume=copy"],
+            "resume=copy: the run has ended, as its metrics.json says; a larger trainer.max_epochs=... trains"
+            " it longer",
+        ),
         (
             ["resume=copy", "seed=3"],
             "resume=copy: goes on with the run's own configuration; leave out seed=3",
@@ -229,4 +261,4 @@ def test_mistakes(train: Callable, smoke_run: Path):
     (copy / "metrics.json").unlink()
     text = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(text.replace("mmoe.adam.Adam", "os.system"))
-    assert "learner.optimizer._target_=os.system: must be a class of" in train("resume=copy").err
+    assert "learner.optimizer._target_=os.system: a run folder may build" in train("resume=copy").err

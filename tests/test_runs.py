@@ -3,9 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import config
+from omegaconf import OmegaConf
 
 from mmoe import atomic, runs
 from mmoe.build import build, build_network, check_targets
+from mmoe.errors import UserError
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path):
@@ -50,14 +52,20 @@ def test_a_configuration_may_only_build_trusted_classes(tmp_path: Path, target: 
     runs.start(tmp_path, c, schema)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/best.ckpt").touch()
-    with pytest.raises(ValueError, match=f"inputs.numeric._target_={target}: must be a class of mmoe, torch"):
+    with pytest.raises(UserError, match=f"^inputs.numeric._target_={target}: a run folder may build modules"):
         runs.load_network(tmp_path)
 
 
 def test_every_shipped_configuration_is_trusted():
     for experiment in ("census", "census_seed"):
-        check_targets(config(f"experiment={experiment}"))
-    check_targets(config("data=census_onehot_csv"))
+        check_targets(plain(f"experiment={experiment}"))
+    check_targets(plain("data=census_onehot_csv"))
+    for logger in ("csv", "tensorboard", "wandb", "mlflow"):
+        check_targets(plain(f"logger={logger}"))
+
+
+def plain(*overrides: str) -> dict:
+    return OmegaConf.to_container(config(*overrides), resolve=False)
 
 
 def test_a_folder_holds_one_run(tmp_path: Path):
@@ -71,3 +79,138 @@ def test_a_folder_holds_one_run(tmp_path: Path):
 def test_a_folder_without_a_run(tmp_path: Path):
     with pytest.raises(ValueError, match=r"config\.yaml: missing; is .* a run folder\?"):
         runs.load_network(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole() -> str:
+    """The text of a config.yaml."""
+    return runs.portable(config("experiment=smoke", "logger=tensorboard"))
+
+
+def stored(text: str) -> dict:
+    Path("run").mkdir(exist_ok=True)
+    Path("run/config.yaml").write_text(text)
+    return runs.stored_config(Path("run"))
+
+
+def test_a_configuration_is_read_back_and_a_cut_one_is_refused(whole: str):
+    assert OmegaConf.create(stored(whole)) == OmegaConf.create(whole)
+    assert runs.as_text(OmegaConf.create(stored(whole))) == whole
+    for size in [*range(0, len(whole) - 30, 97), *range(len(whole) - 30, len(whole) - 1)]:
+        with pytest.raises(UserError, match=r"^run/config\.yaml: not a whole configuration"):
+            stored(whole[:size])
+    with pytest.raises(AssertionError):
+        runs.write_config(Path("run"), whole[:-3])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data", "5"), ("data", "null"), ("data", "{}"), ("replicas", "two"), ("replicas", "0"),
+        ("seed", "null"), ("seed", "true"), ("seed", "-1"), ("trainer", "null"), ("model", "x"),
+        ("model", "{_target_: 5}"),
+        ("inputs", "[1]"), ("objective", "1.5"), ("learner", "''"), ("callbacks", "[1]"), ("monitor", "null"),
+        ("callbacks", "{best: 5}"), ("logger", "csv"), ("logger", "{csv: csv}"), ("model", "???"),
+    ],
+)  # fmt: skip
+def test_a_part_of_the_wrong_kind_is_named(whole: str, key: str, value: str):
+    changed = OmegaConf.create(whole)
+    changed[key] = "(changed)"
+    text = runs.as_text(changed).replace("(changed)", value)
+    with pytest.raises(UserError, match=rf"^run/config\.yaml, {key}[.=:].*must ") as caught:
+        stored(text)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=rf"^run/config\.yaml, {key}"):
+        runs.read(Path("run"))
+
+
+def test_a_part_that_is_missing_is_named_and_some_may_be(whole: str):
+    content = OmegaConf.to_container(OmegaConf.create(whole), resolve=False)
+    required = [*runs.BUILT, "callbacks", "monitor", "seed", "replicas"]
+    for key in content:
+        text = runs.as_text(OmegaConf.create({k: v for k, v in content.items() if k != key}))
+        if key in required:
+            with pytest.raises(UserError, match=rf"^run/config\.yaml, {key}: must be there"):
+                stored(text)
+        else:
+            stored(text)
+    for key, value in {
+        "callbacks": None,
+        "logger": None,
+        "callbacks.best": None,
+        "logger.csv": False,
+    }.items():
+        changed = OmegaConf.create(whole)
+        OmegaConf.update(changed, key, value)
+        stored(runs.as_text(changed))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 2000, "{a: " * 2000, "a: !!int ''", "a: !!float ''", "a: !!bool x", "a: !!timestamp x",
+     "a: &a [*a]", "a: *b", "? [1]\n: 2", "a: 1\na: 2", "\0", "a: \x07", "a\n b: c", "a: ${", "5",
+     "[1, 2]", ""],
+)  # fmt: skip
+def test_text_that_is_no_configuration_is_refused_on_one_line(text: str):
+    with pytest.raises(UserError, match=r"^run/config\.yaml") as caught:
+        stored(f"{text}\n{runs.END}\n")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "schema.json"])
+def test_nesting_without_end_is_refused(name: str):
+    Path("run").mkdir()
+    Path("run", name).write_text("[" * 100_000)
+    read = {"metrics.json": runs.read_metrics, "schema.json": runs.read_schema}[name]
+    with pytest.raises(UserError, match=rf"^run/{name}: "):
+        read(Path("run"))
+
+
+def test_the_folder_may_stand_in_another_interpolation(whole: str, monkeypatch: pytest.MonkeyPatch):
+    changed = OmegaConf.create(whole)
+    changed.data.dir = "${oc.env:ML,${hydra:runtime.output_dir}/ml}"
+    monkeypatch.delenv("ML", raising=False)
+    assert stored(runs.portable(changed))["data"]["dir"] == f"{runs.FOLDER}/ml"
+    monkeypatch.setenv("ML", "elsewhere")
+    assert stored(runs.portable(changed))["data"]["dir"] == "elsewhere"
+
+
+def test_the_path_of_a_folder_is_never_resolved(whole: str):
+    folder = Path("a${oc.env:HOME}b")
+    folder.mkdir()
+    runs.write_config(folder, whole)
+    with pytest.raises(UserError, match=r"a\$\{oc.env:HOME\}b: must not hold \$\{, which begins"):
+        runs.read(folder)
+
+
+def test_a_lock_is_removed_while_it_is_held(monkeypatch: pytest.MonkeyPatch):
+    release, found = runs.FileLock.release, []
+
+    def watch(lock: runs.FileLock, *arguments: bool) -> None:
+        found.append(Path("run.lock").exists())
+        release(lock, *arguments)
+
+    monkeypatch.setattr(runs.FileLock, "release", watch)
+    with runs.locked(Path()):
+        assert Path("run.lock").exists()
+        with pytest.raises(UserError, match="another process is at work"), runs.locked(Path()):
+            pass
+    assert found[0] is False
+    with runs.locked(Path()):
+        pass
+
+
+@pytest.mark.parametrize("replica", [-1, 1.0, True, "0", 4, None])
+def test_a_replica_is_one_of_the_run(replica: object):
+    with pytest.raises(UserError, match=f"^replica={replica}: "):
+        runs.check_replica(4, replica)
+    with pytest.raises(UserError, match=r"^replica=0: the run has no replicas"):
+        runs.check_replica(1, 0)
+    runs.check_replica(1, None)
+    runs.check_replica(4, 3)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "\n\n"])
+def test_a_history_may_be_empty(text: str):
+    Path("history.csv").write_text(text)
+    assert runs.read_frame(Path(), "history.csv").empty

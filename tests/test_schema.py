@@ -1,8 +1,12 @@
+import json
 import re
+from typing import Any
 
+import numpy as np
 import pytest
 
 from mmoe.data.schema import Categorical, Numeric, Schema, Task
+from mmoe.errors import UserError
 
 SCHEMA = Schema(
     (Categorical("colour", ("NA", "rouge é"), "rouge é"), Categorical("size", ("?",))),
@@ -33,3 +37,110 @@ def test_unseen_code_follows_all_levels():
 def test_a_task_needs_a_positive_level():
     with pytest.raises(ValueError, match=r"tasks.bought.positive=\[\]: must name"):
         Task("bought", "income", ())
+
+
+def changed(path: str, value: Any) -> str:
+    """The JSON of SCHEMA with another value at a path of keys and indices."""
+    stored = json.loads(SCHEMA.to_json())
+    *way, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+    part = stored
+    for key in way:
+        part = part[key]
+    if value is ...:
+        del part[last]
+    else:
+        part[last] = value
+    return json.dumps(stored)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("categorical", ..., "schema: must have a 'categorical'"),
+        ("categorical", None, "categorical=None: must be a list"),
+        ("categorical", {}, "categorical={}: must be a list"),
+        ("categorical.0", "colour", r"categorical\[0\]: must be an object of JSON, is str"),
+        ("categorical.0.levels", ..., r"categorical\[0\]: must have a 'levels'"),
+        ("categorical.0.colour", 1, r"categorical\[0\].colour: must be one of name, levels, mode"),
+        ("categorical.0.name", "", "categorical.name='': must be text that is not empty"),
+        ("categorical.0.name", "size", "columns: must have different names, 2 are 'size'"),
+        ("categorical.0.name", "age", "columns: must have different names, 2 are 'age'"),
+        ("categorical.0.name", None, "categorical.name=None: must be text"),
+        ("categorical.0.levels", "ab", "categorical.colour.levels='ab': must be a list"),
+        ("categorical.0.levels", ["b", "a"], "categorical.colour.levels: must be unique and sorted"),
+        ("categorical.0.levels", ["a", "a"], "categorical.colour.levels: must be unique and sorted"),
+        ("categorical.0.levels", ["a", 1], "categorical.colour.levels: must be a list of text, holds 1"),
+        ("categorical.0.levels", ["a", None], "categorical.colour.levels: must be a list of text"),
+        ("categorical.0.mode", "blue", "categorical.colour.mode='blue': must be one of its levels"),
+        ("categorical.0.mode", None, "categorical.colour.mode=None: must be one of its levels"),
+        ("numeric.0.mean", "1", "numeric.age.mean='1': must be a finite number"),
+        ("numeric.0.mean", None, "numeric.age.mean=None: must be a finite number"),
+        ("numeric.0.mean", True, "numeric.age.mean=True: must be a finite number"),
+        ("numeric.0.mean", 1e39, r"numeric.age.mean=1e\+39: must be a finite number"),
+        ("numeric.0.std", 0, "numeric.age.std=0.0: must be above 0"),
+        ("numeric.0.std", 1e-60, "numeric.age.std=1e-60: must be above 0"),
+        ("numeric.0.std", -1, "numeric.age.std=-1.0: must be above 0"),
+        ("numeric.0.bins", [1], r"numeric.age.bins=\[1.0\]: must be at least 2 edges"),
+        ("numeric.0.bins", [], r"numeric.age.bins=\[\]: must be at least 2 edges"),
+        ("numeric.0.bins", [1, 0], "numeric.age.bins: must increase as float32, 1.0 is followed by 0.0"),
+        ("numeric.0.bins", [1, 1], "numeric.age.bins: must increase"),
+        ("numeric.0.bins", [1e8, 1e8 + 1], "numeric.age.bins: must increase as float32"),
+        ("numeric.0.bins", [0, 1e-45], "numeric.age.bins: must be bins with a width"),
+        ("numeric.0.bins", [-3e38, 3e38], "numeric.age.bins: must be bins with a width"),
+        ("numeric.0.bins", [0, "1"], r"numeric.age.bins\[1\]='1': must be a finite number"),
+        ("numeric.0.bins", 5, "numeric.age.bins=5: must be a list"),
+        ("numeric.0.values", [2, 1], "numeric.age.values: must increase"),
+        ("tasks.0.kind", "ordinal", "tasks.bought.kind=ordinal: must be binary or regression"),
+        ("tasks.0.kind", [], r"tasks.bought.kind=\[\]: must be"),
+        ("tasks.0.positive", [], r"tasks.bought.positive=\[\]: must name"),
+        ("tasks.0.positive", "50000+.", r"tasks.bought.positive='50000\+.': must be a list"),
+        ("tasks.0.column", None, "tasks.bought.column=None: must be text"),
+        ("tasks.0.mean", 5, "tasks.bought: must have mean 0 and std 1, for it is binary"),
+        ("tasks.0.std", 0, "tasks.bought.std=0.0: must be above 0"),
+        ("rows", "mine", "rows=mine: must be one of official, sample, synthetic, custom"),
+        ("rows", None, "rows=None: must be"),
+        ("files", None, "files=None: must map"),
+        ("files", {"a": 1}, "files.a=1: must be text"),
+        ("num_rows", {"train": -1}, "num_rows.train=-1: must be an integer of at least 0"),
+        ("num_rows", {"train": 1.5}, "num_rows.train=1.5: must be"),
+        ("num_rows", {"train": "3"}, "num_rows.train=3: must be"),
+        ("columns", [], "schema.columns: must be one of categorical, numeric"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(path: str, value: Any, message: str):
+    with pytest.raises(UserError, match=f"^{message}") as caught:
+        Schema.from_json(changed(path, value))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "3", '"a"', SCHEMA.to_json()[:300], "[" * 10**5, "9" * 5000]
+)
+def test_what_is_no_schema_is_refused_in_one_line(text: str):
+    with pytest.raises(UserError, match="must be") as caught:
+        Schema.from_json(text)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_does_not_have(constant: str):
+    with pytest.raises(UserError, match=f"^{constant}: must be a finite number"):
+        Schema.from_json(SCHEMA.to_json().replace("41.5", constant))
+    with pytest.raises(UserError, match=r"^numeric.age.mean=(nan|-?inf): must be a finite number"):
+        Numeric("age", float(constant.replace("Infinity", "inf")), 1.0, (0.0, 1.0))
+
+
+def test_levels_may_be_sorted_as_integers():
+    assert Categorical("group", ("9", "10", "11")).levels == ("9", "10", "11")
+    assert Categorical("group", ("10", "9")).levels == ("10", "9")
+    with pytest.raises(UserError, match="must be unique and sorted"):
+        Categorical("group", ("9", "10", "a"))
+
+
+def test_numbers_of_numpy_and_lists_are_stored_as_plain_values():
+    task = Task("y", "y", kind="regression", mean=np.float32(2.5), std=np.float64(4))
+    column = Numeric("n", np.float64(1), np.int64(2), [np.float32(0), 1], [])
+    schema = Schema([Categorical("c", ["a"])], [column], [task], num_rows={"train": np.int64(5)})
+    assert Schema.from_json(schema.to_json()) == schema
+    assert schema.tasks[0].is_scaled
+    assert not Task("y", "y", kind="regression").is_scaled

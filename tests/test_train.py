@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import torch
 from conftest import Result, config, run_folder, sample_lines
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchmetrics.classification import BinaryAUROC
 
 from mmoe import CONF_DIR, runs
 from mmoe.build import build
@@ -338,6 +341,36 @@ BAD_OVERRIDES = {
     "trainer.accelerator=tpu": "trainer: ",
     "trainer.accelerator=abacus": "trainer: You selected an invalid accelerator name",
     "trainer.max_epochs=abc": "trainer.max_epochs=abc: must be an integer of at least -1",
+    "+trainer.limit_val_batches=1.5": "trainer: You have passed invalid value 1.5 for limit_val_batches",
+    "objective.task_weights=[1,2]": "objective.task_weights=[1, 2]: must be",
+    "objective.task_weights={income: 0, marital: 0}": "objective.task_weights",
+    "data.tasks.income.positive=50000+.": "data.tasks.income.positive=50000+.: must be a list of levels",
+    "+data.tasks.income.negative=[a]": "data.tasks.income.negative: must be column, positive or kind",
+    "+data.num_workers=4": "data.num_workers: is no option of the data; further ones are batch_size",
+    "data.features=age": "data.features=age: must be a list of columns",
+    "data.features=5": "data.features=5: must be a list of text",
+    "data.cache_dir=5": "data.cache_dir=5: must be text or null",
+    "data.resident=maybe": "data.resident=maybe: must be true or false",
+    "seed=4294967296": "seed=4294967296: must be at most 4294967295",
+    "data.seed=99999999999999999": "data.seed=99999999999999999: must be at most 4294967295",
+    "data.split_seed=99999999999999999": "data.split_seed=99999999999999999: must be at most 4294967295",
+    "callbacks.best.monitor=val/marital/auc": "callbacks.best.monitor=val/marital/auc: must be one of",
+    "callbacks.best.mode=min": "callbacks.best.mode=min: must be max for val/income/auroc",
+    "callbacks.early_stopping.monitor=income": "callbacks.early_stopping.monitor=income: must be one of val/",
+    "callbacks.early_stopping.monitor=train/income/auroc": "callbacks.early_stopping.check_on_train_epoch",
+    "+callbacks.best.save_top_k=0": "callbacks.best.save_top_k=0: must keep a checkpoint",
+    "+callbacks.best.keep=2": "callbacks.best: got an unexpected keyword argument 'keep'",
+    "+callbacks.mine={_target_: mmoe.No}": "callbacks.mine: Error locating target 'mmoe.No'",
+    "+callbacks.mine={patience: 3}": "callbacks.mine={'patience': 3}: must have a _target_",
+    "+callbacks.lr={_target_: pytorch_lightning.callbacks.LearningRateMonitor}": "trainer: Cannot",
+    "+callbacks.mine=mypackage.Mine": "callbacks.mine=mypackage.Mine: must have a _target_",
+    "model._target_=mmoe.models.mmoe": "model._target_=mmoe.models.mmoe: must be a class or a function",
+    "inputs.categorical=onehot": "inputs.categorical=onehot: must be a class to build",
+    "trainer.max_epochs=2.5": "trainer.max_epochs=2.5: must be an integer of at least -1",
+    "+trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0: must be",
+    "+trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch=0: must be",
+    "+trainer.plugins=[]": "trainer.plugins: is set by mmoe; leave it out",
+    "+inputs.numeric.size=3": "inputs.numeric: got an unexpected keyword argument 'size'",
 }
 
 
@@ -365,13 +398,142 @@ def test_bad_files_are_refused_in_one_line(train: Train, census_dir: Path, mista
 
 @pytest.mark.parametrize("override", BAD_OVERRIDES)
 def test_bad_options_are_refused_in_one_line(train: Train, census_dir: Path, override: str):
-    assert train(f"data.dir={census_dir}", *QUICK).code == 0  # fills the cache
-    for path in sorted(Path("runs").rglob("*"), reverse=True) + sorted(Path("cache").glob("*")):
-        path.rmdir() if path.is_dir() else path.unlink()
-    result = train(f"data.dir={census_dir}", *QUICK[1:], override)
+    result = train(f"data.dir={census_dir}", *QUICK[1:], "logger=none", override)
     for path in Path("cache").glob("*"):
         path.unlink()
     refused(result, BAD_OVERRIDES[override])
+
+
+LIMITS = {
+    "half of the validation rows": (["+trainer.limit_val_batches=0.5"], {"val": 800, "test": 1500}),
+    "some of both": (
+        ["+trainer.limit_val_batches=1", "+trainer.limit_test_batches=2"],
+        {"val": 400, "test": 800},
+    ),
+    "no validation": (["+trainer.limit_val_batches=0"], {"test": 1500}),
+    "no test": (["+trainer.limit_test_batches=0"], {"val": 1500}),
+    "neither": (["+trainer.limit_val_batches=0", "+trainer.limit_test_batches=0"], {}),
+    "no validation in time": (["+trainer.check_val_every_n_epoch=5"], {"val": 1500, "test": 1500}),
+    "one batch of each": (["+trainer.fast_dev_run=true"], {"val": 400, "test": 400}),
+}
+
+
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("limit", LIMITS)
+def test_limits_are_said_and_the_rows_are_those_that_were_scored(train: Train, limit: str, replicas: int):
+    overrides, rows = LIMITS[limit]
+    options = [*QUICK, "data.eval_batch_size=400", f"replicas={replicas}", "logger=none", "figures=true"]
+    result = train("experiment=smoke", *options, *overrides)
+    assert result.code == 0, result.err
+    folder = run_folder()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["num_rows"] == rows
+    for split in ("val", "test"):
+        assert (split in metrics) == (split in rows)
+        partly = f"{rows.get(split, 0):,} of 1,500 {split}"
+        assert (partly in result.out) == (0 < rows.get(split, 0) < 1500)
+    no_validation = limit.startswith("no validation") or limit == "neither"
+    no_validation |= limit == "one batch of each" and replicas == 1  # Lightning keeps no checkpoints then
+    assert ("the last, for no validation chose one" in result.out) == no_validation
+    assert metrics["monitor"] == (None if no_validation else "val/income/auroc")
+    assert metrics["epoch"] == 1
+    if "test" in rows:
+        frame = pd.read_parquet(folder / "predictions.parquet")
+        assert len(frame) == rows["test"]
+        end = "" if replicas == 1 else "_0"
+        area = BinaryAUROC()(
+            torch.tensor(frame[f"income_probability{end}"].to_numpy()),
+            torch.tensor(frame["income_label"].to_numpy()),
+        )
+        found = metrics["test"] if replicas == 1 else metrics["runs"][0]["test"]
+        assert found["income"]["auroc"] == pytest.approx(area.item(), abs=1e-6)
+    assert not list(folder.rglob(".*"))
+    assert result.err == ""
+
+
+@pytest.mark.slow
+def test_the_best_of_several_checkpoints_is_tested(train: Train):
+    """Not the one that was written last; whatever the files are called."""
+    options = ["experiment=smoke", "logger=none", "learner.optimizer.lr=0.05", "trainer.max_epochs=6"]
+    options += ["callbacks.early_stopping=null"]
+    epochs = set()
+    for name, more in {
+        "one": [],
+        "three": ["+callbacks.best.save_top_k=3"],
+        "all": ["+callbacks.best.save_top_k=-1"],
+        "named": ["callbacks.best.filename='{epoch}-{val/income/auroc:.3f}'"],
+        "elsewhere": ["callbacks.best.dirpath=elsewhere", "+callbacks.best.save_last=true"],
+    }.items():
+        assert train(*options, *more, f"hydra.run.dir={name}").code == 0
+        metrics = json.loads(Path(name, "metrics.json").read_text())
+        history = pd.read_csv(Path(name, "history.csv"))
+        areas = history["val/income/auroc"]
+        assert metrics["epoch"] == areas.idxmax() + 1
+        assert metrics["val"]["income"]["auroc"] == pytest.approx(areas.max(), abs=1e-9)
+        stored = runs.load_checkpoint(Path(name, "checkpoints/best.ckpt"))
+        assert stored["epoch"] + 1 == metrics["epoch"]
+        epochs.add((metrics["epoch"], metrics["epochs"]))
+    ((best, last),) = epochs
+    assert best < last  # or the test would say nothing
+    assert len(list(Path("three/checkpoints").glob("best-*.ckpt"))) == 3
+    assert len(list(Path("all/checkpoints").glob("best-*.ckpt"))) == 6
+
+
+def test_several_loggers(train: Train):
+    result = train("experiment=smoke", *QUICK, "logger=[csv,tensorboard]", "hydra.run.dir=run")
+    assert result.code == 0, result.err
+    assert Path("run/csv/metrics.csv").exists()
+    assert "val/income/auroc" in EventAccumulator("run").Reload().Tags()["scalars"]
+    one = "{a: {_target_: pytorch_lightning.loggers.CSVLogger, save_dir: a}}"
+    assert train("experiment=smoke", *QUICK, "logger=none", f"+logger={one}", "hydra.run.dir=b").code == 0
+    assert list(Path("a").rglob("metrics.csv"))
+
+
+@pytest.mark.slow
+def test_weights_and_biases_and_mlflow(train: Train, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("wandb")
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    result = train("experiment=smoke", *QUICK, "logger=[wandb,mlflow]", "hydra.run.dir=run")
+    assert result.code == 0, result.err
+    assert list(Path("run/wandb").rglob("*.wandb"))
+    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("mmoe").experiment_id])
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    assert run.data.metrics["test/income/auroc"] == pytest.approx(
+        metrics["test"]["income"]["auroc"], abs=1e-6
+    )
+
+
+@pytest.mark.slow
+def test_files_follow_the_umask():
+    def private() -> None:
+        os.umask(0o077)
+
+    done = subprocess.run(command("experiment=smoke", *QUICK), preexec_fn=private, capture_output=True)
+    assert done.returncode == 0
+    for path in run_folder().rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_data_directory_that_begins_as_the_run_folder_does(train: Train, census_dir: Path):
+    """Only what was meant to be the run's folder moves with it."""
+    shutil.copytree(census_dir, "run-data")
+    options = [
+        "experiment=smoke",
+        "data.source=auto",
+        f"data.dir={Path('run-data').absolute()}",
+        "logger=none",
+    ]
+    assert train(*options, *QUICK[1:], "trainer.max_epochs=1", "hydra.run.dir=run").code == 0
+    stored = OmegaConf.to_container(OmegaConf.load("run/config.yaml"), resolve=False)
+    assert stored["data"]["dir"] == str(Path("run-data").absolute())
+    assert stored["callbacks"]["best"]["dirpath"] == "${hydra:runtime.output_dir}/checkpoints"
+    shutil.move("run", "moved")
+    config, _ = runs.read(Path("moved"))
+    assert config.callbacks.best.dirpath == str(Path("moved/checkpoints").absolute())
+    assert config.data.dir == str(Path("run-data").absolute())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from mmoe import CONF_DIR, search
 from mmoe.build import build, build_learner
+from mmoe.errors import UserError
 
 QUICK = ["experiment=smoke", "+trainer.limit_train_batches=2", "folder=tune", "sampler=tpe"]
 MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
@@ -110,3 +111,135 @@ def test_mistakes(arguments: list[str], message: str):
     assert done.returncode == 2
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
+
+
+def opened(described: dict[str, str] | None = None) -> search.optuna.Study:
+    return search.open_study(Path("tune"), "tpe", 0, "maximize", described or {"method": "mmoe"})
+
+
+@pytest.fixture
+def journal() -> Path:
+    """The journal of a search with three trials."""
+    study = opened()
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+    return Path("tune/journal.log")
+
+
+@pytest.mark.parametrize("kept", [1, 5, 11, 40, -1])
+def test_a_search_goes_on_after_an_unfinished_line(journal: Path, kept: int):
+    whole = journal.read_bytes()
+    last = whole.splitlines(keepends=True)[-1]
+    journal.write_bytes(whole + last[:kept])
+    study = opened()
+    assert len(study.trials) == 3
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    assert len(opened().trials) == 4
+    assert journal.read_bytes().startswith(whole)
+
+
+def test_an_unfinished_first_line_or_an_empty_journal_is_a_new_search(journal: Path):
+    first = journal.read_bytes().splitlines(keepends=True)[0]
+    for content in (b"", first[:-9]):
+        journal.write_bytes(content)
+        opened().optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+        assert len(opened().trials) == 1
+
+
+def _cut_in_the_middle(lines: list[bytes]) -> list[bytes]:
+    return [*lines[:3], lines[3][:20], *lines[4:]]
+
+
+def _of_another_study(lines: list[bytes]) -> list[bytes]:
+    return [line.replace(b'"tune"', b'"mine"') for line in lines]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _cut_in_the_middle,
+        _of_another_study,
+        lambda lines: [*lines, b"garbage\n"],
+        lambda lines: [*lines, b"garbage"],
+        lambda lines: [*lines, b"\0" * 40],
+        lambda lines: [*lines, b"\n"],
+        lambda lines: [b"\xff\xfe\0garbage\n", *lines],
+        lambda lines: [b"\xff\xfe\0garbage"],
+        lambda lines: [*lines, b"[1]\n", b"{}\n"],
+        lambda lines: [*lines, b"{}\n"],
+        lambda lines: [*lines, b'{"op_code":99,"worker_id":"a"}\n'],
+        lambda lines: [b"[" * 100_000 + b"\n", *lines],
+    ],
+)
+def test_a_damaged_journal_is_named_on_one_line_and_stays_as_it_was(journal: Path, damage):
+    content = b"".join(damage(journal.read_bytes().splitlines(keepends=True)))
+    journal.write_bytes(content)
+    with pytest.raises(UserError, match=r"^tune/journal\.log: must "):
+        opened()
+    assert journal.read_bytes() == content
+    assert not Path("tune/journal.log.lock").is_symlink()
+
+
+def test_a_journal_of_another_search_keeps_its_unfinished_line(journal: Path):
+    content = journal.read_bytes() + b'{"op_code":5'
+    journal.write_bytes(content)
+    with pytest.raises(UserError, match="must be of the same method"):
+        opened({"method": "cross_stitch"})
+    with pytest.raises(UserError, match="must be of the same direction, minimize; it is of maximize"):
+        search.open_study(Path("tune"), "tpe", 0, "minimize", {"method": "mmoe"})
+    assert journal.read_bytes() == content
+
+
+def test_a_lock_of_a_killed_process_can_be_seen_to_be_old(journal: Path, monkeypatch: pytest.MonkeyPatch):
+    links = []
+    monkeypatch.setattr(search.os, "symlink", lambda *names: links.append(names) or True)
+    monkeypatch.setattr(search.JournalFileSymlinkLock, "release", lambda self: None)
+    opened()
+    assert links
+    # Optuna follows the link from the folder that it is in.
+    assert {(Path(link).parent / target).resolve() for target, link in links} == {journal.resolve()}
+
+
+def test_the_folder_of_a_search_must_be_one():
+    Path("file").touch()
+    for folder in ("file", "file/tune"):
+        with pytest.raises(UserError, match=f"^folder={folder}: must be a directory"):
+            search.open_study(Path(folder), "tpe", 0, "maximize", {})
+    Path("tune/journal.log").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^tune/journal\.log: must be a file"):
+        opened()
+
+
+@pytest.mark.slow
+def test_a_trial_that_diverges_does_not_end_the_search():
+    rates = "space.all={learner.optimizer.lr: {low: 1e-3, high: 1e30, log: true}}"
+    done = tune(rates, "trials=6", "trainer.limit_train_batches=20")
+    assert done.returncode == 0, done.stderr
+    states = {trial.state for trial in search.optuna.load_study(study_name="tune", storage=storage()).trials}
+    assert states == set(search.ENDED)
+    assert trials() == 6
+    assert "of 6 trials" in done.stdout
+    done = tune("folder=other", "space.all={learner.optimizer.lr: {low: 1e30, high: 1e31}}", "trials=2")
+    assert done.returncode == 2
+    assert "error: training diverged in all 2 trials: lower the rates of space\n" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["monitor_mode=null"], "error: monitor_mode=None: must be max or min\n"),
+        (["+trainer.limit_val_batches=0"], "error: trainer.limit_val_batches=0: must be above 0"),
+        (["+learner.optimizer.betas=[2,0.9]"], "error: learner.optimizer: "),
+    ],
+)
+def test_mistakes_that_end_a_search_before_a_trial_has(command, arguments: list[str], message: str):
+    done = command("tune")(*QUICK, *arguments)
+    assert done.code == 2, done.err
+    assert done.err.startswith(message)
+    assert done.err.count("\n") == 1
+    assert not Path("tune").exists()
+
+
+def test_a_trial_without_a_validation_ends_the_search(command):
+    done = command("tune")(*QUICK, "+trainer.check_val_every_n_epoch=100")
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith("error: trainer: must validate at least once")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mmoe.cli import one_line
+from mmoe.errors import one_line
 
 
 def main() -> None:

@@ -15,9 +15,10 @@ from mmoe.atomic import write
 from mmoe.data.datamodule import Loader
 from mmoe.data.encode import Rows, decode
 from mmoe.data.schema import Schema
+from mmoe.errors import UserError
 
 
-class Diverged(ValueError):
+class Diverged(UserError):
     """Weights or logits are no longer finite numbers.
 
     Args:

@@ -15,12 +15,19 @@ from mmoe.cli import one_line_errors
 def main(config: DictConfig) -> None:
     """Print and write the metrics of each checkpoint."""
     from mmoe import evaluation, report
-    from mmoe.checks import check_integers
+    from mmoe.checks import check_integers, check_seeds
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    check_integers(0, bootstrap=config.bootstrap, seed=config.seed)
+    check_integers(0, bootstrap=config.bootstrap)
+    check_seeds(seed=config.seed)
     found = evaluation.evaluate(
-        Path(config.run), config.checkpoint, config.split, config.data.dir, config.bootstrap, config.seed
+        Path(str(config.run)),
+        config.checkpoint,
+        config.split,
+        config.data.dir,
+        config.bootstrap,
+        config.seed,
+        config.trust,
     )
     evaluation.save(Path(config.out), found)
     report.show_evaluation(found)

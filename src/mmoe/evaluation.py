@@ -2,11 +2,14 @@
 
 import inspect
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig
 
 from mmoe import report, runs
@@ -15,12 +18,19 @@ from mmoe.bootstrap import intervals
 from mmoe.build import build, build_learner
 from mmoe.data.datamodule import DataModule
 from mmoe.data.schema import Schema
+from mmoe.errors import UserError
 
 STAGES = {"val": "validate", "test": "test"}
 
 
 def evaluate(
-    folder: Path, checkpoint: str, split: str, dir: str | None = None, resamples: int = 1000, seed: int = 0
+    folder: Path,
+    checkpoint: str,
+    split: str,
+    dir: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    trust: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Metrics of checkpoints, exactly as training computes them, with bootstrap intervals.
 
@@ -31,13 +41,14 @@ def evaluate(
         dir: directory of another pair of census files, which are encoded as the run's rows were.
         resamples: of the bootstrap; 0 leaves the intervals out.
         seed: of the resamples.
+        trust: packages of your own whose classes the run is built from.
 
     Raises:
-        ValueError: an argument is outside its range, a file is missing, or the rows are others.
+        UserError: an argument is outside its range, a file is missing, or the rows are others.
     """
     if split not in STAGES:
-        raise ValueError(f"split={split}: must be {' or '.join(STAGES)}")
-    config, schema = runs.read(folder)
+        raise UserError(f"split={split}: must be {' or '.join(STAGES)}")
+    config, schema = runs.read(folder, ("inputs", "model", "objective", "learner", "data", "trainer"), trust)
     paths = runs.checkpoints(folder, checkpoint)
     data = rows_for(config, schema, dir)
     learner = build_learner(config, schema)
@@ -45,16 +56,17 @@ def evaluate(
     found = []
     for path in paths:
         stored = runs.load_checkpoint(path)
-        learner.load_state_dict(stored["state_dict"])
+        runs.load_state(learner, stored["state_dict"], path)
         getattr(trainer, STAGES[split])(learner, data, verbose=False)
         values = report.results(learner.values)[split]
         own_epochs = config.replicas > 1 and path.stem == "best"  # each replica has its own
-        epoch = None if own_epochs else stored["epoch"] + 1
+        epoch = None if own_epochs else min(stored["epoch"] + 1, _epochs(folder))
         line: dict[str, Any] = {"checkpoint": path.stem, "epoch": epoch, "metrics": values}
         if resamples:
             learner.to(trainer.strategy.root_device)
-            predicted = learner.predict(getattr(data, f"{split}_dataloader")()).numpy()
-            labels = data.dataset.splits[split].labels.numpy()
+            batches = list(getattr(data, f"{split}_dataloader")())
+            labels = torch.cat([batch.labels.cpu() for batch in batches], dim=-2).numpy()
+            predicted = learner.predict(batches).numpy()
             line["intervals"] = intervals(schema.tasks, predicted, labels, resamples, seed)
         found.append(line)
     return {
@@ -62,27 +74,40 @@ def evaluate(
         "rows": data.schema.rows,
         "files": dict(data.schema.files),
         "split": split,
-        "num_rows": data.schema.num_rows[split],
+        "num_rows": learner.num_rows[split],
         "resamples": resamples,
         "checkpoints": found,
     }
+
+
+def _epochs(folder: Path) -> float:
+    """The epochs of a run that has ended; a checkpoint of its very end counts one more."""
+    return runs.read_metrics(folder)["epochs"] if (folder / "metrics.json").exists() else math.inf
+
+
+def keeps_rows(config: DictConfig) -> bool:
+    """Whether a run's data module keeps its rows as a data set, as ours do, rather than batches alone."""
+    target = hydra.utils.get_object(config.data._target_)
+    return not inspect.isclass(target) or issubclass(target, DataModule)
 
 
 def rows_for(config: DictConfig, schema: Schema, dir: str | None) -> DataModule:
     """The rows that a run was made with, or the census files of `dir`, encoded by the run's schema.
 
     Raises:
-        ValueError: the run's rows are no longer the same, or are not of files.
+        UserError: the run's rows are no longer the same, or are not of files.
     """
     takes_schema = "schema" in inspect.signature(hydra.utils.get_object(config.data._target_)).parameters
     if dir is not None:
         if not takes_schema:
-            raise ValueError(f"data.dir={dir}: only runs on the census files can be scored on others")
+            raise UserError(f"data.dir={dir}: only runs on the census files can be scored on others")
         config.data.dir, config.data.source = dir, "official"
     given = {"schema": schema} if takes_schema else {}
     data: DataModule = build(config, "data", **given)
+    if not takes_schema and data.schema != schema:
+        raise UserError(f"data._target_={config.data._target_}: its schema is no longer that of schema.json")
     if dir is None and (data.schema.files, data.schema.num_rows) != (schema.files, schema.num_rows):
-        raise ValueError(
+        raise UserError(
             f"data.dir={config.data.get('dir')}: must hold the files that the run was made with, by their"
             " SHA-256 in its schema.json; name a directory with other files as data.dir"
         )
@@ -91,7 +116,7 @@ def rows_for(config: DictConfig, schema: Schema, dir: str | None) -> DataModule:
 
 def trainer_for(config: DictConfig) -> pl.Trainer:
     """A trainer of the run's precision, on one device of this machine, that writes nothing."""
-    limits = ("limit_val_batches", "limit_test_batches", "fast_dev_run")
+    limits = ("limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
     for key in ("strategy", "num_nodes", "max_steps", *limits):
         config.trainer.pop(key, None)
     config.trainer.accelerator, config.trainer.devices, config.trainer.max_epochs = "auto", 1, 1

@@ -17,7 +17,12 @@ def main(config: DictConfig) -> None:
 
     out = Path(config.out) if config.out else None
     written, largest = serving.export(
-        Path(config.run), config.format, out, checkpoint=config.checkpoint, replica=config.replica
+        Path(str(config.run)),
+        config.format,
+        out,
+        checkpoint=config.checkpoint,
+        replica=config.replica,
+        trust=config.trust,
     )
     print(f"{written}: its answers differ from the network's by {largest:.1e} at most")
 

@@ -17,7 +17,7 @@ def main(config: DictConfig) -> None:
     from mmoe.checks import check_integers
 
     check_integers(0, replica=config.replica)
-    runs.extract(Path(config.run), config.replica, Path(config.out))
+    runs.extract(Path(str(config.run)), config.replica, Path(str(config.out)), config.trust)
     print(f"run folder: {config.out}")
 
 

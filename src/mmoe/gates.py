@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmoe.data.encode import Rows
+from mmoe.data.schema import Schema
 from mmoe.models.replicas import Replicas
 
 POLARISED = 0.9  # a row whose largest gate weight exceeds it
@@ -112,3 +114,12 @@ def dead_units(network: nn.Module, codes: Tensor, numerics: Tensor) -> dict[str,
         for hook in hooks:
             hook.remove()
     return dead
+
+
+def blank_rows(schema: Schema, count: int = 2) -> Rows:
+    """Rows without any level, with zeros as numbers and labels: enough to ask a network for its shapes."""
+    return Rows(
+        torch.full((count, len(schema.categorical)), schema.num_levels),
+        torch.zeros(count, len(schema.numeric)),
+        torch.zeros(count, len(schema.tasks)),
+    )

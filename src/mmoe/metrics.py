@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
-from torchmetrics.regression import MeanSquaredError, R2Score
+from torchmetrics.regression import MeanSquaredError
+from torchmetrics.utilities import dim_zero_cat
 
 from mmoe.data.schema import Task
 
@@ -20,10 +21,18 @@ METRICS = {
 }
 
 
+def validation_metrics(tasks: Sequence[Task]) -> dict[str, bool]:
+    """Names of the metrics of the validation rows, and whether more is better."""
+    return {f"val/{t.name}/{name}": more for t in tasks for name, more in METRICS[t.kind].items()}
+
+
 def predicted(logits: Tensor, task: Task) -> Tensor:
     """What a task's logits say, float64: the probability of a binary task, the number of a regression."""
     # float32 would round sigmoids of logits above 17 to 1 and so tie rows that are not.
-    return logits.double().sigmoid() if task.is_binary else logits.double()
+    exact = logits.double()
+    if task.is_binary:
+        return exact.sigmoid()
+    return exact * task.std + task.mean if task.is_scaled else exact
 
 
 class LogLoss(Metric):
@@ -51,6 +60,36 @@ class LogLoss(Metric):
         return self.total / self.count
 
 
+class R2(Metric):
+    """1 - squared error / squared deviation of the labels from their mean; nan where they are all equal.
+
+    It needs all rows at once: sums of squares would cancel each other's digits far from 0.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    preds: list[Tensor]
+    target: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("preds", [], dist_reduce_fx="cat")
+        self.add_state("target", [], dist_reduce_fx="cat")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add rows: numbers [N] and labels [N]."""
+        self.preds.append(preds.double())
+        self.target.append(target.double())
+
+    def compute(self) -> Tensor:
+        """The share of the labels' variance that the numbers explain."""
+        preds, target = dim_zero_cat(self.preds), dim_zero_cat(self.target)
+        error, deviation = (preds - target).square().sum(), (target - target.mean()).square().sum()
+        varies = (target != target[:1]).any()
+        return torch.where(varies, 1 - error / deviation, torch.nan)
+
+
 class TaskMetrics(nn.Module):
     """A collection of metrics for each task, read as `{stage}/{task}/{metric}`."""
 
@@ -60,7 +99,7 @@ class TaskMetrics(nn.Module):
         kinds: dict[str, Callable[[], list[Metric]]] = {
             # thresholds=None, the default of both areas, is exact.
             "binary": lambda: [BinaryAUROC(), BinaryAveragePrecision(), LogLoss()],
-            "regression": lambda: [MeanSquaredError(), R2Score()],
+            "regression": lambda: [MeanSquaredError(), R2()],
         }
         self.collections = nn.ModuleList(
             MetricCollection(dict(zip(METRICS[task.kind], kinds[task.kind](), strict=True))) for task in tasks

@@ -3,8 +3,8 @@
 B batch, C categorical columns, M numeric columns, T tasks, E experts.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from mmoe.checks import check_finite
 from mmoe.data.schema import Task
+from mmoe.errors import UserError
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.network import Network
 from mmoe.models.sparse import Entries
@@ -29,11 +30,40 @@ class Outcome(NamedTuple):
     gates: Tensor
 
 
+class LabelScale(nn.Module):
+    """Labels of regressions in deviations from their mean; those of binary tasks stay as they are.
+
+    Shape:
+        labels: [B, T]; output: [B, T].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        for name in ("mean", "std"):
+            values = torch.tensor([getattr(task, name) for task in tasks], dtype=torch.float32)
+            self.register_buffer(name, values, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the scale but do not cast it: a half has too few digits for it."""
+        mean, std = self.mean, self.std
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.mean, self.std = mean.to(self.mean.device), std.to(self.std.device)
+        return self
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Scale labels, which are near their mean, without loss of digits."""
+        return ((labels.float() - self.mean) / self.std).to(labels.dtype)
+
+
 class Objective(nn.Module):
     """A network and its loss: the weighted sum over tasks of their mean losses.
 
-    The loss of a row is the binary cross-entropy of a binary task and the squared error of a regression,
-    whose prediction is the logit itself. A method's `penalty()`, as that of `L2Constrained`, is added.
+    The loss of a row is the binary cross-entropy of a binary task, and of a regression the squared error of
+    its logit, for the label scaled by the task's `mean` and `std`. A method's `penalty()`, as that of
+    `L2Constrained`, is added. The loss of an `Ensemble` is the sum of those that its members have alone.
 
     Args:
         network: from codes and numerics to logits and gates.
@@ -41,7 +71,7 @@ class Objective(nn.Module):
         task_weights: weight in the loss by task name; a task that is not named weighs 1.
 
     Raises:
-        ValueError: a weight is negative, not a number, or names no task.
+        UserError: a weight is negative, not a number, or names no task; all are 0; or they have no names.
 
     Shape:
         codes: [B, C]; numerics: [B, M]; or what `Inputs.encode_once` made of both; labels: [B, T];
@@ -55,25 +85,34 @@ class Objective(nn.Module):
         self, network: Network, tasks: Sequence[Task], task_weights: Mapping[str, float] | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(task_weights, Mapping | None):
+            raise UserError(f"task_weights={task_weights}: must be numbers by the names of tasks")
         weights, names = dict(task_weights or {}), [task.name for task in tasks]
         for name, weight in weights.items():
             if name not in names:
-                raise ValueError(f"task_weights.{name}: must be one of the tasks {', '.join(names)}")
+                raise UserError(f"task_weights.{name}: must be one of the tasks {', '.join(names)}")
             check_finite(0, **{f"task_weights.{name}": weight})
         self.network = network
         self.tasks = list(tasks)
         kinds = {task.kind for task in tasks}
         self.kind = kinds.pop() if len(kinds) == 1 else "mixed"
         values = torch.tensor([float(weights.get(name, 1.0)) for name in names])
+        if not values.isfinite().all() or not values.any():
+            raise UserError(
+                f"task_weights={weights}: must be above 0 for a task, and numbers that float32 has"
+            )
         self.register_buffer("task_weights", values, persistent=False)
         binary = torch.tensor([task.is_binary for task in tasks])
         self.register_buffer("is_binary", binary, persistent=False)
+        self.scale = LabelScale(tasks) if any(task.is_scaled for task in tasks) else None
 
     def forward(self, codes: Tensor | Entries, numerics: Tensor, labels: Tensor) -> Outcome:
         """Loss, logits and gate weights of a batch."""
         logits, gates = self.network(codes, numerics)
+        labels = self.scale(labels) if self.scale else labels
         # In training the logits are those of every member of an ensemble, [M, B, T].
-        loss = len(self.tasks) * self._error(logits, labels.expand_as(logits))
+        members = logits.shape[0] if logits.ndim > labels.ndim else 1
+        loss = len(self.tasks) * members * self._error(logits, labels.expand_as(logits))
         penalty = getattr(self.network.model, "penalty", None)
         loss = loss + penalty() if penalty else loss
         if isinstance(self.network.model, Ensemble) and logits.ndim > labels.ndim:

@@ -18,13 +18,14 @@ def main(config: DictConfig) -> None:
 
     check_integers(1, chunk_rows=config.chunk_rows)
     count, seconds = prediction.predict(
-        Path(config.run),
-        Path(config.input),
-        Path(config.output),
+        Path(str(config.run)),
+        Path(str(config.input)),
+        Path(str(config.output)),
         checkpoint=config.checkpoint,
         replica=config.replica,
         gates=config.gates,
         chunk_rows=config.chunk_rows,
+        trust=config.trust,
     )
     print(f"{count:,} rows in {seconds:.1f} s ({count / seconds:,.0f} a second): {config.output}")
 

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmoe.checks import check_finite, check_integers
 from mmoe.data.encode import Rows
+from mmoe.errors import UserError
 from mmoe.learner import Learner
+from mmoe.metrics import validation_metrics
 from mmoe.models.replicas import Replicas
 from mmoe.objective import Objective, Outcome
 
@@ -20,21 +23,32 @@ class ReplicaLearner(Learner):
     """Train R objectives side by side, on the same batches, by the sum of their losses.
 
     After each validation a replica whose monitored metric is the best it had gets a copy of its weights. One
-    that has not improved for `patience` epochs is done: what it does later no longer counts, and training
-    ends when all are done. So each is the run that it would have been alone. Metrics of the training rows
-    are left out: for many replicas they would cost more than the training.
+    that has not improved for `patience` validations is done: what it does later no longer counts, and
+    training ends when all are done. Gradients are clipped for each replica apart. So each is the run that it
+    would have been alone. Metrics of the training rows are left out: for many replicas they would cost more
+    than the training.
 
     Args:
         objectives: the R objectives, initialised one by one.
         optimizer: from the stacked parameters to one optimizer for all.
-        scheduler: see `Learner`.
-        monitor: name of a validation metric.
-        mode: `max` where larger is better, or `min`.
-        patience: epochs without a better value; None never stops.
+        scheduler: see `Learner`, as for the next three.
+        interval, frequency, monitor: of the schedule.
+        best_monitor: the validation metric that chooses the best epoch; None is `monitor`.
+        best_mode: `max` where larger is better, or `min`.
+        stop_monitor: the validation metric that stops a replica early; None is `best_monitor`.
+        stop_mode: its direction.
+        patience: validations without a better value of it; None never stops. 0 is 1, as for Lightning.
+        min_delta: a smaller gain is none.
+
+    Raises:
+        UserError: a metric is none of the validation rows, a mode is neither, or the schedule follows a
+            metric, for all replicas have one learning rate.
     """
 
+    stacked_dims = 1
     best_value: Tensor
     best_epoch: Tensor
+    stop_value: Tensor
     waited: Tensor
 
     def __init__(
@@ -42,27 +56,47 @@ class ReplicaLearner(Learner):
         objectives: Sequence[Objective],
         optimizer: Any,
         scheduler: Any = None,
+        interval: str | None = None,
+        frequency: int = 1,
         monitor: str | None = None,
-        mode: str = "max",
+        best_monitor: str | None = None,
+        best_mode: str = "max",
+        stop_monitor: str | None = None,
+        stop_mode: str | None = None,
         patience: int | None = None,
+        min_delta: float = 0.0,
     ) -> None:
-        super().__init__(objectives[0], optimizer, scheduler)
+        super().__init__(objectives[0], optimizer, scheduler, interval, frequency, monitor)
+        if self.follows_validations:
+            raise UserError("scheduler: ReduceLROnPlateau follows one metric, and replicas have one each")
         self.objective = Replicas(objectives)
         self.best = copy.deepcopy(self.objective.stacked).requires_grad_(False)
-        self.monitor = monitor or self.monitor
-        self.sign = 1 if mode == "max" else -1
-        self.patience = patience
+        self.best_monitor = best_monitor or self.monitor
+        self.stop_monitor = stop_monitor or self.best_monitor
+        self.best_sign = _sign(best_mode)
+        self.stop_sign = self.best_sign if stop_mode is None else _sign(stop_mode)
+        known = validation_metrics(objectives[0].tasks)
+        for name, metric in (("best_monitor", self.best_monitor), ("stop_monitor", self.stop_monitor)):
+            if metric not in known:
+                raise UserError(f"{name}={metric}: must be one of {', '.join(known)}")
+        if patience is not None:
+            check_integers(0, patience=patience)
+        check_finite(0, min_delta=min_delta)
+        self.patience = max(patience, 1) if patience is not None else torch.inf
+        self.min_delta = min_delta
         count = len(objectives)
-        self.register_buffer("best_value", torch.full((count,), -torch.inf, dtype=torch.float64))
+        worst = torch.full((count,), -torch.inf, dtype=torch.float64)
+        self.register_buffer("best_value", worst)
+        self.register_buffer("stop_value", worst.clone())
         self.register_buffer("best_epoch", torch.zeros(count, dtype=torch.long))  # from 1; 0: none yet
         self.register_buffer("waited", torch.zeros(count, dtype=torch.long))
 
-    def _step(self, batch: Rows, stage: str) -> Tensor:
+    def _step(self, batch: Rows, stage: str, number: int) -> Tensor:
         losses, logits, gates = self._apply_to(batch)
         labels = batch.labels
         if stage == "train":  # enough to find the batch in which a replica diverged
             logits, labels = logits.mean(-2, keepdim=True), labels[..., :1, :]
-        self._outputs[stage].append((logits.detach(), labels))
+        self._keep(stage, number, logits.detach(), labels)
         if stage == "val" and gates.shape[-1]:
             self.gates.update(gates)
         return losses.sum()
@@ -87,8 +121,11 @@ class ReplicaLearner(Learner):
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
-        if self.trainer.state.fn == "fit":
-            self._keep_the_best(self.sign * self.values[self.monitor])
+        if self.is_in_training:
+            self._keep_the_best(
+                self.best_sign * self.values[self.best_monitor],
+                self.stop_sign * self.values[self.stop_monitor],
+            )
 
     def _bad_weights(self) -> Tensor:
         """Of each replica and task, [R, T]."""
@@ -99,20 +136,39 @@ class ReplicaLearner(Learner):
         """Nothing: a unit of one replica cannot be looked at alone."""
         return {}
 
-    def _keep_the_best(self, value: Tensor) -> None:
-        """Copy the weights of replicas whose value [R] is their largest; count the epochs of the others."""
-        running = self.waited < (self.patience or torch.inf)
+    def _keep_the_best(self, value: Tensor, stop_value: Tensor) -> None:
+        """Copy the weights of replicas whose value [R] is their largest; stop those whose other one stays.
+
+        As Lightning's callbacks do it, a gain below `min_delta` is no gain for the stop alone.
+        """
+        running = self.waited < self.patience
         better = running & (value > self.best_value)
         self.best_value = torch.where(better, value, self.best_value)
         self.best_epoch = torch.where(better, self.current_epoch + 1, self.best_epoch)
-        self.waited = torch.where(better, 0, self.waited + 1)
+        gained = running & (stop_value - self.min_delta > self.stop_value)
+        self.stop_value = torch.where(gained, stop_value, self.stop_value)
+        self.waited = torch.where(gained, 0, self.waited + 1)
         now = self.objective.parameters_by_name()  # type: ignore[operator]
         for name, kept in self.best.named_parameters():
             kept[better] = now[name].detach()[better]
-        if not (self.waited < (self.patience or torch.inf)).any():
+        if not (self.waited < self.patience).any():
             self.trainer.should_stop = True
 
+    @property
+    def best_epochs(self) -> Tensor:
+        """The epoch, from 1, of each replica's best weights, [R]; the last where nothing was validated."""
+        now = torch.full_like(self.best_epoch, self.current_epoch)
+        return torch.where(self.best_epoch > 0, self.best_epoch, now)
+
     def take_the_best(self) -> None:
-        """Give every replica its best weights; before the first validation those that it has are the best."""
-        if self.best_epoch.any():
-            self.objective.stacked.load_state_dict(self.best.state_dict())  # type: ignore[union-attr]
+        """Give every replica its best weights; one that has none keeps those that it has."""
+        best = dict(self.best.named_parameters())
+        with torch.no_grad():
+            for name, weight in self.objective.parameters_by_name().items():  # type: ignore[operator]
+                weight[self.best_epoch > 0] = best[name][self.best_epoch > 0]
+
+
+def _sign(mode: str) -> int:
+    if mode not in ("max", "min"):
+        raise UserError(f"mode={mode}: must be max or min")
+    return 1 if mode == "max" else -1

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mmoe.data.encode import Dataset
 from mmoe.data.schema import Schema, Task
 from mmoe.intervals import half_interval
 from mmoe.metrics import METRICS
@@ -26,16 +25,6 @@ ROWS = {
     "synthetic": "generated rows",
     "custom": "rows of data.dir",
 }
-
-
-def check_monitor(monitor: str, mode: str, schema: Schema) -> None:
-    """Raise ValueError unless `monitor` is a metric of a validation epoch, and `mode` its direction."""
-    known = {f"val/{t.name}/{name}": more for t in schema.tasks for name, more in METRICS[t.kind].items()}
-    if monitor not in known:
-        raise ValueError(f"monitor={monitor}: must be one of {', '.join(known)}")
-    right = "max" if known[monitor] else "min"
-    if mode != right:
-        raise ValueError(f"monitor_mode={mode}: must be {right} for {monitor}")
 
 
 def results(values: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, float]]]:
@@ -89,14 +78,14 @@ def gate_column(task: Task, expert: int) -> str:
     return f"{task.name}_gate_{expert}"
 
 
-def predictions(dataset: Dataset, split: str, predicted: Tensor) -> pd.DataFrame:
-    """One line a row of `split`: its position in its file (from 0), labels and predictions.
+def predictions(tasks: Sequence[Task], positions: Tensor, labels: Tensor, predicted: Tensor) -> pd.DataFrame:
+    """One line a row: its position in its file (from 0), labels and predictions.
 
     Predictions [N, T] give a column a task; those of replicas, [R, N, T], one a task and replica. So do
     labels where replicas have rows of their own.
     """
-    labels, columns = dataset.splits[split].labels, {"row": dataset.positions[split].numpy()}
-    for i, task in enumerate(dataset.schema.tasks):
+    columns = {"row": positions.numpy()}
+    for i, task in enumerate(tasks):
         for name, values in ((f"{task.name}_label", labels), (column(task), predicted)):
             dtype = "int8" if values is labels and task.is_binary else None
             named = (
@@ -140,14 +129,19 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     names = list(dict.fromkeys(name for task in schema.tasks for name in METRICS[task.kind]))
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
+    splits = [split for split in ("test", "val") if split in metrics]
     for task in schema.tasks:
-        for split in ("test", "val"):
+        for split in splits:
             values = metrics[split][task.name]
             half = metrics["half_interval"][split][task.name] if "replicas" in metrics else {}
             texts = {n: f"{v:.4f}" + (f" ± {half[n]:.4f}" if half else "") for n, v in values.items()}
             cells = [texts.get(name, "-") for name in names]
             table.add_row(task.name, split, *cells)
-    counts = ", ".join(f"{count:,} {split}" for split, count in schema.num_rows.items())
+    seen = metrics["num_rows"]
+    counts = ", ".join(
+        (f"{seen[split]:,} of " if seen.get(split, count) != count else "") + f"{count:,} {split}"
+        for split, count in (schema.num_rows or seen).items()
+    )
     speed = f"{metrics['samples_per_second']:,.0f}" if metrics["samples_per_second"] else "-"
     if "replicas" in metrics:
         first, *_, last = sorted(run["epoch"] for run in metrics["runs"])
@@ -155,14 +149,16 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     else:
         chosen = f"epoch {metrics['epoch']}"
     chosen += f" of {metrics['epochs']}"
+    why = f"by {metrics['monitor']}" if metrics["monitor"] else "the last, for no validation chose one"
     shared = f" in {metrics['processes']} processes" if metrics["processes"] > 1 else ""
+    rate = "-" if metrics["learning_rate"] is None else f"{metrics['learning_rate']:g}"
     console = Console()
     console.print(table)
     console.print(
         f"rows: {counts}\n"
-        f"{chosen}, by {metrics['monitor']}\n"
+        f"{chosen}, {why}\n"
         f"{metrics['steps']:,} steps of {metrics['global_batch']:,} rows{shared}, learning rate"
-        f" {metrics['learning_rate']:g}\n"
+        f" {rate}\n"
         f"{metrics['parameters']:,} parameters, {speed} samples/s, {metrics['seconds']:.0f} s in all\n"
         f"run folder: {os.path.relpath(folder)}",
         soft_wrap=True,

@@ -1,30 +1,35 @@
 """A search over hyper-parameters: Optuna's study in a journal file, to be stopped, resumed and shared."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 from omegaconf import DictConfig, OmegaConf
+from optuna.exceptions import TrialPruned as TrialPruned
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import MaxTrialsCallback, StudyDirection
 from optuna.trial import Trial, TrialState
 
 from mmoe.atomic import write
+from mmoe.errors import UserError
 
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 GROUPS = ("data", "features", "inputs", "model", "experiment")
+RECORD = b'{"op_code":'  # what each line of a journal starts with
 
 
 def space_of(spaces: DictConfig, model: str) -> dict[str, dict[str, Any]]:
     """Ranges by configuration key: those of all methods and those of `model`, where null takes one away.
 
     Raises:
-        ValueError: there are none for this method, or a range is not one.
+        UserError: there are none for this method, or a range is not one.
     """
     if model not in spaces:
-        raise ValueError(f"space.{model}: must be there; the methods with a space are {', '.join(spaces)}")
+        raise UserError(f"space.{model}: must be there; the methods with a space are {', '.join(spaces)}")
     space: dict[str, dict[str, Any]] = {}
     for part in ("all", model):
         space |= OmegaConf.to_container(spaces[part])  # type: ignore[arg-type]
@@ -33,7 +38,7 @@ def space_of(spaces: DictConfig, model: str) -> dict[str, dict[str, Any]]:
         keys = given.keys() if isinstance(given, dict) else set()
         known = {"low", "high"} <= keys <= {"low", "high", "log", "width"}
         if not known or given["low"] > given["high"]:
-            raise ValueError(f"space.{model}.{key}={given}: must be {{low, high}}, with log or width at will")
+            raise UserError(f"space.{model}.{key}={given}: must be {{low, high}}, with log or width at will")
     return space
 
 
@@ -72,43 +77,112 @@ def open_study(
 ) -> optuna.Study:
     """The study of the journal in `folder`, made if it is not there; `direction` is maximize or minimize.
 
+    A last line that a killed process left unfinished is removed: the next line would be appended to it.
+
     Raises:
-        ValueError: an unknown sampler, or the journal is of another search.
+        UserError: an unknown sampler, `folder` cannot be a directory, or the journal is damaged or of another
+            search.
     """
     samplers: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
         "gp": optuna.samplers.GPSampler,
         "tpe": optuna.samplers.TPESampler,
     }
     if sampler not in samplers:
-        raise ValueError(f"sampler={sampler}: must be one of {', '.join(samplers)}")
+        raise UserError(f"sampler={sampler}: must be one of {', '.join(samplers)}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
     try:
-        study = optuna.load_study(storage=storage, study_name="tune")
-    except KeyError:
-        towards = StudyDirection[direction.upper()]
-        study = optuna.create_study(
-            storage=storage, study_name="tune", direction=towards, load_if_exists=True
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"folder={folder}: must be a directory ({error.strerror})") from None
+    journal = folder / "journal.log"
+    if journal.exists() and not journal.is_file():
+        raise UserError(f"{journal}: must be a file")
+    # Optuna's lock is a link to the journal. Only an absolute one can be followed from every folder: Optuna
+    # does so to see that the lock is old, and waits for ever where it cannot.
+    lock = JournalFileSymlinkLock(str(journal.absolute()))
+    towards = StudyDirection[direction.upper()]
+    try:
+        storage = JournalStorage(JournalFileBackend(str(journal.absolute()), lock))
+        known = {study.study_name: study for study in storage.get_all_studies()}
+        study = optuna.load_study(storage=storage, study_name="tune") if "tune" in known else None
+        drawn = len(study.trials) if study else 0
+    except OSError:
+        raise
+    except Exception as error:  # Optuna checks nothing: a damaged line may raise anything
+        raise UserError(f"{journal}: must be a whole journal of Optuna ({type(error).__name__})") from error
+    if known and not study:
+        raise UserError(f"{journal}: must hold the study tune, holds {', '.join(known)}")
+    if study and study.directions != [towards]:
+        names = [found.name.lower() for found in study.directions]
+        raise UserError(f"{journal}: must be of the same direction, {direction}; it is of {', '.join(names)}")
+    texts = {key: json.dumps(value, sort_keys=True) for key, value in described.items()}
+    stored = study.user_attrs if study else {}
+    for key, text in texts.items():
+        if stored.get(key, text) != text:
+            raise UserError(f"{journal}: must be of the same {key}; it is of {stored[key]}")
+    _remove_unfinished_line(journal, lock)
+    study = study or optuna.create_study(
+        storage=storage, study_name="tune", direction=towards, load_if_exists=True
+    )
     # A process that joins a study must not draw what another drew.
-    study.sampler = samplers[sampler](seed=seed + len(study.trials))
-    stored = study.user_attrs
-    for key, value in described.items():
-        text = json.dumps(value, sort_keys=True)
-        if key not in stored:
-            study.set_user_attr(key, text)
-        elif stored[key] != text:
-            raise ValueError(f"{folder}/journal.log: must be of the same {key}; it is of {stored[key]}")
+    study.sampler = samplers[sampler](seed=seed + drawn)
+    for key in texts.keys() - stored.keys():
+        study.set_user_attr(key, texts[key])
     return study
 
 
+def _remove_unfinished_line(journal: Path, lock: JournalFileSymlinkLock) -> None:
+    """Remove the last line where a killed process left it without its end.
+
+    Raises:
+        UserError: the last line is neither a record nor the start of one; Optuna ignores it until it writes
+            another line.
+    """
+    lock.acquire()
+    try:
+        with journal.open("r+b") as file:
+            last = b""
+            for line in file:
+                last = line
+            if last.endswith(b"\n"):
+                is_good = _is_record(last)
+            else:
+                is_good = last.startswith(RECORD) or RECORD.startswith(last)
+            if not is_good:
+                raise UserError(
+                    f"{journal}: must be a whole journal of Optuna; its last line is not a record"
+                )
+            if not last.endswith(b"\n"):
+                file.seek(-len(last), os.SEEK_END)
+                file.truncate()
+    finally:
+        lock.release()
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def tried(study: optuna.Study) -> int:
+    """How many trials have ended: well, or pruned because training diverged."""
+    return sum(trial.state in ENDED for trial in study.trials)
+
+
 def run(study: optuna.Study, objective: Callable[[Trial], float], trials: int) -> None:
-    """Run trials until `trials` have ended well, in this and all other processes."""
-    done = sum(trial.state == TrialState.COMPLETE for trial in study.trials)
+    """Run trials until `trials` have ended, in this and all other processes.
+
+    Raises:
+        UserError: training diverged in all of them.
+    """
+    done = tried(study)
     if done < trials:
-        stop = MaxTrialsCallback(trials, states=(TrialState.COMPLETE,))
+        stop = MaxTrialsCallback(trials, states=ENDED)
         study.optimize(objective, n_trials=trials - done, callbacks=[stop], show_progress_bar=True)
+    if not any(trial.state == TrialState.COMPLETE for trial in study.trials):
+        raise UserError(f"training diverged in all {tried(study)} trials: lower the rates of space")
 
 
 def write_experiment(

@@ -5,7 +5,7 @@ B batch, C categorical columns, M numeric columns, T tasks, E experts.
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmoe import runs
 from mmoe.atomic import write
 from mmoe.data.schema import Schema
+from mmoe.errors import UserError
 
 TOLERANCE = 1e-5  # between the file's answers and the network's
 BATCHES = (1, 3, 4096)  # at which they are compared
@@ -30,17 +31,23 @@ class Served(nn.Module):
     """
 
     is_binary: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, network: nn.Module, schema: Schema) -> None:
         super().__init__()
         self.network = network
         binary = torch.tensor([task.is_binary for task in schema.tasks])
         self.register_buffer("is_binary", binary)
+        self.register_buffer("mean", torch.tensor([task.mean for task in schema.tasks]))
+        self.register_buffer("std", torch.tensor([task.std for task in schema.tasks]))
+        self._is_scaled = any(task.is_scaled for task in schema.tasks)
 
     def forward(self, codes: Tensor, numerics: Tensor) -> tuple[Tensor, Tensor]:
         """Predictions and gate weights."""
         logits, gates = self.network(codes, numerics)
-        return torch.where(self.is_binary, logits.sigmoid(), logits), gates
+        numbers = logits * self.std + self.mean if self._is_scaled else logits
+        return torch.where(self.is_binary, logits.sigmoid(), numbers), gates
 
 
 def export(
@@ -49,6 +56,7 @@ def export(
     target: Path | None = None,
     checkpoint: str = "best",
     replica: int | None = None,
+    trust: Sequence[str] = (),
 ) -> tuple[Path, float]:
     """Write the network of a run folder, with its schema, and compare the file's answers with its own.
 
@@ -61,26 +69,27 @@ def export(
         target: the file, .onnx or .pt2, by default in the run folder; it appears when its answers are right.
         checkpoint: name of a file of checkpoints/.
         replica: which one, of a run with replicas.
+        trust: packages of your own whose classes the network is built from.
 
     Returns:
         The file, and the largest difference between an answer of it and of the network.
 
     Raises:
-        ValueError: an argument is outside its range, a package is missing, or the answers differ.
+        UserError: an argument is outside its range, a package is missing, or the answers differ.
     """
     writers: dict[str, tuple[str, Callable[..., Callable[..., Any]]]] = {
         "onnx": (".onnx", _onnx),
         "torch_export": (".pt2", _torch_export),
     }
     if format not in writers:
-        raise ValueError(f"format={format}: must be {' or '.join(writers)}")
+        raise UserError(f"format={format}: must be {' or '.join(writers)}")
     suffix, writer = writers[format]
     name = "network" if replica is None else f"network_{replica}"
     target = target or folder / f"{name}{suffix}"
     if target.suffix != suffix:
-        raise ValueError(f"out={target}: must end with {suffix}")
-    _, schema = runs.read(folder)
-    served = Served(runs.load_network(folder, checkpoint, replica), schema).eval()
+        raise UserError(f"out={target}: must end with {suffix}")
+    schema = runs.read_schema(folder)
+    served = Served(runs.load_network(folder, checkpoint, replica, trust), schema).eval()
     batch = torch.export.Dim("batch", min=1)
     shapes = ({0: batch}, {0: batch})
     program = torch.export.export(served, rows(schema, 2), dynamic_shapes=shapes)
@@ -98,9 +107,7 @@ def export(
                     difference = difference.nan_to_num(torch.inf)
                     largest = max(largest, difference.max().item() if difference.numel() else 0.0)
         if not largest <= TOLERANCE:
-            raise ValueError(
-                f"format={format}: the file's answers differ from the network's by {largest:.1e}"
-            )
+            raise UserError(f"format={format}: the file's answers differ from the network's by {largest:.1e}")
 
     write(target, save)
     return target, largest
@@ -131,7 +138,7 @@ def _onnx(program: Any, schema: Schema, path: Path) -> Callable[..., Any]:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ValueError(f"format=onnx: needs {error.name}: pip install 'mmoe[export]'") from None
+        raise UserError(f"format=onnx: needs {error.name}: pip install 'mmoe[export]'") from None
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """What a sweep does when a job fails: Hydra alone would end it there."""
 
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -13,9 +14,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mmoe.errors import STOPS, Stopped
+
 ERROR = "error.txt"
 UNWRITTEN: dict[Path, str] = {}
-INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 def in_sweep() -> bool:
@@ -31,14 +33,14 @@ def in_sweep() -> bool:
 def survive(job: Callable[[], None]) -> None:
     """Run a job of a sweep; if it fails, write why to its folder, and let the others run.
 
-    Ctrl-C ends the whole sweep.
+    Ctrl-C, SIGTERM and SIGHUP end the whole sweep.
     """
     note = Path(HydraConfig.get().runtime.output_dir) / ERROR
     note.unlink(missing_ok=True)
     try:
         job()
     except SystemExit as end:
-        if end.code in (None, 0, INTERRUPTED):
+        if end.code in (None, 0, *STOPS):
             raise
         why = str(getattr(end, "message", "")) or f"exit code {end.code}"
     except Exception as error:
@@ -54,25 +56,34 @@ def survive(job: Callable[[], None]) -> None:
         UNWRITTEN[note] = text
 
 
-def run_alone(folder: Path, resumed: bool) -> None:
+def run_alone(override: str, is_resumed: bool) -> None:
     """Run this job of a sweep as a command of its own, as the further processes that it starts need.
+
+    Args:
+        override: of the run folder, such as `resume=...` or `hydra.run.dir=...`.
+        is_resumed: whether it has the rest of its configuration in the folder.
 
     Raises:
         SystemExit: with its exit code, if it fails.
-        KeyboardInterrupt: when it has ended after Ctrl-C, which it gets as well.
+        Stopped: when it has ended after a signal, which is passed on to it.
     """
     hydra = HydraConfig.get()
     sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     command = [sys.executable, "-m", "mmoe.train", f"--config-name={hydra.job.config_name}"]
     command += [f"--config-dir={path}" for path in sources]
-    quoted = "'" + str(folder).replace("'", r"\'") + "'"
-    command += [f"resume={quoted}"] if resumed else [*hydra.overrides.task, f"hydra.run.dir={quoted}"]
+    command += [override] if is_resumed else [*hydra.overrides.task, override]
     with subprocess.Popen(command, cwd=hydra.runtime.cwd) as process:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it ends its epoch, and keeps it
-            raise
+        stopped: Stopped | None = None
+        while True:
+            try:
+                code = process.wait()
+                break
+            except Stopped as stop:
+                stopped = stop
+                if stop.number != signal.SIGINT:  # Ctrl-C reaches it by itself
+                    process.send_signal(signal.Signals(stop.number))
+        if stopped:  # it has ended its epoch, and kept it
+            raise stopped
     if code:
         raise SystemExit(code)
 

@@ -14,6 +14,7 @@ class Throughput(pl.Callback):
 
     def __init__(self) -> None:
         self.rows = 0
+        self.batch_rows = 0  # of the largest batch of this process
         self.seconds = 0.0
         self._started: float | None = None
 
@@ -29,6 +30,7 @@ class Throughput(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Rows, *_: Any
     ) -> None:
+        self.batch_rows = max(self.batch_rows, batch.labels.shape[-2])
         self.rows += batch.labels.shape[-2] * trainer.world_size
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:

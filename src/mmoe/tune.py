@@ -20,19 +20,32 @@ def main(config: DictConfig) -> None:
 
     from mmoe import search
     from mmoe.build import build, build_learner
-    from mmoe.checks import check_integers
-    from mmoe.report import check_monitor
+    from mmoe.checks import check_integers, check_seeds
+    from mmoe.divergence import Diverged
+    from mmoe.errors import UserError
+    from mmoe.metrics import validation_metrics
+    from mmoe.monitors import check_monitor
+    from mmoe.overhead import flush_denormals
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     check_integers(1, trials=config.trials)
     check_integers(1, replicas=config.replicas)
+    check_seeds(seed=config.seed, **{"seed + replicas - 1": config.seed + config.replicas - 1})
+    if config.monitor_mode not in ("max", "min"):
+        raise UserError(f"monitor_mode={config.monitor_mode}: must be max or min")
+    if (limit := config.trainer.get("limit_val_batches")) == 0:
+        raise UserError(f"trainer.limit_val_batches={limit}: must be above 0, for validations compare trials")
     choices = HydraConfig.get().runtime.choices
     space = search.space_of(config.space, choices["model"])
     data = build(config, "data")
-    check_monitor(config.monitor, config.monitor_mode, data.schema)
+    check_monitor(config.monitor, config.monitor_mode, validation_metrics(data.schema.tasks))
+    build_learner(config, data.schema).check_optimizer()
 
     def objective(trial: Any) -> float:
-        """The best validation value of the monitored metric over the epochs of one training."""
+        """The best validation value of the monitored metric over the epochs of one training.
+
+        A trial that diverges is pruned: it counts as tried.
+        """
         tried = search.apply(config, search.suggest(trial, space))
         learner = build_learner(tried, data.schema)
         values: list[float] = []
@@ -43,7 +56,13 @@ def main(config: DictConfig) -> None:
 
         silent = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
         trainer = build(tried, "trainer", callbacks=[Watch()], **silent)
-        trainer.fit(learner, data)
+        try:
+            with flush_denormals():  # as trainings do
+                trainer.fit(learner, data)
+        except Diverged as error:
+            raise search.TrialPruned(str(error)) from None
+        if not values:
+            raise UserError("trainer: must validate at least once, for validations compare trials")
         return max(values) if config.monitor_mode == "max" else min(values)
 
     described = {"space": space, "rows": dict(data.schema.files), "choices": search.choices_of(choices)}
@@ -51,7 +70,7 @@ def main(config: DictConfig) -> None:
     study = search.open_study(Path(config.folder), config.sampler, config.seed, directed, described)
     search.run(study, objective, config.trials)
     path = search.write_experiment(Path(config.folder), study, space, search.choices_of(choices))
-    print(f"best {config.monitor}: {study.best_value:.4f} of {config.trials} trials")
+    print(f"best {config.monitor}: {study.best_value:.4f} of {search.tried(study)} trials")
     print(f"train it: python -m mmoe.train --config-dir {path.parents[1]} experiment={path.stem}")
 
 

@@ -4,6 +4,7 @@ N rows, T tasks, E experts.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.analysis.rows import network_and_rows, outputs
+from mmoe.errors import UserError
 from mmoe.metrics import METRICS, TaskMetrics
 
 
 def expert_ablation(
-    folder: Path | str, split: str = "test", checkpoint: str = "best", replica: int | None = None
+    folder: Path | str,
+    split: str = "test",
+    checkpoint: str = "best",
+    replica: int | None = None,
+    trust: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Line = masked expert, column = task: how much worse the task's first metric (AUROC, MSE) gets.
 
@@ -28,11 +34,12 @@ def expert_ablation(
         split: of the rows.
         checkpoint: name of a file of checkpoints/.
         replica: which one, from 0, of a run with replicas.
+        trust: packages of your own whose classes the run is built from.
 
     Raises:
-        ValueError: the run's model has no gates, or a single expert.
+        UserError: the run's model has no gates, or a single expert.
     """
-    network, rows, schema = network_and_rows(folder, split, checkpoint, replica)
+    network, rows, schema = network_and_rows(folder, split, checkpoint, replica, trust)
     metrics = TaskMetrics(schema.tasks)
     firsts = {task.name: next(iter(METRICS[task.kind].items())) for task in schema.tasks}
 
@@ -42,7 +49,7 @@ def expert_ablation(
 
     num_experts = outputs(network, type(rows)(*(tensor[:1] for tensor in rows)))[1].shape[-1]
     if num_experts < 2:
-        raise ValueError(f"{folder}: its model must have gates over 2 experts or more, has {num_experts}")
+        raise UserError(f"{folder}: its model must have gates over 2 experts or more, has {num_experts}")
     whole, lines = values(), []
     for expert in range(num_experts):
         hook = gate_layer(network).register_forward_hook(_masking(expert))

@@ -22,7 +22,7 @@ def write_comparison(folder: Path, key: str | None = None) -> None:
     """Print `compare` of a folder; write it there as compare.csv, and its figure as compare.png.
 
     Raises:
-        ValueError: as `compare`, or `key` is nothing that differs.
+        UserError: as `compare`, or `key` is nothing that differs.
     """
     table = compare(folder)
     figure = plot_compare(folder, key)
@@ -36,7 +36,8 @@ def write_comparison(folder: Path, key: str | None = None) -> None:
 
 def _print(table: pd.DataFrame) -> None:
     what = ROWS[table.attrs["rows"]]
-    printed = Table(title=f"Best on the validation rows first; {what}", title_justify="left")
+    order = "Best on the validation rows first" if table.attrs["is_sorted"] else "In the order of the runs"
+    printed = Table(title=f"{order}; {what}", title_justify="left")
     values = [name for name in table.columns if not str(name).endswith("±")]
     for name in values:
         printed.add_column(str(name).replace("/", " "), justify="right", no_wrap="/" not in str(name))

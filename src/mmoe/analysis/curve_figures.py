@@ -18,13 +18,20 @@ from mmoe.analysis.drawing import (
     metric_name,
     panels,
 )
+from mmoe.errors import UserError
 from mmoe.metrics import METRICS
 
 
 def plot_training_curves(folder: Path | str) -> Figure:
-    """Validation metrics of each task by epoch, and the effective number of experts; bands: all replicas."""
+    """Validation metrics of each task by epoch, and the effective number of experts; bands: all replicas.
+
+    Raises:
+        UserError: the run has no validation.
+    """
     table = curves.training_curves(folder)
-    _, schema = runs.read(Path(folder))
+    if not len(table):
+        raise UserError(f"{folder}: its history.csv must have an epoch, it is empty")
+    schema = runs.read_schema(Path(folder))
     drawn = [(task, next(iter(METRICS[task.kind]))) for task in schema.tasks]
     gated = f"val/{schema.tasks[0].name}/effective_experts" in table
     figure, every = panels(len(drawn) + gated, width=3.4 * (len(drawn) + gated), height=3.0)

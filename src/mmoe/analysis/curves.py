@@ -9,11 +9,12 @@ from torchmetrics.functional.classification import binary_precision_recall_curve
 
 from mmoe import report, runs
 from mmoe.data.schema import Task
+from mmoe.errors import UserError
 
 
 def training_curves(folder: Path | str) -> pd.DataFrame:
     """The validation metrics of every epoch (and replica, by its seed): the run's history.csv."""
-    return pd.read_csv(_file(folder, "history.csv"))
+    return runs.read_frame(Path(folder), "history.csv")
 
 
 def roc(folder: Path | str, replica: int | None = None) -> dict[str, pd.DataFrame]:
@@ -53,23 +54,16 @@ def calibration(folder: Path | str, bins: int = 10, replica: int | None = None) 
 
 def _binary(folder: Path | str, replica: int | None) -> list[tuple[Task, np.ndarray, np.ndarray]]:
     """Probabilities and labels of the test rows of each binary task, from predictions.parquet."""
-    config, schema = runs.read(Path(folder))
+    config, schema = runs.read(Path(folder), ())
     runs.check_replica(config.replicas, replica)
-    frame = pd.read_parquet(_file(folder, "predictions.parquet"))
+    frame = runs.read_frame(Path(folder), "predictions.parquet")
     end = "" if replica is None else f"_{replica}"
     tasks = [task for task in schema.tasks if task.is_binary]
     if not tasks:
-        raise ValueError(f"{folder}: has no binary task")
+        raise UserError(f"{folder}: has no binary task")
     found = []
     for task in tasks:
         label = f"{task.name}_label"
         labels = frame[label if label in frame else f"{label}{end}"]
         found.append((task, frame[f"{report.column(task)}{end}"].to_numpy(), labels.to_numpy(np.int64)))
     return found
-
-
-def _file(folder: Path | str, name: str) -> Path:
-    path = Path(folder) / name
-    if not path.is_file():
-        raise ValueError(f"{path}: missing; is {folder} the folder of a run that has ended?")
-    return path

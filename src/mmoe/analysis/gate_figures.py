@@ -90,7 +90,7 @@ def plot_gate_similarity(folder: Path | str, **which: Any) -> Figure:
 def plot_expert_ablation(folder: Path | str, **which: Any) -> Figure:
     """Bars of what each task loses when an expert is masked."""
     table = expert_ablation(folder, **which)
-    _, schema = runs.read(Path(folder))
+    schema = runs.read_schema(Path(folder))
     figure, (axes,) = panels(1, width=2 + 0.75 * len(table), height=3.2)
     width = 0.8 / len(table.columns)
     for i, task in enumerate(schema.tasks):

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mmoe import report, runs
 from mmoe.analysis.rows import raw_column, scored
+from mmoe.errors import UserError
 
 
 def gate_weights(folder: Path | str, **which: Any) -> pd.DataFrame:
@@ -17,10 +18,10 @@ def gate_weights(folder: Path | str, **which: Any) -> pd.DataFrame:
 
     Args:
         folder: the run folder.
-        which: `split`, `checkpoint` and `replica`, as of `scored`; so in all functions here.
+        which: `split`, `checkpoint`, `replica` and `trust`, as of `scored`; so in all functions here.
 
     Raises:
-        ValueError: the run's model has no gates.
+        UserError: the run's model has no gates.
     """
     return pd.DataFrame(
         {task: weights.mean() for task, weights in weights_by_task(folder, **which).items()}
@@ -30,12 +31,12 @@ def gate_weights(folder: Path | str, **which: Any) -> pd.DataFrame:
 def weights_by_task(folder: Path | str, **which: Any) -> dict[str, pd.DataFrame]:
     """Of each task the weights [rows, experts]; errors as of `gate_weights`."""
     frame = scored(folder, **which)
-    config, schema = runs.read(Path(folder))
+    config, schema = runs.read(Path(folder), ())
     found = {}
     for task in schema.tasks:
         names = [name for e in range(len(frame.columns)) if (name := report.gate_column(task, e)) in frame]
         if not names:
-            raise ValueError(f"{folder}: its model ({config.model._target_.split('.')[-1]}) has no gates")
+            raise UserError(f"{folder}: its model ({config.model._target_.split('.')[-1]}) has no gates")
         weights = frame[names]
         weights.columns = pd.RangeIndex(len(names), name="expert")
         found[task.name] = weights
@@ -58,7 +59,10 @@ def gate_weights_by(
     """
     weights = weights_by_task(folder, **which)
     frame = scored(folder, **which)
-    given = frame[column] if column in frame else raw_column(folder, column, which.get("split", "test"))
+    if column in frame:
+        given = frame[column]
+    else:
+        given = raw_column(folder, column, which.get("split", "test"), which.get("trust", ()))
     groups = subgroups(given, bands, most)
     table = pd.concat(
         {task: values.groupby(groups, observed=True).mean() for task, values in weights.items()}, axis=1
@@ -83,7 +87,7 @@ def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, most: int = 1
         edges = shown = np.unique(bands)
         if values.min() < edges[0] or values.max() > edges[-1]:
             rule = f"must reach from {values.min():g} to {values.max():g}, as the values do"
-            raise ValueError(f"bands={list(bands)}: {rule}")
+            raise UserError(f"bands={list(bands)}: {rule}")
     elif (values == (lowest := values.min())).mean() > 1 / bands:  # as of the zeros of a money column
         above = np.unique(np.quantile(values[values > lowest], np.linspace(0, 1, bands)))[1:]
         edges = np.array([lowest, np.nextafter(lowest, np.inf), *above])

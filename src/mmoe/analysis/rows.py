@@ -3,9 +3,11 @@
 N rows, T tasks, E experts.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import hydra
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -15,14 +17,19 @@ from mmoe.data import cache, census
 from mmoe.data.census_files import find_files
 from mmoe.data.encode import Rows, decode
 from mmoe.data.schema import Schema
-from mmoe.evaluation import rows_for
+from mmoe.errors import UserError
+from mmoe.evaluation import keeps_rows, rows_for
 from mmoe.metrics import predicted
 
 BATCH = 8192
 
 
 def scored(
-    folder: Path | str, split: str = "test", checkpoint: str = "best", replica: int | None = None
+    folder: Path | str,
+    split: str = "test",
+    checkpoint: str = "best",
+    replica: int | None = None,
+    trust: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Rows of a run with predictions and gate weights, one line a row in the order of `split`.
 
@@ -34,26 +41,29 @@ def scored(
         split: `train`, `val` or `test`.
         checkpoint: name of a file of checkpoints/.
         replica: which one, from 0, of a run with replicas.
+        trust: packages of your own whose classes the run is built from.
 
     Raises:
-        ValueError: the folder holds no such run, or the rows it was made with are gone.
+        UserError: the folder holds no such run, or the rows it was made with are gone.
     """
     path = runs.checkpoints(Path(folder), checkpoint)[0].resolve()
-    return _scored(path, path.stat().st_mtime_ns, split, replica).copy()
+    return _scored(path, path.stat().st_mtime_ns, split, replica, tuple(trust)).copy()
 
 
 def network_and_rows(
-    folder: Path | str, split: str, checkpoint: str, replica: int | None
+    folder: Path | str, split: str, checkpoint: str, replica: int | None, trust: Sequence[str] = ()
 ) -> tuple[nn.Module, Rows, Schema]:
     """The trained network on the CPU, the rows of `split`, and their schema; errors as of `scored`."""
-    config, schema = runs.read(Path(folder))
+    config, schema = runs.read(Path(folder), ("inputs", "model", "data"), trust)
+    if not keeps_rows(config):
+        raise UserError(f"{folder}: its data module {config.data._target_} must be an mmoe.DataModule")
     dataset = rows_for(config, schema, None).dataset
     if split not in dataset.splits:
-        raise ValueError(f"split={split}: must be one of {', '.join(dataset.splits)}")
+        raise UserError(f"split={split}: must be one of {', '.join(dataset.splits)}")
     rows = dataset.splits[split]
     if rows.labels.ndim == 3:  # replicas with rows of their own
         rows = Rows(*(tensor[replica or 0] for tensor in rows))
-    return runs.load_network(folder, checkpoint, replica), rows, schema
+    return runs.load_network(folder, checkpoint, replica, trust), rows, schema
 
 
 @torch.inference_mode()
@@ -68,9 +78,11 @@ def outputs(network: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=4)  # every figure of a run asks for the same rows
-def _scored(checkpoint: Path, _mtime: int, split: str, replica: int | None) -> pd.DataFrame:
+def _scored(
+    checkpoint: Path, _mtime: int, split: str, replica: int | None, trust: tuple[str, ...]
+) -> pd.DataFrame:
     folder = checkpoint.parents[1]
-    network, rows, schema = network_and_rows(folder, split, checkpoint.stem, replica)
+    network, rows, schema = network_and_rows(folder, split, checkpoint.stem, replica, trust)
     logits, gates = outputs(network, rows)
     columns = {}
     for i, task in enumerate(schema.tasks):
@@ -79,16 +91,23 @@ def _scored(checkpoint: Path, _mtime: int, split: str, replica: int | None) -> p
     return pd.concat([decode(rows, schema), pd.DataFrame(columns)], axis=1)
 
 
-def raw_column(folder: Path | str, name: str, split: str) -> pd.Series:
+def raw_column(folder: Path | str, name: str, split: str, trust: Sequence[str] = ()) -> pd.Series:
     """A column of the census file that is no input of the run, for the rows of `split`.
 
+    Args:
+        folder: the run folder.
+        name: of the column.
+        split: `train`, `val` or `test`.
+        trust: packages of your own whose classes the run is built from.
+
     Raises:
-        ValueError: the run's rows have no such column.
+        UserError: the run's rows have no such column.
     """
-    config, schema = runs.read(Path(folder))
-    if not str(config.data._target_).startswith("mmoe.data.census.") or name not in census.COLUMNS:
+    config, schema = runs.read(Path(folder), ("data",), trust)
+    is_census = hydra.utils.get_object(config.data._target_) is census.datamodule
+    if not is_census or name not in census.COLUMNS:
         known = [c.name for c in schema.categorical] + [n.name for n in schema.numeric]
-        raise ValueError(f"column={name}: must be a column of the run's rows, such as {', '.join(known)}")
+        raise UserError(f"column={name}: must be a column of the run's rows, such as {', '.join(known)}")
     dataset = rows_for(config, schema, None).dataset
     data = config.data
     files = find_files(data.dir, data.source, data.url, cache.directory(data.cache_dir))

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
 
+from mmoe import runs
+from mmoe.errors import UserError
 from mmoe.intervals import half_interval
 from mmoe.metrics import METRICS
-from mmoe.runs import read
 
 # Not what a sweep is about: runs are averaged over seeds, and the others do not change a result.
 LEFT_OUT = (
     "seed", "data.seed", "replicas", "resume", "logger", "data.cache_dir", "callbacks.progress_bar",
-    "figures",
+    "figures", "trust",
 )  # fmt: skip
 
 MONITORED = "(monitored)"  # no key of a configuration
@@ -28,33 +28,35 @@ def runs_of(folder: Path | str) -> pd.DataFrame:
     there is a column `runs`, the same in all.
 
     Raises:
-        ValueError: there is no finished run, or they are of different tasks or rows, or monitor different
+        UserError: there is no finished run, or they are of different tasks or rows, or monitor different
             metrics.
     """
     folder = Path(folder)
-    started = [path.parent for path in sorted(folder.rglob("schema.json"))]
+    started = [path.parent for path in sorted(folder.rglob("config.yaml"))]
+    started = [path for path in started if (path / "schema.json").is_file()]
     found = [path for path in started if not set(path.parents) & set(started)]  # no extracted replica
     ended = [path for path in found if (path / "metrics.json").is_file()]
     if not ended:
-        raise ValueError(f"{folder}: has no finished run, of {len(found)} that were started")
-    configs, schemas = zip(*(read(path) for path in ended), strict=True)
-    first, monitor = schemas[0], configs[0].monitor
-    for path, config, schema in zip(ended, configs, schemas, strict=True):
+        raise UserError(f"{folder}: has no finished run, of {len(found)} that were started")
+    configs = [runs.stored_config(path) for path in ended]
+    schemas = [runs.read_schema(path) for path in ended]
+    found_metrics = [runs.read_metrics(path) for path in ended]
+    first, monitor = schemas[0], found_metrics[0]["monitor"]
+    for path, metrics, schema in zip(ended, found_metrics, schemas, strict=True):
         if (schema.tasks, schema.num_rows, schema.files) != (first.tasks, first.num_rows, first.files):
-            raise ValueError(f"{path}: has other tasks or rows than {ended[0]}, so they do not compare")
-        if config.monitor != monitor:
-            raise ValueError(f"{path}: chose its epoch by {config.monitor}, but {ended[0]} by {monitor}")
-    options = [dict(_flat(OmegaConf.to_container(config))) for config in configs]
+            raise UserError(f"{path}: has other tasks or rows than {ended[0]}, so they do not compare")
+        if metrics["monitor"] != monitor:
+            raise UserError(f"{path}: chose its epoch by {metrics['monitor']}, but {ended[0]} by {monitor}")
+    options = [dict(_flat(config)) for config in configs]
     varied = _varied(options) or ["runs"]
     lines = []
-    for path, option in zip(ended, options, strict=True):
-        metrics = json.loads((path / "metrics.json").read_text("utf-8"))
+    for path, option, metrics in zip(ended, options, found_metrics, strict=True):
         for run in metrics.get("runs", [metrics]):
             line = {"run": str(path.relative_to(folder)), "seed": run["seed"]}
             line |= {key: _shown(option.get(key, "all")) for key in varied}
             line |= {"parameters": metrics["parameters"], "epoch": run["epoch"]}
             for split in ("val", "test"):
-                for task, values in run[split].items():
+                for task, values in run.get(split, {}).items():
                     line |= {f"{split}/{task}/{name}": value for name, value in values.items()}
             lines.append(line)
     frame = pd.DataFrame(lines).drop_duplicates([*varied, "seed"], ignore_index=True)  # a run made twice
@@ -63,7 +65,7 @@ def runs_of(folder: Path | str) -> pd.DataFrame:
         "unfinished": [str(path.relative_to(folder)) for path in found if path not in ended],
         "tasks": {task.name: next(iter(METRICS[task.kind])) for task in first.tasks},
         "monitor": monitor,
-        "larger_is_better": configs[0].get("monitor_mode", "max") == "max",
+        "larger_is_better": ((configs[0]["callbacks"] or {}).get("best") or {}).get("mode", "max") == "max",
         "rows": first.rows,
     }
     return frame
@@ -85,10 +87,11 @@ def compare(folder: Path | str) -> pd.DataFrame:
 
     Columns: what differs; `seeds`, their number; `parameters`; then of the first metric of each task, on
     validation and test rows, the mean over seeds and `±`, half its 95 % interval (nan for one seed). The
-    order is that of the mean of the metric that chose the epochs.
+    order is that of the mean of the metric that chose the epochs; where none did, or metrics.json does not
+    have it (such as `train/loss`), it is that of the runs.
 
     Raises:
-        ValueError: as `runs_of`.
+        UserError: as `runs_of`.
     """
     frame = runs_of(folder)
     varied, monitor = frame.attrs["varied"], frame.attrs["monitor"]
@@ -99,12 +102,14 @@ def compare(folder: Path | str) -> pd.DataFrame:
         for split in ("val", "test"):
             for task, metric in frame.attrs["tasks"].items():
                 name = f"{split}/{task}/{metric}"
-                line |= {name: group[name].mean(), f"{name} ±": half_interval(group[name])}
-        lines.append(line | {MONITORED: group[monitor].mean()})
+                if name in group:
+                    line |= {name: group[name].mean(), f"{name} ±": half_interval(group[name])}
+        lines.append(line | ({MONITORED: group[monitor].mean()} if monitor in frame else {}))
     table = pd.DataFrame(lines)
-    table = table.sort_values(MONITORED, ascending=not frame.attrs["larger_is_better"], ignore_index=True)
-    table = table.drop(columns=MONITORED)
-    table.attrs = frame.attrs
+    if monitor in frame:
+        table = table.sort_values(MONITORED, ascending=not frame.attrs["larger_is_better"], ignore_index=True)
+        table = table.drop(columns=MONITORED)
+    table.attrs = frame.attrs | {"is_sorted": monitor in frame}
     return table
 
 

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from mmoe.analysis import sweep
 from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, metric_name, panels
+from mmoe.errors import UserError
 from mmoe.intervals import half_interval
 
 
@@ -20,13 +21,13 @@ def plot_compare(folder: Path | str, key: str | None = None, split: str = "test"
         split: `test` or `val`.
 
     Raises:
-        ValueError: as `sweep.runs_of`, or the key is none that was varied.
+        UserError: as `sweep.runs_of`, or the key is none that was varied.
     """
     frame = sweep.runs_of(folder)
     varied = frame.attrs["varied"]
     key = key or varied[0]
     if key not in varied:
-        raise ValueError(f"key={key}: must be one of {', '.join(varied)}")
+        raise UserError(f"key={key}: must be one of {', '.join(varied)}")
     values = sorted(frame[key].unique(), key=lambda v: (isinstance(v, str), v))
     others = [name for name in varied if name != key]
     lines = list(frame.groupby(others, sort=False)) if others else [((), frame)]

@@ -11,12 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from mmoe.checks import check_integers
+from mmoe.checks import check_integers, check_seeds
 from mmoe.data import cache, parse
 from mmoe.data.census_files import OFFICIAL_ROWS, Files, check_source, find_files
-from mmoe.data.datamodule import DataModule
+from mmoe.data.datamodule import DataModule, check_loading
 from mmoe.data.encode import Dataset, assemble, encode, fit_schema
 from mmoe.data.schema import Schema, Task
+from mmoe.errors import UserError
 
 # In file order, under the names of census-income.names, shortened where they are phrases.
 COLUMNS = (
@@ -67,19 +68,18 @@ def datamodule(
         loading: further arguments of `DataModule`.
 
     Raises:
-        ValueError: an argument breaks a rule.
+        UserError: an argument breaks a rule.
     """
+    check_loading(loading)
     given = {name: task for name, task in (tasks or {}).items() if task}
-    labels = [
-        Task(name, **{**task, "positive": tuple(task.get("positive", ()))}) for name, task in given.items()
-    ]
+    labels = [_task(name, task) for name, task in given.items()]
     _check_columns(features, labels)
     if main_task not in given:
-        raise ValueError(f"main_task={main_task}: must be one of {', '.join(given)}")
+        raise UserError(f"main_task={main_task}: must be one of {', '.join(given)}")
     labels.sort(key=lambda task: task.name != main_task)  # the main task comes first
     check_source(source)
     check_integers(2, num_bins=num_bins)
-    check_integers(0, split_seed=split_seed)
+    check_seeds(split_seed=split_seed)
     find = partial(find_files, dir, source, url, cache.directory(cache_dir))
     options = {
         "features": list(features),
@@ -90,25 +90,46 @@ def datamodule(
     return DataModule(partial(_load, find, labels, options, schema, cache.directory(cache_dir)), **loading)
 
 
+def _task(name: str, given: Mapping[str, Any]) -> Task:
+    """The task that a configuration describes.
+
+    Raises:
+        UserError: a key is unknown or lacking, or a value is not of its type.
+    """
+    if not isinstance(given, Mapping):
+        raise UserError(f"tasks.{name}={given}: must be a column, and positive levels or a kind")
+    for key in given:
+        if key not in ("column", "positive", "kind"):
+            raise UserError(f"tasks.{name}.{key}: must be column, positive or kind")
+    positive = given.get("positive") or ()
+    if isinstance(positive, str) or not all(isinstance(level, str) for level in positive):
+        raise UserError(f"tasks.{name}.positive={positive}: must be a list of levels, which are text")
+    if "column" not in given:
+        raise UserError(f"tasks.{name}.column: must be given")
+    return Task(name, **{**given, "positive": tuple(positive)})
+
+
 def _check_columns(features: Sequence[str], tasks: Sequence[Task]) -> None:
+    if isinstance(features, str):
+        raise UserError(f"features={features}: must be a list of columns")
     if not features:
-        raise ValueError("features=[]: must name at least one column")
+        raise UserError("features=[]: must name at least one column")
     if not tasks:
-        raise ValueError("tasks={}: must name at least one task")
+        raise UserError("tasks={}: must name at least one task")
     for name in features:
         if name not in COLUMNS:
-            raise ValueError(f"features: {name!r} is not a column; the columns are {', '.join(COLUMNS)}")
+            raise UserError(f"features: {name!r} is not a column; the columns are {', '.join(COLUMNS)}")
         if features.count(name) > 1:
-            raise ValueError(f"features: {name!r} must be named once")
+            raise UserError(f"features: {name!r} must be named once")
     for task in tasks:
         fitting = [c for c in COLUMNS if (c in NUMERIC) != task.is_binary]
         if task.column not in fitting:
             what = "levels" if task.is_binary else "numbers"
-            raise ValueError(
+            raise UserError(
                 f"tasks.{task.name}.column={task.column}: must be a column of {what}: {', '.join(fitting)}"
             )
         if task.column in features:
-            raise ValueError(
+            raise UserError(
                 f"features: {task.column!r} is the column that the label of task {task.name} is made from,"
                 " so it must not be an input"
             )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmoe.data import download
+from mmoe.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -23,28 +24,31 @@ class Files(NamedTuple):
 
 
 def check_source(source: str) -> None:
-    """Raise ValueError unless `source` is one of those that `find_files` knows."""
+    """Raise UserError unless `source` is one of those that `find_files` knows."""
     if source not in ("auto", "official", "sample"):
-        raise ValueError(f"source={source}: must be auto, official or sample")
+        raise UserError(f"source={source}: must be auto, official or sample")
 
 
 def find_files(dir: str | None, source: str, url: str, cache_dir: Path) -> Files:
     """Find the two files: in `dir`, else downloaded, else the bundled sample with a warning.
 
     Raises:
-        ValueError: `dir` lacks a file, or nothing was found and `source` forbids the sample.
+        UserError: `dir` lacks a file, or nothing was found and `source` forbids the sample.
     """
     if source == "sample":
         return Files(*_both(SAMPLE_DIR), is_sample=True)
     if dir:
-        return Files(*_both(Path(dir).expanduser()))
+        try:
+            return Files(*_both(Path(dir).expanduser()))
+        except RuntimeError:
+            raise UserError(f"data.dir={dir}: must start with the name of a user after ~") from None
     target = cache_dir / "census-income"
     try:
         download.fetch(url, target, {NAMES[k]: OFFICIAL_ROWS[k] for k in NAMES}, NUM_FIELDS)
         return Files(*_both(target))
     except download.DownloadError as error:
         if source == "official":
-            raise ValueError(f"data.source=official: {error}; give data.dir or set MMOE_CENSUS_DIR") from None
+            raise UserError(f"data.source=official: {error}; give data.dir or set MMOE_CENSUS_DIR") from None
         log.warning(
             "%s. FALLING BACK TO THE BUNDLED SAMPLE of synthetic rows: its numbers mean nothing for the real"
             " data set. Give data.dir=... or set MMOE_CENSUS_DIR to use the real files.",
@@ -56,13 +60,13 @@ def find_files(dir: str | None, source: str, url: str, cache_dir: Path) -> Files
 def _both(folder: Path) -> tuple[Path, Path]:
     """Paths of the two files, compressed or not."""
     if not folder.is_dir():
-        raise ValueError(
+        raise UserError(
             f"data.dir={folder}: must be a directory with {' and '.join(NAMES.values())} (or .gz)"
         )
     found = []
     for name in NAMES.values():
         path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
         if path is None:
-            raise ValueError(f"{folder / name}: missing (with or without .gz)")
+            raise UserError(f"{folder / name}: missing (with or without .gz)")
         found.append(path)
     return found[0], found[1]

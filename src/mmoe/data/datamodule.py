@@ -3,8 +3,9 @@
 N rows, B batch, W ranks.
 """
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Self
 
@@ -12,23 +13,35 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from mmoe.checks import check_integers
+from mmoe.checks import check_integers, check_seeds
 from mmoe.data.encode import Dataset, Rows, split, take
 from mmoe.data.schema import Schema
+from mmoe.errors import UserError
 
 BLOCK = 2**14  # rows that are gathered at a time: batches are slices of them
 
 
 class Loader(ABC):
-    """What Lightning asks of a loader whose batches depend on the epoch."""
+    """What Lightning asks of a loader whose batches depend on the epoch.
+
+    A plain loop over it goes on to the next epoch by itself: each iteration gives another order.
+    """
 
     epoch = 0
+    fixed = False  # True: every epoch gives the batches of the first one
     step = 0  # batches of the epoch that were given
     resumed: tuple[int, int] | None = None  # epoch and step of a checkpoint
     batch_sampler = None  # Lightning asks for it beside `sampler`
+    _iterated = False  # since the epoch was set
+
+    def __iter__(self) -> Iterator[Rows]:
+        if self._iterated:
+            self.epoch += 1
+        self._iterated = True
+        yield from self.batches()
 
     @abstractmethod
-    def __iter__(self) -> Iterator[Rows]:
+    def batches(self) -> Iterator[Rows]:
         """The batches of the epoch."""
 
     @property
@@ -38,7 +51,12 @@ class Loader(ABC):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches the next iteration gives."""
-        self.epoch = epoch
+        self.epoch, self._iterated = epoch, False
+
+    @property
+    def drawn_epoch(self) -> int:
+        """The epoch whose rows, in whose order, are given."""
+        return 0 if self.fixed else self.epoch
 
     def state_dict(self) -> dict[str, int]:
         """The place in the epoch, for a checkpoint."""
@@ -46,6 +64,7 @@ class Loader(ABC):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration of that epoch begin where a checkpoint was written."""
+        self.set_epoch(state["epoch"])
         self.resumed = (state["epoch"], state["step"])
 
     def _steps(self, count: int) -> Iterator[int]:
@@ -75,7 +94,8 @@ class RowLoader(Loader):
         full, rest = divmod(self.rows.labels.shape[-2], self.global_batch)
         return max(1, full + (rest >= self.world_size))
 
-    def __iter__(self) -> Iterator[Rows]:
+    def batches(self) -> Iterator[Rows]:
+        """The rank's share of the epoch's rows, batch by batch."""
         num_rows, steps = self.rows.labels.shape[-2], len(self)
         order = self._order(num_rows)
         batches: Iterator[Rows] = iter(())
@@ -92,7 +112,8 @@ class RowLoader(Loader):
         """The rank's rows of the steps whose rows are `begin` to `end`."""
         if order is None and self.world_size == 1:
             return Rows(*(tensor[..., begin:end, :] for tensor in self.rows))
-        index = torch.arange(begin, end) if order is None else order[begin:end]
+        device = self.rows.labels.device
+        index = torch.arange(begin, end, device=device) if order is None else order[begin:end]
         return take(self.rows, index[self.rank :: self.world_size])
 
     def _order(self, num_rows: int) -> Tensor | None:
@@ -100,8 +121,16 @@ class RowLoader(Loader):
             return None
         # Seeds of neighbouring runs and epochs must not meet: seed + epoch would give run 1 the
         # orders of run 0, one epoch later.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.drawn_epoch)
         return torch.randperm(num_rows, generator=generator).to(self.rows.labels.device)
+
+
+def check_loading(given: Mapping[str, Any]) -> None:
+    """Raise UserError for an argument that `DataModule` does not have."""
+    known = [name for name in inspect.signature(DataModule).parameters if name != "load"]
+    for name in given:
+        if name not in known:
+            raise UserError(f"{name}: is no option of the data; further ones are {', '.join(known)}")
 
 
 class DataModule(pl.LightningDataModule):
@@ -115,7 +144,7 @@ class DataModule(pl.LightningDataModule):
         seed: of the shuffling.
 
     Raises:
-        ValueError: a batch size or the seed is not in its range.
+        UserError: a batch size or the seed is not in its range.
     """
 
     def __init__(
@@ -128,7 +157,9 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         check_integers(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        check_integers(0, seed=seed)
+        check_seeds(seed=seed)
+        if not isinstance(resident, bool):
+            raise UserError(f"resident={resident}: must be true or false")
         self._load = load
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.resident, self.seed = resident, seed
@@ -149,7 +180,13 @@ class DataModule(pl.LightningDataModule):
         loader = self._loader("train", self.batch_size, self.seed)
         if self.encode:
             loader.rows = self.encode(loader.rows, self.batch_size)
+        loader.fixed = self.overfits
         return loader
+
+    @property
+    def overfits(self) -> bool:
+        """Whether the trainer is to see the same few batches in every epoch (`overfit_batches`)."""
+        return self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
 
     def val_dataloader(self) -> RowLoader:
         """Validation rows in order."""
@@ -159,10 +196,19 @@ class DataModule(pl.LightningDataModule):
         """Test rows in order."""
         return self._loader("test", self.eval_batch_size)
 
+    def predict_dataloader(self) -> RowLoader:
+        """Test rows in order, as `Trainer.predict` asks for them."""
+        return self.test_dataloader()
+
     def _loader(self, split: str, batch_size: int, seed: int | None = None) -> RowLoader:
         rows = self.dataset.splits[split]
         if self.trainer is None:
             return RowLoader(rows, batch_size, seed)
+        num_rows, processes = rows.labels.shape[-2], self.trainer.world_size
+        if num_rows < processes:
+            raise UserError(
+                f"trainer.devices: {processes} processes must each have one of {num_rows} {split} rows"
+            )
         if self.resident:
             rows = Rows(*(t.to(self.trainer.strategy.root_device) for t in rows))
         return RowLoader(rows, batch_size, seed, self.trainer.global_rank, self.trainer.world_size)
@@ -175,7 +221,7 @@ class DataModule(pl.LightningDataModule):
         """Divide the rows of a checkpoint's steps among the processes there are now.
 
         Raises:
-            ValueError: they cannot have equal shares.
+            UserError: they cannot have equal shares.
             SystemExit: the same, in all processes but the first.
         """
         assert self.trainer is not None
@@ -183,7 +229,7 @@ class DataModule(pl.LightningDataModule):
         if rows % processes:
             if not self.trainer.is_global_zero:  # the first process says it
                 raise SystemExit(2)
-            raise ValueError(
+            raise UserError(
                 f"trainer.devices: {processes} processes cannot share the run's {rows} rows a step equally"
             )
         self.batch_size = rows // processes

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmoe.checks import check_finite, check_integers
 from mmoe.data.encode import Rows
+from mmoe.errors import UserError
 
 Device = torch.device | str
 WEIGHTS, SINES = -3, -4  # numbers of what is drawn once, apart from those of blocks of rows
@@ -36,7 +37,7 @@ class Generator:
         noise_variance: of e_k.
 
     Raises:
-        ValueError: an argument is outside its range.
+        UserError: an argument is outside its range.
     """
 
     p: float
@@ -54,18 +55,18 @@ class Generator:
         check_finite(0, c=self.c, noise_variance=self.noise_variance)
         check_finite(-1, p=self.p)
         if self.p > 1:
-            raise ValueError(f"p={self.p}: must be a cosine in [-1, 1]")
+            raise UserError(f"p={self.p}: must be a cosine in [-1, 1]")
         if self.p < -1 / (self.tasks - 1):
-            raise ValueError(
+            raise UserError(
                 f"p={self.p}: {self.tasks} tasks cannot all have cosines below {-1 / (self.tasks - 1):.4g}"
             )
         if self.d < self.tasks:
-            raise ValueError(f"d={self.d}: must be at least the number of tasks, {self.tasks}")
+            raise UserError(f"d={self.d}: must be at least the number of tasks, {self.tasks}")
         for name, values in (("a", self.a), ("b", self.b)):
             if values is not None and len(values) != self.m:
-                raise ValueError(f"{name}={list(values)}: must have m={self.m} values")
+                raise UserError(f"{name}={list(values)}: must have m={self.m} values")
             if not all(isinstance(value, int | float) and math.isfinite(value) for value in values or ()):
-                raise ValueError(f"{name}={list(values or ())}: must be finite numbers")
+                raise UserError(f"{name}={list(values or ())}: must be finite numbers")
 
     def directions(self, seed: int) -> Tensor:
         """Orthonormal u [T, D] of a seed, float64."""

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmoe.checks import check_integers
+from mmoe.checks import check_integers, check_seeds
 from mmoe.data import cache, parse
-from mmoe.data.datamodule import DataModule
+from mmoe.data.datamodule import DataModule, check_loading
 from mmoe.data.encode import Dataset, Rows, assemble, fit_numeric
 from mmoe.data.schema import Categorical, Schema, Task
+from mmoe.errors import UserError
 
 LABELS = ("marital", "income")
 NUM_INPUTS = 499
@@ -31,24 +32,25 @@ def datamodule(
     """Serve PaddleRec's files of `dir`; other arguments are those of `census.datamodule`.
 
     Raises:
-        ValueError: an argument breaks a rule.
+        UserError: an argument breaks a rule.
     """
+    check_loading(loading)
     if main_task not in LABELS:
-        raise ValueError(f"main_task={main_task}: must be one of {', '.join(LABELS)}")
+        raise UserError(f"main_task={main_task}: must be one of {', '.join(LABELS)}")
     check_integers(2, num_bins=num_bins)
-    check_integers(0, split_seed=split_seed)
+    check_seeds(split_seed=split_seed)
     options = {"main_task": main_task, "num_bins": num_bins, "split_seed": split_seed}
     return DataModule(partial(_load, dir, cache.directory(cache_dir), options), **loading)
 
 
 def _load(dir: str | None, cache_dir: Path, options: dict[str, Any]) -> Dataset:
     if not dir:
-        raise ValueError("data.dir: must be the directory of train_all/ and test_all/")
+        raise UserError("data.dir: must be the directory of train_all/ and test_all/")
     paths = {}
     for split in ("train_all", "test_all"):
         paths[split] = sorted((Path(dir).expanduser() / split).glob("*.csv"))
         if not paths[split]:
-            raise ValueError(f"{Path(dir) / split}: must hold at least one .csv file")
+            raise UserError(f"{Path(dir) / split}: must hold at least one .csv file")
     digests = {f"{p.parent.name}/{p.name}": cache.sha256(p) for group in paths.values() for p in group}
     build = partial(_encode, paths["train_all"], paths["test_all"], digests, options)
     return cache.cached(cache_dir, "onehot_csv", {"files": digests, **options}, build)
@@ -87,11 +89,11 @@ def _blocks(paths: Sequence[Path]) -> Iterator[tuple[Path, int, np.ndarray]]:
 
 
 def _check_binary(path: Path, before: int, block: np.ndarray, columns: np.ndarray) -> None:
-    """Raise ValueError, with its place, for a value of `columns` of the block that is not 0 or 1."""
+    """Raise UserError, with its place, for a value of `columns` of the block that is not 0 or 1."""
     wrong = np.argwhere((block[:, columns] != 0) & (block[:, columns] != 1))
     if len(wrong):
         row, column = wrong[0][0], columns[wrong[0][1]]
-        raise ValueError(
+        raise UserError(
             f"{path}, row {before + row + 1}, column {column + 1} ({COLUMNS[column]}):"
             f" must be 0 or 1, is {block[row, column]:g}"
         )

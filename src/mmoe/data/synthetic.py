@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from mmoe.checks import check_integers
-from mmoe.data.datamodule import DataModule, Loader
+from mmoe.checks import check_integers, check_seeds
+from mmoe.data.datamodule import DataModule, Loader, check_loading
 from mmoe.data.encode import Dataset, Rows
 from mmoe.data.generator import Device, Generator
 from mmoe.data.schema import Numeric, Schema, Task
+from mmoe.errors import UserError
 
 VAL, TEST = -1, -2  # numbers of the blocks of rows that are not training rows
 STREAMED_STEPS = 8  # drawn at once: few enough for memory, enough to make their number not matter
@@ -38,8 +39,9 @@ class StreamLoader(Loader):
     def __len__(self) -> int:
         return max(1, self.num_rows // self.global_batch)
 
-    def __iter__(self) -> Iterator[Rows]:
-        first_block = self.epoch * math.ceil(len(self) / STREAMED_STEPS)
+    def batches(self) -> Iterator[Rows]:
+        """The rank's share of each step's new rows."""
+        first_block = self.drawn_epoch * math.ceil(len(self) / STREAMED_STEPS)
         drawn, rows = -1, None
         for step in self._steps(len(self)):
             block, place = divmod(step, STREAMED_STEPS)
@@ -74,7 +76,9 @@ class SyntheticData(DataModule):
         device: Device = self.trainer.strategy.root_device if self.trainer else "cpu"
         rank, size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         draw = partial(self.generator.rows, self.seeds, device=device)
-        return StreamLoader(draw, self.num_rows, self.batch_size, rank, size)
+        loader = StreamLoader(draw, self.num_rows, self.batch_size, rank, size)
+        loader.fixed = self.overfits
+        return loader
 
 
 def datamodule(
@@ -115,14 +119,16 @@ def datamodule(
         loading: further arguments of `DataModule`.
 
     Raises:
-        ValueError: an argument is outside its range.
+        UserError: an argument is outside its range.
     """
+    check_loading(loading)
+    check_integers(1, replicas=replicas)
     check_integers(2, rows=rows, eval_rows=eval_rows)
-    check_integers(0, seed=seed)
+    check_seeds(seed=seed)
     generator = Generator(p, c, m, a, b, d, tasks, noise_variance)
     names = [f"task{k}" for k in range(1, tasks + 1)]
     if main_task not in names:
-        raise ValueError(f"main_task={main_task}: must be one of {', '.join(names)}")
+        raise UserError(f"main_task={main_task}: must be one of {', '.join(names)}")
     names.sort(key=lambda name: name != main_task)
     seeds = range(seed, seed + replicas)
     schema = Schema(

@@ -45,7 +45,7 @@ class CrossStitch(nn.Module):
         dropout: share of hidden units set to 0 in training.
 
     Raises:
-        ValueError: an argument is outside its range.
+        UserError: an argument is outside its range.
 
     Shape:
         x: [B, I]; output: logits [B, T] and no gates.
@@ -63,9 +63,9 @@ class CrossStitch(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks)
-        check_widths(1, units=units)
-        check_probabilities(own=own)
+        num_inputs, num_tasks = check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks)
+        (units,) = check_widths(1, units=units)
+        (own,) = check_probabilities(own=own)
 
         def follow() -> list[nn.Module]:
             return [*activate(activation, dropout), Stitch(num_tasks, own)]

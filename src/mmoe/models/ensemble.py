@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from mmoe.checks import check_integers
+from mmoe.errors import UserError
 from mmoe.models.output import Output
 from mmoe.models.replicas import Replicas
 
@@ -24,7 +25,7 @@ class Ensemble(nn.Module):
         mean: of what: `probability`, or `logit`, which is right for regressions.
 
     Raises:
-        ValueError: an argument is outside its range, or the members have a `penalty`.
+        UserError: an argument is outside its range, or the members have a `penalty`.
 
     Shape:
         x: [B, I]; output: logits [B, T] of the mean, in training those of every member, [M, B, T]. Gates are
@@ -40,16 +41,16 @@ class Ensemble(nn.Module):
         mean: str = "probability",
     ) -> None:
         super().__init__()
-        check_integers(1, size=size)
+        (size,) = check_integers(1, size=size)
         if mean not in ("probability", "logit"):
-            raise ValueError(f"mean={mean}: must be probability or logit")
+            raise UserError(f"mean={mean}: must be probability or logit")
         self.of_probabilities = mean == "probability"
         try:
             members = [member(num_inputs=num_inputs, num_tasks=num_tasks) for _ in range(size)]
         except TypeError as error:  # an argument too many or too few
-            raise ValueError(f"member: {error}") from error
+            raise UserError(f"member: {error}") from error
         if hasattr(members[0], "penalty"):
-            raise ValueError(f"member={type(members[0]).__name__}: must have no penalty")
+            raise UserError(f"member={type(members[0]).__name__}: must have no penalty")
         self.members = Replicas(members)
 
     def forward(self, x: Tensor) -> Output:

@@ -25,7 +25,7 @@ class L2Constrained(SingleTask):
         dropout: share of hidden units set to 0 in training.
 
     Raises:
-        ValueError: an argument is outside its range.
+        UserError: an argument is outside its range.
 
     Shape:
         x: [B, I]; output: logits [B, T] and no gates.
@@ -40,9 +40,9 @@ class L2Constrained(SingleTask):
         activation: str = "relu",
         dropout: float = 0.0,
     ) -> None:
-        check_finite(0, strength=strength)
+        (strength,) = check_finite(0, strength=strength)
         super().__init__(num_inputs, num_tasks, units, activation, dropout)
-        self.num_tasks, self.strength = num_tasks, strength
+        self.num_tasks, self.strength = int(num_tasks), strength
 
     def penalty(self) -> Tensor:
         """`strength` times the sum over pairs of tasks of ||theta_k - theta_l||^2, to add to the loss."""

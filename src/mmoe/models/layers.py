@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mmoe.checks import check_probabilities
+from mmoe.errors import UserError
 from mmoe.models.sparse import SparseInputs, linear
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -85,7 +86,7 @@ class FanOut(nn.Module):
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """That over the last dimension; a CPU is far quicker along the first."""
+    """Softmax over the last dimension; a CPU is much faster along the first."""
     return logits.movedim(-1, 0).softmax(0).movedim(0, -1)
 
 
@@ -105,11 +106,11 @@ def activate(activation: str, dropout: float) -> list[nn.Module]:
     """What follows a hidden layer: the activation, and dropout where there is any.
 
     Raises:
-        ValueError: an unknown activation, or a dropout outside [0, 1).
+        UserError: an unknown activation, or a dropout outside [0, 1).
     """
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation={activation}: must be one of {', '.join(ACTIVATIONS)}")
-    check_probabilities(dropout=dropout)
+        raise UserError(f"activation={activation}: must be one of {', '.join(ACTIVATIONS)}")
+    (dropout,) = check_probabilities(dropout=dropout)
     return [ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout else [])]
 
 

@@ -35,7 +35,7 @@ class MMoE(nn.Module):
             others are renormalised. It keeps gates from settling on one expert (Zhao et al., RecSys 2019).
 
     Raises:
-        ValueError: an argument is outside its range.
+        UserError: an argument is outside its range.
 
     Shape:
         x: [B, I]; output: logits [B, T] and gates [B, T, E].
@@ -58,11 +58,13 @@ class MMoE(nn.Module):
         gate_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks, num_experts=num_experts)
-        check_widths(1, expert_units=expert_units)
-        check_widths(0, gate_units=gate_units, tower_units=tower_units)
-        check_finite(1e-6, gate_temperature=gate_temperature)
-        check_probabilities(gate_dropout=gate_dropout)
+        num_inputs, num_tasks, num_experts = check_integers(
+            1, num_inputs=num_inputs, num_tasks=num_tasks, num_experts=num_experts
+        )
+        (expert_units,) = check_widths(1, expert_units=expert_units)
+        gate_units, tower_units = check_widths(0, gate_units=gate_units, tower_units=tower_units)
+        (gate_temperature,) = check_finite(1e-6, gate_temperature=gate_temperature)
+        (gate_dropout,) = check_probabilities(gate_dropout=gate_dropout)
         self.num_experts, self.num_tasks = num_experts, num_tasks
         self.gate_temperature, self.gate_dropout = gate_temperature, gate_dropout
 

@@ -80,7 +80,7 @@ class PLE(nn.Module):
         dropout: share of hidden units set to 0 in training.
 
     Raises:
-        ValueError: an argument is outside its range.
+        UserError: an argument is outside its range.
 
     Shape:
         x: [B, I]; output: logits [B, T] and the last level's gates [B, T, E], zero for other tasks' experts.
@@ -101,7 +101,7 @@ class PLE(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_integers(
+        num_inputs, num_tasks, num_levels, task_experts, shared_experts = check_integers(
             1,
             num_inputs=num_inputs,
             num_tasks=num_tasks,
@@ -109,8 +109,8 @@ class PLE(nn.Module):
             task_experts=task_experts,
             shared_experts=shared_experts,
         )
-        check_widths(1, expert_units=expert_units)
-        check_widths(0, tower_units=tower_units)
+        (expert_units,) = check_widths(1, expert_units=expert_units)
+        (tower_units,) = check_widths(0, tower_units=tower_units)
         widths = [num_inputs] + [expert_units[-1]] * (num_levels - 1)
         self.levels = nn.ModuleList(
             Extraction(

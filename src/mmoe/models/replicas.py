@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from mmoe.models.inputs import forbid_sums
+from mmoe.models.inputs import Inputs, prepare_for_vmap
 
 
 class Replicas(nn.Module):
@@ -34,7 +34,7 @@ class Replicas(nn.Module):
         for name, values in stack_module_state(list(modules))[0].items():
             owner, _, leaf = name.rpartition(".")
             setattr(self.stacked.get_submodule(owner), leaf, nn.Parameter(values.detach()))
-        forbid_sums(self.stacked)
+        prepare_for_vmap(self.stacked)
 
     def forward(self, *rows: Tensor, own_rows: bool = False) -> Any:
         """Apply every replica."""
@@ -43,8 +43,27 @@ class Replicas(nn.Module):
             return functional_call(self.stacked, parameters, rows)
 
         in_dims = (0, *([0 if own_rows else None] * len(rows)))
+        inputs = [module for module in self.stacked.modules() if isinstance(module, Inputs)]
+        for part in inputs:
+            codes, numerics = (tensor.flatten(0, 1) if own_rows else tensor for tensor in rows[:2])
+            part.usual = part.is_usual(codes, numerics)
         return torch.vmap(apply, in_dims, randomness="different")(self.parameters_by_name(), *rows)
 
     def parameters_by_name(self) -> dict[str, Tensor]:
         """The stacked parameters [R, ...], under the names that they have in one module."""
         return dict(self.stacked.named_parameters())
+
+
+def clip_each(parameters: Sequence[Tensor], most: float, stacked_dims: int = 1) -> None:
+    """Scale the gradients of each copy whose norm over all `parameters` [R, ...] is above `most`.
+
+    As `torch.nn.utils.clip_grad_norm_` would for each copy alone. `stacked_dims` is 2 for ensembles that are
+    replicated, [R, M, ...], and 0 for what is not stacked.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
+    norms = torch.stack([g.flatten(stacked_dims).norm(dim=stacked_dims) for g in gradients])
+    scale = (most / (norms.norm(dim=0) + 1e-6)).clamp(max=1.0)  # [R]
+    for gradient in gradients:
+        gradient.mul_(scale.view(*scale.shape, *[1] * (gradient.ndim - stacked_dims)))

@@ -25,7 +25,7 @@ class SharedBottom(nn.Module):
         dropout: share of hidden units set to 0 in training.
 
     Raises:
-        ValueError: an argument is outside its range.
+        UserError: an argument is outside its range.
 
     Shape:
         x: [B, I]; output: logits [B, T] and no gates.
@@ -43,9 +43,9 @@ class SharedBottom(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks)
-        check_widths(1, bottom_units=bottom_units)
-        check_widths(0, tower_units=tower_units)
+        num_inputs, num_tasks = check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks)
+        (bottom_units,) = check_widths(1, bottom_units=bottom_units)
+        (tower_units,) = check_widths(0, tower_units=tower_units)
         self.bottom = nn.Sequential(
             FanOut(1, num_inputs, bottom_units[0]), *hidden_layers(1, bottom_units, activation, dropout)
         )

@@ -24,7 +24,7 @@ class SingleTask(nn.Module):
         dropout: share of hidden units set to 0 in training.
 
     Raises:
-        ValueError: an argument is outside its range.
+        UserError: an argument is outside its range.
 
     Shape:
         x: [B, I]; output: logits [B, T] and no gates.
@@ -41,8 +41,8 @@ class SingleTask(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks)
-        check_widths(1, units=units)
+        num_inputs, num_tasks = check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks)
+        (units,) = check_widths(1, units=units)
         self.layers = nn.Sequential(
             FanOut(num_tasks, num_inputs, units[0]),
             *hidden_layers(num_tasks, units, activation, dropout),

@@ -14,6 +14,8 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from mmoe.checks import check_matrix
+
 
 class Bags(NamedTuple):
     """A sparse matrix [R, W] by rows.
@@ -107,6 +109,7 @@ def linear(x: Tensor | SparseInputs, weight: Tensor, bias: Tensor) -> Tensor:
     if isinstance(x, SparseInputs):
         product: Tensor = _SparseProduct.apply(weight, bias, x)  # type: ignore[no-untyped-call]
         return product
+    check_matrix(x, weight.shape[0])
     return torch.addmm(bias, x, weight)
 
 

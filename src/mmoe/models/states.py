@@ -31,7 +31,12 @@ def _firsts(counts: Sequence[int]) -> Tensor:
 
 def _padded(columns: Sequence[Tensor]) -> Tensor:
     """Increasing numbers of each column, [M, at least 1], with infinity behind them."""
-    return pad_sequence([torch.empty(1), *columns], batch_first=True, padding_value=torch.inf)[1:]
+    return pad_sequence([float32([0.0]), *columns], batch_first=True, padding_value=torch.inf)[1:]
+
+
+def float32(values: Sequence[float]) -> Tensor:
+    """The values as a tensor."""
+    return torch.tensor(values, dtype=torch.float32)
 
 
 class Levels:
@@ -56,13 +61,13 @@ class Bins:
     """
 
     def __init__(self, columns: Sequence[Numeric]) -> None:
-        edges = [torch.tensor(column.bins) for column in columns]
+        edges = [float32(column.bins) for column in columns]
         sizes = [len(edge) - 1 for edge in edges]
         self.first = _firsts([size + 1 for size in sizes])
         self.first_group = _firsts([size // GROUP + 1 for size in sizes])
         widths = [torch.cat([edge.diff(), edge[-1:] - edge[-2]]) for edge in edges]
-        self.begin = torch.cat([torch.empty(0), *edges])  # of the bin in part, by state
-        self.width = torch.cat([torch.empty(0), *widths])
+        self.begin = torch.cat([float32([]), *edges])  # of the bin in part, by state
+        self.width = torch.cat([float32([]), *widths])
         self.end = _padded([edge[1:] for edge in edges])
         groups, others, parts = ([np.empty((0, 0))] for _ in range(3))
         for size in sizes:
@@ -74,7 +79,7 @@ class Bins:
 
     def of(self, numerics: Tensor) -> tuple[Tensor, Tensor]:
         """Full groups, full bins beside them, and the bin in part."""
-        number = torch.searchsorted(self.end.to(numerics.dtype), numerics.T.contiguous(), right=True).T
+        number = torch.searchsorted(self.end, numerics.T.contiguous(), right=True).T
         state, count = self.first + number, len(self.begin)
         share = (numerics - self.begin[state]) / self.width[state]
         group = self.first_group + number // GROUP
@@ -89,14 +94,14 @@ class BinsAndValues:
     def __init__(self, columns: Sequence[Numeric]) -> None:
         self.bins = Bins(columns)
         self.first = _firsts([len(column.values) for column in columns])
-        self.values = _padded([torch.tensor(column.values) for column in columns])
+        self.values = _padded([float32(column.values) for column in columns])
         count = sum(len(column.values) for column in columns)
         self.matrix = sparse.block_diag([self.bins.matrix, sparse.eye_array(count)])
 
     def of(self, numerics: Tensor) -> tuple[Tensor, Tensor]:
         """Those of the bins, and a one where the number is a frequent one."""
         states, shares = self.bins.of(numerics)
-        x, values = numerics.T.contiguous(), self.values.to(numerics.dtype)
+        x, values = numerics.T.contiguous(), self.values
         number = torch.searchsorted(values, x).clamp(max=values.shape[1] - 1)
         equal = (values.gather(1, number) == x).T
         state = self.bins.matrix.shape[0] + self.first + number.T
@@ -107,8 +112,8 @@ class Scores:
     """Each column is a state, by its z-score."""
 
     def __init__(self, columns: Sequence[Numeric]) -> None:
-        self.mean = torch.tensor([column.mean for column in columns])
-        self.std = torch.tensor([column.std for column in columns])
+        self.mean = float32([column.mean for column in columns])
+        self.std = float32([column.std for column in columns])
         self.matrix = sparse.eye_array(len(columns))
 
     def of(self, numerics: Tensor) -> tuple[Tensor, Tensor]:

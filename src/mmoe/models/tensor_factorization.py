@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers, check_widths
+from mmoe.checks import check_integers, check_matrix, check_widths
 from mmoe.models.layers import activate
 from mmoe.models.output import Output
 
@@ -62,7 +62,7 @@ class TensorFactorization(nn.Module):
         dropout: share of hidden units set to 0 in training.
 
     Raises:
-        ValueError: an argument is outside its range.
+        UserError: an argument is outside its range.
 
     Shape:
         x: [B, I]; output: logits [B, T] and no gates.
@@ -79,8 +79,11 @@ class TensorFactorization(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks, rank=rank, task_rank=task_rank)
-        check_widths(1, units=units)
+        num_inputs, num_tasks, rank, task_rank = check_integers(
+            1, num_inputs=num_inputs, num_tasks=num_tasks, rank=rank, task_rank=task_rank
+        )
+        (units,) = check_widths(1, units=units)
+        self.num_inputs = num_inputs
         self.layers = nn.Sequential()
         for i, o in pairwise([num_inputs, *units]):
             self.layers.append(FactorizedLinear(num_tasks, i, o, rank, task_rank))
@@ -89,4 +92,5 @@ class TensorFactorization(nn.Module):
 
     def forward(self, x: Tensor) -> Output:
         """Logits of a batch."""
+        check_matrix(x, self.num_inputs)
         return Output.without_gates(self.layers(x.unsqueeze(1)).squeeze(-1))
