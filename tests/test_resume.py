@@ -225,7 +225,11 @@ def test_figures_that_lack_are_drawn(train: Callable, whole: Path):
         "training_curves", "roc", "precision_recall", "calibration", "gate_weights", "gate_distributions",
     }  # fmt: skip
     assert Path("run/metrics.json").stat().st_mtime_ns == before
+    Path("run/run.lock").touch()  # as if killed at its very end
+    Path("run/figures/.scratch-0123456789abcdef-roc.png").touch()
     assert train("resume=run").code == 2
+    assert not list(Path("run").rglob(".*"))
+    assert not Path("run/run.lock").exists()
 
 
 @pytest.mark.parametrize("kept", ["schema.json", None])

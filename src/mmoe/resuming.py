@@ -52,6 +52,8 @@ def take_up(run: Path, made: Path, overrides: Sequence[str], given: DictConfig) 
         if longer:
             _check_longer(run, longer, config)
         elif not lacks_figures(run, config, trust):
+            with runs.locked(run):
+                remove_abandoned(run)  # of one that was killed at its very end
             raise UserError(
                 f"resume={run}: the run has ended, as its metrics.json says; a larger trainer.max_epochs=..."
                 " trains it longer"

@@ -34,6 +34,7 @@ def main(config: DictConfig) -> None:
     started = time.perf_counter()
     # Imported here, so that --help and --cfg do not wait for torch.
     from mmoe import report, resuming, runs
+    from mmoe.atomic import remove_abandoned
     from mmoe.build import build, build_callbacks, build_learner, build_loggers
     from mmoe.checkpointing import WholeFiles
     from mmoe.checks import check_integers, check_seeds
@@ -50,12 +51,14 @@ def main(config: DictConfig) -> None:
         folder, config = resuming.take_up(Path(str(config.resume)), folder, overrides, config)
     elif starts_again() and runs.is_run_of(folder, config):
         resumed = True
-        if (folder / "metrics.json").exists() and not resuming.lacks_figures(folder, config):
-            print(f"{os.path.relpath(folder)}: has ended before")
-            return
     if resumed and (folder / "metrics.json").exists() and not resuming.has_other_length(folder, config):
-        draw(folder, config, [])
-        print(f"run folder: {os.path.relpath(folder)}")
+        with runs.locked(folder):
+            remove_abandoned(folder)
+            if resuming.lacks_figures(folder, config):
+                draw(folder, config, [])
+                print(f"run folder: {os.path.relpath(folder)}")
+            else:
+                print(f"{os.path.relpath(folder)}: has ended before")
         return
     check_seeds(seed=config.seed)
     check_integers(1, replicas=config.replicas)
