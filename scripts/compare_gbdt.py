@@ -39,7 +39,7 @@ from mmoe.atomic import write
 from mmoe.build import build
 from mmoe.data.encode import Dataset, Rows
 from mmoe.intervals import half_interval
-from mmoe.metrics import TaskMetrics
+from mmoe.training.tasks import TaskMetrics
 
 DEFAULTS = {
     "features": "paper,all", "runs": "10", "trials": "20", "rounds": "3000", "threads": "2",

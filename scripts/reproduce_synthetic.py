@@ -42,7 +42,7 @@ from tables import table
 from tqdm import tqdm
 
 from mmoe import CONF_DIR
-from mmoe.data.generator import Generator
+from mmoe.data.synthetic_generator import Generator
 from mmoe.intervals import half_interval
 
 DEFAULTS = {

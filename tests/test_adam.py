@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmoe.adam import Adam
+from mmoe.training.adam import Adam
 
 SHAPES = [(30, 12), (12,), (2, 6, 1)]
 

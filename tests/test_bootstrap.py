@@ -4,7 +4,7 @@ import torch
 
 from mmoe import bootstrap
 from mmoe.data.schema import Task
-from mmoe.metrics import TaskMetrics
+from mmoe.training.tasks import TaskMetrics
 
 BINARY, NUMBER = Task("one", "c", ("x",)), Task("two", "c", kind="regression")
 

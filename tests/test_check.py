@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmoe.data.check import check_rows
+from mmoe.data.check_rows import check_rows
 from mmoe.data.encode import Rows
 from mmoe.data.schema import Categorical, Numeric, Schema, Task
 from mmoe.errors import UserError

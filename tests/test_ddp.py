@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mmoe import runs
 from mmoe.data.schema import Task
-from mmoe.metrics import METRICS, TaskMetrics
+from mmoe.training.tasks import METRICS, TaskMetrics
 
 QUICK = ["experiment=smoke", "figures=false", "trainer.max_epochs=1"]
 STEPS = "+trainer.limit_train_batches=6"

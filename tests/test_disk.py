@@ -17,14 +17,15 @@ ROWS = SAMPLE_DIR / "census-income.test.gz"
 # From a step on, no file may grow beyond a number of bytes.
 FULL = """
 import resource, sys
-from mmoe import checkpointing, train
+from mmoe import train
+from mmoe.training import checkpoint_callbacks
 step, size = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-after = checkpointing.Last.on_train_batch_end
+after = checkpoint_callbacks.Last.on_train_batch_end
 def fill(self, trainer, *rest):
     if trainer.global_step == step:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     after(self, trainer, *rest)
-checkpointing.Last.on_train_batch_end = fill
+checkpoint_callbacks.Last.on_train_batch_end = fill
 train.main()
 """
 

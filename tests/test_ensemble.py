@@ -18,7 +18,7 @@ from mmoe.data.census_files import SAMPLE_DIR
 from mmoe.data.schema import Task
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.mmoe import MMoE
-from mmoe.objective import Objective
+from mmoe.training.objective import Objective
 
 MEMBER = partial(MMoE, num_experts=3, expert_units=[4], tower_units=[3])
 

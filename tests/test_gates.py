@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_train import Train, run_folder
 
 from mmoe import MMoE
-from mmoe.gates import GateStatistics, dead_units
+from mmoe.training.gate_statistics import GateStatistics, dead_units
 
 TASKS = ["one", "two"]
 # Two rows, two tasks, three experts.
@@ -86,7 +86,7 @@ def test_training_logs_them_each_epoch(train: Train):
 
 
 def test_a_collapse_is_warned_of_once(train: Train, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mmoe.gates.COLLAPSED", 0.1)  # one of 8 experts always has more
+    monkeypatch.setattr("mmoe.training.gate_statistics.COLLAPSED", 0.1)  # one of 8 experts always has more
     result = train("experiment=smoke")
     assert result.code == 0
     assert (result.out + result.err).count("gives expert") == 1

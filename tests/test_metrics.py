@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mmoe.data.schema import Task
-from mmoe.metrics import METRICS, R2, LogLoss, TaskMetrics, predicted
+from mmoe.training.tasks import METRICS, R2, LogLoss, TaskMetrics, predicted
 
 
 def tasks(*names: str) -> list[Task]:

@@ -13,8 +13,8 @@ from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint, RichPro
 from torch import nn
 
 from mmoe.build import build
-from mmoe.checkpointing import Best
-from mmoe.overhead import LightModule, NoProfiler, ProgressBar
+from mmoe.training.checkpoint_callbacks import Best
+from mmoe.training.lightning_speedups import LightModule, NoProfiler, ProgressBar
 
 
 def test_the_progress_bar_is_drawn_by_the_clock_and_after_the_last_step(monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ from conftest import sample_lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mmoe.data import parse
+from mmoe.data import headerless_csv
 from mmoe.data.census import COLUMNS, NUMERIC, read
 from mmoe.data.census_files import SAMPLE_DIR
 
@@ -238,7 +238,7 @@ def test_a_file_of_many_blocks_is_read_as_one(tmp_path: Path):
 def test_a_byte_order_mark_between_blocks_is_text(tmp_path: Path):
     with pytest.raises(ValueError, match=r"line 2, column 1 \(age\): must be a finite number"):
         read(write(tmp_path / "a", LINE, BOM + LINE))
-    assert parse.table((BOM + "a,1\n").encode("latin-1"), {"x": pa.binary(), "y": pa.float64()})[
+    assert headerless_csv.table((BOM + "a,1\n").encode("latin-1"), {"x": pa.binary(), "y": pa.float64()})[
         "x"
     ].to_pylist() == [(BOM + "a").encode("latin-1")]
 
@@ -246,8 +246,8 @@ def test_a_byte_order_mark_between_blocks_is_text(tmp_path: Path):
 def test_numbers_come_block_by_block(tmp_path: Path):
     numbers = np.arange(30_000, dtype=np.float32).reshape(-1, 3)
     np.savetxt(tmp_path / "n.csv", numbers, delimiter=",", fmt="%g")
-    blocks = list(parse.read_numbers(tmp_path / "n.csv", ["a", "b", "c"]))
+    blocks = list(headerless_csv.read_numbers(tmp_path / "n.csv", ["a", "b", "c"]))
     assert np.array_equal(np.concatenate(blocks), numbers)
     (tmp_path / "n.csv").write_text("1,2,3\n1,x,3\n")
     with pytest.raises(ValueError, match=r"n\.csv, line 2, column 2 \(b\): must be a finite number"):
-        list(parse.read_numbers(tmp_path / "n.csv", ["a", "b", "c"]))
+        list(headerless_csv.read_numbers(tmp_path / "n.csv", ["a", "b", "c"]))

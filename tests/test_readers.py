@@ -17,9 +17,9 @@ import pytest
 from conftest import sample_lines
 
 from mmoe.data.census import COLUMNS, NUMERIC
-from mmoe.data.lines import LONGEST
 from mmoe.data.readers import read_chunks
 from mmoe.data.schema import Categorical, Numeric, Schema
+from mmoe.data.text_blocks import LONGEST
 from mmoe.errors import UserError
 
 LINES = sample_lines("census-income.test")[:40]

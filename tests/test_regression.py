@@ -8,9 +8,9 @@ import torch
 from mmoe import MMoE, Network, Objective
 from mmoe.data.encode import Rows, encode, fit_schema, take
 from mmoe.data.schema import Task
-from mmoe.metrics import TaskMetrics, predicted
 from mmoe.models.inputs import Inputs
 from mmoe.serving import Served
+from mmoe.training.tasks import TaskMetrics, predicted
 
 
 def frame(count: int = 4000) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import Result, config
 
-from mmoe.data.generator import Generator
+from mmoe.data.synthetic_generator import Generator
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SMALL = [

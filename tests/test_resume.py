@@ -20,14 +20,15 @@ OPTIONS = [
 # Raises a signal in the step that is named, as if it came from outside.
 STOPPED = """
 import os, signal, sys
-from mmoe import checkpointing, train
+from mmoe import train
+from mmoe.training import checkpoint_callbacks
 step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-after = checkpointing.Last.on_train_batch_end
+after = checkpoint_callbacks.Last.on_train_batch_end
 def stop(self, trainer, *rest):
     if trainer.global_step == step:
         os.kill(os.getpid(), number)
     after(self, trainer, *rest)
-checkpointing.Last.on_train_batch_end = stop
+checkpoint_callbacks.Last.on_train_batch_end = stop
 train.main()
 """
 
@@ -264,5 +265,5 @@ def test_mistakes(train: Callable, smoke_run: Path):
         assert not list(Path().glob("runs/*"))
     (copy / "metrics.json").unlink()
     text = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(text.replace("mmoe.adam.Adam", "os.system"))
+    (copy / "config.yaml").write_text(text.replace("mmoe.training.adam.Adam", "os.system"))
     assert "learner.optimizer._target_=os.system: a run folder may build" in train("resume=copy").err

@@ -16,7 +16,7 @@ from mmoe import Learner, MMoE, Network, Objective
 from mmoe.build import build, build_learner
 from mmoe.errors import UserError
 from mmoe.models.inputs import Inputs
-from mmoe.optimizers import MuonAndAdamW
+from mmoe.training.optimizers import MuonAndAdamW
 
 STEPS = 4  # of an epoch
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from test_resume import OPTIONS, assert_equal_runs, stopped
 
-from mmoe.resuming import override
+from mmoe.errors import one_line
+from mmoe.training.resume import override
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 # Raises a signal when a function is called: module, name, number.
@@ -54,6 +55,20 @@ def test_a_signal_in_training_saves_and_says_how_to_go_on(train: Callable, whole
     assert torch.load("cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 50
     assert train("resume=cut").code == 0
     assert_equal_runs(whole, Path("cut"))
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_an_error_of_a_clean_up_does_not_hide_the_signal(number: int):
+    @one_line()
+    def interrupted() -> None:
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            raise KeyError("a library's state that the signal left half-changed")
+
+    with pytest.raises(SystemExit) as end:
+        interrupted()
+    assert end.value.code == CODES[number]
 
 
 @pytest.mark.slow
@@ -114,11 +129,12 @@ def test_a_signal_ends_a_sweep_which_goes_on(train: Callable, number: int):
 def test_a_second_signal_stops_at_once():
     script = """
 import os, signal, sys
-from mmoe import checkpointing, train
+from mmoe import train
+from mmoe.training import checkpoint_callbacks
 def stop(self, trainer, *rest):
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
-checkpointing.Last.on_train_batch_end = stop
+checkpoint_callbacks.Last.on_train_batch_end = stop
 train.main()
 """
     command = [sys.executable, "-c", script, *OPTIONS, "hydra.run.dir=cut"]
@@ -170,12 +186,12 @@ def test_slurms_requeue_signal_is_lightnings(whole: Path, monkeypatch: pytest.Mo
 # The signal after 40 steps, and the end of the job's time after 45.
 FORTY_STEPS = """
 import os
-from mmoe import checkpointing
-after = checkpointing.Last.on_train_batch_end
+from mmoe.training import checkpoint_callbacks
+after = checkpoint_callbacks.Last.on_train_batch_end
 def stop(self, trainer, *rest):
     if trainer.global_step in (40, 45):
         os.kill(os.getpid(), signal.SIGUSR1 if trainer.global_step == 40 else signal.SIGKILL)
     after(self, trainer, *rest)
-checkpointing.Last.on_train_batch_end = stop
+checkpoint_callbacks.Last.on_train_batch_end = stop
 train.main()
 """

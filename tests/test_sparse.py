@@ -20,7 +20,7 @@ from mmoe.models.inputs import (
 from mmoe.models.network import Network
 from mmoe.models.replicas import Replicas
 from mmoe.models.sparse import Entries, SparseInputs, linear
-from mmoe.objective import Objective
+from mmoe.training.objective import Objective
 
 # Bins of several groups, columns with and without frequent values, a mode that is not the first level.
 WIDE = Schema(

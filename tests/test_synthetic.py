@@ -11,8 +11,8 @@ from conftest import config
 
 from mmoe import runs
 from mmoe.build import build, build_learner
-from mmoe.data.generator import Generator
 from mmoe.data.schema import Schema
+from mmoe.data.synthetic_generator import Generator
 
 QUICK = [
     "experiment=synthetic",

@@ -24,9 +24,9 @@ from mmoe import CONF_DIR, runs
 from mmoe.build import build
 from mmoe.data.census import COLUMNS
 from mmoe.data.schema import Schema
-from mmoe.learner import Learner
-from mmoe.metrics import TaskMetrics
 from mmoe.models.mmoe import MMoE
+from mmoe.training.learner import Learner
+from mmoe.training.tasks import TaskMetrics
 
 Train = Callable[..., Result]
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))

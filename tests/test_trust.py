@@ -32,7 +32,7 @@ CRAFTED = {
     "model._target_": "torch.utils.cpp_extension.load",
     "learner.optimizer": {"_target_": "torch.load", "f": "pwn.pt"},
     "trainer.profiler": {"_target_": "pytorch_lightning.core.saving.load_hparams_from_yaml", "config": "x"},
-    "callbacks.mine": {"_target_": "mmoe.sweeping.subprocess.Popen", "args": "touch pwned", "shell": True},
+    "callbacks.mine": {"_target_": "mmoe.cli.subprocess.Popen", "args": "touch pwned", "shell": True},
     "data._target_": "mmoe.runs.load_network",
     "objective._target_": "torch.jit.load",
 }  # fmt: skip
@@ -102,7 +102,7 @@ OWN = '''
 """Classes of a user."""
 import pytorch_lightning as pl
 import torch
-from mmoe import MMoE, DataModule
+from mmoe import DataModule, MMoE
 from mmoe.data.census import datamodule
 
 class Hello(pl.Callback):

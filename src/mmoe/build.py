@@ -201,7 +201,8 @@ def _learner(config: Any, schema: Schema) -> Any:
         objectives.append(build(config, "objective", network=network, tasks=schema.tasks))
     if config.replicas == 1:
         return build(config, "learner", objective=objectives[0])
-    config = OmegaConf.merge(config, {"learner": {"_target_": "mmoe.replica_learner.ReplicaLearner"}})
+    replicated = {"learner": {"_target_": "mmoe.training.replica_learner.ReplicaLearner"}}
+    config = OmegaConf.merge(config, replicated)
     return build(config, "learner", objectives=objectives, **_selection(config))
 
 
@@ -216,7 +217,7 @@ def _selection(config: DictConfig) -> dict[str, Any]:
         return OmegaConf.select(config, f"callbacks.{key}", default=default)
 
     for name, target, known in (
-        ("best", "mmoe.checkpointing.Best", BEST_OF_REPLICAS),
+        ("best", "mmoe.training.checkpoint_callbacks.Best", BEST_OF_REPLICAS),
         ("early_stopping", "pytorch_lightning.callbacks.EarlyStopping", STOP_OF_REPLICAS),
     ):
         node = OmegaConf.select(config, f"callbacks.{name}") or {}

@@ -13,7 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from mmoe.errors import DISK, disk_trouble, end, one_line
-from mmoe.sweeping import in_sweep, survive
+from mmoe.training.sweep_jobs import in_sweep, survive
 
 
 def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:

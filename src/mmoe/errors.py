@@ -55,7 +55,10 @@ def signals_raise() -> Iterator[None]:
         yield
         return
 
+    received: list[int] = []
+
     def stop(number: int, _: Any) -> NoReturn:
+        received.append(number)
         raise Stopped(number)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, *END_SIGNALS)}
@@ -64,6 +67,10 @@ def signals_raise() -> Iterator[None]:
         signal.signal(number, stop)
     try:
         yield
+    except Exception:
+        if received:  # a library's clean-up failed after the signal, and its error replaced Stopped
+            raise Stopped(received[0]) from None
+        raise
     finally:
         for number in taken:
             signal.signal(number, before[number])

@@ -14,8 +14,9 @@ from mmoe.cli import one_line_errors
 @one_line_errors
 def main(config: DictConfig) -> None:
     """Print and write the metrics of each checkpoint."""
-    from mmoe import evaluation, report
-    from mmoe.checks import check_integers, check_seeds
+    from mmoe import evaluation
+    from mmoe.arguments import check_integers, check_seeds
+    from mmoe.training import report
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     check_integers(0, bootstrap=config.bootstrap)

@@ -12,13 +12,14 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from mmoe import report, runs
+from mmoe import runs
 from mmoe.atomic import write
 from mmoe.bootstrap import intervals
 from mmoe.build import build, build_learner
 from mmoe.data.datamodule import DataModule
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError
+from mmoe.training import report
 
 STAGES = {"val": "validate", "test": "test"}
 

@@ -14,7 +14,7 @@ from mmoe.cli import one_line_errors
 def main(config: DictConfig) -> None:
     """Write the folder and say where it is."""
     from mmoe import runs
-    from mmoe.checks import check_integers
+    from mmoe.arguments import check_integers
 
     check_integers(0, replica=config.replica)
     runs.extract(Path(str(config.run)), config.replica, Path(str(config.out)), config.trust)

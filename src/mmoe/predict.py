@@ -14,7 +14,7 @@ from mmoe.cli import one_line_errors
 def main(config: DictConfig) -> None:
     """Write a line for each row, and say how many there were."""
     from mmoe import prediction
-    from mmoe.checks import check_integers
+    from mmoe.arguments import check_integers
 
     check_integers(1, chunk_rows=config.chunk_rows)
     count, seconds = prediction.predict(

@@ -20,13 +20,14 @@ from pyarrow import csv, parquet
 from torch import nn
 from tqdm import tqdm
 
-from mmoe import report, runs
+from mmoe import runs
 from mmoe.atomic import write
 from mmoe.data.encode import Rows, encode
 from mmoe.data.readers import read_chunks
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError
-from mmoe.metrics import predicted
+from mmoe.training import report
+from mmoe.training.tasks import predicted
 
 log = logging.getLogger(__name__)
 

@@ -22,12 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from pyarrow import parquet
 from torch import Tensor, nn
 
-from mmoe import report
+from mmoe.arguments import check_integers, is_a
 from mmoe.atomic import write
 from mmoe.build import build_network, check_targets
-from mmoe.checks import check_integers, is_a
 from mmoe.data.schema import Schema
 from mmoe.errors import UNWRITABLE, UserError
+from mmoe.training import report
 
 FOLDER = "${hydra:runtime.output_dir}"  # what config.yaml has in the place of the folder's own path
 MARK = "__folder_qkzvxwjhbp__"  # stands for FOLDER while the rest is resolved; text that OmegaConf can parse

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from mmoe import CONF_DIR
 from mmoe.cli import one_line_errors, remove_if_empty
 from mmoe.errors import USER, Stopped, UserError, exit_code
-from mmoe.sweeping import in_sweep, run_alone
+from mmoe.training.sweep_jobs import in_sweep, run_alone
 
 
 def agreed(trainer: Any, folder: Path) -> Path:
@@ -33,14 +33,15 @@ def main(config: DictConfig) -> None:
     """Train, then write and print the metrics of the best checkpoint."""
     started = time.perf_counter()
     # Imported here, so that --help and --cfg do not wait for torch.
-    from mmoe import report, resuming, runs
+    from mmoe import runs
+    from mmoe.arguments import check_integers, check_seeds
     from mmoe.atomic import remove_abandoned
     from mmoe.build import build, build_callbacks, build_learner, build_loggers
-    from mmoe.checkpointing import WholeFiles
-    from mmoe.checks import check_integers, check_seeds
-    from mmoe.metrics import validation_metrics
-    from mmoe.monitors import check_callbacks, check_monitor, validates_each_epoch
-    from mmoe.throughput import Throughput
+    from mmoe.training import report, resume
+    from mmoe.training.checkpoint_callbacks import WholeFiles
+    from mmoe.training.monitors import check_callbacks, check_monitor, validates_each_epoch
+    from mmoe.training.tasks import validation_metrics
+    from mmoe.training.throughput import Throughput
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # their tables
@@ -48,13 +49,13 @@ def main(config: DictConfig) -> None:
     resumed = config.get("resume") is not None
     if resumed:
         overrides = HydraConfig.get().overrides.task
-        folder, config = resuming.take_up(Path(str(config.resume)), folder, overrides, config)
+        folder, config = resume.take_up(Path(str(config.resume)), folder, overrides, config)
     elif starts_again() and runs.is_run_of(folder, config):
         resumed = True
-    if resumed and (folder / "metrics.json").exists() and not resuming.has_other_length(folder, config):
+    if resumed and (folder / "metrics.json").exists() and not resume.has_other_length(folder, config):
         with runs.locked(folder):
             remove_abandoned(folder)
-            if resuming.lacks_figures(folder, config):
+            if resume.lacks_figures(folder, config):
                 draw(folder, config, [])
                 print(f"run folder: {os.path.relpath(folder)}")
             else:
@@ -85,7 +86,7 @@ def main(config: DictConfig) -> None:
         default_root_dir=folder,
     )
     if in_sweep() and trainer.strategy.launcher and trainer.world_size > 1:
-        return run_alone(resuming.override("resume" if resumed else "hydra.run.dir", str(folder)), resumed)
+        return run_alone(resume.override("resume" if resumed else "hydra.run.dir", str(folder)), resumed)
     data = build(config, "data")
     check_data(data, config.data._target_, trainer)
     check_monitor(config.monitor, config.monitor_mode, validation_metrics(data.schema.tasks))
@@ -102,7 +103,7 @@ def main(config: DictConfig) -> None:
         runs.start(folder, config, data.schema)
     with runs.locked(folder) if first else nullcontext(), says_how_to_go_on(folder, first):
         if first and resumed:
-            resuming.lengthen(folder, config)
+            resume.lengthen(folder, config)
         fit(trainer, learner, data, folder, resumed)
         folder = agreed(trainer, folder)
         epoch, monitor = load_best(trainer, learner, callbacks, folder)
@@ -167,18 +168,19 @@ def fit(trainer: Any, learner: Any, data: Any, folder: Path, resumed: bool) -> N
     """
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-    from mmoe import resuming, runs
+    from mmoe import runs
     from mmoe.data.datamodule import DataModule
-    from mmoe.divergence import Diverged, save
-    from mmoe.overhead import flush_denormals
+    from mmoe.training import resume
+    from mmoe.training.divergence import Diverged, save
+    from mmoe.training.lightning_speedups import flush_denormals
 
     first = trainer.is_global_zero
     try:
-        last = resuming.newest(folder, tidy=first) if resumed else None
+        last = resume.newest(folder, tidy=first) if resumed else None
         with flush_denormals():
             trainer.fit(learner, data, ckpt_path=last, weights_only=True)
         if first:
-            resuming.remove_requeued(folder)
+            resume.remove_requeued(folder)
         trainer.strategy.barrier()
     except Diverged as error:
         if not first:  # the first process says it
@@ -242,9 +244,9 @@ def predictions(learner: Any, data: Any, num_rows: int) -> Any:
     """The frame of predictions.parquet: the first `num_rows` test rows, those that were tested."""
     import torch
 
-    from mmoe import report
     from mmoe.data.datamodule import DataModule, RowLoader
     from mmoe.data.encode import Rows
+    from mmoe.training import report
 
     if not num_rows:
         return None
@@ -266,9 +268,9 @@ def predictions(learner: Any, data: Any, num_rows: int) -> Any:
 
 def draw(folder: Path, config: DictConfig, loggers: Sequence[Any]) -> None:
     """Draw the figures of a run that has ended, for its folder and for loggers that show them."""
-    from mmoe import report
     from mmoe.analysis.figures import write_all
     from mmoe.build import packages
+    from mmoe.training import report
 
     report.log_figures(loggers, write_all(folder, trust=packages(config)))
 
@@ -276,13 +278,13 @@ def draw(folder: Path, config: DictConfig, loggers: Sequence[Any]) -> None:
 @contextmanager
 def says_how_to_go_on(folder: Path, says: bool) -> Iterator[None]:
     """After a signal, say how to go on with the run in a folder, and exit with the signal's code."""
-    from mmoe import resuming
+    from mmoe.training import resume
 
     try:
         yield
     except (KeyboardInterrupt, Stopped) as stop:
         if says and (folder / "config.yaml").exists():
-            print(f"stopped; go on with: {resuming.command(folder)}", flush=True)
+            print(f"stopped; go on with: {resume.command(folder)}", flush=True)
         raise SystemExit(exit_code(stop)) from None
 
 

@@ -19,13 +19,13 @@ def main(config: DictConfig) -> None:
     import pytorch_lightning as pl
 
     from mmoe import search
+    from mmoe.arguments import check_integers, check_seeds
     from mmoe.build import build, build_learner
-    from mmoe.checks import check_integers, check_seeds
-    from mmoe.divergence import Diverged
     from mmoe.errors import UserError
-    from mmoe.metrics import validation_metrics
-    from mmoe.monitors import check_monitor
-    from mmoe.overhead import flush_denormals
+    from mmoe.training.divergence import Diverged
+    from mmoe.training.lightning_speedups import flush_denormals
+    from mmoe.training.monitors import check_monitor
+    from mmoe.training.tasks import validation_metrics
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     check_integers(1, trials=config.trials)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmoe.analysis.rows import network_and_rows, outputs
 from mmoe.errors import UserError
-from mmoe.metrics import METRICS, TaskMetrics
+from mmoe.training.tasks import METRICS, TaskMetrics
 
 
 def expert_ablation(

@@ -13,7 +13,7 @@ from rich.table import Table
 from mmoe.analysis.sweep import compare
 from mmoe.analysis.sweep_figures import plot_compare
 from mmoe.atomic import write
-from mmoe.report import ROWS
+from mmoe.training.report import ROWS
 
 WIDE = 200  # columns, where nobody's screen ends
 

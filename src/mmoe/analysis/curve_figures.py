@@ -19,7 +19,7 @@ from mmoe.analysis.drawing import (
     panels,
 )
 from mmoe.errors import UserError
-from mmoe.metrics import METRICS
+from mmoe.training.tasks import METRICS
 
 
 def plot_training_curves(folder: Path | str) -> Figure:

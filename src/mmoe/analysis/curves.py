@@ -7,9 +7,10 @@ import pandas as pd
 import torch
 from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
 
-from mmoe import report, runs
+from mmoe import runs
 from mmoe.data.schema import Task
 from mmoe.errors import UserError
+from mmoe.training import report
 
 
 def training_curves(folder: Path | str) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from mmoe.analysis.curve_figures import (
 from mmoe.analysis.gate_figures import plot_gate_distributions, plot_gate_weights
 from mmoe.atomic import write
 from mmoe.evaluation import keeps_rows
-from mmoe.gates import blank_rows
+from mmoe.training.gate_statistics import blank_rows
 
 
 def plots_of(folder: Path, trust: Sequence[str] = ()) -> dict[str, Callable[[Path], Figure]]:

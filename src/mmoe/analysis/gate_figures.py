@@ -18,7 +18,7 @@ from mmoe.analysis.drawing import (
     panels,
     rows_name,
 )
-from mmoe.metrics import METRICS
+from mmoe.training.tasks import METRICS
 
 
 def plot_gate_weights(folder: Path | str, **which: Any) -> Figure:

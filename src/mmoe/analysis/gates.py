@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mmoe import report, runs
+from mmoe import runs
 from mmoe.analysis.rows import raw_column, scored
 from mmoe.errors import UserError
+from mmoe.training import report
 
 
 def gate_weights(folder: Path | str, **which: Any) -> pd.DataFrame:

@@ -12,14 +12,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mmoe import report, runs
+from mmoe import runs
 from mmoe.data import cache, census
 from mmoe.data.census_files import find_files
 from mmoe.data.encode import Rows, decode
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError
 from mmoe.evaluation import keeps_rows, rows_for
-from mmoe.metrics import predicted
+from mmoe.training import report
+from mmoe.training.tasks import predicted
 
 BATCH = 8192
 

@@ -10,7 +10,7 @@ import pandas as pd
 from mmoe import runs
 from mmoe.errors import UserError
 from mmoe.intervals import half_interval
-from mmoe.metrics import METRICS
+from mmoe.training.tasks import METRICS
 
 # Not what a sweep is about: runs are averaged over seeds, and the others do not change a result.
 LEFT_OUT = (

@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 
 from mmoe.atomic import write
-from mmoe.data.check import check_rows
+from mmoe.data.check_rows import check_rows
 from mmoe.data.encode import Dataset, Rows
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError

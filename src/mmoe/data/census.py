@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from mmoe.checks import check_integers, check_seeds
-from mmoe.data import cache, parse
+from mmoe.arguments import check_integers, check_seeds
+from mmoe.data import cache, headerless_csv
 from mmoe.data.census_files import OFFICIAL_ROWS, Files, check_source, find_files
 from mmoe.data.datamodule import DataModule, check_loading
 from mmoe.data.encode import Dataset, assemble, encode, fit_schema
@@ -136,8 +136,8 @@ def _check_columns(features: Sequence[str], tasks: Sequence[Task]) -> None:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Read one file of the official format; see `parse.read_rows` for the errors."""
-    return parse.read_rows(path, COLUMNS, NUMERIC, {"income": INCOME})
+    """Read one file of the official format; see `headerless_csv.read_rows` for the errors."""
+    return headerless_csv.read_rows(path, COLUMNS, NUMERIC, {"income": INCOME})
 
 
 def _load(

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from mmoe.checks import check_integers, check_seeds
+from mmoe.arguments import check_integers, check_seeds
 from mmoe.data.encode import Dataset, Rows, split, take
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError

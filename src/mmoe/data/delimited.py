@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mmoe.data import columns, parse
+from mmoe.data import columns, headerless_csv
 from mmoe.data.census import COLUMNS, NUMERIC
-from mmoe.data.lines import Block, blocks, split
 from mmoe.data.schema import Schema
+from mmoe.data.text_blocks import Block, blocks, split
 from mmoe.errors import UserError
 
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
@@ -199,9 +199,9 @@ def _arrays(path: Path, block: Block, layout: Layout) -> list[pa.Array]:
     positions = [field.position for field in layout.fields] + [0] * layout.counts_rows
     if b'"' not in block.content:
         wanted = set(positions)
-        types = {str(i): parse.LEVELS if i in wanted else pa.null() for i in range(layout.count)}
+        types = {str(i): headerless_csv.LEVELS if i in wanted else pa.null() for i in range(layout.count)}
         try:
-            table = parse.table(block.content, types, layout.separator)
+            table = headerless_csv.table(block.content, types, layout.separator)
             return [table[str(position)].combine_chunks() for position in positions]
         except pa.ArrowInvalid:
             pass

@@ -14,7 +14,7 @@ import torch
 from rtdl_num_embeddings import compute_bins
 from torch import Tensor
 
-from mmoe.checks import check_integers
+from mmoe.arguments import check_integers
 from mmoe.data.schema import LARGEST, Categorical, Numeric, Schema, Task
 from mmoe.errors import UserError
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from mmoe.checks import is_a
+from mmoe.arguments import is_a
 from mmoe.errors import UserError
 
 LARGEST = float(np.finfo(np.float32).max)

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from mmoe.checks import check_integers, check_seeds
+from mmoe.arguments import check_integers, check_seeds
 from mmoe.data.datamodule import DataModule, Loader, check_loading
 from mmoe.data.encode import Dataset, Rows
-from mmoe.data.generator import Device, Generator
 from mmoe.data.schema import Numeric, Schema, Task
+from mmoe.data.synthetic_generator import Device, Generator
 from mmoe.errors import UserError
 
 VAL, TEST = -1, -2  # numbers of the blocks of rows that are not training rows

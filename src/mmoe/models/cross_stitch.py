@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers, check_probabilities, check_widths
+from mmoe.arguments import check_integers, check_probabilities, check_widths
 from mmoe.models.layers import FanOut, StackedLinear, activate
 from mmoe.models.output import Output
 from mmoe.models.sparse import SparseInputs

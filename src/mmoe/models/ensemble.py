@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from mmoe.checks import check_integers
+from mmoe.arguments import check_integers
 from mmoe.errors import UserError
 from mmoe.models.output import Output
 from mmoe.models.replicas import Replicas

@@ -11,8 +11,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers, check_probabilities
-from mmoe.data.check import INTEGERS, check_codes
+from mmoe.arguments import check_integers, check_probabilities
+from mmoe.data.check_rows import INTEGERS, check_codes
 from mmoe.data.encode import Rows
 from mmoe.data.schema import Numeric, Schema
 from mmoe.errors import UserError

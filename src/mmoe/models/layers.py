@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mmoe.checks import check_probabilities
+from mmoe.arguments import check_probabilities
 from mmoe.errors import UserError
 from mmoe.models.sparse import SparseInputs, linear
 

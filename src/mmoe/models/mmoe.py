@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_finite, check_integers, check_probabilities, check_widths
+from mmoe.arguments import check_finite, check_integers, check_probabilities, check_widths
 from mmoe.models.layers import StackedLinear, activate, hidden_layers, mix, softmax, tower
 from mmoe.models.output import Output
 from mmoe.models.sparse import SparseInputs, linear

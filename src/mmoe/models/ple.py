@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers, check_widths
+from mmoe.arguments import check_integers, check_widths
 from mmoe.models.layers import FanOut, StackedLinear, hidden_layers, mix, softmax, tower
 from mmoe.models.output import Output
 from mmoe.models.sparse import SparseInputs

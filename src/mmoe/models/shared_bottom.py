@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers, check_widths
+from mmoe.arguments import check_integers, check_widths
 from mmoe.models.layers import FanOut, activate, hidden_layers, tower
 from mmoe.models.output import Output
 from mmoe.models.sparse import SparseInputs

@@ -14,7 +14,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from mmoe.checks import check_matrix
+from mmoe.arguments import check_matrix
 
 
 class Bags(NamedTuple):

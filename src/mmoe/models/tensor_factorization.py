@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers, check_matrix, check_widths
+from mmoe.arguments import check_integers, check_matrix, check_widths
 from mmoe.models.layers import activate
 from mmoe.models.output import Output
 

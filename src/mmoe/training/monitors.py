@@ -13,9 +13,9 @@ from torch import nn
 
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError
-from mmoe.gates import GateSummary, blank_rows
-from mmoe.learner import Learner
-from mmoe.metrics import validation_metrics
+from mmoe.training.gate_statistics import GateSummary, blank_rows
+from mmoe.training.learner import Learner
+from mmoe.training.tasks import validation_metrics
 
 
 def check_monitor(

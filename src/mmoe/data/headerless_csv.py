@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from mmoe.data.lines import Block, blocks, split
+from mmoe.data.text_blocks import Block, blocks, split
 from mmoe.errors import UserError
 
 LARGEST = float(np.finfo(np.float32).max)  # numbers become float32

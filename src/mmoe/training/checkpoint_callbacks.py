@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from mmoe.checks import check_integers
+from mmoe.arguments import check_integers
 from mmoe.errors import END_SIGNALS, Stopped, UserError
 from mmoe.runs import save_checkpoint
 

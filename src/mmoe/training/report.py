@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmoe.data.schema import Schema, Task
 from mmoe.intervals import half_interval
-from mmoe.metrics import METRICS
+from mmoe.training.tasks import METRICS
 
 ROWS = {
     "official": "official rows",

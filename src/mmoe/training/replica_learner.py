@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmoe.checks import check_finite, check_integers
+from mmoe.arguments import check_finite, check_integers
 from mmoe.data.encode import Rows
 from mmoe.errors import UserError
-from mmoe.learner import Learner
-from mmoe.metrics import validation_metrics
 from mmoe.models.replicas import Replicas
-from mmoe.objective import Objective, Outcome
+from mmoe.training.learner import Learner
+from mmoe.training.objective import Objective, Outcome
+from mmoe.training.tasks import validation_metrics
 
 
 class ReplicaLearner(Learner):

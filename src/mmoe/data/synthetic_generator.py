@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmoe.checks import check_finite, check_integers
+from mmoe.arguments import check_finite, check_integers
 from mmoe.data.encode import Rows
 from mmoe.errors import UserError
 

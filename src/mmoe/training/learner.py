@@ -13,21 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
-from mmoe.checks import check_integers
+from mmoe.arguments import check_integers
 from mmoe.data.datamodule import DataModule
 from mmoe.data.encode import Rows
-from mmoe.divergence import constant, diverged
 from mmoe.errors import UserError
-from mmoe.gates import GateStatistics, dead_units
-from mmoe.metrics import METRICS, TaskMetrics, predicted, validation_metrics
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.inputs import Inputs
 from mmoe.models.mmoe import MMoE
 from mmoe.models.output import Output
 from mmoe.models.replicas import clip_each
-from mmoe.objective import Objective, Outcome
-from mmoe.optimizers import MuonAndAdamW
-from mmoe.overhead import LightModule
+from mmoe.training.divergence import constant, diverged
+from mmoe.training.gate_statistics import GateStatistics, dead_units
+from mmoe.training.lightning_speedups import LightModule
+from mmoe.training.objective import Objective, Outcome
+from mmoe.training.optimizers import MuonAndAdamW
+from mmoe.training.tasks import METRICS, TaskMetrics, predicted, validation_metrics
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmoe.checks import check_integers, check_seeds
-from mmoe.data import cache, parse
+from mmoe.arguments import check_integers, check_seeds
+from mmoe.data import cache, headerless_csv
 from mmoe.data.datamodule import DataModule, check_loading
 from mmoe.data.encode import Dataset, Rows, assemble, fit_numeric
 from mmoe.data.schema import Categorical, Schema, Task
@@ -83,7 +83,7 @@ def _blocks(paths: Sequence[Path]) -> Iterator[tuple[Path, int, np.ndarray]]:
     """Path, rows before, and numbers [rows, 2 + 499] of each block."""
     for path in paths:
         before = 0
-        for block in parse.read_numbers(path, COLUMNS):
+        for block in headerless_csv.read_numbers(path, COLUMNS):
             yield path, before, block
             before += len(block)
 

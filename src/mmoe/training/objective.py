@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from mmoe.checks import check_finite
+from mmoe.arguments import check_finite
 from mmoe.data.schema import Task
 from mmoe.errors import UserError
 from mmoe.models.ensemble import Ensemble
