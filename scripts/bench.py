@@ -1,27 +1,27 @@
-"""Benchmarks: ratios of times measured in turn, in one run, on the machine at hand.
+"""Benchmarks on this machine. Programs take turns within one run, so that their ratios are comparable.
 
 usage: python scripts/bench.py train|experts|start|memory|ranks|replicas [option=value ...] [overrides]
 
-    train      samples a second of training at several batch sizes, ours beside other loops and programs
-    experts    the same at several numbers of experts
-    start      seconds until --help, a composed config, the first step, and the encoded rows
+    train      samples a second in training, by batch size: mmoe, plain loops and other libraries
+    experts    samples a second in training, by number of experts: mmoe and plain loops
+    start      seconds until --help, a composed configuration, the first step, and encoded rows
     memory     peak memory and seconds of encoding and training, by number of rows
-    ranks      samples a second of one process and of two
+    ranks      samples a second with one process and with two
     replicas   R replicas in one process against R separate processes
 
-    batches=32,256,1024,8192   of `train` and `ranks`
-    batch=32                   of `experts`
+    batches=32,256,1024,8192   batch sizes of `train` and `ranks`
+    batch=32                   batch size of `experts` and `replicas`
     experts=1,2,4,8,16,32,64,128
-    repeats=1,5,20             of `memory`: how often the rows are repeated
-    rounds=3                   each measures everything once; the medians count
-    seconds=2                  of each loop in a round
-    threads=2                  of each process
-    replicas=16                of `replicas`
-    peers=                     a Python that has deepctr-torch, torch-rechub and scikit-learn, for `train`
-    peers_script=              what it runs: PEERS_SCRIPT DATA_DIR BATCH EPOCHS prints "NAME ... N samples/s"
-    out=                       a folder for NAME.json, NAME.md and, of the first two, NAME.png
+    repeats=1,5,20             `memory` trains on so many copies of the rows
+    rounds=3                   each round measures everything once; the tables show medians over rounds
+    seconds=2                  duration of each loop in a round
+    threads=2                  threads of each process
+    replicas=16                number of replicas in `replicas`
+    peers=                     for `train`: a Python with deepctr-torch, torch-rechub and scikit-learn
+    peers_script=              its script: PEERS_SCRIPT DATA_DIR BATCH EPOCHS prints "NAME ... N samples/s"
+    out=                       folder for NAME.json, NAME.md and, if speeds are measured, NAME.png
 
-Anything else is an override for the training, such as data.dir=/path/to/census.
+All other arguments are overrides for the training, such as data.dir=/path/to/census.
 """
 
 import gzip
@@ -37,53 +37,48 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+from matplotlib.figure import Figure
 from options import parse, stop
 from tables import table
 
 from mmoe.data.census_files import NAMES
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 DEFAULTS = {
     "batches": "32,256,1024,8192", "batch": "32", "experts": "1,2,4,8,16,32,64,128", "repeats": "1,5,20",
     "rounds": "3", "seconds": "2", "threads": "2", "replicas": "16", "peers": "", "peers_script": "",
     "out": "",
 }  # fmt: skip
-LEAST_ONE = ["rounds", "threads", "batch", "replicas"]
+MINIMUMS = dict.fromkeys(["rounds", "threads", "batch", "replicas"], 1)
 HERE = Path(__file__).parent
-OURS, LIMIT, BARE = "mmoe", "first layer's products alone", "bare loop"
-QUIET = ["figures=false", "callbacks.early_stopping=null"]  # all train for the same number of epochs
-Times = dict[str, list[float]]
+MMOE, LIMIT = "mmoe", "first layer's products alone"
+# Without early stopping, all runs train for the same number of epochs.
+FIXED_LENGTH = ["figures=false", "callbacks.early_stopping=null"]
 
 
 class Bench:
-    """What the benchmarks share: options, overrides, and how a process is run."""
+    """The options and the overrides, and how a process is run and timed."""
 
     def __init__(self, options: Mapping[str, str], overrides: Sequence[str]) -> None:
         self.options, self.overrides = options, list(overrides)
+        self.data_dir = next((o.split("=", 1)[1] for o in overrides if o.startswith("data.dir=")), "")
+        self.rounds = range(int(options["rounds"]))
         self.environment = os.environ | {
             "OMP_NUM_THREADS": options["threads"],
             "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
         }
 
-    def numbers(self, name: str) -> list[int]:
-        """A list of integers among the options."""
+    def integers(self, name: str) -> list[int]:
+        """The value of an option that is a list of integers."""
         values = self.options[name].split(",")
         if not all(value.isdigit() and int(value) for value in values):
             stop(f"{name}={self.options[name]}: must be integers of at least 1")
         return [int(value) for value in values]
 
-    def rounds(self) -> range:
-        """One after the other."""
-        return range(int(self.options["rounds"]))
-
-    def run(self, *command: str) -> tuple[str, float, float]:
-        """Output, seconds and peak memory in MB of a Python process; its mistakes end the benchmark."""
+    def run(self, *arguments: str) -> tuple[str, float, float]:
+        """Run Python; return its output, seconds and peak memory in MB. If it fails, exit with its code."""
         start = time.perf_counter()
         with tempfile.TemporaryFile("w+") as out:
-            process = subprocess.Popen([sys.executable, *command], stdout=out, env=self.environment)
+            process = subprocess.Popen([sys.executable, *arguments], stdout=out, env=self.environment)
             _, status, usage = os.wait4(process.pid, 0)
             seconds = time.perf_counter() - start
             code = process.returncode = os.waitstatus_to_exitcode(status)
@@ -93,39 +88,33 @@ class Bench:
             return out.read(), seconds, usage.ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
 
     def train(self, folder: Path, *overrides: str) -> tuple[dict[str, float], float, float]:
-        """What the clock found in a training, its seconds and its peak memory in MB."""
+        """Train; return what `contestants.Clock` measured, the seconds and the peak memory in MB."""
         path = folder / "clock.json"
         clock = f"+callbacks.clock={{_target_: contestants.Clock, path: '{path}'}}"
-        command = ["experiment=census", *QUIET, *self.overrides, *overrides, clock]
+        command = ["experiment=census", *FIXED_LENGTH, *self.overrides, *overrides, clock]
         command.append(f"hydra.run.dir={tempfile.mkdtemp(dir=folder)}")
         _, seconds, memory = self.run("-m", "mmoe.train", *command)
         return json.loads(path.read_text()), seconds, memory
 
-    def contestants(self, batch: int, *overrides: str) -> dict[str, float]:
-        """Samples a second of every loop of contestants.py."""
-        arguments = [str(batch), self.options["seconds"], *self.overrides, *overrides]
-        return json.loads(self.run(str(HERE / "contestants.py"), *arguments)[0])  # type: ignore[no-any-return]
+    def mmoe_and_loops(self, folder: Path, batch: int, *overrides: str) -> dict[str, float]:
+        """Samples a second of a training by mmoe, then of each loop in contestants.py."""
+        epochs = max(3, round(float(self.options["seconds"]) * min(1000 * batch, 400_000) / 66_000))
+        clock, *_ = self.train(folder, f"data.batch_size={batch}", f"trainer.max_epochs={epochs}", *overrides)
+        loops = [str(HERE / "contestants.py"), str(batch), self.options["seconds"]]
+        out, *_ = self.run(*loops, *self.overrides, *overrides)
+        return {MMOE: clock["steps"], f"{MMOE}, whole Trainer.fit": clock["fit"]} | json.loads(out)
 
     def peers(self, batch: int) -> dict[str, float]:
-        """Samples a second of other programs, where their Python is given."""
+        """Samples a second of other libraries, if the option `peers` is given."""
         python, script = self.options["peers"], self.options["peers_script"]
         if not python:
             return {}
-        folder = next((o.split("=", 1)[1] for o in self.overrides if o.startswith("data.dir=")), "")
-        epochs = "1" if batch < 256 else "3"
-        done = subprocess.run([python, script, folder, str(batch), epochs], capture_output=True, text=True)
+        command = [python, script, self.data_dir, str(batch), "1" if batch < 256 else "3"]
+        done = subprocess.run(command, capture_output=True, text=True)
         found = re.findall(r"^(\S+) .*?(\d+) samples/s", done.stdout, re.MULTILINE)
         if not found:
             stop(f"peers={python}: no samples/s from {script} ({done.stderr.strip()[-200:]})")
         return {name: float(number) for name, number in found}
-
-    def row(self, folder: Path, batch: int, *overrides: str) -> dict[str, float]:
-        """Samples a second of ours and of every loop, once, in turn."""
-        epochs = max(3, round(float(self.options["seconds"]) * min(1000 * batch, 400_000) / 66_000))
-        ours, *_ = self.train(folder, f"data.batch_size={batch}", f"trainer.max_epochs={epochs}", *overrides)
-        return {OURS: ours["steps"], f"{OURS}, whole Trainer.fit": ours["fit"]} | self.contestants(
-            batch, *overrides
-        )
 
 
 def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -133,63 +122,67 @@ def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
 
 
+def speeds_by(
+    x: str, values: Sequence[int], bench: Bench, measure: Callable[[int], dict[str, float]]
+) -> dict[str, Any]:
+    """Measure samples a second at each value of `x`, once in every round; take medians over the rounds."""
+    rounds: dict[int, list[dict[str, float]]] = {value: [] for value in values}
+    for _ in bench.rounds:
+        for value in values:
+            rounds[value].append(measure(value))
+    speeds = {value: medians(found) for value, found in rounds.items()}
+    return {"x": x, "rounds": rounds, "samples_per_second": speeds}
+
+
 def bench_train(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Samples a second by batch size."""
-    batches = bench.numbers("batches")
-    rounds: dict[int, list[dict[str, float]]] = {batch: [] for batch in batches}
-    for _ in bench.rounds():
-        for batch in batches:
-            found = bench.row(folder, batch)
-            rounds[batch].append(found | (bench.peers(batch) if batch <= 1024 else {}))
-    return {
-        "x": "batch size",
-        "rounds": rounds,
-        "samples_per_second": {b: medians(rounds[b]) for b in batches},
-    }
+    """Samples a second by batch size. The other libraries are measured up to 1,024."""
+
+    def measure(batch: int) -> dict[str, float]:
+        return bench.mmoe_and_loops(folder, batch) | (bench.peers(batch) if batch <= 1024 else {})
+
+    return speeds_by("batch size", bench.integers("batches"), bench, measure)
 
 
 def bench_experts(bench: Bench, folder: Path) -> dict[str, Any]:
     """Samples a second by number of experts."""
-    batch, experts = int(bench.options["batch"]), bench.numbers("experts")
-    rounds: dict[int, list[dict[str, float]]] = {count: [] for count in experts}
-    for _ in bench.rounds():
-        for count in experts:
-            rounds[count].append(bench.row(folder, batch, f"model.num_experts={count}"))
-    speeds = {count: medians(rounds[count]) for count in experts}
-    return {"x": "experts", "batch": batch, "rounds": rounds, "samples_per_second": speeds}
+    batch = int(bench.options["batch"])
+
+    def measure(count: int) -> dict[str, float]:
+        return bench.mmoe_and_loops(folder, batch, f"model.num_experts={count}")
+
+    return {"batch": batch} | speeds_by("experts", bench.integers("experts"), bench, measure)
 
 
 def bench_ranks(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Samples a second of one process, and of two that train together with the same batch size each."""
-    batches = bench.numbers("batches")
-    rounds: dict[int, list[dict[str, float]]] = {batch: [] for batch in batches}
-    for _ in bench.rounds():
-        for batch in batches:
-            found = {}
-            for name, trainer in (("one process", "cpu"), ("two processes", "ddp_cpu")):
-                options = [f"data.batch_size={batch}", f"trainer={trainer}", "trainer.max_epochs=4"]
-                found[name] = bench.train(folder, *options)[0]["steps"]
-            rounds[batch].append(found)
-    speeds = {batch: medians(rounds[batch]) for batch in batches}
-    return {"x": "rows of a process and step", "rounds": rounds, "samples_per_second": speeds}
+    """Samples a second of one process, and of two that train together. Each has the full batch size."""
+
+    def measure(batch: int) -> dict[str, float]:
+        options = [f"data.batch_size={batch}", "trainer.max_epochs=4"]
+        trainers = {"one process": "cpu", "two processes": "ddp_cpu"}
+        return {
+            name: bench.train(folder, f"trainer={trainer}", *options)[0]["steps"]
+            for name, trainer in trainers.items()
+        }
+
+    return speeds_by("batch size per process", bench.integers("batches"), bench, measure)
 
 
 def bench_start(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Seconds until something is there; the import of torch and Lightning alone shows the machine."""
+    """Seconds until each stage of a start. The bare import of torch and Lightning is there to compare."""
     encode = (
-        "import sys, time, contestants as c; from mmoe.build import build\n"
-        "with c.initialize_config_dir(str(c.CONF_DIR), version_base='1.3'):\n"
-        "    config = c.compose('train', sys.argv[1:])\n"
-        "start = time.perf_counter(); build(config, 'data').dataset; print(time.perf_counter() - start)"
+        "import sys, time, commands; from mmoe.build import build\n"
+        "config = commands.compose_config(*sys.argv[1:]); start = time.perf_counter()\n"
+        "build(config, 'data').dataset; print(time.perf_counter() - start)"
     )
+    commands = {
+        "import of torch and pytorch_lightning": ["-c", "import torch, pytorch_lightning"],
+        "--help": ["-m", "mmoe.train", "--help"],
+        "--cfg job": ["-m", "mmoe.train", "experiment=census", "--cfg", "job"],
+    }
     rounds = []
     bench.train(folder, "trainer.max_epochs=1", "+trainer.limit_train_batches=2")  # fills the cache
-    for _ in bench.rounds():
-        found = {
-            "import of torch and pytorch_lightning": bench.run("-c", "import torch, pytorch_lightning")[1]
-        }
-        found["--help"] = bench.run("-m", "mmoe.train", "--help")[1]
-        found["--cfg job"] = bench.run("-m", "mmoe.train", "experiment=census", "--cfg", "job")[1]
+    for _ in bench.rounds:
+        found = {name: bench.run(*command)[1] for name, command in commands.items()}
         started = time.time()
         clock, *_ = bench.train(folder, "trainer.max_epochs=1", "+trainer.limit_train_batches=20")
         found["first training step, cached rows"] = clock["first_step"] - started
@@ -201,42 +194,42 @@ def bench_start(bench: Bench, folder: Path) -> dict[str, Any]:
 
 
 def bench_memory(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Peak memory and seconds of a training epoch, with encoding and with encoded rows."""
-    given = next((o.split("=", 1)[1] for o in bench.overrides if o.startswith("data.dir=")), "")
+    """Peak memory and seconds of a training epoch: first with raw files to encode, then with cached rows."""
+    given = bench.data_dir
     files = {name: next(Path(given).glob(f"{name}*"), None) if given else None for name in NAMES.values()}
     if None in files.values():
         stop(f"data.dir={given}: must hold {' and '.join(files)}")
     found = []
-    for repeats in bench.numbers("repeats"):
+    for repeats in bench.integers("repeats"):
         rows = folder / f"rows{repeats}"
         rows.mkdir()
         for name, file in files.items():
-            _repeat(file, rows / name, repeats)
+            write_copies(file, rows / name, repeats)
         options = [f"data.dir={rows}", f"data.cache_dir={rows}", "trainer.max_epochs=1"]
         line: dict[str, float] = {"repeats": repeats}
         line["rows"] = sum(path.read_bytes().count(b"\n") for path in rows.iterdir())
-        for name, batch in (("encoding", 8192), ("encoded", 8192)):
-            _, seconds, memory = bench.train(folder, *options, f"data.batch_size={batch}")
+        for name in ("encoding", "encoded"):
+            _, seconds, memory = bench.train(folder, *options, "data.batch_size=8192")
             line |= {f"{name}: MB": memory, f"{name}: seconds": seconds}
         line["cache: MB"] = sum(path.stat().st_size for path in rows.glob("*.npz")) / 2**20
         found.append(line)
     return {"lines": found}
 
 
-def _repeat(source: Path, target: Path, times: int) -> None:
-    """Write the lines of a plain or gzipped file so many times."""
+def write_copies(source: Path, target: Path, count: int) -> None:
+    """Write the content of a plain or gzipped file `count` times."""
     content = source.read_bytes()
     if source.suffix == ".gz":
         content = gzip.decompress(content)
     with target.open("wb") as out:
-        for _ in range(times):
+        for _ in range(count):
             out.write(content)
 
 
 def bench_replicas(bench: Bench, folder: Path) -> dict[str, Any]:
     """R replicas in one process against R separate processes, one after another.
 
-    Two of the R processes are run, one before and one after the replicas; the others take as long.
+    Only two of the R processes are run, one before and one after the replicas. Their mean counts for all.
     """
     count, batch = int(bench.options["replicas"]), int(bench.options["batch"])
     common = [f"data.batch_size={batch}"]
@@ -253,8 +246,8 @@ def bench_replicas(bench: Bench, folder: Path) -> dict[str, Any]:
     }
 
 
-def speed_table(found: Mapping[str, Any]) -> list[str]:
-    """Samples a second in thousands, with ours as a multiple of each, by batch size or experts."""
+def speed_table(found: Mapping[str, Any]) -> str:
+    """Samples a second in thousands. In parentheses: the speed of the first program divided by this speed."""
     speeds = found["samples_per_second"]
     names = list(dict.fromkeys(name for line in speeds.values() for name in line))
     first = names[0]
@@ -265,17 +258,18 @@ def speed_table(found: Mapping[str, Any]) -> list[str]:
             ratio = f" ({line[first] / line[name]:.2f})" if name in line and name != first else ""
             cells.append(f"{line[name] / 1000:.1f}{ratio}" if name in line else "-")
         rows.append([name, *cells])
-    title = f"thousand samples a second (and {first}'s multiple of it)"
+    title = f"thousand samples a second (how many times as fast {first} is)"
     return table([title, *(f"{found['x']} {x}" for x in speeds)], rows)
 
 
 def speed_figure(found: Mapping[str, Any], path: Path) -> None:
-    """Samples a second of everything that was measured."""
+    """Draw the samples a second of all programs."""
     speeds = found["samples_per_second"]
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     for name in dict.fromkeys(name for line in speeds.values() for name in line):
         points = [(int(x), line[name]) for x, line in speeds.items() if name in line]
-        width, dashes = (2.5, "-") if name == OURS else (1.2, ":" if name == LIMIT else "--")
+        width, dashes = (2.5, "-") if name == MMOE else (1.2, ":" if name == LIMIT else "--")
         axes.plot(*zip(*points, strict=True), dashes, marker="o", linewidth=width, markersize=4, label=name)
     axes.set(xscale="log", yscale="log", xlabel=found["x"], ylabel="samples a second")
     axes.set_xticks([int(x) for x in speeds], [str(x) for x in speeds])
@@ -283,18 +277,15 @@ def speed_figure(found: Mapping[str, Any], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
-    """The table of a benchmark."""
+def result_table(found: Mapping[str, Any]) -> str:
+    """The results of a benchmark as a Markdown table."""
     if "samples_per_second" in found:
         return speed_table(found)
     if "lines" in found:
-        keys = list(found["lines"][0])
-        return table(
-            keys, [[f"{line[key]:,.1f}".removesuffix(".0") for key in keys] for line in found["lines"]]
-        )
+        rows = [[f"{value:,.1f}".removesuffix(".0") for value in line.values()] for line in found["lines"]]
+        return table(found["lines"][0], rows)
     values = found.get("seconds", found)
     texts = {key: f"{value:.2f}" if isinstance(value, float) else str(value) for key, value in values.items()}
     return table(["what", "value"], map(list, texts.items()))
@@ -307,11 +298,11 @@ BENCHMARKS: dict[str, Callable[[Bench, Path], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Run the benchmark that the first argument names, and print its table and its figures as JSON."""
+    """Run the benchmark that the first argument names, and print its results as JSON and as a table."""
     name, *arguments = sys.argv[1:] or [""]
     if name not in BENCHMARKS:
         stop(f"usage: bench.py {'|'.join(BENCHMARKS)} [option=value ...] [overrides]")
-    options, overrides = parse(arguments, DEFAULTS, {}, dict.fromkeys(LEAST_ONE, 1))
+    options, overrides = parse(arguments, DEFAULTS, {}, MINIMUMS)
     if not re.fullmatch(r"\d*\.?\d+", options["seconds"]) or not float(options["seconds"]):
         stop(f"seconds={options['seconds']}: must be a number above 0")
     if bool(options["peers"]) != bool(options["peers_script"]):
@@ -319,14 +310,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         found = BENCHMARKS[name](Bench(options, overrides), Path(scratch))
     found = {"benchmark": name, "cores": os.cpu_count(), "threads": options["threads"]} | found
-    shown = "\n".join(lines(found))
-    print(json.dumps(found, indent=1))
-    print(shown)
+    texts = {"json": json.dumps(found, indent=1), "md": result_table(found)}
+    print("\n".join(texts.values()))
     if options["out"]:
         folder = Path(options["out"])
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-        (folder / f"{name}.md").write_text(shown + "\n")
+        for suffix, text in texts.items():
+            (folder / f"{name}.{suffix}").write_text(text + "\n")
         if "samples_per_second" in found:
             speed_figure(found, folder / f"{name}.png")
 

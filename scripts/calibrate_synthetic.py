@@ -1,11 +1,11 @@
-"""Choose what the paper leaves open of its synthetic labels: c, m, a and b, from its figure 2.
+"""Choose the constants c, m, a and b of the synthetic labels, which the paper leaves open.
 
 usage: python scripts/calibrate_synthetic.py
 
-The correlation of two labels at every cosine p has a closed form, which is fitted to the values read from
-the figure by least squares. Many generators fit within the precision of reading, some with sines so fast
-that no model learns them in the paper's 10,000 steps. So the highest frequency is bounded, and the bound
-raised until a fit of one or two sines is nowhere off by more than that precision.
+The correlation of two labels has a closed form for every cosine p. A least-squares fit matches it to values
+that were read from the paper's figure 2. Many constants fit within the reading precision, and some have
+sines so fast that no model learns them in the paper's 10,000 steps. So the fit has an upper bound for the
+frequencies, which rises until one or two sines match all values within the reading precision.
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from scipy.optimize import least_squares
 from tables import table
 
 NOISE_VARIANCE = 0.01
-PRECISION = 0.02  # of reading the figure
-STARTS = 20
+PRECISION = 0.02  # with which the figure can be read
+NUM_STARTS = 20  # random starting points of each fit
 
 
 def covariance(p: np.ndarray, c: float, a: Sequence[float], b: Sequence[float]) -> np.ndarray:
     """Covariance of two tasks' labels without noise, at each p.
 
-    s_1 and s_2 are normal with variance c^2 and covariance p c^2. E sin(u) = sin(mean) exp(-variance / 2)
-    gives the products of sines, Stein's lemma those of a sine and s.
+    The weighted inputs s_1 and s_2 are normal with variance c^2 and covariance p c^2. The products of sines
+    follow from E sin(u) = sin(mean) exp(-variance / 2), and the products of a sine and s from Stein's lemma.
     """
     p = np.asarray(p)[:, None, None]
     a, b = np.asarray(a), np.asarray(b)
@@ -46,22 +46,24 @@ def correlation(p: Sequence[float], c: float, a: Sequence[float], b: Sequence[fl
 
 
 def fit(m: int, bound: float) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
-    """The best c, a and b of m sines whose frequencies c a are below `bound`, after their residuals."""
-    p, read = (np.array(values) for values in zip(*PUBLISHED_CORRELATION.items(), strict=True))
+    """Residuals, c, a and b of the best fit with m sines whose frequencies c a are below `bound`."""
+    p, published = (np.array(values) for values in zip(*PUBLISHED_CORRELATION.items(), strict=True))
     random = np.random.default_rng(0)
 
     def residuals(x: np.ndarray) -> np.ndarray:
-        return correlation(p, x[0], x[1 : m + 1] / x[0], x[m + 1 :]) - read
+        return correlation(p, x[0], x[1 : m + 1] / x[0], x[m + 1 :]) - published
 
     low, high = [0.05, *[0.1] * m, *[0.0] * m], [2.0, *[bound] * m, *[2 * np.pi] * m]
-    fits = [least_squares(residuals, random.uniform(low, high), bounds=(low, high)) for _ in range(STARTS)]
-    best = min(fits, key=lambda found: found.cost)
+    starts = (random.uniform(low, high) for _ in range(NUM_STARTS))
+    best = min(
+        (least_squares(residuals, x, bounds=(low, high)) for x in starts), key=lambda found: found.cost
+    )
     x = best.x
     return best.fun, float(x[0]), x[1 : m + 1] / x[0], x[m + 1 :]
 
 
 def main() -> None:
-    """Print every fit up to the one that is taken."""
+    """Print the fits for rising bounds, up to the first that is precise enough."""
     rows = []
     for bound in np.arange(4.0, 7.01, 0.5):
         for m in (1, 2):
@@ -71,7 +73,7 @@ def main() -> None:
             rows.append([f"{bound:.1f}", str(m), f"{rms:.4f}", f"{largest:.3f}", f"{c:.4f}", *shown])
         if largest <= PRECISION:
             break
-    print("\n".join(table(["bound on c a", "m", "rms residual", "largest", "c", "a", "b"], rows)))
+    print(table(["bound on c a", "m", "rms residual", "largest residual", "c", "a", "b"], rows))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,22 @@
-"""Our best configurations against LightGBM, one model a task: the same rows, splits and choice of rounds.
+"""Compare mmoe with LightGBM (one model per task) on the same rows and splits.
 
 usage: python scripts/compare_gbdt.py data.dir=... [option=value ...]
 
     features=paper,all   feature sets
-    runs=10              each with its own split of the test file into validation and test, and its own seed
-    trials=20            of LightGBM's search, for each task and feature set, on split 0's validation rows
-    rounds=3000          of boosting at most; validation chooses
-    threads=2            of every training
-    folder=runs/compare_gbdt   run folders and results; what is there is not done again
-    out=docs/results/gbdt      table and results
+    runs=10              runs of each model; each has its own seed and its own split of the test file
+    trials=20            trials in LightGBM's search, for each task and feature set, on split 0
+    rounds=3000          upper limit for boosting rounds; the validation rows choose the number
+    threads=2            threads of each training
+    folder=runs/compare_gbdt   run folders and results; finished ones are used again
+    out=docs/results/gbdt      folder for the table and the results of all runs
     sample=false         true: allow the bundled sample, whose numbers mean nothing
 
-Anything else is an override for our trainings. It can be stopped at any time, and goes on.
-Needs pip install 'mmoe[bench]'.
+All other arguments are overrides for the trainings of mmoe. A stopped script continues when it is started
+again. It needs pip install 'mmoe[bench]'.
 """
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,16 +27,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from hydra import compose, initialize_config_dir
+from commands import compose_config, train_once
 from omegaconf import OmegaConf
-from options import call, parse, stop
+from options import parse, stop
 from tables import describe_rows, table
 from tqdm import tqdm
 
-from mmoe import CONF_DIR, runs
+from mmoe import CONF_DIR, load
 from mmoe.atomic import write
 from mmoe.build import build
-from mmoe.data.encode import Dataset, Rows
+from mmoe.data.batch import Batch
+from mmoe.data.splits import Dataset
 from mmoe.intervals import half_interval
 from mmoe.training.tasks import TaskMetrics
 
@@ -45,117 +45,109 @@ DEFAULTS = {
     "features": "paper,all", "runs": "10", "trials": "20", "rounds": "3000", "threads": "2",
     "folder": "runs/compare_gbdt", "out": "docs/results/gbdt", "sample": "false",
 }  # fmt: skip
-GBDT = "LightGBM, a model a task"
-# Ours, by the experiment that each is.
+LIGHTGBM = "LightGBM, one model per task"
+# Experiments by their names in the table.
 EXPERIMENTS = {
     "mmoe as shipped": "census",
     "mmoe, census_best": "census_best",
     "mmoe, census_best_ensemble": "census_best_ensemble",
 }
-DECISIVE = ("data", "inputs", "model", "objective", "learner", "trainer")  # parts of a configuration
-STOPPING = 100  # rounds without a better validation AUROC
-TIMED = 5  # predictions of the test rows, of which the median counts
-Found = dict[str, Any]  # test AUROC by task, seconds to train and to predict, bytes
+COMPARED_PARTS = ("data", "inputs", "model", "objective", "learner", "trainer")  # of a configuration
+PATIENCE = 100  # boosting rounds without a better validation AUROC
+NUM_TIMED = 5  # the time to predict is the median of so many predictions
+Results = dict[str, Any]  # test AUROC by task; seconds to train and to predict; bytes of the model
 
 
 def main() -> None:
-    """Train everything, and write the table."""
-    least = {"runs": 2, "trials": 1, "rounds": 1, "threads": 1}
-    options, overrides = parse(sys.argv[1:], DEFAULTS, {"sample": ("true", "false")}, least)
+    """Train all models and write the table."""
+    minimums = {"runs": 2, "trials": 1, "rounds": 1, "threads": 1}
+    options, overrides = parse(sys.argv[1:], DEFAULTS, {"sample": ("true", "false")}, minimums)
     try:
         import lightgbm  # noqa: F401
         import optuna
     except ModuleNotFoundError as error:
         stop(f"needs {error.name}: pip install 'mmoe[bench]'")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    threads = int(options["threads"])
-    torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = options["threads"]  # of the trainings
+    torch.set_num_threads(int(options["threads"]))
+    os.environ["OMP_NUM_THREADS"] = options["threads"]  # for the trainings, which are processes of their own
     overrides.append(f"data.source={'auto' if options['sample'] == 'true' else 'official'}")
     folder, features = Path(options["folder"]), options["features"].split(",")
     known = sorted(path.stem for path in (CONF_DIR / "features").glob("*.yaml"))
     if not set(features) <= set(known):
         stop(f"features={options['features']}: must be some of {', '.join(known)}")
-    check_same(folder / "options.json", options, overrides)
+    check_settings(folder / "options.json", options, overrides)
     count = int(options["runs"])
-    found: list[Found] = []
+    found: list[Results] = []
     with tqdm(total=len(features) * count * (1 + len(EXPERIMENTS)), unit="run") as bar:
         for name in features:
             given = [f"features={name}", *overrides]
-            tuned = kept(folder / name / "lightgbm.json", partial(tune, given, options))
+            tuned = cached(folder / name / "lightgbm.json", partial(tune, given, options))
             for number in range(count):
-                ways = {GBDT: ("lightgbm", partial(boost, given, number, tuned, options))}
+                trainings = {LIGHTGBM: ("lightgbm", partial(train_lightgbm, given, number, tuned, options))}
                 for label, experiment in EXPERIMENTS.items():
-                    ways[label] = (experiment, partial(ours, folder / name, given, number, experiment))
-                for label, (stem, way) in ways.items():
-                    done = kept(folder / name / f"{stem}-{number}.json", way)
-                    found.append({"features": name, "model": label, "run": number} | done)
+                    train = partial(train_mmoe, folder / name, given, number, experiment)
+                    trainings[label] = (experiment, train)
+                for label, (stem, train) in trainings.items():
+                    results = cached(folder / name / f"{stem}-{number}.json", train)
+                    found.append({"features": name, "model": label, "run": number} | results)
                     bar.update()
     report(pd.DataFrame(found), options, overrides)
 
 
-def check_same(path: Path, options: Mapping[str, str], overrides: Sequence[str]) -> None:
-    """End the script if the folder holds results of other options or experiments."""
-    now: Found = {name: options[name] for name in ("trials", "rounds", "threads")}
+def check_settings(path: Path, options: Mapping[str, str], overrides: Sequence[str]) -> None:
+    """Stop if the folder holds results of other options or configurations."""
+    settings: Results = {name: options[name] for name in ("trials", "rounds", "threads")}
     for experiment in EXPERIMENTS.values():
-        whole = OmegaConf.to_container(composed(experiment, overrides), resolve=False)
-        now[experiment] = {key: whole[key] for key in DECISIVE}
-    before = kept(path, lambda: now)
-    differ = [key for key in now if now[key] != before.get(key)]
+        config = OmegaConf.to_container(compose_config(f"experiment={experiment}", *overrides), resolve=False)
+        settings[experiment] = {key: config[key] for key in COMPARED_PARTS}
+    before = cached(path, lambda: settings)
+    differ = [key for key in settings if settings[key] != before.get(key)]
     if differ:
         stop(f"folder={path.parent}: holds results of other settings of {', '.join(differ)}")
 
 
-def composed(experiment: str, overrides: Sequence[str]) -> Any:
-    """The configuration of a training with these overrides."""
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return compose("train", [f"experiment={experiment}", *overrides])
-
-
-def kept(path: Path, make: Callable[[], Found]) -> Found:
-    """What was found before, or is now and is kept."""
+def cached(path: Path, make: Callable[[], Results]) -> Results:
+    """The content of a JSON file. If it is missing, it is made first."""
     if not path.is_file():
         content = json.dumps(make(), indent=1) + "\n"
-        path.parent.mkdir(parents=True, exist_ok=True)
         write(path, lambda scratch: scratch.write_text(content))
     return json.loads(path.read_text())  # type: ignore[no-any-return]
 
 
 def dataset(overrides: Sequence[str], split_seed: int) -> Dataset:
-    """The rows that a training with these overrides has."""
+    """The rows of a training with these overrides."""
     data = [o for o in overrides if o.split("=")[0].split(".")[0] in ("features", "data")]
-    config = composed("census", [*data, f"data.split_seed={split_seed}"])
-    config.callbacks = None
+    config = compose_config("experiment=census", *data, f"data.split_seed={split_seed}")
     return build(config, "data").dataset  # type: ignore[no-any-return]
 
 
-def table_of(rows: Rows) -> np.ndarray:
-    """Numerics, then levels as LightGBM takes them: a float each, [N, M + C]."""
-    return np.concatenate([rows.numerics.numpy(), rows.codes.numpy().astype(np.float32)], axis=1)
+def lightgbm_inputs(rows: Batch) -> np.ndarray:
+    """Numbers [N, M] and levels [N, C] side by side as floats."""
+    return np.concatenate([rows.numbers.numpy(), rows.levels.numpy().astype(np.float32)], axis=1)
 
 
 def fit(
     data: Dataset, task: int, parameters: Mapping[str, Any], seed: int, options: Mapping[str, str]
 ) -> Any:
-    """LightGBM on one task, with the rounds that are best on the validation rows."""
+    """LightGBM's model of one task. The validation AUROC chooses the number of rounds."""
     import lightgbm as lgb
 
-    numerics, columns = len(data.schema.numeric), len(data.schema.numeric) + len(data.schema.categorical)
-    levels = list(range(numerics, columns))
+    num_numbers = len(data.schema.numeric)
+    levels = list(range(num_numbers, num_numbers + len(data.schema.categorical)))
     train, val = (
-        lgb.Dataset(table_of(rows), rows.labels[:, task].clone().numpy(), categorical_feature=levels)
+        lgb.Dataset(lightgbm_inputs(rows), rows.labels[:, task].clone().numpy(), categorical_feature=levels)
         for rows in (data.splits["train"], data.splits["val"])
     )
     settings = {
         "objective": "binary", "metric": "auc", "verbosity": -1, "seed": seed,
         "num_threads": int(options["threads"]), **parameters,
     }  # fmt: skip
-    stopping = lgb.early_stopping(STOPPING, verbose=False)
+    stopping = lgb.early_stopping(PATIENCE, verbose=False)
     return lgb.train(settings, train, int(options["rounds"]), [val], callbacks=[stopping])
 
 
-def tune(overrides: Sequence[str], options: Mapping[str, str]) -> Found:
-    """Parameters of each task with the best validation AUROC, by a tree-structured Parzen estimator."""
+def tune(overrides: Sequence[str], options: Mapping[str, str]) -> Results:
+    """Search each task's parameters with a tree-structured Parzen estimator, for the validation AUROC."""
     import optuna
 
     data, best = dataset(overrides, 0), {}
@@ -185,94 +177,86 @@ def tune(overrides: Sequence[str], options: Mapping[str, str]) -> Found:
     return best
 
 
-def boost(overrides: Sequence[str], number: int, tuned: Found, options: Mapping[str, str]) -> Found:
-    """Test AUROC of LightGBM, and its cost: both tasks together."""
+def train_lightgbm(
+    overrides: Sequence[str], number: int, tuned: Results, options: Mapping[str, str]
+) -> Results:
+    """Train one LightGBM model per task. Times and bytes are the totals of these models."""
     data = dataset(overrides, number)
     start = time.perf_counter()
-    boosters = {
-        task.name: fit(data, i, tuned[task.name]["parameters"], number, options)
+    boosters = [
+        fit(data, i, tuned[task.name]["parameters"], number, options)
         for i, task in enumerate(data.schema.tasks)
-    }
-    seconds = time.perf_counter() - start
-    test = data.splits["test"]
-    x = table_of(test)
-    logits, predict = timed(lambda: np.stack([b.predict(x, raw_score=True) for b in boosters.values()], 1))
-    size = sum(len(booster.model_to_string().encode()) for booster in boosters.values())
-    return areas(data, torch.from_numpy(logits)) | {"train": seconds, "predict": predict, "bytes": size}
+    ]
+    train, test = time.perf_counter() - start, data.splits["test"]
+    x = lightgbm_inputs(test)
+    logits, predict = timed(lambda: np.stack([b.predict(x, raw_score=True) for b in boosters], 1))
+    values = TaskMetrics(data.schema.tasks)("test", torch.from_numpy(logits).float(), test.labels)
+    found = {task.name: float(values[f"test/{task.name}/auroc"]) for task in data.schema.tasks}
+    size = sum(len(booster.model_to_string().encode()) for booster in boosters)
+    return found | {"train": train, "predict": predict, "bytes": size}
 
 
-def ours(folder: Path, overrides: Sequence[str], number: int, experiment: str) -> Found:
-    """Test AUROC of an experiment's run, and its cost."""
-    run = folder / f"{experiment}-{number}"
-    given = [f"data.split_seed={number}", f"seed={number}", "trainer=cpu", "logger=none", "figures=false"]
-    if not (run / "metrics.json").is_file():
-        shutil.rmtree(run, ignore_errors=True)  # it was stopped
-        call("train", f"experiment={experiment}", *overrides, *given, f"hydra.run.dir={run}")
-    metrics = json.loads((run / "metrics.json").read_text())
-    network, test = runs.load_network(run), dataset(overrides, number).splits["test"]
+def train_mmoe(folder: Path, overrides: Sequence[str], number: int, experiment: str) -> Results:
+    """Train an experiment of mmoe."""
+    given = [f"data.split_seed={number}", f"seed={number}", "trainer=cpu", "figures=false"]
+    train_once(folder / f"{experiment}-{number}", f"experiment={experiment}", *overrides, *given)
+    run, test = load(folder / f"{experiment}-{number}"), dataset(overrides, number).splits["test"]
+    network = run.network()
     with torch.inference_mode():
-        _, predict = timed(lambda: network(test.codes, test.numerics))
+        _, predict = timed(lambda: network(test.levels, test.numbers))
     size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
-    found = {task: values["auroc"] for task, values in metrics["test"].items()}
-    return found | {"train": metrics["seconds"], "predict": predict, "bytes": size}
+    found = {task: values["auroc"] for task, values in run.metrics["test"].items()}
+    return found | {"train": run.metrics["seconds"], "predict": predict, "bytes": size}
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """What a call gives, and the median of the seconds that it takes."""
+    """The result of a call, and the median of its seconds."""
     seconds = []
-    for _ in range(TIMED):
+    for _ in range(NUM_TIMED):
         start = time.perf_counter()
         result = call()
         seconds.append(time.perf_counter() - start)
     return result, float(np.median(seconds))
 
 
-def areas(data: Dataset, logits: torch.Tensor) -> Found:
-    """Test AUROC by task, as training computes it."""
-    values = TaskMetrics(data.schema.tasks)("test", logits.float(), data.splits["test"].labels)
-    return {task.name: float(values[f"test/{task.name}/auroc"]) for task in data.schema.tasks}
-
-
 def report(frame: pd.DataFrame, options: Mapping[str, str], overrides: Sequence[str]) -> None:
-    """The table with intervals, and every run."""
+    """Write and print the table, with intervals, and write the results of all runs."""
     schema = dataset([f"features={frame['features'][0]}", *overrides], 0).schema
     tasks = [task.name for task in schema.tasks]
     lines = []
-    for (features, model), runs_ in frame.groupby(["features", "model"], sort=False):
-        trees = frame[(frame["features"] == features) & (frame["model"] == GBDT)]
+    for (features, model), runs in frame.groupby(["features", "model"], sort=False):
+        trees = frame[(frame["features"] == features) & (frame["model"] == LIGHTGBM)]
         cells = [str(features), str(model)]
         for task in tasks:
-            values = runs_[task].reset_index(drop=True)
+            values = runs[task].reset_index(drop=True)
             cells.append(f"{values.mean():.4f} ± {half_interval(values):.4f}")
             difference = values - trees[task].reset_index(drop=True)
-            apart = f"{difference.mean():+.4f} ± {half_interval(difference):.4f}"
-            cells.append("-" if model == GBDT else apart)
-        cells += [f"{runs_['train'].median():.0f}", f"{runs_['predict'].median() * 1000:.0f}"]
-        lines.append([*cells, f"{runs_['bytes'].median() / 2**20:.2f}"])
+            shown = f"{difference.mean():+.4f} ± {half_interval(difference):.4f}"
+            cells.append("-" if model == LIGHTGBM else shown)
+        cells += [f"{runs['train'].median():.0f}", f"{runs['predict'].median() * 1000:.0f}"]
+        lines.append([*cells, f"{runs['bytes'].median() / 2**20:.2f}"])
     threads = "one thread" if options["threads"] == "1" else f"{options['threads']} threads"
     header = ["features", "model"]
     for task in tasks:
         header += [f"{task}, test AUROC", "minus LightGBM"]
     text = [
         "# MMoE and gradient boosting",
-        "",
-        describe_rows(schema) + f" {options['runs']} runs of each, every one with another split of the test"
-        " file into validation and test and another seed; a run of each model has the same rows. `±` is half"
-        " the 95 % confidence interval of the mean (Student's t); differences are paired by run. LightGBM's"
-        f" parameters are the best of {options['trials']} trials for each task and feature set, chosen by the"
-        " validation rows of split 0, its rounds by those of each split; so are our epochs.",
-        "",
-        *table([*header, "training (s)", "prediction (ms)", "MB"], lines),
-        "",
-        f"Seconds are medians, with {threads}: those of LightGBM are of both models,"
-        " without reading rows, ours of the whole command. Predictions are of all test rows, for both tasks.",
-        "",
+        f"{describe_rows(schema)} Each model is trained in {options['runs']} runs. Every run has its own seed"
+        " and its own split of the test file into validation and test rows, and all models use the same"
+        " splits. `±` is half the 95 % confidence interval of the mean (Student's t), and differences are"
+        " paired by run.",
+        f"LightGBM's parameters are the best of {options['trials']} trials for each task and feature set, by"
+        " the validation AUROC on split 0. The validation rows of each split choose the number of boosting"
+        " rounds and the epoch of mmoe.",
+        table([*header, "training (s)", "prediction (ms)", "MB"], lines),
+        f"Times are medians, with {threads}. LightGBM's training time covers both models but not the reading"
+        " of rows; mmoe's covers the whole command. The prediction time is for all test rows and both tasks.",
     ]
     out = Path(options["out"])
     out.mkdir(parents=True, exist_ok=True)
     frame.to_csv(out / "runs.csv", index=False, float_format="%.6f")
-    (out / "gbdt.md").write_text("\n".join(text))
-    print("\n".join(text))
+    (out / "gbdt.md").write_text("\n\n".join(text) + "\n")
+    print("\n\n".join(text))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Training loops without a trainer, on the rows and the network of `experiment=census`, and what limits them.
+"""Measure training loops without Lightning, on the rows and the network of `experiment=census`.
 
 usage: python scripts/contestants.py BATCH_SIZE SECONDS [overrides]
 
-Prints samples a second by name, as JSON.
+Prints the samples per second of each loop as JSON.
 
-B batch, N rows, I inputs, O outputs of the first layer, E experts, T tasks.
+B batch, N rows, I inputs, O outputs of the first layer, E experts, T tasks, H expert width.
 """
 
 import itertools
@@ -24,14 +24,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mmoe import CONF_DIR
 from mmoe.build import build, build_learner
-from mmoe.data.encode import Rows
+from mmoe.data.batch import Batch
 
 WARM_UP = 20  # steps
-Step = Callable[[], int]  # one optimizer step; how many rows it had
+Step = Callable[[], int]  # runs one optimizer step, returns its number of rows
 
 
 class LoopedMMoE(nn.Module):
-    """MMoE as it is mostly written: a Python loop over experts, gates and towers."""
+    """MMoE in its usual form, with Python loops over experts, gates and towers."""
 
     def __init__(self, num_inputs: int, num_tasks: int, num_experts: int, width: int, tower: int) -> None:
         super().__init__()
@@ -52,10 +52,10 @@ class LoopedMMoE(nn.Module):
 
 
 def bare_loop(learner: Any, data: Any) -> Step:
-    """Our network and batches, without Lightning."""
+    """Our network and batches: rows encoded once, as `DataModule.train_dataloader` does with a trainer."""
     optimizer = torch.optim.Adam(learner.objective.parameters(), lr=3e-3, fused=True)
-    data.encode = learner.objective.network.inputs.encode_once
-    loader = data.train_dataloader()
+    loader = data.raw_train_loader()
+    loader.rows = learner.objective.network.inputs.encode_rows(loader.rows, data.batch_size)
     batches = (batch for _ in itertools.count() for batch in loader)
 
     def step() -> int:
@@ -69,7 +69,7 @@ def bare_loop(learner: Any, data: Any) -> Step:
 
 
 def dense_loop(model: nn.Module, batches: Iterator[Sequence[Tensor]]) -> Step:
-    """A model of dense inputs on batches of them; it gives logits, or a tuple that begins with them."""
+    """A model on batches of dense inputs; it returns the logits, or a tuple that begins with them."""
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
 
     def step() -> int:
@@ -92,7 +92,7 @@ def gathered(x: Tensor, labels: Tensor, batch_size: int) -> Iterator[Sequence[Te
 
 
 def products(x: Tensor, num_outputs: int) -> Step:
-    """The products of the first layer alone: forward, and the gradient of its weight, [I, O]."""
+    """Only the dense products of the first layer: its output, and the gradient of its weight [I, O]."""
     weight, gradient = torch.randn(x.shape[1], num_outputs), torch.randn(len(x), num_outputs)
 
     def step() -> int:
@@ -104,7 +104,7 @@ def products(x: Tensor, num_outputs: int) -> Step:
 
 
 def rate(step: Step, seconds: float) -> float:
-    """Rows a second, after a few steps of warm-up."""
+    """Rows per second, after the warm-up."""
     for _ in range(WARM_UP):
         step()
     rows, elapsed, start = 0, 0.0, time.perf_counter()
@@ -114,14 +114,8 @@ def rate(step: Step, seconds: float) -> float:
     return rows / elapsed
 
 
-def dense_rows(network: Any, rows: Rows) -> Tensor:
-    """The network's inputs as one table, [N, I]."""
-    x: Tensor = network.inputs.dense(rows.codes, rows.numerics)
-    return x
-
-
 def main() -> None:
-    """Measure every loop, one after the other."""
+    """Measure the loops one after the other."""
     torch.set_flush_denormal(True)  # as mmoe.train does
     batch_size, seconds, overrides = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
@@ -130,36 +124,33 @@ def main() -> None:
     data = build(config, "data")
     learner = build_learner(config, data.schema)
     pl.seed_everything(0, verbose=False)
-    rows = data.dataset.splits["train"]
-    network = learner.objective.network
-    model, x = network.model, dense_rows(network, rows)
-    options = dict(config.model)
-    del options["_target_"]
-    looped = LoopedMMoE(
-        x.shape[1],
-        rows.labels.shape[1],
-        model.num_experts,
-        options["expert_units"][0],
-        options["tower_units"][0],
-    )
-    loader = DataLoader(TensorDataset(x, rows.labels), batch_size, shuffle=True)
-    endless = (batch for _ in itertools.count() for batch in loader)
+    rows, network = data.dataset.splits["train"], learner.objective.network
+    model, x, labels = (
+        network.model,
+        network.inputs.dense(rows.levels, rows.numbers),
+        rows.labels,
+    )  # x: [N, I]
+    sizes = x.shape[1], labels.shape[1]
+    options = {name: value for name, value in config.model.items() if name != "_target_"}
+    looped = LoopedMMoE(*sizes, model.num_experts, options["expert_units"][0], options["tower_units"][0])
+    loader = DataLoader(TensorDataset(x, labels), batch_size, shuffle=True)
+    batches = (batch for _ in itertools.count() for batch in loader)
     steps = {
         "bare loop": bare_loop(learner, data),
         "bare loop, dense inputs": dense_loop(
-            type(model)(x.shape[1], rows.labels.shape[1], **options), gathered(x, rows.labels, batch_size)
+            type(model)(*sizes, **options), gathered(x, labels, batch_size)
         ),
-        "looped experts, DataLoader": dense_loop(looped, endless),
+        "looped experts, DataLoader": dense_loop(looped, batches),
         "first layer's products alone": products(x[:batch_size].clone(), model.weight.shape[1]),
     }
     print(json.dumps({name: rate(step, seconds) for name, step in steps.items()}))
 
 
 class Clock(pl.Callback):
-    """Write how fast a fit was after its first epoch, and when its first step was done, as JSON.
+    """Write the speed of a fit after its first epoch, and the time of its first step, as JSON.
 
-    `steps`: rows a second of training steps alone; `fit`: of all that Trainer.fit does, with validation,
-    checkpoints and metrics.
+    `steps` counts the rows per second of training steps only; `fit` includes validation, checkpoints and
+    metrics.
     """
 
     def __init__(self, path: str) -> None:
@@ -172,7 +163,7 @@ class Clock(pl.Callback):
     def on_train_epoch_start(self, *_: Any) -> None:
         self.began = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Rows, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
         if self.first_step is None:
             self.first_step = time.time()
         if self.epochs:

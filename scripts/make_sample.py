@@ -1,10 +1,10 @@
-"""Make the bundled sample: synthetic rows in the official format, none of them real.
+"""Make the bundled sample: synthetic rows in the official format. No row equals a real row.
 
-A Chow-Liu tree (Chow and Liu, 1968: the spanning tree of largest mutual information between columns) is
-fitted to the real rows, and rows are drawn from it, each column given its parent. A numeric value that few
-real rows share is first replaced by its interval, and drawn evenly from it.
+A Chow-Liu tree (Chow and Liu, 1968) is the spanning tree of the columns with the largest mutual information.
+It is fitted to the real rows. Then each column of a new row is drawn given its parent in the tree. A number
+that few real rows have is replaced by an interval, and a new number is drawn uniformly from the interval.
 
-usage: python scripts/make_sample.py DATA_DIR
+usage: python scripts/make_sample.py DATA_DIR [--out FOLDER]
 """
 
 import argparse
@@ -20,79 +20,73 @@ from mmoe.data.census_files import NAMES, SAMPLE_DIR, find_files
 
 SEED = 20181
 NUM_ROWS = {"train": 6000, "test": 3000}
-COMMON = 200  # rows: a numeric value that so many share is drawn as it is
-INTERVALS = 100  # quantile intervals of the other values of a column
+MIN_ROWS = 200  # a number that so many real rows have is drawn as it is
+NUM_INTERVALS = 100  # quantile intervals of a column for all other numbers
 
 
-class Discrete:
-    """A column as symbols 0..size-1, and back."""
+class Discretized:
+    """A column of the real rows as integer codes, each of which stands for a level or an interval."""
 
     def __init__(self, name: str, values: pd.Series) -> None:
         self.is_weight = name == "instance_weight"
-        if name not in NUMERIC:
-            self.levels, self.symbols = list(values.cat.categories), values.cat.codes.to_numpy()
+        if name in NUMERIC:
+            self._encode_numbers(values)
+        else:
+            categories = values.astype("category").cat
+            self.levels, self.codes = list(categories.categories), categories.codes.to_numpy()
             self.size = len(self.levels)
-            return
-        numbers = values.to_numpy()
-        counts = values.value_counts()
-        self.levels = sorted(counts.index[(counts >= COMMON) & (not self.is_weight)])
-        rest = numbers[~np.isin(numbers, self.levels)]
-        self.edges = np.unique(np.quantile(rest, np.linspace(0, 1, INTERVALS + 1))) if len(rest) else [0, 1]
+        self.rows_of_code = [np.flatnonzero(self.codes == code) for code in range(self.size)]
+
+    def _encode_numbers(self, values: pd.Series) -> None:
+        numbers, counts = values.to_numpy(), values.value_counts()
+        self.levels = sorted(counts.index[(counts >= MIN_ROWS) & (not self.is_weight)])
+        is_level = np.isin(numbers, self.levels)
+        rest = numbers[~is_level]
+        quantiles = np.linspace(0, 1, NUM_INTERVALS + 1)
+        self.edges = np.unique(np.quantile(rest, quantiles)) if len(rest) else [0, 1]
         self.size = len(self.levels) + len(self.edges) - 1
         interval = np.clip(np.searchsorted(self.edges, numbers, "right") - 1, 0, len(self.edges) - 2)
-        self.symbols = np.where(
-            np.isin(numbers, self.levels),
-            np.searchsorted(self.levels, numbers) if self.levels else 0,
-            len(self.levels) + interval,
-        )
+        level = np.searchsorted(self.levels, numbers) if self.levels else 0
+        self.codes = np.where(is_level, level, len(self.levels) + interval)
 
-    def text(self, symbol: int, random: np.random.Generator) -> str:
-        """The field of a symbol; a number is drawn where the symbol is an interval."""
-        if symbol < len(self.levels):
-            level = self.levels[symbol]
+    def text(self, code: int, random: np.random.Generator) -> str:
+        """The field that a code stands for. For an interval, draw a number from it."""
+        if code < len(self.levels):
+            level = self.levels[code]
             return level if isinstance(level, str) else f"{level:.0f}"
-        low, high = self.edges[symbol - len(self.levels) :][:2]
+        low, high = self.edges[code - len(self.levels) :][:2]
         return f"{random.uniform(low, high):.{2 if self.is_weight else 0}f}"
 
 
-def mutual_information(a: Discrete, b: Discrete) -> float:
-    """In nats."""
-    joint = joint_counts(a, b) / len(a.symbols)
+def mutual_information(a: Discretized, b: Discretized) -> float:
+    """Mutual information of two columns, in nats."""
+    index = a.codes.astype(np.int64) * b.size + b.codes
+    counts = np.bincount(index, minlength=a.size * b.size).reshape(a.size, b.size)
+    joint = counts / len(a.codes)
     outer = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     seen = joint > 0
     return float((joint[seen] * np.log(joint[seen] / outer[seen])).sum())
 
 
-def joint_counts(a: Discrete, b: Discrete) -> np.ndarray:
-    """Rows by the symbols of both columns."""
-    index = a.symbols.astype(np.int64) * b.size + b.symbols
-    return np.bincount(index, minlength=a.size * b.size).reshape(a.size, b.size)
-
-
-def draw(columns: list[Discrete], edges: list[tuple[int, int]], random: np.random.Generator) -> list[str]:
-    """One row: the root from its distribution, every other column given its parent."""
-    symbols = {0: int(random.choice(columns[0].symbols))}
+def draw(columns: list[Discretized], edges: list[tuple[int, int]], random: np.random.Generator) -> list[str]:
+    """Draw one row: the root from its distribution, every other column given its parent."""
+    codes = {0: int(random.choice(columns[0].codes))}
     for parent, child in edges:
-        # The child of a random real row with the parent's symbol follows their conditional distribution.
-        rows = columns[parent].rows_of[symbols[parent]]
-        symbols[child] = int(columns[child].symbols[random.choice(rows)])
-    return [column.text(symbols[i], random) for i, column in enumerate(columns)]
+        # Take the child of a random real row that has the parent's code.
+        rows = columns[parent].rows_of_code[codes[parent]]
+        codes[child] = int(columns[child].codes[random.choice(rows)])
+    return [column.text(codes[i], random) for i, column in enumerate(columns)]
 
 
 def main() -> None:
-    """Fit, draw and write both files."""
+    """Fit the tree, draw the rows and write both files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data_dir", help="directory of the two real files")
-    parser.add_argument("--out", type=Path, default=SAMPLE_DIR, help="where the sample goes")
+    parser.add_argument("--out", type=Path, default=SAMPLE_DIR, help="folder for the sample")
     arguments = parser.parse_args()
     files = find_files(arguments.data_dir, "official", "", Path())
     frame = pd.concat([read(files.train), read(files.test)], ignore_index=True)
-    columns = []
-    for name in COLUMNS:
-        values = frame[name] if name in NUMERIC else frame[name].astype("category")
-        columns.append(Discrete(name, values))
-    for column in columns:
-        column.rows_of = [np.flatnonzero(column.symbols == s) for s in range(column.size)]
+    columns = [Discretized(name, frame[name]) for name in COLUMNS]
 
     graph = nx.Graph()
     for i, a in enumerate(columns):

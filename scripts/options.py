@@ -1,6 +1,5 @@
-"""Arguments of the reproduction scripts: `name=value` options of their own, and overrides of the training."""
+"""Command-line arguments of the scripts: `name=value` options, and overrides for the training."""
 
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -10,11 +9,11 @@ def parse(
     arguments: Sequence[str],
     defaults: Mapping[str, str | None],
     choices: Mapping[str, Sequence[str]],
-    least: Mapping[str, int],
+    minimums: Mapping[str, int],
 ) -> tuple[dict[str, str], list[str]]:
-    """The options with `defaults`, and what is left as overrides.
+    """Split the arguments into options, completed with `defaults`, and overrides.
 
-    A value that is not one of its `choices`, or an integer below its `least`, ends the script.
+    An option that is not among its `choices`, or not an integer of at least its minimum, stops the script.
     """
     options: dict[str, Any] = dict(defaults)
     overrides = []
@@ -27,22 +26,13 @@ def parse(
     for key, known in choices.items():
         if options[key] not in known:
             stop(f"{key}={options[key]}: must be {', '.join(known[:-1])} or {known[-1]}")
-    for key, lowest in least.items():
-        if not str(options[key]).isdigit() or int(options[key]) < lowest:
-            stop(f"{key}={options[key]}: must be an integer of at least {lowest}")
+    for key, minimum in minimums.items():
+        if not str(options[key]).isdigit() or int(options[key]) < minimum:
+            stop(f"{key}={options[key]}: must be an integer of at least {minimum}")
     return options, overrides
 
 
 def stop(message: str) -> NoReturn:
-    """Report a mistake as the entry points do."""
+    """Report a mistake in one line and exit with code 2, as the commands of mmoe do."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
-
-
-def call(module: str, *arguments: str, **how: Any) -> None:
-    """Run an entry point; its mistakes are said by itself, and end the script with its exit code."""
-    quiet = {"stdout": subprocess.DEVNULL} if module == "train" else {}
-    command = [sys.executable, "-m", f"mmoe.{module}", *arguments]
-    code = subprocess.run(command, **quiet, **how).returncode
-    if code:
-        raise SystemExit(code)

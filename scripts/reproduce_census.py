@@ -1,39 +1,37 @@
-"""The paper's census tables (section 6.3): every method, tuned alike, over many seeds.
+"""Reproduce the paper's census tables (section 6.3): each method is tuned alike and trained with many seeds.
 
 usage: python scripts/reproduce_census.py group=1 data.dir=... [option=value ...]
 
-    group=1|2          income or at least college, each with never married
+    group=1|2          main task: income (1) or education, at least college (2); the other: never married
     seeds=20           runs of each method, as replicas
-    trials=20          of each method's search
-    budget=tuned       matched: each method's width is set to have as many parameters as the tuned mmoe
+    trials=20          trials in each method's search
+    budget=tuned       matched: set each method's width so that it has as many parameters as the tuned mmoe
     methods=all        or some of them, separated by commas
-    folder=runs/reproduce_census   journals and run folders; what is there is not done again
-    out=docs/results/census        tables, figure, tuned configurations
+    folder=runs/reproduce_census   studies and run folders; finished ones are used again
+    out=docs/results/census        folder for tables, figure and tuned configurations
     sample=false       true: allow the bundled sample, whose numbers mean nothing
 
-Anything else is an override for the training, such as data.dir. It can be stopped at any time, and goes on.
+All other arguments are overrides for the training, such as data.dir. A stopped script continues when it is
+started again.
 """
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from hydra import compose, initialize_config_dir
-from options import call, parse, stop
+from commands import compose_config, run_command, train_once
+from matplotlib.figure import Figure
+from options import parse, stop
 from tables import describe_rows, table
 
-from mmoe import CONF_DIR, Schema
+from mmoe import Schema
 from mmoe.build import build_network
 from mmoe.intervals import half_interval
+from mmoe.run_folder import read_metrics, read_schema
 
 METHODS = (
     "single_task", "shared_bottom", "l2_constrained", "cross_stitch", "tensor_factorization", "omoe", "mmoe",
@@ -41,7 +39,8 @@ METHODS = (
 )  # fmt: skip
 EXPERIMENTS = {"1": "census", "2": "census_education"}
 TASKS = {"1": ("income", "marital"), "2": ("education", "marital")}
-# Ma et al., KDD 2018, tables 1 and 2: main task best and mean, never married at the best run and mean.
+# Test AUROC in Ma et al., KDD 2018, tables 1 and 2: best and mean of the main task, then never married in the
+# best run and its mean.
 PUBLISHED = {
     "1": {
         "single_task": (0.9398, 0.9337, 0.9933, 0.9922),
@@ -69,7 +68,7 @@ DEFAULTS = {
 
 
 def main() -> None:
-    """Tune, train, and write the tables of one group."""
+    """Tune and train the methods, and write the tables of one group."""
     choices = {"group": ("1", "2"), "budget": ("tuned", "matched")}
     options, overrides = parse(sys.argv[1:], DEFAULTS, choices, {"seeds": 2, "trials": 1})
     group, experiment = options["group"], EXPERIMENTS[options["group"]]
@@ -79,60 +78,60 @@ def main() -> None:
     root = Path(options["folder"]) / f"group{group}"
     overrides = [*overrides, f"data.source={'auto' if options['sample'] == 'true' else 'official'}"]
     found: dict[str, dict[str, Any]] = {}
-    for number, method in enumerate(("mmoe", *(m for m in methods if m != "mmoe")), 1):
-        print(f"[{number}/{len({*methods, 'mmoe'})}] {method}", flush=True)
+    methods = ("mmoe", *(method for method in methods if method != "mmoe"))
+    for number, method in enumerate(methods, 1):
+        print(f"[{number}/{len(methods)}] {method}", flush=True)
+        study, run = root / "tune" / method, root / options["budget"] / method
         search = [f"experiment={experiment}", f"model={method}", f"trials={options['trials']}"]
-        call("tune", *search, f"folder={root}/tune/{method}", *overrides)
-        run = root / options["budget"] / method
-        if not (run / "metrics.json").exists():
-            shutil.rmtree(run, ignore_errors=True)  # it was stopped before its end
-            tuned = next((root / "tune" / method / "experiment").glob("*.yaml"))
-            given = [f"experiment={tuned.stem}", f"replicas={options['seeds']}", "logger=none", *overrides]
-            if options["budget"] == "matched" and method != "mmoe":
-                given.append(matched(root / "tune" / method, given, found["mmoe"]))
-            folder = ["--config-dir", str(root / "tune" / method)]
-            call("train", *folder, *given, f"hydra.run.dir={run}")
-        found[method] = read(run, int(options["seeds"]), found.get("mmoe"))
-    write({method: found[method] for method in METHODS if method in found}, options, root)
+        run_command("tune", *search, f"folder={study}", *overrides)
+        tuned = next((study / "experiment").glob("*.yaml"))
+        given = [f"experiment={tuned.stem}", f"replicas={options['seeds']}", *overrides]
+        if options["budget"] == "matched" and method != "mmoe":
+            given.append(matched_width(study, given, found["mmoe"]))
+        train_once(run, "--config-dir", str(study), *given)
+        found[method] = read_results(run, int(options["seeds"]), found.get("mmoe"))
+    found = {method: found[method] for method in METHODS if method in found}
+    write_report(found, options)
+    configs = Path(options["out"]) / "configs" / "experiment"
+    configs.mkdir(parents=True, exist_ok=True)
+    for method in found:
+        for path in (root / "tune" / method / "experiment").glob("*.yaml"):
+            shutil.copy(path, configs)
 
 
-def matched(folder: Path, overrides: Sequence[str], mmoe: dict[str, Any]) -> str:
-    """The override of the method's width that brings its parameters closest to those of `mmoe`."""
-    schema: Schema = mmoe["schema"]
-    given = [f"hydra.searchpath=[{folder.absolute()}]", *overrides]
+def matched_width(study: Path, overrides: Sequence[str], mmoe: dict[str, Any]) -> str:
+    """The override that sets a method's width so that it has about as many parameters as `mmoe`."""
+    given = [f"hydra.searchpath=[{study.absolute()}]", *overrides]
+    model = compose_config(*given).model
+    key = next(key for key in ("units", "bottom_units", "expert_units") if key in model)
 
-    def parameters(width: int) -> int:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            config = compose("train", overrides=[*given, f"model.{key}=[{width}]"])
-        return sum(p.numel() for p in build_network(config, schema).parameters())
+    def num_parameters(width: int) -> int:
+        network = build_network(compose_config(*given, f"model.{key}=[{width}]"), mmoe["schema"])
+        return sum(p.numel() for p in network.parameters())
 
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        model = compose("train", overrides=given).model
-    key = next(k for k in ("units", "bottom_units", "expert_units") if k in model)
     low, high = 1, 2048
-    while low < high:  # the narrowest that has at least as many
+    while low < high:  # find the smallest width with at least as many parameters
         middle = (low + high) // 2
-        low, high = (low, middle) if parameters(middle) >= mmoe["parameters"] else (middle + 1, high)
-    width = min((low, max(low - 1, 1)), key=lambda w: abs(parameters(w) - mmoe["parameters"]))
-    return f"model.{key}=[{width}]"
+        low, high = (low, middle) if num_parameters(middle) >= mmoe["parameters"] else (middle + 1, high)
+    nearest = min((low, max(low - 1, 1)), key=lambda w: abs(num_parameters(w) - mmoe["parameters"]))
+    return f"model.{key}=[{nearest}]"
 
 
-def read(run: Path, seeds: int, other: dict[str, Any] | None) -> dict[str, Any]:
-    """Metrics and schema of a run folder of `seeds` replicas, of the same rows as `other`."""
-    metrics = json.loads((run / "metrics.json").read_text())
-    schema = Schema.from_json((run / "schema.json").read_text())
+def read_results(run: Path, seeds: int, other: dict[str, Any] | None) -> dict[str, Any]:
+    """Metrics and schema of a run. Stop unless it has `seeds` replicas and the same rows as `other`."""
+    metrics, schema = read_metrics(run), read_schema(run)
     if metrics.get("replicas") != seeds:
         stop(f"{run}: has {metrics.get('replicas')} seeds, not {seeds}; name another folder")
     if other and other["schema"].files != schema.files:
-        stop(f"{run}: is of other rows; name another folder")
+        stop(f"{run}: was trained on other rows; name another folder")
     return metrics | {"schema": schema}
 
 
-def write(found: dict[str, dict[str, Any]], options: dict[str, str], root: Path) -> None:
-    """Tables as Markdown and CSV, the figure, and the tuned configurations."""
+def write_report(found: dict[str, dict[str, Any]], options: dict[str, str]) -> None:
+    """Write the results of all runs as CSV, the tables as Markdown, and the figure."""
     out, group = Path(options["out"]), options["group"]
     name = f"group{group}" + ("_matched" if options["budget"] == "matched" else "")
-    main_task, other_task = TASKS[group]
+    main_task = TASKS[group][0]
     rows = [
         {"method": method, "seed": run["seed"], "epoch": run["epoch"], "parameters": metrics["parameters"]}
         | {f"{split}_{t}_auroc": run[split][t]["auroc"] for split in ("test", "val") for t in TASKS[group]}
@@ -142,65 +141,50 @@ def write(found: dict[str, dict[str, Any]], options: dict[str, str], root: Path)
     frame = pd.DataFrame(rows)
     out.mkdir(parents=True, exist_ok=True)
     frame.to_csv(out / f"{name}.csv", index=False, float_format="%.6f")
-    figure(frame, f"test_{main_task}_auroc", f"test AUROC, {main_task}", out / f"{name}.png")
-    schema = found["mmoe"]["schema"]
+    draw_runs(frame, f"test_{main_task}_auroc", f"test AUROC, {main_task}", out / f"{name}.png")
     text = [
         f"# Census task group {group}: {main_task} (main) and never married (auxiliary)",
-        "",
-        describe(schema, options),
-        "",
+        describe(found["mmoe"]["schema"], options),
         "## Test AUROC",
-        "",
-        *results(found, frame, group, main_task, other_task),
-        "",
-        "`±` is half the 95 % confidence interval of the mean over seeds (Student's t), `sd` the standard",
-        "deviation over seeds. `best` is the run with the best test AUROC of the main task, as in the paper:",
-        "it is chosen on the test rows, so only the means are fair. Published numbers are Ma et al.'s, of",
-        "400 runs on the official rows.",
-        "",
-        f"## {main_task.capitalize()}: paired differences of the test AUROC, run by run",
-        "",
-        *differences(frame, f"test_{main_task}_auroc"),
-        "",
-        f"![distribution of the runs]({name}.png)",
-        "",
+        result_table(frame, group),
+        "`±` is half the 95 % confidence interval of the mean over seeds (Student's t), and `sd` is the"
+        " standard deviation over seeds. As in the paper, the best run is the one with the best test AUROC of"
+        " the main task. It is chosen on the test rows, so only the means are a fair comparison. The"
+        " published numbers are from Ma et al., who trained 400 times on the official rows.",
+        f"## {main_task.capitalize()}: differences of the test AUROC, paired by seed",
+        difference_table(frame, f"test_{main_task}_auroc"),
+        f"![test AUROC of every run, by method]({name}.png)",
     ]
-    (out / f"{name}.md").write_text("\n".join(text))
-    configs = out / "configs" / "experiment"
-    configs.mkdir(parents=True, exist_ok=True)
-    for method in found:
-        for path in (root / "tune" / method / "experiment").glob("*.yaml"):
-            shutil.copy(path, configs)
-    print((out / f"{name}.md").read_text())
+    (out / f"{name}.md").write_text("\n\n".join(text) + "\n")
+    print("\n\n".join(text))
 
 
 def describe(schema: Schema, options: dict[str, str]) -> str:
-    """What was done, on which rows."""
-    budget = "tuned" if options["budget"] == "tuned" else "set to mmoe's number of parameters"
+    """Sentences about the rows, the search and the training."""
+    matched = options["budget"] == "matched"
+    width = " Widths are then set so that every method has as many parameters as mmoe." if matched else ""
     return (
-        f"{describe_rows(schema)} Each method: {options['trials']} trials of a Gaussian-process search for"
-        " the best validation AUROC of the main task, then"
-        f" {options['seeds']} seeds; widths {budget}. The epoch is chosen by validation."
+        f"{describe_rows(schema)} Each method is tuned in {options['trials']} trials of a Gaussian-process"
+        f" search for the best validation AUROC of the main task.{width} It is then trained with"
+        f" {options['seeds']} seeds. The validation AUROC also chooses the epoch."
     )
 
 
-def results(
-    found: dict[str, dict[str, Any]], frame: pd.DataFrame, group: str, main_task: str, other_task: str
-) -> list[str]:
-    """The paper's table, with spread and the published numbers beside ours."""
+def result_table(frame: pd.DataFrame, group: str) -> str:
+    """The paper's table, with the spread over seeds and the published numbers."""
+    main_task, other_task = TASKS[group]
     header = (
-        "method", f"{main_task} best", f"{main_task} mean", "sd", "never married at best",
-        "never married mean", "sd", "published best / mean", "published never married at best / mean",
-        "parameters",
+        "method", f"{main_task}, best run", f"{main_task}, mean", "sd", "never married, best run",
+        "never married, mean", "sd", f"published {main_task}, best / mean",
+        "published never married, best run / mean", "parameters",
     )  # fmt: skip
     lines = []
-    for method, metrics in found.items():
-        runs = frame[frame["method"] == method]
+    for method, runs in frame.groupby("method", sort=False):
         main, other = runs[f"test_{main_task}_auroc"], runs[f"test_{other_task}_auroc"]
-        published = [f"{value:.4f}" for value in PUBLISHED[group].get(method, ())] or ["-"] * 4
+        published = [f"{value:.4f}" for value in PUBLISHED[group].get(str(method), ())] or ["-"] * 4
         lines.append(
             [
-                method,
+                str(method),
                 f"{main.max():.4f}",
                 f"{main.mean():.4f} ± {half_interval(main):.4f}",
                 f"{main.std():.4f}",
@@ -209,44 +193,44 @@ def results(
                 f"{other.std():.4f}",
                 " / ".join(published[:2]),
                 " / ".join(published[2:]),
-                f"{metrics['parameters']:,}",
+                f"{runs['parameters'].iloc[0]:,}",
             ]
         )
     return table(header, lines)
 
 
-def differences(frame: pd.DataFrame, column: str) -> list[str]:
-    """Each method against single_task and mmoe, seed by seed."""
+def difference_table(frame: pd.DataFrame, column: str) -> str:
+    """The mean difference of each method from single_task and from mmoe, paired by seed."""
     areas = frame.pivot(index="seed", columns="method", values=column)
-    baselines = [b for b in ("single_task", "mmoe") if b in areas]
+    baselines = [baseline for baseline in ("single_task", "mmoe") if baseline in areas]
     lines = []
     for method in frame["method"].unique():
         cells = []
         for baseline in baselines:
             difference = areas[method] - areas[baseline]
             half = half_interval(difference)
-            noise = " (inside the noise)" if abs(difference.mean()) <= half else ""
-            cells.append("-" if method == baseline else f"{difference.mean():+.4f} ± {half:.4f}{noise}")
+            note = " (not significant)" if abs(difference.mean()) <= half else ""
+            cells.append("-" if method == baseline else f"{difference.mean():+.4f} ± {half:.4f}{note}")
         lines.append([method, *cells])
-    return table(["method", *(f"minus {b}" for b in baselines)], lines)
+    return table(["method", *(f"minus {baseline}" for baseline in baselines)], lines)
 
 
-def figure(frame: pd.DataFrame, column: str, label: str, path: Path) -> None:
-    """Every run as a point beside the box of its method."""
+def draw_runs(frame: pd.DataFrame, column: str, label: str, path: Path) -> None:
+    """Draw a box for each method, and every run as a point."""
     methods = list(frame["method"].unique())[::-1]
     values = [frame.loc[frame["method"] == method, column].to_numpy() for method in methods]
-    fig, axes = plt.subplots(figsize=(7, 0.45 * len(methods) + 1.2), layout="constrained")
+    figure = Figure(figsize=(7, 0.45 * len(methods) + 1.2), layout="constrained")
+    axes = figure.subplots()
     axes.boxplot(
         values, orientation="horizontal", tick_labels=methods, showfliers=False, widths=0.5,
         medianprops={"color": "black"},
     )  # fmt: skip
-    spread = np.random.default_rng(0)
+    jitter = np.random.default_rng(0)
     for i, runs in enumerate(values, 1):
-        axes.plot(runs, i + spread.uniform(-0.15, 0.15, len(runs)), "o", ms=3.5, mfc="none", mec="0.35")
+        axes.plot(runs, i + jitter.uniform(-0.15, 0.15, len(runs)), "o", ms=3.5, mfc="none", mec="0.35")
     axes.set_xlabel(f"{label} ({len(values[0])} runs a method; box: quartiles)")
     axes.grid(axis="x", alpha=0.3)
-    fig.savefig(path, dpi=150)
-    plt.close(fig)
+    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def census_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def run_folder() -> Path:
+def only_run() -> Path:
     """The only run folder below runs/."""
     (folder,) = Path("runs").glob("*/*")
     return folder

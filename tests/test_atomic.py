@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files appear whole or not at all."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 from mmoe import atomic
 from mmoe.errors import UserError
 
-# Writes a file, and is killed before it is whole.
+# Writes half a file, then is killed.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -22,7 +22,7 @@ def to(scratch):
     os.kill(os.getpid(), signal.SIGKILL)
 write(Path(sys.argv[1]), to)
 """
-# Writes a file, and waits for a line before it ends.
+# Writes a file, then waits for a line on stdin.
 SLOW = """
 import sys
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_the_scratch_file_is_hidden_and_keeps_the_suffixes(name: str):
 
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "run=1 [b]*.csv"])
-def test_what_a_killed_writer_left_goes_with_the_next_write(name: str):
+def test_the_next_write_removes_the_scratch_file_of_a_killed_writer(name: str):
     path, other = Path("run") / name, Path("run/checkpoints/b.csv")
     kill_a_writer(str(path))
     kill_a_writer(str(other))
@@ -79,13 +79,13 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(name: str):
     Path("run/.hidden").touch()
     assert atomic.scratch_files(Path("run")) == left
     atomic.write(path, lambda scratch: scratch.write_text("whole"))
-    (left,) = atomic.scratch_files(Path("run"))  # that of the other file
+    (left,) = atomic.scratch_files(Path("run"))  # the other file's
     assert left.parent == other.parent
     assert path.read_text() == "whole"
     assert Path("run/.scratch-of-another-program").exists()
 
 
-def test_what_killed_writers_left_in_a_folder_is_removed_but_not_what_is_being_written():
+def test_remove_abandoned_keeps_files_that_are_being_written():
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     writer = subprocess.Popen([sys.executable, "-c", SLOW, "run/live.txt"], **pipes)
     writer.stdout.readline()
@@ -99,7 +99,7 @@ def test_what_killed_writers_left_in_a_folder_is_removed_but_not_what_is_being_w
 
 
 @pytest.mark.parametrize("name", ["file/a.txt", "file/f/a.txt", "folder", "x" * 300])
-def test_a_place_that_cannot_be_a_file_is_the_users_mistake(name: str):
+def test_a_path_that_cannot_be_a_file_is_a_user_error(name: str):
     Path("file").touch()
     Path("folder").mkdir()
     with pytest.raises(UserError, match=f"^{name}: cannot be written"):
@@ -107,7 +107,7 @@ def test_a_place_that_cannot_be_a_file_is_the_users_mistake(name: str):
     assert not atomic.scratch_files(Path())
 
 
-def test_a_file_is_left_to_the_process_that_writes_it():
+def test_the_scratch_file_of_a_running_writer_stays():
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     writer = subprocess.Popen([sys.executable, "-c", SLOW, "a.txt"], **pipes)
     writer.stdout.readline()
@@ -132,7 +132,7 @@ def test_many_processes_write_the_same_file():
     assert [path.name for path in Path().iterdir()] == ["a.txt"]
 
 
-def test_a_file_that_is_removed_before_it_is_locked_is_made_again(monkeypatch: pytest.MonkeyPatch):
+def test_a_scratch_file_removed_before_its_lock_is_created_again(monkeypatch: pytest.MonkeyPatch):
     flock, removed = atomic.fcntl.flock, []
 
     def lose_the_race(handle: int, how: int) -> None:
@@ -160,10 +160,10 @@ def test_a_system_without_locks(kind: str, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(atomic.fcntl, "flock", fail)
     atomic.write(Path("a.txt"), lambda scratch: scratch.write_text("x"))
     assert Path("a.txt").read_text() == "x"
-    assert len(atomic.scratch_files(Path())) == 1  # it may be another process's
+    assert len(atomic.scratch_files(Path())) == 1  # another process may still write it
 
 
-def test_an_error_names_the_file_that_it_is_about():
+def test_an_error_names_the_right_file():
     def read_another(scratch: Path) -> None:
         Path("input.csv").read_text()
 
@@ -180,7 +180,7 @@ def test_an_error_names_the_file_that_it_is_about():
     assert not list(Path("f").iterdir())
 
 
-def test_a_stopped_write_leaves_nothing():
+def test_an_interrupted_write_leaves_nothing():
     def stop(scratch: Path) -> None:
         scratch.write_text("x")
         raise KeyboardInterrupt

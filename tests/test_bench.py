@@ -1,4 +1,4 @@
-"""The benchmarks run and say what they measured; how fast things are is for the benchmarks to say."""
+"""Every benchmark runs and writes its results. The tests do not check speeds."""
 
 import json
 import sys
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from conftest import Result
 
-QUICK = ["rounds=1", "threads=1", "seconds=.05", "out=out", "data.source=sample"]
+QUICK = ["rounds=1", "threads=1", "seconds=0.05", "out=out", "data.source=sample"]
 FAKE_PEERS = (
-    "import sys; print(f'peer-one B={sys.argv[2]}  1234 samples/s  income .9'); print('broken failed: no')"
+    "import sys; print(f'peer-one B={sys.argv[2]}  1234 samples/s  income 0.9'); print('broken failed: no')"
 )
 
 
-def found(name: str) -> dict:
-    """What a benchmark wrote, after a look at its table and figure."""
+def results(name: str) -> dict:
+    """The JSON results of a benchmark. Its table and figure are checked on the way."""
     result = json.loads(Path(f"out/{name}.json").read_text())
     assert result["benchmark"] == name
     table = Path(f"out/{name}.md").read_text().splitlines()
@@ -26,12 +26,12 @@ def found(name: str) -> dict:
 
 
 @pytest.mark.slow
-def test_training_beside_other_loops_and_programs(script: Callable[..., Result]):
+def test_training_is_compared_with_loops_and_other_libraries(script: Callable[..., Result]):
     Path("peers.py").write_text(FAKE_PEERS)
     options = ["batches=64,2048", f"peers={sys.executable}", "peers_script=peers.py"]
     done = script("bench", "train", *QUICK, *options)
     assert done.code == 0, done.err
-    speeds = found("train")["samples_per_second"]
+    speeds = results("train")["samples_per_second"]
     assert list(speeds) == ["64", "2048"]
     assert speeds["64"]["peer-one"] == 1234
     assert "peer-one" not in speeds["2048"]
@@ -46,9 +46,9 @@ def test_training_beside_other_loops_and_programs(script: Callable[..., Result])
 @pytest.mark.slow
 def test_experts_and_start(script: Callable[..., Result]):
     assert script("bench", "experts", "experts=1,3", "batch=64", *QUICK).code == 0
-    assert list(found("experts")["samples_per_second"]) == ["1", "3"]
+    assert list(results("experts")["samples_per_second"]) == ["1", "3"]
     assert script("bench", "start", *QUICK).code == 0
-    seconds = found("start")["seconds"]
+    seconds = results("start")["seconds"]
     assert 0 < seconds["--help"] < seconds["first training step, cached rows"]
     assert seconds["raw files to cached tensors"] > 0
 
@@ -57,14 +57,14 @@ def test_experts_and_start(script: Callable[..., Result]):
 def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Path):
     rows = [f"data.dir={census_dir}"]
     assert script("bench", "memory", "repeats=1,3", *QUICK[:-1], *rows).code == 0
-    one, three = found("memory")["lines"]
+    one, three = results("memory")["lines"]
     assert (one["rows"], three["rows"]) == (1800, 5400)
     assert one["encoded: MB"] > 50
     assert script("bench", "ranks", "batches=64", *QUICK).code == 0
-    assert set(found("ranks")["samples_per_second"]["64"]) == {"one process", "two processes"}
+    assert set(results("ranks")["samples_per_second"]["64"]) == {"one process", "two processes"}
     options = ["replicas=2", "batch=512", "trainer.max_epochs=1"]
     assert script("bench", "replicas", *options, *QUICK).code == 0
-    assert found("replicas")["ratio_to_separate_runs"] > 0
+    assert results("replicas")["ratio_to_separate_runs"] > 0
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
         (["memory", "data.dir=none"], "data.dir=none: must hold census-income.data and census-income.test"),
     ],
 )
-def test_mistakes(script: Callable[..., Result], arguments: list[str], message: str):
+def test_mistakes_are_reported_in_one_line(script: Callable[..., Result], arguments: list[str], message: str):
     done = script("bench", *arguments)
     assert done.code == 2
     assert done.err.startswith(f"error: {message}")

@@ -13,7 +13,7 @@ from conftest import config
 
 from mmoe.build import build
 from mmoe.data import cache, census
-from mmoe.data.encode import Dataset
+from mmoe.data.splits import Dataset
 from mmoe.errors import UserError
 
 Change = Callable[[dict[str, np.ndarray]], object]
@@ -28,20 +28,20 @@ def entries() -> list[Path]:
 
 
 def equal(a: Dataset, b: Dataset) -> bool:
-    tensors = [(a.splits[s], b.splits[s]) for s in a.splits]
+    tensors = [(a.splits[s][:3], b.splits[s][:3]) for s in a.splits]
     return a.schema == b.schema and all(
         x.dtype == y.dtype and torch.equal(x, y) for p, q in tensors for x, y in zip(p, q, strict=True)
     )
 
 
-def test_a_second_time_nothing_is_read(census_dir: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_files_are_read_only_once(census_dir: Path, monkeypatch: pytest.MonkeyPatch):
     first = load(f"data.dir={census_dir}")
     monkeypatch.setattr(census, "read", None)
     assert equal(first, load(f"data.dir={census_dir}", "data.batch_size=7", "seed=3"))
     assert len(entries()) == 1
 
 
-def test_other_options_or_files_are_another_entry(census_dir: Path):
+def test_other_options_and_other_files_get_their_own_entry(census_dir: Path):
     load(f"data.dir={census_dir}")
     load(f"data.dir={census_dir}", "data.num_bins=4")
     load(f"data.dir={census_dir}", "data.features=[age]")
@@ -71,7 +71,7 @@ def test_a_corrupt_entry_is_rebuilt_with_a_warning(
 
 
 @pytest.mark.parametrize("offset", [*range(0, 60, 7), *range(-60, 0, 7)])
-def test_any_byte_of_the_zip_headers_may_change(census_dir: Path, offset: int):
+def test_an_entry_with_a_corrupt_zip_header_is_rebuilt(census_dir: Path, offset: int):
     first = load(f"data.dir={census_dir}")
     (path,) = entries()
     content = bytearray(path.read_bytes())
@@ -92,31 +92,29 @@ def test_entries_follow_the_umask(census_dir: Path, mask: int, mode: int):
 
 @pytest.mark.parametrize("where", ["file", "file/sub", "loop", "loop/sub", "dangling", "n" * 300])
 @pytest.mark.parametrize("source", ["", "data.source=auto"])
-def test_a_cache_that_cannot_be_a_directory(census_dir: Path, where: str, source: str):
+def test_a_cache_directory_that_is_not_a_directory(census_dir: Path, where: str, source: str):
     Path("file").touch()
     Path("loop").symlink_to("loop")
     Path("dangling").symlink_to("nowhere")
-    with pytest.raises(
-        UserError, match=rf"^data\.cache_dir={where}: must be a directory that can be written \("
-    ):
+    with pytest.raises(UserError, match=rf"^data\.cache_dir={where}: must be a writable directory \("):
         load(source or f"data.dir={census_dir}", f"data.cache_dir={where}")
 
 
 @pytest.mark.parametrize("option", ["data.cache_dir", "data.dir"])
-def test_a_home_of_nobody(option: str):
+def test_the_home_directory_of_an_unknown_user(option: str):
     with pytest.raises(UserError, match=rf"^{option}=~nobody-here/x: must start with the name of a user"):
         load(f"{option}='~nobody-here/x'")
 
 
-def test_only_the_cache_is_blamed_for_the_cache(tmp_path: Path):
+def test_an_error_of_the_build_is_not_blamed_on_the_cache(tmp_path: Path):
     def fail() -> Dataset:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "rows.csv")
 
     with pytest.raises(FileNotFoundError, match=r"rows\.csv"):
-        cache.cached(tmp_path / "c", "x", {}, fail)
+        cache.load_or_build(tmp_path / "c", "x", {}, fail)
 
 
-def test_a_warm_cache_is_read_without_its_lock(census_dir: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_valid_entry_is_read_without_the_lock(census_dir: Path, monkeypatch: pytest.MonkeyPatch):
     first = load(f"data.dir={census_dir}")
     before = {path: path.stat().st_mtime_ns for path in Path("cache").rglob("*")}
 
@@ -170,23 +168,23 @@ def without_a_split(arrays: dict[str, np.ndarray]) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        set_value("train.codes", (3, 0), 30_000),
-        set_value("train.codes", (3, 0), -1),
-        set_value("val.codes", (3, 1), 0),  # a level of the first column
-        set_value("test.numerics", (3, 0), np.nan),
-        set_value("train.numerics", (3, 0), -np.inf),
+        set_value("train.levels", (3, 0), 30_000),
+        set_value("train.levels", (3, 0), -1),
+        set_value("val.levels", (3, 1), 0),  # a level of the first column
+        set_value("test.numbers", (3, 0), np.nan),
+        set_value("train.numbers", (3, 0), -np.inf),
         set_value("train.labels", (3, 1), 2),
         set_value("val.labels", (3, 0), np.nan),
         set_value("train.positions", (0,), -1),
         set_value("train.positions", (0,), 1200),
         set_value("val.positions", (0,), 600),
-        replace("train.codes", lambda x: x[:-1]),
-        replace("train.codes", lambda x: x[:, :-1]),
-        replace("train.codes", lambda x: x.astype(np.float32)),
-        replace("train.codes", lambda x: x.astype(object)),
-        replace("train.codes", lambda x: x.astype(">i2")),
-        replace("train.codes", lambda x: x.astype("U9")),
-        replace("train.numerics", lambda x: x.astype(np.float64)),
+        replace("train.levels", lambda x: x[:-1]),
+        replace("train.levels", lambda x: x[:, :-1]),
+        replace("train.levels", lambda x: x.astype(np.float32)),
+        replace("train.levels", lambda x: x.astype(object)),
+        replace("train.levels", lambda x: x.astype(">i2")),
+        replace("train.levels", lambda x: x.astype("U9")),
+        replace("train.numbers", lambda x: x.astype(np.float64)),
         replace("train.labels", lambda x: x.T),
         replace("train.positions", lambda x: x[:-1]),
         replace("train.positions", lambda x: x.astype(np.float32)),
@@ -198,11 +196,11 @@ def without_a_split(arrays: dict[str, np.ndarray]) -> None:
         in_schema('"income"', '"outcome"'),
         swap_levels,
         without_a_split,
-        *map(without, ("schema", "digest", "train.codes", "val.labels", "test.positions")),
+        *map(without, ("schema", "digest", "train.levels", "val.labels", "test.positions")),
         dict.clear,
     ],
 )
-def test_an_entry_of_nonsense_is_rebuilt_with_a_warning(
+def test_an_entry_with_invalid_content_is_rebuilt_with_a_warning(
     census_dir: Path, caplog: pytest.LogCaptureFixture, change: Change
 ):
     first = load(f"data.dir={census_dir}")
@@ -218,7 +216,9 @@ def test_an_entry_of_nonsense_is_rebuilt_with_a_warning(
     assert not caplog.records
 
 
-def test_an_entry_of_other_options_is_rebuilt(census_dir: Path, caplog: pytest.LogCaptureFixture):
+def test_an_entry_of_other_options_under_the_same_name_is_rebuilt(
+    census_dir: Path, caplog: pytest.LogCaptureFixture
+):
     first = load(f"data.dir={census_dir}")
     (path,) = entries()
     load(f"data.dir={census_dir}", "data.split_seed=1")
@@ -232,7 +232,7 @@ def test_a_file_of_another_kind_is_rebuilt(census_dir: Path, caplog: pytest.LogC
     first = load(f"data.dir={census_dir}")
     (path,) = entries()
     huge = np.lib.format.header_data_from_array_1_0(np.zeros(3)) | {"shape": (10**17,)}
-    with zipfile.ZipFile("huge.npz", "w") as file, file.open("train.codes.npy", "w") as member:
+    with zipfile.ZipFile("huge.npz", "w") as file, file.open("train.levels.npy", "w") as member:
         np.lib.format.write_array_header_1_0(member, huge)
     np.save("array.npy", np.zeros(3))
     for source in ("huge.npz", "array.npy"):
@@ -252,10 +252,10 @@ def test_a_truncated_or_empty_entry_is_rebuilt(census_dir: Path, caplog: pytest.
         assert f"{path.name}: the cached rows are corrupt" in caplog.text
 
 
-def test_what_fails_to_build_leaves_nothing(tmp_path: Path):
+def test_a_failed_build_leaves_no_entry(tmp_path: Path):
     def fail() -> Dataset:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        cache.cached(tmp_path / "c", "x", {}, fail)
+        cache.load_or_build(tmp_path / "c", "x", {}, fail)
     assert [p.suffix for p in (tmp_path / "c").iterdir()] == [".lock"]

@@ -9,9 +9,9 @@ from mmoe.build import build
 from mmoe.data import download
 from mmoe.data.census import COLUMNS, NUMERIC
 from mmoe.data.census_files import NUM_FIELDS, SAMPLE_DIR, find_files
-from mmoe.data.encode import split_in_half
+from mmoe.data.splits import split_in_half
 
-# Levels in the official training file (29 columns, 488 levels), and of marital status.
+# The number of levels by column in the official training file: 488 in 29 columns, and marital status.
 OFFICIAL_LEVELS = {
     "class_of_worker": 9, "industry_code": 52, "occupation_code": 47, "education": 17,
     "enrolled_last_week": 3, "marital_status": 7, "major_industry": 24, "major_occupation": 15, "race": 5,
@@ -26,7 +26,7 @@ OFFICIAL_LEVELS = {
 
 @pytest.fixture
 def official_levels(tmp_path: Path) -> Path:
-    """Both files with as many levels in each column as the official ones; test lacks one household level."""
+    """Both files, with the official number of levels per column. The test file lacks a household level."""
     fixed = {
         "marital_status": ["Never married"],
         "hispanic_origin": ["NA"],
@@ -52,14 +52,14 @@ def official_levels(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_files_have_42_columns_and_11_of_numbers():
+def test_the_files_have_42_columns_of_which_11_are_numeric():
     assert len(COLUMNS) == NUM_FIELDS == 42
     assert len(NUMERIC) == 11
     assert len(sample_lines()[0].split(", ")) == 42
 
 
-def test_the_seed_encoding_gives_499_inputs(official_levels: Path):
-    c = config("features=seed", "inputs=standard", f"data.dir={official_levels}")
+def test_the_features_of_paddlerec_give_499_inputs(official_levels: Path):
+    c = config("features=paddlerec", "inputs=standard", f"data.dir={official_levels}")
     schema = build(c, "data").schema
     assert schema.num_levels == 488
     assert len(schema.numeric) == 11
@@ -92,7 +92,7 @@ def test_a_misspelt_level_is_refused(census_dir: Path):
         build(c, "data").schema  # noqa: B018
 
 
-def test_all_of_data_trains_and_test_is_halved(census_dir: Path):
+def test_the_test_file_is_split_into_validation_and_test_rows(census_dir: Path):
     dataset = build(config(f"data.dir={census_dir}"), "data").dataset
     assert {name: len(rows.labels) for name, rows in dataset.splits.items()} == {
         "train": 1200,
@@ -104,7 +104,7 @@ def test_all_of_data_trains_and_test_is_halved(census_dir: Path):
     assert dataset.schema.num_rows == {"train": 1200, "val": 300, "test": 300}
 
 
-def test_the_split_has_a_seed_of_its_own(census_dir: Path):
+def test_the_split_has_its_own_seed(census_dir: Path):
     def positions(*overrides: str) -> list[int]:
         c = config(f"data.dir={census_dir}", *overrides)
         return build(c, "data").dataset.positions["val"].tolist()
@@ -114,7 +114,7 @@ def test_the_split_has_a_seed_of_its_own(census_dir: Path):
     assert len(split_in_half(7, 0)[0]) == 3
 
 
-def test_labels_are_those_of_the_file(census_dir: Path):
+def test_labels_match_the_file(census_dir: Path):
     dataset = build(config(f"data.dir={census_dir}"), "data").dataset
     fields = [line.split(", ") for line in sample_lines("census-income.test")[:600]]
     for split in ("val", "test"):
@@ -128,7 +128,7 @@ def test_compressed_and_plain_files_are_found(census_dir: Path):
     assert find_files(str(SAMPLE_DIR), "auto", "", Path()).test == SAMPLE_DIR / "census-income.test.gz"
 
 
-def test_rows_say_where_they_came_from(census_dir: Path, caplog: pytest.LogCaptureFixture):
+def test_the_schema_records_the_origin_of_the_rows(census_dir: Path, caplog: pytest.LogCaptureFixture):
     assert build(config(f"data.dir={census_dir}"), "data").schema.rows == "custom"
     assert build(config("data.source=sample"), "data").schema.rows == "sample"
     assert not caplog.records

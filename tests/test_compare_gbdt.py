@@ -16,7 +16,7 @@ QUICK = [
 
 
 @pytest.mark.slow
-def test_table_and_runs(script: Callable[..., Result], monkeypatch: pytest.MonkeyPatch):
+def test_table_and_runs(script: Callable[..., Result]):
     done = script("compare_gbdt", *QUICK)
     assert done.code == 0, done.err
     text = Path("out/gbdt.md").read_text()
@@ -32,18 +32,18 @@ def test_table_and_runs(script: Callable[..., Result], monkeypatch: pytest.Monke
     assert f"| {best.mean():.4f} ± " in line
     assert f"| {difference.mean():+.4f} ± {half:.4f} |" in line
 
-    # A run's number is that of its run folder, and every run had its own split.
+    # The table's number is the one in the run folder, and every run had its own split.
     metrics = json.loads(Path("work/paper/census_best-1/metrics.json").read_text())
     assert best[1] == pytest.approx(metrics["test"]["income"]["auroc"], abs=1e-6)
     rows = [pd.read_parquet(f"work/paper/census_best-{n}/predictions.parquet") for n in (0, 1)]
     assert set(rows[0].iloc[:, 0]) != set(rows[1].iloc[:, 0])
     positive = rows[1]["income_label"] == 1
     probability = rows[1]["income_probability"]
-    pairs = positive.sum() * (~positive).sum()  # the area is the share of them in the right order
-    again = mannwhitneyu(probability[positive], probability[~positive]).statistic / pairs
-    assert again == pytest.approx(best[1], abs=1e-6)
+    pairs = positive.sum() * (~positive).sum()  # AUROC is the share of pairs in the right order
+    auroc = mannwhitneyu(probability[positive], probability[~positive]).statistic / pairs
+    assert auroc == pytest.approx(best[1], abs=1e-6)
 
-    # A training that was stopped is done again, what is there is not.
+    # A stopped training starts again; finished ones do not.
     Path("work/paper/census-1.json").unlink()
     Path("work/paper/census-1/metrics.json").unlink()
     before = Path("work/paper/lightgbm.json").stat().st_mtime_ns
@@ -52,15 +52,15 @@ def test_table_and_runs(script: Callable[..., Result], monkeypatch: pytest.Monke
     assert pd.read_csv("out/runs.csv")[["income", "marital"]].equals(found[["income", "marital"]])
     assert Path("work/paper/lightgbm.json").stat().st_mtime_ns == before
 
-    done = script("compare_gbdt", *QUICK, "trials=2", "learner.optimizer.lr=.1")
+    done = script("compare_gbdt", *QUICK, "trials=2", "learner.optimizer.lr=0.1")
     assert done.code == 2
     settings = "trials, census, census_best, census_best_ensemble"
     assert done.err == f"error: folder=work: holds results of other settings of {settings}\n"
 
 
-def test_mistakes(script: Callable[..., Result]):
+def test_mistakes_are_reported_in_one_line(script: Callable[..., Result]):
     done = script("compare_gbdt", "runs=1")
     assert (done.code, done.err) == (2, "error: runs=1: must be an integer of at least 2\n")
     done = script("compare_gbdt", "features=none", "folder=work")
-    assert (done.code, done.err) == (2, "error: features=none: must be some of all, paper, seed\n")
+    assert (done.code, done.err) == (2, "error: features=none: must be some of all, paddlerec, paper\n")
     assert not Path("work").exists()

@@ -29,7 +29,7 @@ def test_equals_a_plain_loop_with_gradients(units: list[int], num_tasks: int):
 
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 5])
-def test_a_stitch_starts_as_a_mean_with_the_given_weight(num_tasks: int):
+def test_initial_weights_sum_to_one_with_the_given_own_weight(num_tasks: int):
     weight = Stitch(num_tasks, 0.9).weight
     torch.testing.assert_close(weight.sum(1), torch.ones(num_tasks))
     if num_tasks > 1:

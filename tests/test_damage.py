@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmoe import analysis, runs
+from mmoe import analysis, load, run_folder
 from mmoe.analysis.figures import plots_of
 from mmoe.data.census_files import SAMPLE_DIR
 from mmoe.errors import UserError
+from mmoe.extract import extract
+from mmoe.training import checkpoints
 
 ROWS = SAMPLE_DIR / "census-income.test.gz"
 COMMANDS = {
@@ -39,7 +41,7 @@ def flipped(content: bytes, bit: int) -> bytes:
 
 def test_200_flipped_bits_are_refused_or_change_nothing(smoke_run: Path):
     content = (smoke_run / "checkpoints/best.ckpt").read_bytes()
-    whole = runs.load_checkpoint(smoke_run / "checkpoints/best.ckpt")
+    whole = checkpoints.load(smoke_run / "checkpoints/best.ckpt")
     draws, path, refused = random.Random(0), Path("best.ckpt"), 0
     # The ends of the file are its headers and its directory, of which a flip is the most likely to pass.
     bits = [draws.randrange(8 * len(content)) for _ in range(100)]
@@ -48,7 +50,7 @@ def test_200_flipped_bits_are_refused_or_change_nothing(smoke_run: Path):
     for bit in bits:
         path.write_bytes(flipped(content, bit))
         try:
-            found = runs.load_checkpoint(path)
+            found = checkpoints.load(path)
         except UserError as error:
             refused += 1
             assert str(error).startswith("best.ckpt: not a")  # noqa: PT017
@@ -60,6 +62,7 @@ def test_200_flipped_bits_are_refused_or_change_nothing(smoke_run: Path):
     assert refused > 100
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_small_checkpoint_is_refused_or_changes_nothing():
     whole, path = {"state_dict": {"a": torch.arange(3.0)}, "epoch": 1}, Path("a.ckpt")
     torch.save(whole, path)
@@ -68,7 +71,7 @@ def test_every_flipped_bit_of_a_small_checkpoint_is_refused_or_changes_nothing()
     for bit in range(8 * len(content)):
         path.write_bytes(flipped(content, bit))
         try:
-            found = runs.load_checkpoint(path)
+            found = checkpoints.load(path)
         except UserError:
             refused += 1
             continue
@@ -86,7 +89,7 @@ def test_trouble_of_the_disk_is_no_damage(monkeypatch: pytest.MonkeyPatch, numbe
     torch.save({"state_dict": {}}, "a.ckpt")
     monkeypatch.setattr(torch, "load", fail)
     with pytest.raises(kind, match="why") as caught:
-        runs.load_checkpoint(Path("a.ckpt"))
+        checkpoints.load(Path("a.ckpt"))
     assert type(caught.value) is kind
 
 
@@ -155,7 +158,7 @@ def test_a_damaged_description_is_refused(command: Callable, run: Path, name: st
         assert result.err.startswith(f"error: run/{name}")
         assert result.err.count("\n") == 1
     with pytest.raises(UserError, match=name):
-        runs.load_network(run)
+        load(run).network()
 
 
 NONSENSE = {
@@ -188,7 +191,7 @@ def test_damaged_results_are_refused(run: Path, how: str):
     whole = path.read_bytes()
     path.write_bytes(TEXTS[how](whole))
     with pytest.raises(UserError, match=r"run/metrics\.json: "):
-        analysis.compare(Path())
+        analysis.sweep_table(Path())
     path.write_bytes(whole)
     path = run / "predictions.parquet"
     path.write_bytes(TEXTS[how](path.read_bytes()))
@@ -198,12 +201,12 @@ def test_damaged_results_are_refused(run: Path, how: str):
 
 def test_a_flipped_bit_of_the_predictions_is_found(run: Path):
     path, found = run / "predictions.parquet", 0
-    whole, table = path.read_bytes(), runs.read_frame(run, "predictions.parquet")
+    whole, table = path.read_bytes(), run_folder.read_table(run, "predictions.parquet")
     draws = random.Random(0)
     for _ in range(100):
         path.write_bytes(flipped(whole, draws.randrange(8 * len(whole))))
         try:
-            again = runs.read_frame(run, "predictions.parquet")
+            again = run_folder.read_table(run, "predictions.parquet")
         except UserError:
             found += 1
         else:
@@ -214,7 +217,7 @@ def test_a_flipped_bit_of_the_predictions_is_found(run: Path):
             *before, after = whole.split(text, i + 1)
             path.write_bytes(text.join(before) + text[:-1] + b"x" + after)
             with suppress(UserError):
-                assert runs.read_frame(run, "predictions.parquet").equals(table)
+                assert run_folder.read_table(run, "predictions.parquet").equals(table)
 
 
 def test_a_damaged_replica_is_not_extracted(train: Callable, command: Callable):
@@ -231,7 +234,7 @@ def test_a_damaged_replica_is_not_extracted(train: Callable, command: Callable):
     Path("run/.replica_1.part").mkdir()  # of one that was killed
     Path("run/.replica_1.part/config.yaml").touch()
     assert command("extract")("run=run", "replica=1").code == 0
-    assert runs.load_network("run/replica_1")
+    assert load("run/replica_1").network()
     assert not list(Path("run").rglob(".*"))
 
 
@@ -249,9 +252,9 @@ def test_a_replica_without_validation_and_test_is_extracted(
     for out in ("new", "empty", "full"):
         done = command("extract")("run=run", "replica=1", f"out={out}")
         assert done.code == 0, done.err
-        assert runs.load_network(out)
-        assert runs.read_frame(Path(out), "history.csv").empty
-        assert runs.stored_config(Path(out))["seed"] == 1
+        assert load(out).network()
+        assert run_folder.read_table(Path(out), "history.csv").empty
+        assert run_folder.stored_config(Path(out))["seed"] == 1
         assert not Path(out, "predictions.parquet").exists()
     assert Path("full/notes.txt").read_text() == "mine"
     assert not list(Path().glob(".*.part"))
@@ -264,10 +267,10 @@ def test_a_replica_without_validation_and_test_is_extracted(
     # A folder that is not empty is no run before everything is in it.
     Path("full/config.yaml").unlink()
     written = []
-    monkeypatch.setattr(runs, "write_config", lambda folder, _: written.append(folder))
-    runs.extract(Path("run"), 1, Path("full"))
+    monkeypatch.setattr(run_folder, "write_config", lambda folder, _: written.append(folder))
+    extract(load("run"), 1, Path("full"))
     assert written[-1] == Path("full")
     assert not Path("full/config.yaml").exists()
     Path("new/history.csv").unlink()
     with pytest.raises(UserError, match=r"new/history\.csv: missing"):
-        plots_of(Path("new"))
+        plots_of(load("new"))

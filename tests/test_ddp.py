@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import run_folder, sample_lines
+from conftest import only_run, sample_lines
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmoe import runs
+from mmoe import load, run_folder
 from mmoe.data.schema import Task
 from mmoe.training.tasks import METRICS, TaskMetrics
 
@@ -70,7 +70,7 @@ def test_two_processes_are_one_run(train: Callable, command: Callable):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Best epoch on the bundled sample") == 1
     assert "6 steps of 64 rows in 2 processes, learning rate 0.005\n" in done.stdout
-    folder = run_folder()
+    folder = only_run()
     assert len({path.name.split(".")[-2] for path in folder.glob("events.out.tfevents*")}) == 1  # one writer
     assert len(EventAccumulator(str(folder)).Reload().Scalars("train/loss")) == 6
     assert train(*QUICK, STEPS, "data.batch_size=64", "hydra.run.dir=alone", "logger=none").code == 0
@@ -98,11 +98,11 @@ def test_processes_that_torchrun_started_have_one_folder():
     done = run(*QUICK, STEPS, "trainer=ddp_cpu", start=tuple(TORCHRUN))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Best epoch on the bundled sample") == 1
-    folder = run_folder()  # the only one
+    folder = only_run()  # the only one
     assert metrics_of(folder)["processes"] == 2
     assert len({path.name.split(".")[-2] for path in folder.glob("events.out.tfevents*")}) == 1
     assert len(list(Path("cache").glob("*.npz"))) == 1
-    found = runs.load_network(folder)
+    found = load(folder).network()
     assert all(torch.isfinite(parameter).all() for parameter in found.parameters())
 
 
@@ -119,7 +119,7 @@ def test_a_run_goes_on_with_another_number_of_processes(before: str, after: str)
     (cut / "metrics.json").unlink()
     config = OmegaConf.load(cut / "config.yaml")
     del config.trainer["max_steps"]
-    (cut / "config.yaml").write_text(runs.as_text(config))
+    (cut / "config.yaml").write_text(run_folder.to_yaml(config))
     done = run("resume=cut", f"trainer={after}")
     assert done.returncode == 0, done.stderr
     assert metrics_of(cut)["processes"] == {"cpu": 1, "ddp_cpu": 2}[after]
@@ -127,6 +127,7 @@ def test_a_run_goes_on_with_another_number_of_processes(before: str, after: str)
     assert_alike(cut, Path("whole"))
 
 
+@pytest.mark.slow
 def test_a_job_of_a_sweep_can_have_several_processes(tmp_path: Path):
     Path("own").mkdir()
     Path("own/mine.yaml").write_text("defaults: [train, _self_]\nseed: 7\n")
@@ -159,6 +160,7 @@ def test_ctrl_c_ends_a_sweep_of_several_processes_with_its_epoch_kept():
     torch.load("sweep/0/checkpoints/last.ckpt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_a_remainder_weighs_by_its_rows(train: Callable, tmp_path: Path):
     """5 rows on two processes are 3 and 2: the mean of their gradients must not weigh these alike."""
     folder = Path("few")
@@ -176,6 +178,7 @@ def test_a_remainder_weighs_by_its_rows(train: Callable, tmp_path: Path):
     torch.testing.assert_close(weights(Path("one")), weights(Path("two")), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_shares_must_be_equal(train: Callable):
     assert train(*QUICK, STEPS, "data.batch_size=33", "hydra.run.dir=cut", "logger=none").code == 0
     Path("cut/metrics.json").unlink()

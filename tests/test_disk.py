@@ -11,7 +11,7 @@ import pytest
 from test_resume import OPTIONS, assert_equal_runs
 
 from mmoe.data.census_files import SAMPLE_DIR
-from mmoe.runs import load_checkpoint
+from mmoe.training.checkpoints import load as load_checkpoint
 
 ROWS = SAMPLE_DIR / "census-income.test.gz"
 # From a step on, no file may grow beyond a number of bytes.
@@ -64,7 +64,7 @@ def test_a_full_disk_ends_a_training_that_can_go_on(train: Callable):
         text=True,
     )
     assert done.returncode == 3
-    why = "File too large; what was written before is whole"
+    why = "File too large; files written earlier are complete"
     assert done.stderr == f"error: cut/checkpoints/last.ckpt: {why}\n"
     written = list(Path("cut").rglob("*"))
     assert not list(Path("cut").rglob(".*"))
@@ -81,7 +81,7 @@ def test_a_full_disk_before_the_start():
     done = subprocess.run([sys.executable, "-c", script, *OPTIONS], capture_output=True, text=True)
     assert done.returncode == 3
     assert re.fullmatch(
-        r"error: cache/census-\w+\.npz: File too large; what was written before is whole",
+        r"error: cache/census-\w+\.npz: File too large; files written earlier are complete",
         done.stderr.splitlines()[-1],
     )
     assert not list(Path().glob("runs/*"))
@@ -93,10 +93,11 @@ def test_a_folder_that_must_not_be_written(locked: Path):
         done = as_anyone("mmoe.train", *OPTIONS, f"hydra.run.dir={folder}")
         assert done.returncode == 3
         assert done.stderr.startswith(f"error: {folder}")
-        assert done.stderr.endswith(": Permission denied; what was written before is whole\n")
+        assert done.stderr.endswith(": Permission denied; files written earlier are complete\n")
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_must_not_be_written(smoke_run: Path, locked: Path):
     (Path("run")).symlink_to(smoke_run)
     smoke_run.chmod(0o555)
@@ -106,7 +107,7 @@ def test_a_run_folder_that_must_not_be_written(smoke_run: Path, locked: Path):
         smoke_run.chmod(0o755)
     assert done.returncode == 3
     assert done.stderr == (
-        "error: run/evaluation_test_best.json: Permission denied; what was written before is whole\n"
+        "error: run/evaluation_test_best.json: Permission denied; files written earlier are complete\n"
     )
     done = as_anyone("mmoe.predict", "run=run", f"input={ROWS}", "output=locked/scores.parquet")
     assert done.returncode == 3
@@ -133,7 +134,7 @@ def test_a_cache_that_must_not_be_written(locked: Path):
         done = as_anyone("mmoe.train", *OPTIONS, f"data.cache_dir={folder}", "hydra.run.dir=run")
         assert done.returncode == 3, done.stderr
         assert done.stderr.startswith(f"error: {folder}")
-        assert done.stderr.endswith(": Permission denied; what was written before is whole\n")
+        assert done.stderr.endswith(": Permission denied; files written earlier are complete\n")
         assert done.stderr.count("\n") == 1
         assert not Path("run").exists()
 
@@ -178,4 +179,4 @@ def test_a_cold_download_in_a_cache_that_must_not_be_written(locked: Path):
         [sys.executable, "-c", script], capture_output=True, text=True, preexec_fn=obey_permissions
     )
     assert done.returncode == 3
-    assert done.stderr == "error: locked/cache: Permission denied; what was written before is whole\n"
+    assert done.stderr == "error: locked/cache: Permission denied; files written earlier are complete\n"

@@ -1,4 +1,4 @@
-"""An ensemble is its members: each trained by its own loss, their mean probability the answer."""
+"""An ensemble trains each member by its own loss and predicts their mean probability."""
 
 import json
 from functools import partial
@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch.func import functional_call
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from mmoe import runs
+from mmoe import load
 from mmoe.build import build, build_network
 from mmoe.data.census_files import SAMPLE_DIR
 from mmoe.data.schema import Task
@@ -24,7 +24,7 @@ MEMBER = partial(MMoE, num_experts=3, expert_units=[4], tower_units=[3])
 
 
 def members(ensemble: Ensemble, x: torch.Tensor) -> torch.Tensor:
-    """Logits of every member, one after the other, [M, B, T]."""
+    """Logits [M, B, T], computed one member after the other."""
     stacked = ensemble.members.parameters_by_name()
     count = len(next(iter(stacked.values())))
     alone = MEMBER(num_inputs=x.shape[1], num_tasks=2)
@@ -33,7 +33,7 @@ def members(ensemble: Ensemble, x: torch.Tensor) -> torch.Tensor:
     )
 
 
-def test_the_answer_is_the_mean_probability():
+def test_the_prediction_is_the_mean_probability():
     torch.manual_seed(0)
     ensemble, x = Ensemble(6, 2, MEMBER, size=4).eval(), torch.randn(9, 6)
     each = members(ensemble, x)
@@ -44,7 +44,7 @@ def test_the_answer_is_the_mean_probability():
     far = ensemble(x * 1e4).logits  # probabilities that float32 rounds to 1
     assert far.isfinite().all()
     assert far.abs().max() > 50
-    ensemble.of_probabilities = False
+    ensemble.averages_probabilities = False
     torch.testing.assert_close(ensemble(x).logits, each.mean(0))
 
 
@@ -55,9 +55,9 @@ def test_every_member_learns_from_its_own_loss():
     rows = next(iter(data.train_dataloader()))
     loss, logits, _ = Objective(network, data.schema.tasks)(*rows)
     ensemble = network.model
-    # Metrics of training are those of the predictor that validation sees.
+    # Training metrics use the same averaged prediction as validation.
     with torch.no_grad():
-        torch.testing.assert_close(logits, network.eval()(rows.codes, rows.numerics).logits)
+        torch.testing.assert_close(logits, network.eval()(rows.levels, rows.numbers).logits)
     loss.backward()
     single = build_network(config("data.source=sample"), data.schema)
     losses = []
@@ -65,7 +65,7 @@ def test_every_member_learns_from_its_own_loss():
         for name, values in ensemble.members.parameters_by_name().items():
             parameter = single.model.get_parameter(name)
             parameter.data, parameter.grad = values[m].detach().clone(), None
-        alone = single(rows.codes, rows.numerics).logits
+        alone = single(rows.levels, rows.numbers).logits
         losses.append(binary_cross_entropy_with_logits(alone, rows.labels, reduction="none").mean(0).sum())
         losses[-1].backward()
         for name, values in ensemble.members.parameters_by_name().items():
@@ -73,7 +73,7 @@ def test_every_member_learns_from_its_own_loss():
     torch.testing.assert_close(loss, torch.stack(losses).sum())
 
 
-def test_a_member_is_trained_as_it_would_be_alone():
+def test_a_member_trains_as_it_does_alone():
     data = build(config("data.source=sample"), "data")
     network = build_network(config("model=ensemble", "model.size=3", "data.source=sample"), data.schema)
     first = {
@@ -95,14 +95,14 @@ def test_a_member_is_trained_as_it_would_be_alone():
         torch.testing.assert_close(values[1], single.model.get_parameter(name), rtol=1e-4, atol=1e-5)
 
 
-def test_regressions_have_the_mean_of_the_logits():
+def test_regressions_average_the_logits():
     ensemble = Ensemble(2, 1, partial(MEMBER), size=2, mean="logit")
 
     class Plain(torch.nn.Module):
         model = ensemble
 
-        def forward(self, codes: torch.Tensor, numerics: torch.Tensor):
-            return ensemble(numerics)
+        def forward(self, levels: torch.Tensor, numbers: torch.Tensor):
+            return ensemble(numbers)
 
     x, labels = torch.randn(5, 2), torch.randn(5, 1)
     objective = Objective(Plain(), [Task("y", "y", kind="regression")])
@@ -114,14 +114,14 @@ def test_regressions_have_the_mean_of_the_logits():
     torch.testing.assert_close(ensemble.eval()(x).logits, each.mean(0))
 
 
-def test_it_is_trained_evaluated_exported_and_predicts_as_one(train, command):
+def test_every_command_works_with_an_ensemble(train, command):
     options = ["model=ensemble", "model.size=2", "model.member.num_experts=2", "trainer.max_epochs=1"]
     assert train("experiment=smoke", *options, "hydra.run.dir=run").code == 0
     metrics = pd.read_json("run/metrics.json", typ="series")
     assert metrics["test"]["income"]["auroc"] > 0.5
     done = command("export")("run=run", "format=torch_export")
     assert done.code == 0, done.err
-    network = runs.load_network(Path("run"))
+    network = load(Path("run")).network()
     assert isinstance(network.model, Ensemble)
     assert not network.training
     assert command("evaluate")("run=run").code == 0
@@ -156,14 +156,14 @@ def test_the_best_ensemble_has_the_best_networks_as_members():
         ("model@model.member=l2_constrained", "model.member=L2Constrained: must have no penalty"),
     ],
 )
-def test_mistakes(train, option: str, message: str):
+def test_bad_options(train, option: str, message: str):
     done = train("experiment=smoke", "model=ensemble", option)
     assert done.code == 2
     assert message in done.err
     assert len(done.err.strip().splitlines()) == 1
 
 
-def test_regressions_have_no_mean_probability(train):
+def test_regressions_cannot_average_probabilities(train):
     done = train("experiment=synthetic", "model=ensemble", "model.member.num_experts=2")
     assert done.code == 2
-    assert done.err == "error: model.mean=probability: must be logit, for there are regressions\n"
+    assert done.err == "error: model.mean=probability: must be logit, because there are regressions\n"

@@ -10,7 +10,7 @@ import torch
 from conftest import sample_lines
 from omegaconf import OmegaConf
 
-from mmoe import runs
+from mmoe import run_folder
 
 
 @pytest.fixture
@@ -85,6 +85,20 @@ def test_other_files_are_encoded_as_the_run_was(evaluate, smoke_run: Path):
     assert 0.5 < found["checkpoints"][0]["metrics"]["income"]["auroc"] <= 1
 
 
+def test_results_of_other_files_have_a_name_of_their_own(evaluate, smoke_run: Path, census_dir: Path):
+    shutil.copytree(smoke_run, "run")
+    assert evaluate("run=run", "bootstrap=0").code == 0
+    own = Path("run/evaluation_test_best.json").read_bytes()
+    assert evaluate("run=run", "bootstrap=0", f"data.dir={census_dir}").code == 0
+    assert Path("run/evaluation_test_best.json").read_bytes() == own
+    assert json.loads(Path("run/evaluation_test_best_census.json").read_text())["rows"] == "custom"
+    for name in ("metrics.json", "checkpoints/best.ckpt"):
+        before = Path("run", name).read_bytes()
+        result = evaluate("run=run", "bootstrap=0", f"out=run/{name}")
+        assert (result.code, result.err) == (2, f"error: out=run/{name}: must not be a file of the run\n")
+        assert Path("run", name).read_bytes() == before
+
+
 def test_rows_that_have_changed_are_refused(evaluate, train, census_dir: Path):
     options = [
         "trainer.max_epochs=1",
@@ -130,7 +144,7 @@ def test_a_crafted_folder_runs_nothing(evaluate, smoke_run: Path):
     shutil.copytree(smoke_run, "crafted")
     config = OmegaConf.load("crafted/config.yaml")
     config.learner.optimizer._target_ = "os.system"
-    Path("crafted/config.yaml").write_text(runs.as_text(config))
+    Path("crafted/config.yaml").write_text(run_folder.to_yaml(config))
     result = evaluate("run=crafted")
     assert result.code == 2
     assert "learner.optimizer._target_=os.system: a run folder may build" in result.err

@@ -13,9 +13,10 @@ import pytest
 import torch
 from conftest import config
 
-from mmoe import CONF_DIR, runs, serving
+from mmoe import CONF_DIR, load
 from mmoe.build import build
 from mmoe.data.schema import Schema
+from mmoe.export import export as write_export
 
 MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
 
@@ -32,14 +33,14 @@ def test_onnx_has_the_predictions_of_training(export, smoke_run: Path):
     rows = build(config("data.source=sample"), "data").dataset.splits["test"]
     trained = pd.read_parquet(smoke_run / "predictions.parquet")
     for size in (1, 2, 1500):
-        given = {"codes": rows.codes[:size].long().numpy(), "numerics": rows.numerics[:size].numpy()}
+        given = {"levels": rows.levels[:size].long().numpy(), "numbers": rows.numbers[:size].numpy()}
         predictions, gates = session.run(["predictions", "gates"], given)
         expected = trained[["income_probability", "marital_probability"]][:size]
         assert np.abs(predictions - expected.to_numpy()).max() < 1e-5
         np.testing.assert_allclose(gates.sum(-1), 1, atol=1e-5)
         assert gates.shape == (size, 2, 8)
     (entry,) = [entry for entry in onnx.load("network.onnx").metadata_props if entry.key == "schema"]
-    assert Schema.from_json(entry.value) == runs.read(smoke_run)[1]
+    assert Schema.from_json(entry.value) == load(smoke_run).schema
 
 
 def test_torch_export_runs_without_mmoe(export, smoke_run: Path):
@@ -50,17 +51,17 @@ def test_torch_export_runs_without_mmoe(export, smoke_run: Path):
         "network = torch.export.load('network.pt2', extra_files=extra).module()\n"
         "schema = json.loads(extra['schema.json'])\n"
         "counts = [len(column['levels']) for column in schema['categorical']]\n"
-        "codes = torch.tensor([[sum(counts[:i]) for i in range(len(counts))]] * 5)\n"  # the first levels
-        "predictions, gates = network(codes, torch.zeros(5, len(schema['numeric'])))\n"
+        "levels = torch.tensor([[sum(counts[:i]) for i in range(len(counts))]] * 5)\n"  # the first levels
+        "predictions, gates = network(levels, torch.zeros(5, len(schema['numeric'])))\n"
         "assert not any(name.startswith('mmoe') for name in sys.modules)\n"
         "print(json.dumps(predictions.tolist()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    network = runs.load_network(smoke_run)
-    schema = runs.read(smoke_run)[1]
+    network = load(smoke_run).network()
+    schema = load(smoke_run).schema
     counts = [len(column.levels) for column in schema.categorical]
-    codes = torch.tensor([[sum(counts[:i]) for i in range(len(counts))]] * 5)
-    logits = network(codes, torch.zeros(5, len(schema.numeric))).logits
+    levels = torch.tensor([[sum(counts[:i]) for i in range(len(counts))]] * 5)
+    logits = network(levels, torch.zeros(5, len(schema.numeric))).logits
     np.testing.assert_allclose(json.loads(done.stdout), logits.sigmoid().detach(), atol=1e-6)
 
 
@@ -68,7 +69,7 @@ def test_torch_export_runs_without_mmoe(export, smoke_run: Path):
 def test_every_method_is_exported(train, model: str):
     options = ["trainer.max_epochs=1", "+trainer.limit_train_batches=2", "logger=none", f"model={model}"]
     assert train("experiment=smoke", *options, "inputs=embedding", "hydra.run.dir=run").code == 0
-    path, largest = serving.export(Path("run"))
+    path, largest = write_export(load("run"))
     assert path == Path("run/network.onnx")
     assert path.is_file()
     assert largest < 1e-5
@@ -77,20 +78,20 @@ def test_every_method_is_exported(train, model: str):
 def test_a_regression_is_a_number(train):
     small = ["data.rows=64", "data.batch_size=32", "data.eval_rows=50", "trainer.max_epochs=1", "logger=none"]
     assert train("experiment=synthetic", *small, "replicas=2", "hydra.run.dir=run").code == 0
-    serving.export(Path("run"), replica=1)
+    write_export(load("run"), replica=1)
     session = onnxruntime.InferenceSession("run/network_1.onnx", providers=["CPUExecutionProvider"])
     rows = build(config("experiment=synthetic", *small, "seed=1"), "data").dataset.splits["test"]
     predictions, _ = session.run(
-        None, {"codes": np.zeros((50, 0), np.int64), "numerics": rows.numerics.numpy()}
+        None, {"levels": np.zeros((50, 0), np.int64), "numbers": rows.numbers.numpy()}
     )
     trained = pd.read_parquet("run/predictions.parquet")[["task1_prediction_1", "task2_prediction_1"]]
     np.testing.assert_allclose(predictions, trained, atol=1e-4)
 
 
 def test_answers_that_differ_are_not_written(smoke_run: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(serving, "TOLERANCE", -1.0)
+    monkeypatch.setattr("mmoe.export.TOLERANCE", -1.0)
     with pytest.raises(ValueError, match="the file's answers differ from the network's"):
-        serving.export(smoke_run, "torch_export", Path("network.pt2"))
+        write_export(load(smoke_run), "torch_export", Path("network.pt2"))
     assert not list(Path().glob("*network*"))
 
 

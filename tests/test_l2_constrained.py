@@ -24,7 +24,7 @@ def test_the_penalty_is_the_squared_distance_of_all_pairs(num_tasks: int):
             torch.testing.assert_close(a, b)
 
 
-def test_its_networks_are_those_of_single_task():
+def test_the_networks_equal_single_task():
     torch.manual_seed(0)
     ours = L2Constrained(10, 2)
     torch.manual_seed(0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from mmoe.models.layers import ACTIVATIONS, StackedLinear, activate, mix, softmax
+from mmoe.models.layers import ACTIVATIONS, StackedLinear, activation_layers, mix, softmax
 
 
 def test_equals_a_loop_of_linear_layers():
@@ -14,7 +14,7 @@ def test_equals_a_loop_of_linear_layers():
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_each_layer_is_initialised_as_its_own():
+def test_each_layer_is_initialised_like_a_linear_layer():
     layer = StackedLinear(64, 25, 30)
     for parameter in (layer.weight, layer.bias):
         assert parameter.abs().max() <= 1 / math.sqrt(25)
@@ -24,18 +24,18 @@ def test_each_layer_is_initialised_as_its_own():
 
 def test_activations_by_name():
     for name in ACTIVATIONS:
-        assert len(activate(name, 0.0)) == 1
-    assert activate("relu", 0.5)[1].p == 0.5
+        assert len(activation_layers(name, 0.0)) == 1
+    assert activation_layers("relu", 0.5)[1].p == 0.5
     with pytest.raises(ValueError, match=r"^activation=swish: must be one of relu, gelu"):
-        activate("swish", 0.0)
+        activation_layers("swish", 0.0)
     for dropout in (-0.1, 1.0):
         with pytest.raises(ValueError, match=f"^dropout={dropout}: must be a number in"):
-            activate("relu", dropout)
+            activation_layers("relu", dropout)
 
 
 @pytest.mark.parametrize("rows", [255, 256])
 @pytest.mark.parametrize("shape", [(2, 8, 16), (1, 3, 4), (7, 8, 16)])  # tasks, experts, width
-def test_mixtures_are_the_einsum_with_its_gradients(rows: int, shape: tuple[int, int, int]):
+def test_mix_equals_the_einsum_with_gradients(rows: int, shape: tuple[int, int, int]):
     tasks, num_experts, width = shape
     logits = torch.randn(rows, tasks, num_experts, dtype=torch.float64, requires_grad=True)
     experts = torch.randn(rows, num_experts, width, dtype=torch.float64, requires_grad=True)

@@ -6,11 +6,10 @@ import torch
 from conftest import config
 from torch.utils.data import DataLoader
 
-from mmoe import Learner, MMoE, Network, Objective, Rows, Schema
+from mmoe import Batch, Learner, MMoE, Network, Objective, Schema
 from mmoe.build import build, build_learner
 from mmoe.data.schema import Categorical, Numeric, Task
 from mmoe.models.inputs import Inputs
-from mmoe.models.sparse import Entries
 
 SCHEMA = Schema((Categorical("a", ("x", "y")),), (Numeric("n", 0.0, 1.0, (0.0, 1.0)),), ())
 TASKS = (Task("one", "c", ("x",)), Task("two", "c", ("x",)))
@@ -22,8 +21,8 @@ def learner(**options: object) -> Learner:
     return Learner(objective, partial(torch.optim.Adam, lr=0.01), **options)
 
 
-def batch(size: int = 6) -> Rows:
-    return Rows(torch.randint(0, 3, (size, 1)), torch.rand(size, 1), torch.randint(0, 2, (size, 2)).float())
+def batch(size: int = 6) -> Batch:
+    return Batch(torch.randint(0, 3, (size, 1)), torch.rand(size, 1), torch.randint(0, 2, (size, 2)).float())
 
 
 def test_optimizer_and_schedule_are_those_given():
@@ -70,8 +69,8 @@ def test_training_rows_are_encoded_once(overrides: tuple[str, ...], encoded: boo
     data = build(composed, "data")
     ours = build_learner(composed, data.schema)
 
-    def step(batch: Rows, batch_idx: int) -> None:
-        assert isinstance(batch.codes, Entries) == encoded
+    def step(batch: Batch, batch_idx: int) -> None:
+        assert (batch.sparse is not None) == encoded
         assert len(batch.labels) == 256
         raise FirstStep
 

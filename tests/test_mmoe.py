@@ -77,14 +77,14 @@ def test_every_expert_gate_and_tower_gets_a_gradient():
             assert (tower.weight.grad.abs().sum((1, 2)) > 0).all()
 
 
-def test_experts_start_apart_and_within_their_own_fan_in():
+def test_initial_weights_differ_and_are_bounded_by_the_fan_in():
     model = make(num_inputs=400, num_experts=16)
     assert model.weight.abs().max() <= 400**-0.5
     assert model.weight.std().item() == pytest.approx((400 * 3) ** -0.5, rel=0.02)
     assert len({tuple(column.tolist()) for column in model.weight.T}) == model.weight.shape[1]
 
 
-def test_temperature_evens_the_gates():
+def test_a_high_temperature_makes_gates_even():
     x = torch.randn(50, 10) * 5
     torch.manual_seed(0)
     sharp = make(gate_temperature=0.1)(x).gates
@@ -106,13 +106,13 @@ def test_gate_dropout_renormalises_in_training_only():
     torch.testing.assert_close(dropped, kept / kept.sum(-1, keepdim=True))
 
 
-def test_gate_dropout_never_drops_all():
+def test_gate_dropout_never_drops_all_experts():
     gates = make(gate_dropout=0.99, num_experts=2).train()(torch.randn(500, 10)).gates
     assert gates.isfinite().all()
     torch.testing.assert_close(gates.sum(-1), torch.ones(500, 2))
 
 
-def test_dropout_is_of_training():
+def test_dropout_applies_in_training_only():
     model = make(dropout=0.5)
     x = torch.randn(20, 10)
     assert not torch.equal(model.train()(x).logits, model(x).logits)
@@ -127,7 +127,7 @@ def test_dropout_is_of_training():
         ({"num_tasks": 0}, "num_tasks=0: must be"),
         ({"expert_units": 16}, "expert_units=16: must be a list"),
         ({"dropout": "abc"}, "dropout=abc: must be a number in"),
-        ({"expert_units": []}, r"expert_units=\[\]: must name the width"),
+        ({"expert_units": []}, r"expert_units=\[\]: must have the width"),
         ({"expert_units": [16, 0]}, r"expert_units=\[16, 0\]: must be a list"),
         ({"tower_units": [-1]}, r"tower_units=\[-1\]: must be a list"),
         ({"gate_temperature": 0.0}, "gate_temperature=0.0: must be a finite number"),

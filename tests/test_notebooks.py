@@ -1,4 +1,4 @@
-"""The notebooks run from start to end, as a user without a run folder starts them."""
+"""The notebooks run without a run folder given, and are committed with their outputs."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ def test_a_notebook_runs(name: str, monkeypatch: pytest.MonkeyPatch):
     for variable in ("MMOE_RUN", "MMOE_SWEEP"):
         monkeypatch.delenv(variable, raising=False)
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
-    drawn = sum("analysis.plot_" in cell.source for cell in notebook.cells if cell.cell_type == "code")
+    num_plots = sum("analysis.plot_" in cell.source for cell in notebook.cells if cell.cell_type == "code")
     NotebookClient(notebook, timeout=300).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == drawn > 0
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == num_plots > 0
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)

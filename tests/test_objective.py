@@ -27,8 +27,8 @@ def test_the_loss_is_the_weighted_sum_over_tasks(weights, expected):
 @pytest.mark.parametrize("kinds", [("regression", "regression"), ("binary", "regression")])
 def test_a_regression_has_the_squared_error(kinds):
     tasks = [Task(k, "c", ("x",) if k == "binary" else (), k) for k in kinds]
-    codes, numerics, labels = ROWS
-    loss, logits, _ = objective(tasks=tasks)(codes, numerics, labels)
+    levels, numbers, labels = ROWS
+    loss, logits, _ = objective(tasks=tasks)(levels, numbers, labels)
     losses = {"binary": binary_cross_entropy_with_logits, "regression": mse_loss}
     expected = sum(losses[kind](logits[:, t], labels[:, t]) for t, kind in enumerate(kinds))
     torch.testing.assert_close(loss, expected)
@@ -58,15 +58,18 @@ def test_a_penalty_is_added():
         ({"one": "abc"}, "task_weights.one=abc: must be"),
         ({"three": 1}, "task_weights.three: must be one of the tasks one, two"),
         ({"one": True}, "task_weights.one=True: must be"),
-        ({"one": 0, "two": 0.0}, "task_weights={'one': 0, 'two': 0.0}: must be above 0 for a task"),
+        (
+            {"one": 0, "two": 0.0},
+            "task_weights={'one': 0, 'two': 0.0}: must be finite as float32, and above 0 for a task",
+        ),
         (
             {"one": 1e300},
-            "task_weights={'one': 1e.300}: must be above 0 for a task, and numbers that float32",
+            "task_weights={'one': 1e.300}: must be finite as float32, and above 0",
         ),
-        ([1, 2], r"task_weights=\[1, 2\]: must be numbers by the names of tasks"),
-        ([], r"task_weights=\[\]: must be numbers by the names of tasks"),
-        (2.5, "task_weights=2.5: must be numbers by the names of tasks"),
-        ("one", "task_weights=one: must be numbers by the names of tasks"),
+        ([1, 2], r"task_weights=\[1, 2\]: must map names of tasks to numbers"),
+        ([], r"task_weights=\[\]: must map names of tasks to numbers"),
+        (2.5, "task_weights=2.5: must map names of tasks to numbers"),
+        ("one", "task_weights=one: must map names of tasks to numbers"),
     ],
 )
 def test_task_weights_that_make_no_sense(weights, message: str):
@@ -89,10 +92,10 @@ def test_the_labels_of_a_regression_are_scaled(kinds):
     ours = objective(tasks=scaled)
     torch.manual_seed(0)
     theirs = objective(tasks=plain)
-    codes, numerics, labels = ROWS
+    levels, numbers, labels = ROWS
     mean, std = torch.tensor(scales).T
     torch.testing.assert_close(
-        ours(codes, numerics, labels * std + mean)[0], theirs(*ROWS)[0], rtol=1e-4, atol=1e-5
+        ours(levels, numbers, labels * std + mean)[0], theirs(*ROWS)[0], rtol=1e-4, atol=1e-5
     )
     assert set(ours.state_dict()) == set(theirs.state_dict())
     assert ours.bfloat16().scale.mean.tolist() == mean.tolist()

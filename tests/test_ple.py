@@ -8,7 +8,7 @@ from mmoe import PLE
 
 
 def looped(model: PLE, x: Tensor, tasks: int, own: int, shared: int) -> tuple[Tensor, Tensor]:
-    """Section 4 of the paper, one source, one expert and one reader at a time."""
+    """Section 4 of the paper, one source, one expert and one gate at a time."""
     sources = [x] * (tasks + 1)
     for number, level in enumerate(model.levels):
         groups, e = [], 0
@@ -19,9 +19,9 @@ def looped(model: PLE, x: Tensor, tasks: int, own: int, shared: int) -> tuple[Te
         weight, bias = level.gates.by_layer()
         last = number == len(model.levels) - 1
         mixed, gates = [], []
-        for reader in range(tasks if last else tasks + 1):
-            used = [s for s in range(tasks + 1) if reader == tasks or s in (reader, tasks)]
-            logits = linear(sources[reader], weight[reader].T, bias[reader])
+        for gate in range(tasks if last else tasks + 1):
+            used = [s for s in range(tasks + 1) if gate == tasks or s in (gate, tasks)]
+            logits = linear(sources[gate], weight[gate].T, bias[gate])
             places = [own * s + i for s in used for i in range(own if s < tasks else shared)]
             share = logits[:, places].softmax(1)
             experts = [expert for s in used for expert in groups[s]]

@@ -16,10 +16,10 @@ import pytest
 import torch
 from conftest import sample_lines
 
-from mmoe import prediction
+from mmoe.data.batch import Batch
 from mmoe.data.census import COLUMNS, NUMERIC
-from mmoe.data.encode import Rows
-from mmoe.prediction import BLOCK
+from mmoe.predict import read_ahead, regroup_into_blocks
+from mmoe.run import BLOCK
 
 LINES = sample_lines("census-income.test")
 
@@ -63,7 +63,7 @@ def test_every_format_has_the_same_scores(predict, smoke_run: Path):
     frame.to_parquet("text.parquet")
     frame.to_csv("header.csv")
     frame.to_csv("quoted.tsv.gz", sep="\t", quoting=csv.QUOTE_ALL, header=False, index=False)
-    # As pandas would have read the file: codes as integers, levels as categories; columns in any order.
+    # As pandas would have read the file: levels as integers, levels as categories; columns in any order.
     shuffled = frame.drop(columns=["income", "education"])[sorted(set(COLUMNS) - {"income", "education"})]
     shuffled = shuffled.astype({"industry_code": int, "occupation_code": int, "sex": "category"})
     shuffled.to_parquet("pandas.parquet")
@@ -122,7 +122,7 @@ def test_one_replica_of_many(predict, train):
     assert train("experiment=smoke", *options, "hydra.run.dir=run").code == 0
     source = write_lines("rows.csv", LINES)
     refused = predict("run=run", f"input={source}", "output=out.parquet")
-    assert refused.err.startswith("error: replica=None: the run has 2 replicas: must be 0 to 1")
+    assert refused.err.startswith("error: replica: must be 0 to 1, because the run has 2 replicas")
     assert predict("run=run", f"input={source}", "output=out.parquet", "replica=1").code == 0
     trained = pd.read_parquet("run/predictions.parquet")
     scores = pd.read_parquet("out.parquet")["income_probability"]
@@ -139,19 +139,33 @@ def test_a_bit_that_flips_in_the_predictions_is_noticed(predict, smoke_run: Path
         pq.read_table("out.parquet", page_checksum_verification=True)
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "link.csv", "rows.parquet"])
+def test_the_input_and_the_run_are_not_overwritten(predict, smoke_run: Path, name: str):
+    write_lines("rows.csv", LINES[:50])
+    raw(LINES[:50]).to_parquet("rows.parquet")
+    Path("link.csv").symlink_to("rows.csv")
+    before = Path(name).read_bytes()
+    result = predict(f"run={smoke_run}", f"input={name}", f"output=./{name}")
+    assert (result.code, result.err) == (2, f"error: output={name}: must not be the input\n")
+    assert Path(name).read_bytes() == before
+    own = smoke_run / "predictions.parquet"
+    result = predict(f"run={smoke_run}", f"input={name}", f"output={own}")
+    assert (result.code, result.err) == (2, f"error: output={own}: must not be a file of the run\n")
+
+
 def test_an_error_ends_the_thread_and_closes_the_file(smoke_run: Path):
     before = threading.active_count()
     closed = []
 
-    def parts() -> Generator[Rows]:
+    def parts() -> Generator[Batch]:
         try:
             while True:
-                yield Rows(*(torch.zeros(BLOCK, 1) for _ in range(3)))
+                yield Batch(*(torch.zeros(BLOCK, 1) for _ in range(3)))
         finally:
             closed.append(True)
 
-    for _, count in (rows := prediction.blocks(prediction.ahead(parts()))):
-        assert count == BLOCK
+    for part in (rows := regroup_into_blocks(read_ahead(parts()))):
+        assert len(part.levels) == BLOCK
         break
     rows.close()
     assert closed

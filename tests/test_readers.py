@@ -1,4 +1,4 @@
-"""Rows as people have them: each way to write a file gives the same values, or one line of error."""
+"""Every way to write a file gives the same values, or a one-line error."""
 
 import codecs
 import csv
@@ -19,7 +19,7 @@ from conftest import sample_lines
 from mmoe.data.census import COLUMNS, NUMERIC
 from mmoe.data.readers import read_chunks
 from mmoe.data.schema import Categorical, Numeric, Schema
-from mmoe.data.text_blocks import LONGEST
+from mmoe.data.text_blocks import BLOCK_BYTES, MAX_LINE_BYTES
 from mmoe.errors import UserError
 
 LINES = sample_lines("census-income.test")[:40]
@@ -54,7 +54,7 @@ def assert_same(path: str | Path) -> None:
     pd.testing.assert_frame_equal(read(path), EXPECTED, check_exact=True)
 
 
-def refusal(path: str | Path, schema: Schema = SCHEMA) -> str:
+def error_of(path: str | Path, schema: Schema = SCHEMA) -> str:
     with pytest.raises(UserError) as error:
         read(path, schema)
     message = str(error.value)
@@ -124,7 +124,7 @@ TEXTS: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 
 @pytest.mark.parametrize("kind", TEXTS)
-def test_text_as_people_write_it(kind: str):
+def test_ways_to_write_text(kind: str):
     name, make = TEXTS[kind]
     Path(name).write_bytes(make())
     assert_same(name)
@@ -146,29 +146,29 @@ def test_quotes_keep_separators_and_quotes():
 
 
 def test_long_files_are_read_block_by_block():
-    text = official(LINES * 600)  # 12 MB: several blocks, cut within lines
+    text = official(LINES * 600)  # 12 MB: several blocks, which end within lines
     Path("a.csv").write_bytes(text)
     whole = read("a.csv")
     pd.testing.assert_frame_equal(whole[-40:].reset_index(drop=True), EXPECTED, check_exact=True)
     assert len(whole) == 600 * 40
     Path("a.csv").write_bytes(text + official([LINES[0].replace(",", ";", 1)]))
-    assert refusal("a.csv").startswith("a.csv, line 24001: must have 42 comma-separated fields, has 41")
+    assert error_of("a.csv").startswith("a.csv, line 24001: must have 42 comma-separated fields, has 41")
     Path("a.csv").write_bytes(
         codecs.BOM_UTF16_LE + text.decode("latin-1").encode("utf-16-le") + b"\x00\xd8x\x00"
     )
-    assert refusal("a.csv").startswith("a.csv, line 24001: must be UTF-16-LE")
-    Path("a.csv").write_bytes(b"1" * (LONGEST + (1 << 23)))
-    assert refusal("a.csv") == "a.csv, line 1: must be shorter than 16 MiB"
+    assert error_of("a.csv").startswith("a.csv, line 24001: must be UTF-16-LE")
+    Path("a.csv").write_bytes(b"1" * (MAX_LINE_BYTES + 2 * BLOCK_BYTES))
+    assert error_of("a.csv") == "a.csv, line 1: must be shorter than 16 MiB"
 
 
-def test_a_run_on_other_columns_reads_a_header():
+def test_a_run_on_other_columns_needs_a_header():
     schema = Schema((Categorical("colour", ("red", "été")),), (Numeric("size", 0.0, 1.0, (0.0, 1.0)),), ())
     Path("a.csv").write_text("size;shop;colour\n1;x;red\nTRUE;y;été\n")
     frame = read("a.csv", schema)
     assert frame["colour"].tolist() == ["red", "été"]
     assert frame["size"].tolist() == [1.0, 1.0]
     Path("a.csv").write_text("1;x;red\n2;y;été\n")
-    assert refusal("a.csv", schema).startswith("a.csv, line 1: must be a header with the names of the run's")
+    assert error_of("a.csv", schema).startswith("a.csv, line 1: must be a header with the names of the run's")
 
 
 def edited(row: int, name: str, value: str, **options: object) -> bytes:
@@ -177,7 +177,7 @@ def edited(row: int, name: str, value: str, **options: object) -> bytes:
     return table(frame, **options)
 
 
-REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
+INVALID_TEXTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "missing column": (
         "a.csv",
         lambda: table(FRAME.drop(columns=["race", "age"])),
@@ -206,7 +206,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "an index that does not count": (
         "a.csv",
         lambda: counted(5),
-        "a.csv, line 1: must have 42 comma-separated fields after one that counts rows from 0 or 1;",
+        "a.csv, line 1: must have 42 comma-separated fields after a field that counts rows from 0 or 1;",
     ),
     "an index that stops to count": (
         "a.csv",
@@ -246,17 +246,17 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "open quote": (
         "a.csv",
         lambda: official([*LINES[:2], LINES[2].replace(" Not", ' "Not', 1)]),
-        "a.csv, line 3: must be a row of its own, with all quotes closed",
+        "a.csv, line 3: must be a complete row, with all quotes closed",
     ),
     "text after a quote": (
         "a.csv",
         lambda: official([*LINES[:2], '"' + LINES[2].replace(",", '"x,', 1)]),
-        "a.csv, line 3: must be a row of its own, with all quotes closed",
+        "a.csv, line 3: must be a complete row, with all quotes closed",
     ),
     "line break in quotes": (
         "a.csv",
         lambda: edited(3, "race", "two\nlines"),
-        "a.csv, line 5: must be a row of its own, with all quotes closed",
+        "a.csv, line 5: must be a complete row, with all quotes closed",
     ),
     "UTF-16 without its mark": (
         "a.csv",
@@ -279,27 +279,27 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_text_that_is_refused(kind: str):
-    name, make, message = REFUSED[kind]
+@pytest.mark.parametrize("kind", INVALID_TEXTS)
+def test_invalid_text(kind: str):
+    name, make, message = INVALID_TEXTS[kind]
     Path(name).write_bytes(make())
     if message:
-        assert refusal(name).startswith(message)
+        assert error_of(name).startswith(message)
     else:
         assert list(read_chunks(Path(name), SCHEMA, 7)) == []  # `predict` says that there are no rows
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.PQ", "a.txt.gz"])
-def test_paths_that_are_no_files(name: str):
-    assert refusal(name) == f"{name}: no such file"
+def test_paths_without_a_file(name: str):
+    assert error_of(name) == f"{name}: no such file"
     Path(name).mkdir()
-    assert refusal(name) == f"{name}: is a directory; name a file"
+    assert error_of(name) == f"{name}: is a directory; name a file"
 
 
 @pytest.mark.parametrize("name", ["a.xlsx", "a.csv.zip", "a.parquet.gz", "a"])
-def test_endings_that_are_not_known(name: str):
+def test_unknown_endings(name: str):
     Path(name).write_bytes(official())
-    assert refusal(name).startswith(f"input={name}: must end with one of .csv, .tsv")
+    assert error_of(name).startswith(f"input={name}: must end with one of .csv, .tsv")
 
 
 def decimals(name: str, kind: pa.DataType) -> pa.Array:
@@ -417,23 +417,23 @@ BAD_COLUMNS: dict[str, tuple[str, Callable[[], pa.Array], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_COLUMNS)
-def test_columns_that_are_refused(kind: str):
+def test_invalid_columns_of_parquet(kind: str):
     name, make, message = BAD_COLUMNS[kind]
     pq.write_table(with_column(name, make()), "a.parquet")
-    assert refusal("a.parquet").startswith(f"a.parquet, {message}")
+    assert error_of("a.parquet").startswith(f"a.parquet, {message}")
 
 
 def test_names_of_parquet():
     FRAME.drop(columns="race").to_parquet("a.parquet")
-    assert refusal("a.parquet").endswith("must have a column for every input of the run; lacks 'race'")
+    assert error_of("a.parquet").endswith("must have a column for every input of the run; lacks 'race'")
     whole = pa.Table.from_pandas(FRAME)
     pq.write_table(whole.append_column("race", whole["race"]), "a.parquet")
-    assert refusal("a.parquet") == "a.parquet: must have one column 'race'; has 'race' and 'race'"
+    assert error_of("a.parquet") == "a.parquet: must have one column 'race'; has 'race' and 'race'"
     pq.write_table(whole.append_column("Race", whole["sex"]), "a.parquet")
-    assert_same("a.parquet")  # the same name comes before a similar one
+    assert_same("a.parquet")  # the exact name wins over a similar one
 
 
-def test_files_that_are_not_whole():
+def test_damaged_parquet_files():
     FRAME.to_parquet("whole.parquet")
     whole = Path("whole.parquet").read_bytes()
     for content, message in {
@@ -444,13 +444,13 @@ def test_files_that_are_not_whole():
         whole[:4] + whole[-8:]: "not a whole Parquet file (",
     }.items():
         Path("a.parquet").write_bytes(content)
-        assert refusal("a.parquet").startswith(f"a.parquet: {message}")
+        assert error_of("a.parquet").startswith(f"a.parquet: {message}")
     FRAME[:0].to_parquet("a.parquet")
     assert sum(map(len, read_chunks(Path("a.parquet"), SCHEMA, 7))) == 0
 
 
 def odd_table(rng: np.random.Generator) -> tuple[pa.Table, Schema]:
-    """A table of a few columns of random types."""
+    """A table with a few columns of random types."""
     rows = int(rng.integers(1, 60))
     whole = rng.integers(0, 90, rows)
     makers: list[Callable[[], pa.Array]] = [
@@ -478,10 +478,10 @@ def odd_table(rng: np.random.Generator) -> tuple[pa.Table, Schema]:
     return pa.table({name: makers[i]() for name, i in zip(names, chosen, strict=True)}), schema
 
 
-def test_odd_parquet_files():
-    """Damage is refused on one line or harmless where pages have checksums, and never a traceback."""
+def test_random_damage_to_parquet_files():
+    """Damage raises a one-line error. If pages have checksums, it may also change nothing."""
     rng = np.random.default_rng(0)
-    refused, same = 0, 0
+    rejected, same = 0, 0
     for number in range(240):
         columns, schema = odd_table(rng)
         checked = bool(rng.integers(2))
@@ -509,12 +509,12 @@ def test_odd_parquet_files():
             try:
                 found = read("a.parquet", schema)
             except UserError:
-                refused += 1
+                rejected += 1
                 continue
             if checked and expected is not None:
                 pd.testing.assert_frame_equal(found, expected, check_exact=True, obj=f"file {number}")
                 same += 1
-    assert refused > 200
+    assert rejected > 200
     assert same > 30
 
 
@@ -538,7 +538,7 @@ def test_generators_close_their_files():
 
 @pytest.mark.slow
 def test_an_error_never_aborts_the_process():
-    """Background readers of a library could outlive the interpreter, which ended with exit code 134."""
+    """A library's background threads once outlived the interpreter, which then exited with code 134."""
     Path("a.csv").write_bytes(official(LINES * 600) + b"1,2\n")
     code = (
         "from pathlib import Path\n"

@@ -1,49 +1,142 @@
-"""The README keeps its word: its Python runs, its commands compose, what it lists is what there is."""
+"""README and docs/ are true: their Python runs, their commands compose, and what they name exists."""
 
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from conftest import Result, config
+from conftest import Result
+from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
+import mmoe
 from mmoe import CONF_DIR
+from mmoe.data.census import read
+from mmoe.data.census_files import SAMPLE_DIR
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
-# What a search found is trained by test_tune.py.
-COMMANDS = re.findall(r"^python -m mmoe\.train (?!--config-dir)([^#\n]*)", README, re.MULTILINE)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+PAGES = {"README.md": README} | {
+    f"docs/{path.name}": path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
+}
+EVERYTHING = "\n".join(PAGES.values())
+# Not the experiment that a search wrote, which test_tune.py trains, nor the configuration of a run folder.
+COMMANDS = [
+    command
+    for command in re.findall(r"^(?:python|torchrun .*?) -m mmoe\.(\w+) ([^#\n]*)", EVERYTHING, re.MULTILINE)
+    if (CONF_DIR / f"{command[0]}.yaml").exists() and not command[1].startswith("--config-")
+]
+GROUPS = [path.name for path in CONF_DIR.iterdir() if path.is_dir()]
+CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def test_python_code_runs(train) -> None:
+def composed(name: str, arguments: str) -> None:
+    """Compose a command's configuration. A sweep is composed with its first values."""
+    words = shlex.split(arguments)
+    overrides = [word for word in words if not word.startswith("--") and word not in ("-m", "job")]
+    if "-m" in words:
+        overrides = [word if "[" in word else word.split(",")[0] for word in overrides]
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        compose(name, overrides=overrides)
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_python_runs_and_runs_have_what_is_listed(train) -> None:
     result: Result = train("experiment=smoke", "trainer.max_epochs=1")
     assert result.code == 0
     (folder,) = Path("runs/smoke").iterdir()
-    for block in blocks("python"):
+    read(SAMPLE_DIR / "census-income.test.gz").head(100).to_parquet("people.parquet")
+    found = blocks(EVERYTHING)
+    assert len(found) >= 5
+    for block in found:
         exec(block.replace("runs/census/<time>", str(folder)), {})
+    run = mmoe.load(folder)
+    listed = re.findall(r"`run\.(\w+)(?:`|\()", PAGES["docs/prediction.md"])
+    assert len(listed) >= 10
+    for name in listed:
+        getattr(run, name)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_compose(command: str):
-    overrides = [word for word in shlex.split(command) if not word.startswith("-") and word != "job"]
-    config(*(word.split(",")[0] if "num_experts=1,2" in word else word for word in overrides))
+@pytest.mark.parametrize(("name", "arguments"), COMMANDS)
+def test_commands_compose(name: str, arguments: str):
+    composed(name, arguments)
 
 
 def test_commands_were_found_and_a_wrong_one_would_fail():
-    assert len(COMMANDS) >= 6
+    assert {name for name, _ in COMMANDS} == {"train", "evaluate", "predict", "export", "extract", "tune"}
+    assert len(COMMANDS) >= 20
     with pytest.raises(ConfigCompositionException):
-        config("model.number_of_experts=3")
+        composed("train", "model.number_of_experts=3")
+
+
+def test_every_config_that_is_named_exists():
+    named = re.findall(rf"(?<![\w./@])({'|'.join(GROUPS)})=(\w+)", EVERYTHING)
+    assert {group for group, _ in named} >= {"data", "experiment", "features", "inputs", "logger", "model"}
+    for group, name in named:
+        assert (CONF_DIR / group / f"{name}.yaml").exists() or name == "tuned_census_ple", f"{group}={name}"
 
 
 def test_tables_list_every_config():
-    listed = set(re.findall(r"`(?:(data|features|inputs)=)(\w+)`", README))
     for group in ("data", "features", "inputs"):
-        assert {name for g, name in listed if g == group} >= {
-            path.stem for path in (CONF_DIR / group).glob("*.yaml")
-        }
-    for path in (CONF_DIR / "experiment").glob("*.yaml"):
-        assert f"| `{path.stem}` |" in README
+        for path in (CONF_DIR / group).glob("*.yaml"):
+            assert f"| `{group}={path.stem}` |" in PAGES["docs/data.md"]
+    tables = {"experiment": README, "model": PAGES["docs/methods.md"]}
+    for group, text in tables.items():
+        for path in (CONF_DIR / group).glob("*.yaml"):
+            assert f"| `{path.stem}` |" in text
+    for path in (CONF_DIR / "trainer").glob("*.yaml"):
+        assert f"`{path.stem}`" in PAGES["docs/scaling.md"]
+
+
+def test_every_analysis_function_is_listed():
+    from mmoe import analysis
+
+    listed = set(re.findall(r"`(\w+)`", PAGES["docs/analysis.md"].partition("## Tables")[2]))
+    assert listed >= set(analysis.__all__)
+    for name in listed - {"Run"}:
+        assert hasattr(analysis, name), name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str):
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path.read_text("utf-8")), target
+
+
+def test_files_that_are_named_exist():
+    paths = set(re.findall(r"(?<![\w/.])(?:conf|docs|notebooks|scripts|src|tests)/[\w/.]*\w", EVERYTHING))
+    assert len(paths) > 20
+    for path in paths:
+        assert (ROOT / path).exists(), path
+    modules = set(re.findall(r"`([\w/]+\.py)`", README.partition("## Where things are")[2]))
+    modules = {name for name in modules if not name.startswith("tests/")}
+    for name in modules:
+        assert (ROOT / "src/mmoe" / name).exists(), name
+    commands = {path.name for path in (ROOT / "src/mmoe").glob("[!_]*.py")}
+    assert commands <= modules
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    assert len(README.splitlines()) <= 250
+    for page in PAGES:
+        assert page == "README.md" or f"| [{page}]({page}) |" in README
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_numbers_have_a_leading_zero(page: str):
+    assert not re.findall(r".*(?<![\w.)\]])\.\d.*", CODE.sub("", PAGES[page]))

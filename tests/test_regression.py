@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from mmoe import MMoE, Network, Objective
-from mmoe.data.encode import Rows, encode, fit_schema, take
+from mmoe.data.batch import Batch, take
+from mmoe.data.encode import encode
+from mmoe.data.fit import fit_schema
 from mmoe.data.schema import Task
 from mmoe.models.inputs import Inputs
-from mmoe.serving import Served
+from mmoe.models.served import Served
 from mmoe.training.tasks import TaskMetrics, predicted
 
 
@@ -33,7 +35,7 @@ CLASS = Task("rich", "rich", ("yes",))
 SALARY, FAR = (Task(name, name, kind="regression") for name in ("salary", "far"))
 
 
-def trained(tasks: tuple[Task, ...], steps: int = 400) -> tuple[Network, Rows, tuple[Task, ...]]:
+def trained(tasks: tuple[Task, ...], steps: int = 400) -> tuple[Network, Batch, tuple[Task, ...]]:
     rows = frame()
     schema = fit_schema(rows, ["age", "kind"], tasks, 16)
     encoded = encode(rows, schema)
@@ -51,8 +53,8 @@ def trained(tasks: tuple[Task, ...], steps: int = 400) -> tuple[Network, Rows, t
 
 
 @torch.no_grad()
-def metrics(network: Network, rows: Rows, tasks: tuple[Task, ...]) -> dict[str, float]:
-    found = TaskMetrics(tasks)("test", network(rows.codes, rows.numerics).logits, rows.labels)
+def metrics(network: Network, rows: Batch, tasks: tuple[Task, ...]) -> dict[str, float]:
+    found = TaskMetrics(tasks)("test", network(rows.levels, rows.numbers).logits, rows.labels)
     return {name.removeprefix("test/"): value.item() for name, value in found.items()}
 
 
@@ -69,8 +71,8 @@ def test_large_numbers_do_not_ruin_the_task_beside_them():
 def test_predictions_are_in_the_unit_of_the_labels():
     network, rows, tasks = trained((CLASS, SALARY), steps=50)
     with torch.no_grad():
-        logits = network(rows.codes, rows.numerics).logits
-        served, _ = Served(network, type("Some", (), {"tasks": tasks})())(rows.codes, rows.numerics)
+        logits = network(rows.levels, rows.numbers).logits
+        served, _ = Served(network, type("Some", (), {"tasks": tasks})())(rows.levels, rows.numbers)
     numbers = predicted(logits[:, 1], tasks[1])
     assert numbers.mean().item() == pytest.approx(50_000, rel=0.2)
     torch.testing.assert_close(served[:, 1].double(), numbers, rtol=1e-6, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Replicas are the runs that they would have been alone."""
+"""Each replica trains exactly as it does alone."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from conftest import config
 from pytorch_lightning.callbacks import EarlyStopping
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from mmoe import CONF_DIR, Replicas, runs
+from mmoe import CONF_DIR, Replicas, load
 from mmoe.build import build, build_learner
 from mmoe.models.mmoe import MMoE
 
@@ -22,7 +22,7 @@ MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
 
 
 def learners(count: int, *overrides: str):
-    """The learner of `count` replicas, those of the same runs alone, and the rows they train on."""
+    """One learner of `count` replicas, `count` single learners with the same seeds, and the data module."""
     arguments = ["data.source=sample", *overrides]
     data = build(config(*arguments), "data")
     together = build_learner(config(*arguments, f"replicas={count}", "seed=5"), data.schema)
@@ -52,7 +52,7 @@ def test_every_method_trains_as_it_does_alone(model: str):
     assert len({round(loss, 4) for loss in ours[:, 0].tolist()}) == 3
 
 
-def test_inputs_that_are_learned_are_stacked_too():
+def test_learned_inputs_are_stacked_too():
     together, alone, data = learners(2, "inputs=embedding")
     ours = torch.stack(train(together, data, 20), dim=1)
     theirs = torch.stack([torch.stack(train(learner, data, 20)) for learner in alone])
@@ -77,7 +77,7 @@ def test_each_replica_may_have_rows_of_its_own():
     binary_cross_entropy_with_logits(together.logits, labels).backward()
 
 
-def test_the_modules_are_not_touched():
+def test_the_given_modules_do_not_change():
     models = [MMoE(10, 2) for _ in range(2)]
     replicas = Replicas(models)
     assert {n: p.shape[1:] for n, p in replicas.parameters_by_name().items()} == {
@@ -88,7 +88,8 @@ def test_the_modules_are_not_touched():
     assert models[0].weight.grad is None
 
 
-def test_a_run_of_replicas_is_the_runs_alone(train):
+@pytest.mark.slow
+def test_a_run_of_replicas_equals_single_runs(train):
     common = [
         "experiment=smoke",
         "callbacks.early_stopping.patience=1",
@@ -117,7 +118,7 @@ def test_a_run_of_replicas_is_the_runs_alone(train):
     assert together["half_interval"]["test"]["income"]["auroc"] == pytest.approx(half, rel=1e-4)
 
 
-def test_a_replica_that_is_done_keeps_its_weights():
+def test_a_replica_that_stopped_early_keeps_its_weights():
     together, _, _ = learners(2)
     together.patience, together.values = 1, {}
     together.trainer = type("T", (), {"should_stop": False, "current_epoch": 0})()
@@ -127,22 +128,22 @@ def test_a_replica_that_is_done_keeps_its_weights():
         with torch.no_grad():
             weight.add_(1.0)
         history.append(weight.detach().clone())
-        together._keep_the_best(*[torch.tensor(values, dtype=torch.float64)] * 2)
+        together._keep_best(*[torch.tensor(values, dtype=torch.float64)] * 2)
     kept = dict(together.best.named_parameters())["network.model.weight"]
     assert torch.equal(kept[0], history[1][0])
-    assert torch.equal(kept[1], history[0][1])  # .9 came after its early stop
+    assert torch.equal(kept[1], history[0][1])  # 0.9 came after its early stop
     assert together.trainer.should_stop
-    together.take_the_best()
+    together.restore_best()
     assert torch.equal(together.objective.parameters_by_name()["network.model.weight"], kept)
 
 
 def stops_after(patience: int, min_delta: float, values: list[float]) -> int:
-    """The validations after which two replicas with the same values are both done."""
+    """The number of validations after which two replicas with the same values both stop."""
     together, _, _ = learners(2, f"callbacks.early_stopping.patience={patience}")
     together.min_delta = min_delta
     together.trainer = type("T", (), {"should_stop": False, "current_epoch": 0})()
     for count, value in enumerate(values, 1):
-        together._keep_the_best(*[torch.tensor([value] * 2, dtype=torch.float64)] * 2)
+        together._keep_best(*[torch.tensor([value] * 2, dtype=torch.float64)] * 2)
         if together.trainer.should_stop:
             return count
     return 0
@@ -164,7 +165,7 @@ def test_replicas_stop_when_lightning_would(patience: int, min_delta: float):
     assert stops_after(patience, min_delta, values) == expected > 0
 
 
-def test_the_callbacks_settings_are_those_of_the_replicas():
+def test_replicas_follow_the_settings_of_the_callbacks():
     stop = {"monitor": "val/marital/log_loss", "mode": "min", "patience": 7}
     options = [f"callbacks.early_stopping.{key}={value}" for key, value in stop.items()]
     best = ["callbacks.best.monitor=val/marital/auroc", "callbacks.best.mode=max"]
@@ -190,7 +191,7 @@ def test_the_callbacks_settings_are_those_of_the_replicas():
 
 
 def test_each_replica_is_clipped_by_its_own_norm():
-    """As `clip_grad_norm_` of each alone; so is each member of an ensemble."""
+    """The gradients equal those that `clip_grad_norm_` gives each learner alone."""
     together, alone, data = learners(3, "inputs=embedding")
     batch = next(iter(data.train_dataloader()))
     together.objective(*batch).loss.sum().backward()
@@ -218,20 +219,21 @@ def test_each_member_of_an_ensemble_is_clipped_by_its_own_norm():
         torch.testing.assert_close(parameter.grad, gradient * scale, atol=1e-7, rtol=1e-4)
 
 
-def test_a_replica_that_was_never_validated_keeps_its_weights():
+def test_a_replica_without_a_validation_keeps_its_last_weights():
     together, _, _ = learners(2)
     weight = together.objective.parameters_by_name()["network.model.weight"]
     with torch.no_grad():
         weight.add_(1.0)
     last = weight.detach().clone()
-    together.best_epoch[0] = 1  # its best are those of the start
-    together.take_the_best()
+    together.best_epoch[0] = 1  # its best weights are the initial ones
+    together.restore_best()
     now = together.objective.parameters_by_name()["network.model.weight"]
     assert torch.equal(now[0], dict(together.best.named_parameters())["network.model.weight"][0])
     assert torch.equal(now[1], last[1])
 
 
-def test_lightnings_trial_of_a_few_batches_is_no_validation(train):
+@pytest.mark.slow
+def test_lightnings_sanity_check_does_not_count_as_a_validation(train):
     options = ["experiment=smoke", "replicas=2", "logger=none", "trainer.max_epochs=1"]
     assert train(*options, "trainer.num_sanity_val_steps=2", "hydra.run.dir=a").code == 0
     assert train(*options, "hydra.run.dir=b").code == 0
@@ -239,30 +241,30 @@ def test_lightnings_trial_of_a_few_batches_is_no_validation(train):
     assert Path("a/predictions.parquet").read_bytes() == Path("b/predictions.parquet").read_bytes()
 
 
-def test_before_a_validation_the_weights_are_those_that_were_trained(train):
+def test_without_a_validation_the_last_weights_are_stored(train):
     arguments = ["experiment=smoke", "replicas=2", "logger=none"]
     assert train(*arguments, "+trainer.max_steps=20").code == 0
     (folder,) = Path("runs/smoke").iterdir()
     learner = build_learner(config(*arguments), build(config(*arguments), "data").schema)
     start = learner.objective.parameters_by_name()["network.model.weight"]
     for r in range(2):
-        assert not torch.equal(runs.load_network(folder, replica=r).model.weight, start[r])
+        assert not torch.equal(load(folder).network(replica=r).model.weight, start[r])
 
 
-def test_replicas_come_back_one_by_one(train):
+def test_each_replica_can_be_loaded(train):
     assert train("experiment=smoke", "replicas=2", "trainer.max_epochs=1", "logger=none").code == 0
     (folder,) = Path("runs/smoke").iterdir()
     frame = pd.read_parquet(folder / "predictions.parquet")
     data = build(config("data.source=sample"), "data")
     rows = data.dataset.splits["test"]
     for r in range(2):
-        logits = runs.load_network(folder, replica=r)(rows.codes, rows.numerics).logits
+        logits = load(folder).network(replica=r)(rows.levels, rows.numbers).logits
         np.testing.assert_allclose(
             frame[f"marital_probability_{r}"], logits[:, 1].double().sigmoid().detach(), atol=1e-6
         )
     for wrong in (None, 2, -1):
-        with pytest.raises(ValueError, match=f"^replica={wrong}: the run has 2 replicas: must be 0 to 1"):
-            runs.load_network(folder, replica=wrong)
+        with pytest.raises(ValueError, match=r"^replica.*: must be 0 to 1, because the run has 2 replicas"):
+            load(folder).network(replica=wrong)
 
 
 @pytest.mark.slow
@@ -281,14 +283,14 @@ def test_a_replica_becomes_a_run_folder(train):
     frame = pd.read_parquet(out / "predictions.parquet")
     everything = pd.read_parquet(folder / "predictions.parquet")
     assert np.array_equal(frame["income_probability"], everything["income_probability_1"])
-    network = runs.load_network(out)
-    for a, b in zip(network.parameters(), runs.load_network(folder, replica=1).parameters(), strict=True):
+    network = load(out).network()
+    for a, b in zip(network.parameters(), load(folder).network(replica=1).parameters(), strict=True):
         assert torch.equal(a, b)
     rows = build(config("data.source=sample"), "data").dataset.splits["test"]
-    probabilities = network(rows.codes, rows.numerics).logits.double().sigmoid().detach()
+    probabilities = network(rows.levels, rows.numbers).logits.double().sigmoid().detach()
     np.testing.assert_allclose(frame["income_probability"], probabilities[:, 0], atol=1e-6)
 
-    # The folder is a run: it can be repeated, and gives itself.
+    # The folder's configuration repeats the run.
     again = [
         sys.executable,
         "-m",
@@ -314,7 +316,7 @@ def test_a_replica_becomes_a_run_folder(train):
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("replicas", [1, 8])
-def test_every_method_trains_by_the_command_line(train, model: str, replicas: int):
+def test_every_method_trains_from_the_command_line(train, model: str, replicas: int):
     arguments = [
         "trainer.max_epochs=1",
         "+trainer.limit_train_batches=3",
@@ -324,7 +326,7 @@ def test_every_method_trains_by_the_command_line(train, model: str, replicas: in
     assert train("experiment=census", f"model={model}", f"replicas={replicas}", *arguments).code == 0
     (folder,) = Path("runs/census").iterdir()
     metrics = json.loads((folder / "metrics.json").read_text())
-    network = runs.load_network(folder, replica=None if replicas == 1 else 0)
+    network = load(folder).network(replica=None if replicas == 1 else 0)
     assert metrics["parameters"] == sum(p.numel() for p in network.parameters())
     assert len(metrics.get("runs", [None])) == replicas
 

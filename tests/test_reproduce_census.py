@@ -1,4 +1,4 @@
-"""The script that makes the paper's tables, on the bundled sample."""
+"""The script that reproduces the paper's census tables, on the bundled sample."""
 
 import subprocess
 import sys
@@ -46,14 +46,14 @@ def test_tables_figure_and_configurations():
     assert Path("out/group1.png").stat().st_size > 10_000
     assert len(list(Path("out/configs/experiment").iterdir())) == 2
 
-    # What is there is not done again; what was stopped is.
+    # A stopped training starts again; finished ones do not.
     before = Path("work/group1/tuned/mmoe/metrics.json").stat().st_mtime_ns
     Path("work/group1/tuned/single_task/metrics.json").unlink()
     assert reproduce("sample=true").returncode == 0
     assert Path("work/group1/tuned/mmoe/metrics.json").stat().st_mtime_ns == before
     assert Path("work/group1/tuned/single_task/metrics.json").exists()
 
-    # Matched budgets are close.
+    # Matched budgets give nearly the same number of parameters.
     assert reproduce("sample=true", "budget=matched").returncode == 0
     counts = pd.read_csv("out/group1_matched.csv").groupby("method")["parameters"].first()
     assert counts["single_task"] == pytest.approx(counts["mmoe"], rel=0.05)
@@ -61,14 +61,12 @@ def test_tables_figure_and_configurations():
     # Another number of seeds needs another folder; nothing is overwritten.
     done = reproduce("sample=true", "seeds=4")
     assert done.returncode == 2
-    assert (
-        done.stderr.splitlines()[-1]
-        == "error: work/group1/tuned/mmoe: has 3 seeds, not 4; name another folder"
-    )
+    error = "error: work/group1/tuned/mmoe: has 3 seeds, not 4; name another folder"
+    assert done.stderr.splitlines()[-1] == error
     assert Path("out/group1.md").read_text() == text
 
 
-def test_the_sample_is_refused_unless_asked_for():
+def test_the_sample_needs_an_option():
     done = reproduce()
     assert done.returncode == 2
     assert "error: data.source=official: " in done.stderr
@@ -85,7 +83,7 @@ def test_the_sample_is_refused_unless_asked_for():
         ("methods=mlp", "error: methods=mlp: must be all or some of single_task"),
     ],
 )
-def test_mistakes(script: Callable[..., Result], argument: str, message: str):
+def test_mistakes_are_reported_in_one_line(script: Callable[..., Result], argument: str, message: str):
     result = script("reproduce_census", *QUICK, argument)
     assert result.code == 2
     assert result.err.startswith(message)

@@ -15,7 +15,7 @@ from mmoe.data.synthetic_generator import Generator
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SMALL = [
-    "runs=3", "chunk=3", "cosines=.5,1", "rates=1e-3", "folder=work", "out=out", "trainer.max_epochs=2",
+    "runs=3", "chunk=3", "cosines=0.5,1", "rates=1e-3", "folder=work", "out=out", "trainer.max_epochs=2",
     "data.rows=64", "data.batch_size=32", "data.eval_rows=50",
 ]  # fmt: skip
 
@@ -25,7 +25,7 @@ def reproduce(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_the_calibration_has_the_right_correlations(monkeypatch: pytest.MonkeyPatch):
+def test_the_calibrated_labels_have_the_published_correlations(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import calibrate_synthetic
 
@@ -36,13 +36,14 @@ def test_the_calibration_has_the_right_correlations(monkeypatch: pytest.MonkeyPa
     for p, correlation in zip(cosines, expected, strict=True):
         labels = Generator(p, m=2, **options).rows([0], 0, 100_000).labels
         assert torch.corrcoef(labels.T)[0, 1].item() == pytest.approx(correlation, abs=0.012)
-    read = calibrate_synthetic.PUBLISHED_CORRELATION
-    residuals = calibrate_synthetic.correlation(list(read), **options) - np.array(list(read.values()))
+    published = calibrate_synthetic.PUBLISHED_CORRELATION
+    fitted = calibrate_synthetic.correlation(list(published), **options)
+    residuals = fitted - np.array(list(published.values()))
     assert np.abs(residuals).max() <= calibrate_synthetic.PRECISION
 
 
 @pytest.mark.slow
-def test_figures_4_and_5_and_going_on():
+def test_figures_4_and_5_and_continuing():
     done = reproduce("figure=4", "jobs=2")
     assert done.returncode == 0, done.stderr
     text = Path("out/figure4.md").read_text()
@@ -58,7 +59,7 @@ def test_figures_4_and_5_and_going_on():
     assert "gap between p = 0.5 and p = 1" in text
     assert "100%" in done.stderr
 
-    # What is there is not done again; what was stopped is.
+    # A stopped run starts again; finished ones do not.
     folders = sorted(path.parent for path in Path("work").glob("*/*/metrics.json"))
     assert len(folders) == 3 * 2
     before = {folder: (folder / "metrics.json").stat().st_mtime_ns for folder in folders}
@@ -71,15 +72,15 @@ def test_figures_4_and_5_and_going_on():
     assert mean == pytest.approx(last["mean"].item(), abs=2e-5)
     assert Path("out/figure5.png").stat().st_size > 10_000
 
-    # Runs of other settings are not mixed with these.
+    # Runs with other settings need another folder.
     done = reproduce("figure=5", "data.noise_variance=1")
     assert done.returncode == 2
-    assert done.stderr == "error: work/settings.json: is of other settings; name another folder\n"
+    assert done.stderr == "error: work/settings.json: holds other settings; name another folder\n"
 
 
 @pytest.mark.slow
-def test_the_best_rate_of_the_trials_is_taken():
-    options = ["cosines=.5", "rates=1e-30,1e-2", "trials=2", "runs=3", "chunk=2"]
+def test_the_trials_choose_the_best_rate():
+    options = ["cosines=0.5", "rates=1e-30,1e-2", "trials=2", "runs=3", "chunk=2"]
     done = reproduce("figure=3", *options)
     assert done.returncode == 0, done.stderr
     assert len(list(Path("work").glob("*/*/metrics.json"))) == 4
@@ -97,7 +98,7 @@ def test_the_best_rate_of_the_trials_is_taken():
         ("cosines=2", "data.p=2.0: must be a cosine in [-1, 1]"),
     ],
 )
-def test_mistakes(script: Callable[..., Result], argument: str, message: str):
+def test_mistakes_are_reported_in_one_line(script: Callable[..., Result], argument: str, message: str):
     result = script("reproduce_synthetic", *SMALL, "figure=3", argument)
     assert result.code == 2
     assert f"error: {message}\n" in result.err

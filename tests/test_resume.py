@@ -95,6 +95,7 @@ def test_a_killed_run_goes_on(train: Callable, whole: Path, step: int):
 
 
 @pytest.mark.parametrize("model", ["replicas", "synthetic"])
+@pytest.mark.slow
 def test_replicas_and_streams_go_on(train: Callable, model: str):
     options = [*OPTIONS, "trainer.max_epochs=2", "replicas=2"]
     if model == "synthetic":
@@ -215,6 +216,21 @@ def test_an_early_stop_is_not_trained_longer(train: Callable):
     assert Path("run/metrics.json").read_bytes() == before
 
 
+@pytest.mark.slow
+def test_training_longer_skips_a_damaged_checkpoint(train: Callable):
+    options = [*OPTIONS, "trainer.max_epochs=2", "callbacks.early_stopping=null"]
+    assert train(*options, "hydra.run.dir=run").code == 0
+    path = Path("run/checkpoints/last.ckpt")
+    path.write_bytes(path.read_bytes()[:-100])
+    Path("run/metrics.json").rename("metrics.json")
+    Path("run/metrics.json").touch()
+    assert train("resume=run").err.startswith("error: run/metrics.json: not whole")
+    Path("metrics.json").rename("run/metrics.json")
+    result = train("resume=run", "trainer.max_epochs=3")
+    assert result.code == 0, result.err
+    assert "the one before is taken" in result.out + result.err
+
+
 def test_figures_that_lack_are_drawn(train: Callable, whole: Path):
     shutil.copytree(whole, "run")
     shutil.rmtree("run/figures")
@@ -265,5 +281,5 @@ def test_mistakes(train: Callable, smoke_run: Path):
         assert not list(Path().glob("runs/*"))
     (copy / "metrics.json").unlink()
     text = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(text.replace("mmoe.training.adam.Adam", "os.system"))
+    (copy / "config.yaml").write_text(text.replace("torch.optim.Adam", "os.system"))
     assert "learner.optimizer._target_=os.system: a run folder may build" in train("resume=copy").err

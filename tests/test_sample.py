@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = ("census-income.data.gz", "census-income.test.gz")
 
 
-def test_size():
+def test_number_of_rows_and_bytes():
     assert [len(read(SAMPLE_DIR / name)) for name in NAMES] == [6000, 3000]
     assert sum((SAMPLE_DIR / name).stat().st_size for name in NAMES) <= 400_000
 
@@ -31,7 +31,7 @@ def test_columns_depend_on_each_other():
     assert rich[managers].mean() > 2 * rich.mean()
 
 
-def test_every_column_varies_and_numbers_look_like_the_official_ones():
+def test_every_column_varies_and_numbers_are_in_the_official_range():
     frame = read(SAMPLE_DIR / NAMES[0])
     assert all(frame[column].nunique() > 1 for column in COLUMNS)
     assert set(frame["year"]) == {94.0, 95.0}
@@ -41,16 +41,16 @@ def test_every_column_varies_and_numbers_look_like_the_official_ones():
 
 
 @pytest.mark.slow
-def test_no_row_is_real_and_shares_are_close(real_dir: Path):
+def test_no_row_is_real_and_distributions_are_close(real_dir: Path):
     real = pd.concat([read(real_dir / name) for name in NAMES])
-    ours = pd.concat([read(SAMPLE_DIR / name) for name in NAMES])
-    texts = [set(frame.astype(str).agg(",".join, axis=1)) for frame in (real, ours)]
+    sample = pd.concat([read(SAMPLE_DIR / name) for name in NAMES])
+    texts = [set(frame.astype(str).agg(",".join, axis=1)) for frame in (real, sample)]
     assert not texts[0] & texts[1]
     for column in COLUMNS:
         if column in NUMERIC:
-            assert abs(ours[column].mean() - real[column].mean()) < 0.1 * real[column].std(), column
+            assert abs(sample[column].mean() - real[column].mean()) < 0.1 * real[column].std(), column
         else:
-            shares = [frame[column].value_counts(normalize=True) for frame in (ours, real)]
+            shares = [frame[column].value_counts(normalize=True) for frame in (sample, real)]
             assert shares[0].sub(shares[1], fill_value=0).abs().sum() / 2 < 0.03, column
 
 
@@ -60,12 +60,11 @@ def test_the_script_makes_the_committed_files(real_dir: Path, tmp_path: Path):
     out = subprocess.run(script, check=True, capture_output=True, text=True).stdout
     assert out.count(" nats") == len(COLUMNS) - 1
     for name in NAMES:
-        assert gzip.decompress((tmp_path / name).read_bytes()) == gzip.decompress(
-            (SAMPLE_DIR / name).read_bytes()
-        )
+        made, committed = (gzip.decompress((root / name).read_bytes()) for root in (tmp_path, SAMPLE_DIR))
+        assert made == committed
 
 
-def test_lines_are_in_the_official_form():
+def test_lines_have_the_official_format():
     text = gzip.decompress((SAMPLE_DIR / NAMES[0]).read_bytes()).decode("latin-1")
     assert text.endswith("\n")
     assert np.all([line.count(", ") == 41 for line in text.splitlines()])

@@ -103,7 +103,7 @@ def test_a_schedule_that_is_too_short_is_refused_before_training():
 def test_a_plateau_lowers_the_rate_by_what_is_monitored(monitor: str, mode: str):
     plateau = partial(lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.1)
     ours = learner(partial(torch.optim.SGD, lr=0.0), scheduler=plateau, monitor=monitor)
-    for group in (ours._make_optimizer()).param_groups:
+    for group in ours.configure_optimizers()["optimizer"].param_groups:
         assert group["lr"] == 0
     ours = learner(partial(torch.optim.SGD, lr=1e-30), scheduler=plateau, monitor=monitor)
     rates = fit(ours, epochs=4)  # nothing improves on the first epoch

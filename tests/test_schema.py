@@ -24,7 +24,7 @@ def test_json_round_trip_is_exact():
     assert [column.mode for column in read.categorical] == ["rouge é", ""]
 
 
-def test_a_schema_without_modes_is_the_same():
+def test_modes_are_optional_and_not_compared():
     text = re.sub(r',\s*"mode": "[^"]*"', "", SCHEMA.to_json())
     assert "mode" not in text
     assert Schema.from_json(text) == SCHEMA
@@ -40,11 +40,11 @@ def test_a_task_needs_a_positive_level():
 
 
 def changed(path: str, value: Any) -> str:
-    """The JSON of SCHEMA with another value at a path of keys and indices."""
+    """The JSON of SCHEMA with another value at a path of keys and indices; `...` deletes the value."""
     stored = json.loads(SCHEMA.to_json())
-    *way, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+    *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
     part = stored
-    for key in way:
+    for key in parents:
         part = part[key]
     if value is ...:
         del part[last]
@@ -56,11 +56,11 @@ def changed(path: str, value: Any) -> str:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("categorical", ..., "schema: must have a 'categorical'"),
+        ("categorical", ..., "schema: must have the key 'categorical'"),
         ("categorical", None, "categorical=None: must be a list"),
         ("categorical", {}, "categorical={}: must be a list"),
-        ("categorical.0", "colour", r"categorical\[0\]: must be an object of JSON, is str"),
-        ("categorical.0.levels", ..., r"categorical\[0\]: must have a 'levels'"),
+        ("categorical.0", "colour", r"categorical\[0\]: must be a JSON object, is str"),
+        ("categorical.0.levels", ..., r"categorical\[0\]: must have the key 'levels'"),
         ("categorical.0.colour", 1, r"categorical\[0\].colour: must be one of name, levels, mode"),
         ("categorical.0.name", "", "categorical.name='': must be text that is not empty"),
         ("categorical.0.name", "size", "columns: must have different names, 2 are 'size'"),
@@ -85,8 +85,8 @@ def changed(path: str, value: Any) -> str:
         ("numeric.0.bins", [1, 0], "numeric.age.bins: must increase as float32, 1.0 is followed by 0.0"),
         ("numeric.0.bins", [1, 1], "numeric.age.bins: must increase"),
         ("numeric.0.bins", [1e8, 1e8 + 1], "numeric.age.bins: must increase as float32"),
-        ("numeric.0.bins", [0, 1e-45], "numeric.age.bins: must be bins with a width"),
-        ("numeric.0.bins", [-3e38, 3e38], "numeric.age.bins: must be bins with a width"),
+        ("numeric.0.bins", [0, 1e-45], "numeric.age.bins: must be bins whose width"),
+        ("numeric.0.bins", [-3e38, 3e38], "numeric.age.bins: must be bins whose width"),
         ("numeric.0.bins", [0, "1"], r"numeric.age.bins\[1\]='1': must be a finite number"),
         ("numeric.0.bins", 5, "numeric.age.bins=5: must be a list"),
         ("numeric.0.values", [2, 1], "numeric.age.values: must increase"),
@@ -95,7 +95,7 @@ def changed(path: str, value: Any) -> str:
         ("tasks.0.positive", [], r"tasks.bought.positive=\[\]: must name"),
         ("tasks.0.positive", "50000+.", r"tasks.bought.positive='50000\+.': must be a list"),
         ("tasks.0.column", None, "tasks.bought.column=None: must be text"),
-        ("tasks.0.mean", 5, "tasks.bought: must have mean 0 and std 1, for it is binary"),
+        ("tasks.0.mean", 5, "tasks.bought: must have mean 0 and std 1, because it is binary"),
         ("tasks.0.std", 0, "tasks.bought.std=0.0: must be above 0"),
         ("rows", "mine", "rows=mine: must be one of official, sample, synthetic, custom"),
         ("rows", None, "rows=None: must be"),
@@ -107,7 +107,7 @@ def changed(path: str, value: Any) -> str:
         ("columns", [], "schema.columns: must be one of categorical, numeric"),
     ],
 )
-def test_nonsense_is_refused_in_one_line(path: str, value: Any, message: str):
+def test_an_invalid_value_gives_a_one_line_error(path: str, value: Any, message: str):
     with pytest.raises(UserError, match=f"^{message}") as caught:
         Schema.from_json(changed(path, value))
     assert len(str(caught.value).splitlines()) == 1
@@ -116,14 +116,14 @@ def test_nonsense_is_refused_in_one_line(path: str, value: Any, message: str):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", "3", '"a"', SCHEMA.to_json()[:300], "[" * 10**5, "9" * 5000]
 )
-def test_what_is_no_schema_is_refused_in_one_line(text: str):
+def test_other_text_gives_a_one_line_error(text: str):
     with pytest.raises(UserError, match="must be") as caught:
         Schema.from_json(text)
     assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
-def test_numbers_that_json_does_not_have(constant: str):
+def test_numbers_must_be_finite(constant: str):
     with pytest.raises(UserError, match=f"^{constant}: must be a finite number"):
         Schema.from_json(SCHEMA.to_json().replace("41.5", constant))
     with pytest.raises(UserError, match=r"^numeric.age.mean=(nan|-?inf): must be a finite number"):
@@ -137,7 +137,7 @@ def test_levels_may_be_sorted_as_integers():
         Categorical("group", ("9", "10", "a"))
 
 
-def test_numbers_of_numpy_and_lists_are_stored_as_plain_values():
+def test_numpy_numbers_and_lists_become_plain_values():
     task = Task("y", "y", kind="regression", mean=np.float32(2.5), std=np.float64(4))
     column = Numeric("n", np.float64(1), np.int64(2), [np.float32(0), 1], [])
     schema = Schema([Categorical("c", ["a"])], [column], [task], num_rows={"train": np.int64(5)})

@@ -20,7 +20,7 @@ def test_equals_a_bottom_and_towers_with_gradients(bottom_units, tower_units, nu
 
 
 def test_arguments():
-    with pytest.raises(ValueError, match=r"^bottom_units=\[\]: must name"):
+    with pytest.raises(ValueError, match=r"^bottom_units=\[\]: must have"):
         SharedBottom(10, 2, [])
     with pytest.raises(ValueError, match=r"^tower_units=\[0\]: must be a list"):
         SharedBottom(10, 2, [4], [0])

@@ -76,9 +76,9 @@ def test_an_error_of_a_clean_up_does_not_hide_the_signal(number: int):
 @pytest.mark.parametrize(
     ("module", "name", "begun"),
     [
-        ("mmoe.data.cache", "cached", False),
+        ("mmoe.data.cache", "load_or_build", False),
         ("mmoe.train", "predictions", True),
-        ("mmoe.analysis.figures", "write_all", True),
+        ("mmoe.analysis.figures", "write_figures", True),
     ],
 )
 def test_a_signal_at_another_time(

@@ -29,7 +29,7 @@ def test_it_has_no_gates():
 
 
 def test_arguments():
-    with pytest.raises(ValueError, match=r"^units=\[\]: must name the width of at least one layer"):
+    with pytest.raises(ValueError, match=r"^units=\[\]: must have the width of at least one layer"):
         SingleTask(10, 2, [])
     with pytest.raises(ValueError, match=r"^num_tasks=0: must be"):
         SingleTask(10, 0)

@@ -8,13 +8,13 @@ from mmoe.models.tensor_factorization import FactorizedLinear
 
 
 def weight(layer: FactorizedLinear) -> torch.Tensor:
-    """The tensor of all tasks' weights [T, I, O], formed."""
+    """The full weights of all tasks, [T, I, O]."""
     return torch.einsum("pqr,ip,oq,tr->tio", layer.core, layer.inputs, layer.outputs, layer.tasks)
 
 
 @pytest.mark.parametrize("units", [[6], [6, 4]])
 @pytest.mark.parametrize("num_tasks", [1, 3])
-def test_equals_the_formed_weights_with_gradients(units: list[int], num_tasks: int):
+def test_equals_the_full_weights_with_gradients(units: list[int], num_tasks: int):
     torch.manual_seed(0)
     model = TensorFactorization(10, num_tasks, units, rank=3, task_rank=2, activation="gelu")
 
@@ -31,7 +31,7 @@ def test_equals_the_formed_weights_with_gradients(units: list[int], num_tasks: i
     assert_equal_with_gradients(model, looped)
 
 
-def test_the_rank_is_low_and_the_variance_that_of_linear():
+def test_the_weights_have_low_rank_and_the_variance_of_linear():
     torch.manual_seed(0)
     layer = FactorizedLinear(num_tasks=6, in_features=300, out_features=200, rank=16, task_rank=2)
     w = weight(layer)

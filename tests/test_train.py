@@ -15,16 +15,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Result, config, run_folder, sample_lines
+from conftest import Result, config, only_run, sample_lines
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics.classification import BinaryAUROC
 
-from mmoe import CONF_DIR, runs
+from mmoe import CONF_DIR, load
 from mmoe.build import build
 from mmoe.data.census import COLUMNS
 from mmoe.data.schema import Schema
 from mmoe.models.mmoe import MMoE
+from mmoe.training import checkpoints
 from mmoe.training.learner import Learner
 from mmoe.training.tasks import TaskMetrics
 
@@ -52,7 +53,7 @@ def test_numbers_below_the_normal_ones_are_zeros_in_training_alone(
 
 def test_the_smoke_experiment_ends_with_a_table_and_a_whole_run_folder():
     done = subprocess.run(command("experiment=smoke"), check=True, capture_output=True, text=True)
-    folder = run_folder()
+    folder = only_run()
     assert "bundled sample" in done.stdout
     assert f"run folder: {folder}" in done.stdout
     assert done.stderr == ""
@@ -89,7 +90,7 @@ def test_the_smoke_experiment_ends_with_a_table_and_a_whole_run_folder():
     for key, value in again.items():
         _, task, name = key.split("/")
         assert metrics["test"][task][name] == pytest.approx(value.item(), abs=1e-9)
-    network = runs.load_network(folder)
+    network = load(folder).network()
     best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
     assert best["epoch"] + 1 == metrics["epoch"]
     state = network.state_dict()
@@ -109,7 +110,7 @@ def test_the_smoke_experiment_ends_with_a_table_and_a_whole_run_folder():
 def test_every_experiment_trains_a_few_steps(train: Train, experiment: str):
     sample = ["data.source=sample"] if "source" in config(f"experiment={experiment}").data else []
     assert train(f"experiment={experiment}", *sample, *QUICK).code == 0
-    folder = run_folder()
+    folder = only_run()
     assert folder.parent.name == experiment
     kept = {path.name for path in (folder / "checkpoints").iterdir()}
     assert kept >= {"best.ckpt", "last.ckpt"}
@@ -132,15 +133,16 @@ def test_what_an_experiment_sets_is_what_is_used(experiment: str):
 
 def test_paddlerecs_settings_keep_every_epoch(train: Train):
     arguments = ["data.source=sample", "trainer.max_epochs=3", "+trainer.limit_train_batches=3"]
-    assert train("experiment=census_seed", *arguments).code == 0
-    kept = {path.name for path in (run_folder() / "checkpoints").iterdir()}
+    assert train("experiment=census_paddlerec", *arguments).code == 0
+    kept = {path.name for path in (only_run() / "checkpoints").iterdir()}
     always = {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert kept == {*always, "epoch_000.ckpt", "epoch_001.ckpt", "epoch_002.ckpt"}
 
 
+@pytest.mark.slow
 def test_a_run_can_be_repeated_from_its_folder(train: Train):
     assert train("experiment=smoke", *QUICK, "logger=none").code == 0
-    folder = run_folder().absolute()
+    folder = only_run().absolute()
     again = ["--config-path", str(folder), "--config-name", "config", "hydra.run.dir=again"]
     subprocess.run(command(*again), check=True, capture_output=True)
     assert (folder / "predictions.parquet").read_bytes() == Path("again/predictions.parquet").read_bytes()
@@ -157,7 +159,7 @@ def test_a_run_can_be_repeated_from_its_folder(train: Train):
         ["trainer.precision=bf16-mixed", "trainer.log_every_n_steps=0", "+trainer.accumulate_grad_batches=2"],
         ["trainer.precision=bf16-true"],
         ["inputs=embedding", "logger=csv", "trainer=cpu"],
-        ["inputs=standard", "features=seed", "logger=none"],
+        ["inputs=standard", "features=paddlerec", "logger=none"],
         [
             "model.expert_units=[12,6]",
             "model.gate_units=[4]",
@@ -173,8 +175,8 @@ def test_a_run_can_be_repeated_from_its_folder(train: Train):
 )
 def test_options(train: Train, overrides: list[str]):
     assert train("experiment=smoke", *QUICK, *overrides).code == 0
-    assert (run_folder() / "metrics.json").is_file()
-    assert (run_folder() / "csv/metrics.csv").is_file() == ("logger=csv" in overrides)
+    assert (only_run() / "metrics.json").is_file()
+    assert (only_run() / "csv/metrics.csv").is_file() == ("logger=csv" in overrides)
 
 
 def test_the_same_seed_gives_the_same_bits(train: Train):
@@ -193,7 +195,7 @@ def test_early_stopping_and_the_best_epoch(train: Train):
     # A rate of 0 never improves on the first epoch.
     arguments = ["learner.optimizer.lr=0", "trainer.max_epochs=9", "callbacks.early_stopping.patience=2"]
     assert train("experiment=smoke", *arguments).code == 0
-    metrics = json.loads((run_folder() / "metrics.json").read_text())
+    metrics = json.loads((only_run() / "metrics.json").read_text())
     assert (metrics["epoch"], metrics["epochs"]) == (1, 3)
 
 
@@ -203,7 +205,7 @@ def test_without_data_the_fallback_is_loud():
     )
     assert "FALLING BACK TO THE BUNDLED SAMPLE" in done.stdout
     assert "Best epoch on the bundled sample" in done.stdout
-    assert json.loads((run_folder() / "metrics.json").read_text())["rows"] == "sample"
+    assert json.loads((only_run() / "metrics.json").read_text())["rows"] == "sample"
 
 
 def test_the_environment_variable_names_the_directory(
@@ -213,7 +215,7 @@ def test_the_environment_variable_names_the_directory(
     result = train("experiment=census", *QUICK)
     assert result.code == 0
     assert "Best epoch on the rows of data.dir" in result.out
-    assert json.loads((run_folder() / "metrics.json").read_text())["rows"] == "custom"
+    assert json.loads((only_run() / "metrics.json").read_text())["rows"] == "custom"
 
 
 def test_help_and_config_do_not_wait_for_torch():
@@ -225,7 +227,7 @@ def test_help_and_config_do_not_wait_for_torch():
 
 def test_a_sweep_has_a_folder_for_each_run(train: Train):
     assert train("-m", "experiment=smoke", "model.num_experts=1,2", *QUICK).code == 0
-    sweep = run_folder()
+    sweep = only_run()
     for number, experts in (("0", 1), ("1", 2)):
         assert OmegaConf.load(sweep / number / "config.yaml").model.num_experts == experts
         assert (sweep / number / "metrics.json").is_file()
@@ -235,8 +237,8 @@ def test_a_number_can_be_a_task(train: Train):
     features = "data.features=[sex,education,class_of_worker]"
     options = ["+data.tasks.age.column=age", "+data.tasks.age.kind=regression", features]
     assert train("experiment=smoke", *QUICK, *options, "objective.task_weights={age: 1e-4}").code == 0
-    metrics = json.loads((run_folder() / "metrics.json").read_text())
-    frame = pd.read_parquet(run_folder() / "predictions.parquet")
+    metrics = json.loads((only_run() / "metrics.json").read_text())
+    frame = pd.read_parquet(only_run() / "predictions.parquet")
     ages = [int(line.split(",")[0]) for line in np.array(sample_lines("census-income.test"))[frame["row"]]]
     assert frame["age_label"].tolist() == ages
     error = (frame["age_label"] - frame["age_prediction"]).pow(2).mean()
@@ -254,7 +256,7 @@ def test_a_compiled_run_has_the_same_results(train: Train, replicas: int):
         assert train("experiment=smoke", *options, *steps).code == 0
         found.append(pd.read_parquet(f"{folder}/predictions.parquet"))
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
-    assert runs.load_network("compiled", replica=None if replicas == 1 else 0)
+    assert load("compiled").network(replica=None if replicas == 1 else 0)
 
 
 def break_lines(name: str, change: Callable[[list[str]], object]) -> Callable[[Path], object]:
@@ -342,11 +344,11 @@ BAD_OVERRIDES = {
     "trainer.accelerator=abacus": "trainer: You selected an invalid accelerator name",
     "trainer.max_epochs=abc": "trainer.max_epochs=abc: must be an integer of at least -1",
     "+trainer.limit_val_batches=1.5": "trainer: You have passed invalid value 1.5 for limit_val_batches",
-    "objective.task_weights=[1,2]": "objective.task_weights=[1, 2]: must be",
+    "objective.task_weights=[1,2]": "objective.task_weights=[1, 2]: must map",
     "objective.task_weights={income: 0, marital: 0}": "objective.task_weights",
     "data.tasks.income.positive=50000+.": "data.tasks.income.positive=50000+.: must be a list of levels",
     "+data.tasks.income.negative=[a]": "data.tasks.income.negative: must be column, positive or kind",
-    "+data.num_workers=4": "data.num_workers: is no option of the data; further ones are batch_size",
+    "+data.num_workers=4": "data: got an unexpected keyword argument 'num_workers'",
     "data.features=age": "data.features=age: must be a list of columns",
     "data.features=5": "data.features=5: must be a list of text",
     "data.cache_dir=5": "data.cache_dir=5: must be text or null",
@@ -367,6 +369,7 @@ BAD_OVERRIDES = {
     "model._target_=mmoe.models.mmoe": "model._target_=mmoe.models.mmoe: must be a class or a function",
     "inputs.categorical=onehot": "inputs.categorical=onehot: must be a class to build",
     "trainer.max_epochs=2.5": "trainer.max_epochs=2.5: must be an integer of at least -1",
+    "trainer.limit_train_batches=0": "trainer.limit_train_batches=0: must be above 0",
     "+trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0: must be",
     "+trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch=0: must be",
     "+trainer.plugins=[]": "trainer.plugins: is set by mmoe; leave it out",
@@ -425,7 +428,7 @@ def test_limits_are_said_and_the_rows_are_those_that_were_scored(train: Train, l
     options = [*QUICK, "data.eval_batch_size=400", f"replicas={replicas}", "logger=none", "figures=true"]
     result = train("experiment=smoke", *options, *overrides)
     assert result.code == 0, result.err
-    folder = run_folder()
+    folder = only_run()
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["num_rows"] == rows
     for split in ("val", "test"):
@@ -434,7 +437,7 @@ def test_limits_are_said_and_the_rows_are_those_that_were_scored(train: Train, l
         assert (partly in result.out) == (0 < rows.get(split, 0) < 1500)
     no_validation = limit.startswith("no validation") or limit == "neither"
     no_validation |= limit == "one batch of each" and replicas == 1  # Lightning keeps no checkpoints then
-    assert ("the last, for no validation chose one" in result.out) == no_validation
+    assert ("the last, because no validation chose one" in result.out) == no_validation
     assert metrics["monitor"] == (None if no_validation else "val/income/auroc")
     assert metrics["epoch"] == 1
     if "test" in rows:
@@ -470,13 +473,29 @@ def test_the_best_of_several_checkpoints_is_tested(train: Train):
         areas = history["val/income/auroc"]
         assert metrics["epoch"] == areas.idxmax() + 1
         assert metrics["val"]["income"]["auroc"] == pytest.approx(areas.max(), abs=1e-9)
-        stored = runs.load_checkpoint(Path(name, "checkpoints/best.ckpt"))
+        stored = checkpoints.load(Path(name, "checkpoints/best.ckpt"))
         assert stored["epoch"] + 1 == metrics["epoch"]
         epochs.add((metrics["epoch"], metrics["epochs"]))
     ((best, last),) = epochs
     assert best < last  # or the test would say nothing
     assert len(list(Path("three/checkpoints").glob("best-*.ckpt"))) == 3
     assert len(list(Path("all/checkpoints").glob("best-*.ckpt"))) == 6
+
+
+@pytest.mark.parametrize("returned", ["logits", "(logits, None)", "(logits[:, :1], gates)"])
+def test_a_model_must_return_logits_and_gates(train: Train, monkeypatch: pytest.MonkeyPatch, returned: str):
+    code = (
+        "from mmoe import MMoE\nclass Net(MMoE):\n    def forward(self, x):\n"
+        f"        logits, gates = super().forward(x)\n        return {returned}\n"
+    )
+    Path("own_net.py").write_text(code)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    sys.modules.pop("own_net", None)
+    result = train("experiment=smoke", *QUICK, "model._target_=own_net.Net")
+    assert result.code == 2
+    expected = "error: model=Net: must return logits [B, 2] and gates [B, 2, E], as mmoe.Output;"
+    assert result.err.startswith(expected)
+    assert not list(Path().glob("runs/*"))
 
 
 def test_several_loggers(train: Train):
@@ -513,7 +532,7 @@ def test_files_follow_the_umask():
 
     done = subprocess.run(command("experiment=smoke", *QUICK), preexec_fn=private, capture_output=True)
     assert done.returncode == 0
-    for path in run_folder().rglob("*"):
+    for path in only_run().rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
 
 
@@ -531,7 +550,7 @@ def test_a_data_directory_that_begins_as_the_run_folder_does(train: Train, censu
     assert stored["data"]["dir"] == str(Path("run-data").absolute())
     assert stored["callbacks"]["best"]["dirpath"] == "${hydra:runtime.output_dir}/checkpoints"
     shutil.move("run", "moved")
-    config, _ = runs.read(Path("moved"))
+    config = load("moved").config
     assert config.callbacks.best.dirpath == str(Path("moved/checkpoints").absolute())
     assert config.data.dir == str(Path("run-data").absolute())
 
@@ -551,7 +570,7 @@ def test_the_exit_code_of_the_process_is_2(census_dir: Path):
 
 
 def test_the_label_of_the_second_group_is_no_input(train: Train):
-    result = train("experiment=census_education", "features=seed")
+    result = train("experiment=census_education", "features=paddlerec")
     refused(result, "data.features: 'education' is the column that the label of task education is made from")
 
 
@@ -573,7 +592,7 @@ def test_a_corrupt_cache_is_rebuilt_with_a_warning(train: Train, census_dir: Pat
 
 @pytest.mark.slow
 def test_real_rows_reach_the_stated_areas(real_dir: Path, train: Train):
-    for features, least in (("paper", 0.9450), ("seed", 0.9490)):
+    for features, least in (("paper", 0.9450), ("paddlerec", 0.9490)):
         areas = []
         for seed in range(3):
             arguments = [f"data.dir={real_dir}", f"seed={seed}", f"features={features}", "logger=none"]
@@ -609,7 +628,7 @@ def test_no_epochs_at_all_is_a_run(train: Train):
 def test_divergence_is_said_in_one_line(train: Train, replicas: int, of: str):
     result = train("experiment=smoke", "learner.optimizer.lr=1e30", f"replicas={replicas}")
     assert result.code == 2
-    path = run_folder() / "diverged.parquet"
+    path = only_run() / "diverged.parquet"
     assert result.err == (
         f"error: training{of} diverged in step 2 (epoch 1, batch 2): income, marital not finite; lower the"
         " learning rate (learner.optimizer.lr);"
@@ -621,20 +640,20 @@ def test_divergence_is_said_in_one_line(train: Train, replicas: int, of: str):
     for number, batch in zip((1, 2), loaded.train_dataloader(), strict=False):
         rows = frame[frame["batch"] == number]
         assert rows["income_label"].tolist() == batch.labels[:, 0].tolist()
-        assert rows["age"].tolist() == batch.numerics[:, 0].tolist()
+        assert rows["age"].tolist() == batch.numbers[:, 0].tolist()
         vocabulary = loaded.schema.categorical[0]
-        assert rows[vocabulary.name].tolist() == [vocabulary.levels[code] for code in batch.codes[:, 0]]
+        assert rows[vocabulary.name].tolist() == [vocabulary.levels[code] for code in batch.levels[:, 0]]
 
 
 def test_weights_that_are_not_finite_are_never_kept(train: Train):
     result = train("experiment=smoke", "learner.optimizer.lr=1e30", "callbacks.last.every_n_steps=3")
     assert result.code == 2
     assert "training diverged in step 2 (epoch 1, batch 2)" in result.err
-    assert not list((run_folder() / "checkpoints").glob("*"))
+    assert not list((only_run() / "checkpoints").glob("*"))
 
 
 def test_a_bug_keeps_its_traceback(train: Train, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mmoe.runs.start", lambda *_: int("bug"))
+    monkeypatch.setattr("mmoe.run_folder.start", lambda *_: int("bug"))
     result = train("experiment=smoke")
     assert result.code == 1
     assert "Traceback" in result.err
@@ -649,7 +668,7 @@ def test_killed_in_training_leaves_no_half_files():
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    folder = run_folder()
+    folder = only_run()
     assert list((folder / "checkpoints").glob("[!.]*.ckpt"))
     Schema.from_json((folder / "schema.json").read_text())
     assert OmegaConf.load(folder / "config.yaml").seed == 0
@@ -663,15 +682,15 @@ def test_a_replica_with_rows_of_its_own_that_diverges(train: Train):
     result = train("experiment=synthetic", *small, "replicas=2", "learner.optimizer.lr=1e30")
     assert result.code == 2
     assert "error: training of replica 0 diverged in step 2 (epoch 1, batch 2): task1, task2" in result.err
-    frame = pd.read_parquet(run_folder() / "diverged.parquet")
+    frame = pd.read_parquet(only_run() / "diverged.parquet")
     data = build(config("experiment=synthetic", *small, "replicas=2"), "data")
     first = next(iter(data.train_dataloader()))
-    assert frame[frame["batch"] == 1]["x1"].tolist() == first.numerics[0, :, 0].tolist()
+    assert frame[frame["batch"] == 1]["x1"].tolist() == first.numbers[0, :, 0].tolist()
 
 
-@pytest.mark.parametrize(("replicas", "of"), [(1, ""), (2, " of replica 0")])
+@pytest.mark.parametrize(("replicas", "where"), [(1, ""), (2, " in replica 0")])
 def test_a_task_that_died_is_warned_of_once(
-    train: Train, monkeypatch: pytest.MonkeyPatch, replicas: int, of: str
+    train: Train, monkeypatch: pytest.MonkeyPatch, replicas: int, where: str
 ):
     """Every unit of income's tower is 0 from the start, so no gradient reaches it."""
     create = MMoE.__init__
@@ -685,9 +704,9 @@ def test_a_task_that_died_is_warned_of_once(
     monkeypatch.setattr(MMoE, "__init__", dead)
     result = train("experiment=smoke", "trainer.max_epochs=2", f"replicas={replicas}")
     assert result.code == 0, result.err
-    said = f"the predictions of income{of} are the same for all validation rows"
+    said = f"the predictions of income{where} are the same for all validation rows"
     assert (result.out + result.err).count(said) == 1
-    assert "model.activation=gelu or a lower learning rate (learner.optimizer.lr) keeps them" in result.out
+    assert "try model.activation=gelu or a lower learner.optimizer.lr" in result.out
 
 
 def test_half_precision_throughout(train: Train):

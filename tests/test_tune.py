@@ -9,9 +9,11 @@ from conftest import config
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from mmoe import CONF_DIR, search
+from mmoe import CONF_DIR
 from mmoe.build import build, build_learner
 from mmoe.errors import UserError
+from mmoe.training import optuna_study
+from mmoe.tune import space_of, widths_as_lists, with_values
 
 QUICK = ["experiment=smoke", "+trainer.limit_train_batches=2", "folder=tune", "sampler=tpe"]
 MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
@@ -23,11 +25,11 @@ def tune(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def trials() -> int:
-    return len(search.optuna.load_study(study_name="tune", storage=storage()).trials)
+    return len(optuna_study.optuna.load_study(study_name="tune", storage=storage()).trials)
 
 
-def storage() -> search.JournalStorage:
-    return search.JournalStorage(search.JournalFileBackend("tune/journal.log"))
+def storage() -> optuna_study.JournalStorage:
+    return optuna_study.JournalStorage(optuna_study.JournalFileBackend("tune/journal.log"))
 
 
 def spaces():
@@ -47,7 +49,7 @@ def test_a_search_is_resumed_and_its_result_trains(train):
     assert "Best value" in done.stderr  # the progress bar
     assert tune("model=shared_bottom", "trials=3").returncode == 0
     assert trials() == 3
-    best = search.optuna.load_study(study_name="tune", storage=storage()).best_params
+    best = optuna_study.optuna.load_study(study_name="tune", storage=storage()).best_params
     (path,) = Path("tune/experiment").iterdir()
     assert str(path.stem) in done.stdout
     quick = ["trainer.max_epochs=1", "+trainer.limit_train_batches=2", "logger=none", "hydra.run.dir=run"]
@@ -62,12 +64,12 @@ def test_a_search_is_resumed_and_its_result_trains(train):
     journal = Path("tune/journal.log").read_bytes()
     for wrong in (
         ["model=single_task"],
-        ["model=shared_bottom", "features=seed"],
+        ["model=shared_bottom", "features=paddlerec"],
         ["model=shared_bottom", "space.shared_bottom={model.tower_units: {low: 4, high: 8, width: true}}"],
     ):
         done = tune(*wrong, "trials=4")
         assert done.returncode == 2, done.stderr
-        assert done.stderr.startswith("error: tune/journal.log: must be of the same")
+        assert done.stderr.startswith("error: tune/journal.log: must have the")
         assert done.stderr.count("\n") == 1
         assert Path("tune/journal.log").read_bytes() == journal
 
@@ -82,13 +84,13 @@ def test_processes_share_a_search():
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_method_has_a_space_whose_ends_can_be_trained(model: str):
-    space = search.space_of(spaces(), model)
+    space = space_of(spaces(), model)
     assert {"learner.optimizer.lr", "trainer.max_epochs"} <= space.keys()
     base = config("data.source=sample", f"model={model}", "replicas=1")
     schema = build(base, "data").schema
     for end in ("low", "high"):
-        values = search.listed({key: given[end] for key, given in space.items()}, space)
-        tried = search.apply(base, values)
+        values = widths_as_lists({key: given[end] for key, given in space.items()}, space)
+        tried = with_values(base, values)
         for key, value in values.items():
             assert OmegaConf.select(tried, key) == value
         learner = build_learner(tried, schema)
@@ -113,8 +115,8 @@ def test_mistakes(arguments: list[str], message: str):
     assert done.stderr.count("\n") == 1
 
 
-def opened(described: dict[str, str] | None = None) -> search.optuna.Study:
-    return search.open_study(Path("tune"), "tpe", 0, "maximize", described or {"method": "mmoe"})
+def opened(described: dict[str, str] | None = None) -> optuna_study.optuna.Study:
+    return optuna_study.open_study(Path("tune"), "tpe", 0, "maximize", described or {"method": "mmoe"})
 
 
 @pytest.fixture
@@ -182,17 +184,17 @@ def test_a_damaged_journal_is_named_on_one_line_and_stays_as_it_was(journal: Pat
 def test_a_journal_of_another_search_keeps_its_unfinished_line(journal: Path):
     content = journal.read_bytes() + b'{"op_code":5'
     journal.write_bytes(content)
-    with pytest.raises(UserError, match="must be of the same method"):
+    with pytest.raises(UserError, match="must have the method of this search"):
         opened({"method": "cross_stitch"})
-    with pytest.raises(UserError, match="must be of the same direction, minimize; it is of maximize"):
-        search.open_study(Path("tune"), "tpe", 0, "minimize", {"method": "mmoe"})
+    with pytest.raises(UserError, match="must have the direction of this search, minimize; it has maximize"):
+        optuna_study.open_study(Path("tune"), "tpe", 0, "minimize", {"method": "mmoe"})
     assert journal.read_bytes() == content
 
 
 def test_a_lock_of_a_killed_process_can_be_seen_to_be_old(journal: Path, monkeypatch: pytest.MonkeyPatch):
     links = []
-    monkeypatch.setattr(search.os, "symlink", lambda *names: links.append(names) or True)
-    monkeypatch.setattr(search.JournalFileSymlinkLock, "release", lambda self: None)
+    monkeypatch.setattr(optuna_study.os, "symlink", lambda *names: links.append(names) or True)
+    monkeypatch.setattr(optuna_study.JournalFileSymlinkLock, "release", lambda self: None)
     opened()
     assert links
     # Optuna follows the link from the folder that it is in.
@@ -203,7 +205,7 @@ def test_the_folder_of_a_search_must_be_one():
     Path("file").touch()
     for folder in ("file", "file/tune"):
         with pytest.raises(UserError, match=f"^folder={folder}: must be a directory"):
-            search.open_study(Path(folder), "tpe", 0, "maximize", {})
+            optuna_study.open_study(Path(folder), "tpe", 0, "maximize", {})
     Path("tune/journal.log").mkdir(parents=True)
     with pytest.raises(UserError, match=r"^tune/journal\.log: must be a file"):
         opened()
@@ -214,13 +216,15 @@ def test_a_trial_that_diverges_does_not_end_the_search():
     rates = "space.all={learner.optimizer.lr: {low: 1e-3, high: 1e30, log: true}}"
     done = tune(rates, "trials=6", "trainer.limit_train_batches=20")
     assert done.returncode == 0, done.stderr
-    states = {trial.state for trial in search.optuna.load_study(study_name="tune", storage=storage()).trials}
-    assert states == set(search.ENDED)
+    states = {
+        trial.state for trial in optuna_study.optuna.load_study(study_name="tune", storage=storage()).trials
+    }
+    assert states == set(optuna_study.ENDED)
     assert trials() == 6
     assert "of 6 trials" in done.stdout
     done = tune("folder=other", "space.all={learner.optimizer.lr: {low: 1e30, high: 1e31}}", "trials=2")
     assert done.returncode == 2
-    assert "error: training diverged in all 2 trials: lower the rates of space\n" in done.stderr
+    assert "error: training diverged in all 2 trials: lower the learning rates of space\n" in done.stderr
 
 
 @pytest.mark.parametrize(

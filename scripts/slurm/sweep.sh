@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A sweep whose jobs SLURM runs, one GPU each: pip install -e '.[slurm]', then on a login node
+# Run the jobs of a sweep on SLURM, one GPU each. Install with pip install -e '.[slurm]'; then on a login node:
 #     scripts/slurm/sweep.sh model.num_experts=1,2,4,8 seed=0,1,2
-# The command waits for the jobs and lists those that failed; the same command runs only what has not ended.
+# The command waits for the jobs and lists the failed ones. If it is repeated, it runs only unfinished jobs.
 set -euo pipefail
 exec python -m mmoe.train -m hydra/launcher=submitit_slurm \
   hydra.launcher.partition="${PARTITION:-gpu}" \

@@ -7,11 +7,12 @@ from typing import Any
 _HERE = Path(__file__).resolve().parent
 CONF_DIR = next(p for p in (_HERE / "conf", _HERE.parents[1] / "conf") if p.is_dir())
 
-# Imported when first asked for: `python -m mmoe.train --help` must not wait for torch.
+# Imported on first use, so that `python -m mmoe.train --help` does not wait for torch.
 _PUBLIC = {
+    "Batch": "mmoe.data.batch",
     "CrossStitch": "mmoe.models.cross_stitch",
     "DataModule": "mmoe.data.datamodule",
-    "Dataset": "mmoe.data.encode",
+    "Dataset": "mmoe.data.splits",
     "Inputs": "mmoe.models.inputs",
     "L2Constrained": "mmoe.models.l2_constrained",
     "Learner": "mmoe.training.learner",
@@ -21,13 +22,14 @@ _PUBLIC = {
     "Objective": "mmoe.training.objective",
     "PLE": "mmoe.models.ple",
     "Replicas": "mmoe.models.replicas",
-    "Rows": "mmoe.data.encode",
     "Schema": "mmoe.data.schema",
     "SharedBottom": "mmoe.models.shared_bottom",
     "SingleTask": "mmoe.models.single_task",
     "StackedLinear": "mmoe.models.layers",
     "Task": "mmoe.data.schema",
+    "Run": "mmoe.run",
     "TensorFactorization": "mmoe.models.tensor_factorization",
+    "load": "mmoe.run",
 }
 __all__ = ["CONF_DIR", *_PUBLIC]
 

@@ -1,7 +1,6 @@
-"""Rules for arguments: each raises UserError with the argument's name, its value and the rule.
+"""Check constructor arguments. A wrong value raises ArgumentError with its name, the value and the rule.
 
-Numbers may be numpy's. Each rule returns them as plain ones, in the order of the arguments: modules and
-checkpoints hold nothing else.
+A check accepts numpy numbers and returns plain Python numbers, because checkpoints hold nothing else.
 """
 
 import math
@@ -9,66 +8,65 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from mmoe.errors import UserError
+from mmoe.errors import ArgumentError, UserError
 
-LARGEST_SEED = 2**32 - 1  # numpy's, and so Lightning's
+LARGEST_SEED = 2**32 - 1  # the limit of numpy and Lightning
 
 
 def check_integers(least: int, **values: Any) -> list[int]:
-    """Integers of at least `least`."""
+    """Check integers of at least `least`."""
     for name, value in values.items():
         if not is_a(Integral, value) or value < least:
-            raise UserError(f"{name}={value}: must be an integer of at least {least}")
+            raise ArgumentError(f"{name}={value}: must be an integer of at least {least}")
     return [int(value) for value in values.values()]
 
 
 def check_seeds(**values: Any) -> list[int]:
-    """Integers that every random generator takes as a seed."""
-    for name, value in zip(values, check_integers(0, **values), strict=True):
-        if value > LARGEST_SEED:
-            raise UserError(f"{name}={value}: must be at most {LARGEST_SEED}")
-    return check_integers(0, **values)
+    """Check seeds: integers from 0 to LARGEST_SEED."""
+    seeds = check_integers(0, **values)
+    for name, seed in zip(values, seeds, strict=True):
+        if seed > LARGEST_SEED:
+            raise ArgumentError(f"{name}={seed}: must be at most {LARGEST_SEED}")
+    return seeds
 
 
 def check_widths(least: int, **values: Any) -> list[list[int]]:
-    """Lists of at least `least` positive integers."""
+    """Check lists of at least `least` positive integers."""
     found = []
-    for name, given in values.items():
-        widths = given.tolist() if hasattr(given, "tolist") else given  # an array
-        integers = isinstance(widths, Sequence) and not isinstance(widths, str)
-        if not integers or not all(is_a(Integral, width) and width > 0 for width in widths):
-            value = list(widths) if isinstance(widths, tuple) else widths
-            raise UserError(f"{name}={value}: must be a list of integers of at least 1")
+    for name, value in values.items():
+        widths = value.tolist() if hasattr(value, "tolist") else value  # a numpy array
+        is_list = isinstance(widths, Sequence) and not isinstance(widths, str)
+        if not is_list or not all(is_a(Integral, width) and width > 0 for width in widths):
+            shown = list(widths) if isinstance(widths, tuple) else widths
+            raise ArgumentError(f"{name}={shown}: must be a list of integers of at least 1")
         if len(widths) < least:
-            raise UserError(f"{name}=[]: must name the width of at least one layer")
+            raise ArgumentError(f"{name}=[]: must have the width of at least one layer")
         found.append([int(width) for width in widths])
     return found
 
 
 def check_probabilities(**values: Any) -> list[float]:
-    """Numbers in [0, 1)."""
+    """Check numbers in [0, 1)."""
     for name, value in values.items():
         if not is_a(Real, value) or not 0 <= value < 1:
-            raise UserError(f"{name}={value}: must be a number in [0, 1)")
+            raise ArgumentError(f"{name}={value}: must be a number in [0, 1)")
     return [float(value) for value in values.values()]
 
 
 def check_finite(least: float, **values: Any) -> list[float]:
-    """Finite numbers of at least `least`."""
+    """Check finite numbers of at least `least`."""
     for name, value in values.items():
         if not is_a(Real, value) or not least <= value < math.inf:
-            raise UserError(f"{name}={value}: must be a finite number of at least {least:g}")
+            raise ArgumentError(f"{name}={value}: must be a finite number of at least {least:g}")
     return [float(value) for value in values.values()]
 
 
 def check_matrix(x: Any, width: int) -> None:
-    """A model's inputs [B, width]."""
+    """Check that a model's input is a matrix [B, width]."""
     if x.ndim != 2 or x.shape[1] != width:
-        raise UserError(
-            f"x of shape {list(x.shape)}: must be [B, {width}], a row of inputs for each of B rows"
-        )
+        raise UserError(f"x of shape {list(x.shape)}: must be [B, {width}], one row of inputs per example")
 
 
 def is_a(kind: type, value: Any) -> bool:
-    """Whether a value is of a kind of number; true and false are of none."""
+    """Whether the value is a number of this kind, and not a boolean."""
     return isinstance(value, kind) and not isinstance(value, bool)

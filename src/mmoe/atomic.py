@@ -1,7 +1,6 @@
-"""Files that appear whole or not at all.
+"""Write files atomically: to a locked scratch file in the same folder, which is then renamed.
 
-A file is written under a scratch name beside its place, then renamed. The writer holds a lock on its scratch
-file, so a scratch file that nobody holds was left by a process that was killed.
+A scratch file without a lock was left by a killed process.
 """
 
 import errno
@@ -18,27 +17,28 @@ from mmoe.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # not POSIX: scratch files of killed processes stay
+except ImportError:  # not POSIX; scratch files of killed processes then stay
     fcntl = None  # type: ignore[assignment]
 
-IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+# errno values for a path that cannot be a file
+NOT_A_FILE = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 SCRATCH = re.compile(r"\.scratch-[0-9a-f]{16}-(?P<target>.+)", re.DOTALL)
 
 
 def write(path: Path, to: Callable[[Path], Any]) -> None:
-    """Let `to` write a file beside `path`, then rename it.
+    """Call `to` with the path of a scratch file, then rename that file to `path`.
 
-    The file's permissions follow the umask. The scratch file's name ends with the name of `path`, so `to` may
-    look at its suffixes. Several processes may write the same `path`; the last one wins.
+    The scratch file has the suffixes of `path`; its permissions follow the umask. If several processes write
+    the same `path`, the last one wins.
 
     Raises:
-        UserError: a file stands where a folder of `path` should be, or a folder where `path` should be.
-        OSError: the disk is full or read-only, say; its `filename` is `path`, or another file that `to` used.
+        UserError: `path` cannot be a file, such as when it is a folder.
+        OSError: the disk is full or read-only, for example. Its `filename` is never the scratch file.
     """
     scratch = handle = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path.parent.glob(f".scratch-*-{escape(path.name)}"))
+        _remove_unlocked(path.parent.glob(f".scratch-*-{escape(path.name)}"))
         scratch, handle = _create(path)
         to(scratch)
         sync(scratch)
@@ -52,7 +52,7 @@ def write(path: Path, to: Callable[[Path], Any]) -> None:
             named = Path(os.fsdecode(error.filename)) if error.filename else None
             if named is None or SCRATCH.fullmatch(named.name) or named in path.parents:
                 error.filename, error.filename2 = str(path), None
-                if error.errno in IN_THE_WAY:
+                if error.errno in NOT_A_FILE:
                     raise UserError(f"{path}: cannot be written ({error.strerror})") from None
         raise
     finally:
@@ -61,17 +61,17 @@ def write(path: Path, to: Callable[[Path], Any]) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the scratch files in `folder` and below it whose writers were killed."""
-    _remove_abandoned(scratch_files(folder))
+    """Remove the scratch files of killed processes in `folder` and below."""
+    _remove_unlocked(scratch_files(folder))
 
 
 def scratch_files(folder: Path) -> list[Path]:
-    """All scratch files in `folder` and below it, sorted, including those that are being written."""
+    """List all scratch files in `folder` and below, including files that are still being written."""
     return sorted(path for path in folder.rglob(".scratch-*") if SCRATCH.fullmatch(path.name))
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder is on the disk: else its name may outlive its content in a power cut."""
+    """Flush a file or a folder to disk. Otherwise a power cut may keep a file's name and lose its content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -80,28 +80,26 @@ def sync(path: Path) -> None:
 
 
 def _create(path: Path) -> tuple[Path, int | None]:
-    """Make and lock a new scratch file for `path`; closing the handle releases the lock."""
+    """Create and lock a scratch file for `path`. Closing the returned handle releases the lock."""
     while True:
         scratch = path.with_name(f".scratch-{secrets.token_hex(8)}-{path.name}")
         handle = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # the kernel applies the umask
         if fcntl is None:
             os.close(handle)
             return scratch, None
-        with suppress(OSError):  # some file systems have no locks; nobody takes the file for abandoned there
+        with suppress(OSError):  # a file system without locks; _remove_unlocked then removes nothing
             fcntl.flock(handle, fcntl.LOCK_EX)
         if scratch.exists():
             return scratch, handle
         os.close(handle)  # another writer removed the file between its creation and the lock
 
 
-def _remove_abandoned(paths: Iterable[Path]) -> None:
-    """Remove those scratch files that no process has locked."""
+def _remove_unlocked(paths: Iterable[Path]) -> None:
+    """Remove those scratch files among `paths` that no process has locked."""
     if fcntl is None:
         return
-    for scratch in paths:
-        if not SCRATCH.fullmatch(scratch.name):
-            continue
-        with suppress(OSError):  # locked, gone, or another user's
+    for scratch in filter(lambda path: SCRATCH.fullmatch(path.name), paths):
+        with suppress(OSError):  # locked, gone, or owned by another user
             handle = os.open(scratch, os.O_RDONLY | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

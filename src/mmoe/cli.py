@@ -1,9 +1,8 @@
-"""What every command does around Hydra: errors on one line, and no empty folder left behind."""
+"""What all Hydra commands share: one-line errors, and no empty run folder after a failure."""
 
 import logging
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -12,23 +11,29 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from mmoe.errors import DISK, disk_trouble, end, one_line
-from mmoe.training.sweep_jobs import in_sweep, survive
+from mmoe.errors import DISK, disk_message, exit_with, one_line, remove_if_empty
+from mmoe.training.sweep_jobs import in_sweep, run_job
+
+# Warnings of Lightning and torch that need no action.
+IGNORED_WARNINGS = (
+    "The number of training batches",  # it is smaller than the logging interval on small data
+    ".*sync_dist=True",  # metrics already cover all processes
+    "Checkpoint directory",  # it is not empty when a run is resumed
+    "You requested to overfit",  # our loader does not shuffle then
+    ".*could not find the monitored key",  # the final report says so
+)
 
 
 def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """Let Hydra's `main` run under `one_line`; an empty run folder is removed when it fails."""
+    """Decorate a command's `main`: print errors on one line, and remove the run folder if it stays empty."""
 
     @wraps(main)
     def wrapper(config: DictConfig) -> None:
         logging.captureWarnings(True)
-        # Lightning 2.6 uses a name that torch 2.13 calls deprecated.
+        # Lightning 2.6 uses a name that torch 2.13 deprecates.
         warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")
-        warnings.filterwarnings("ignore", message="The number of training batches")  # of a small data set
-        warnings.filterwarnings("ignore", message=".*sync_dist=True")  # metrics are those of all processes
-        warnings.filterwarnings("ignore", message="Checkpoint directory")  # is not empty when a run goes on
-        warnings.filterwarnings("ignore", message="You requested to overfit")  # our loader keeps its order
-        warnings.filterwarnings("ignore", message=".*could not find the monitored key")  # train.py says it
+        for message in IGNORED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
 
         def job() -> None:
             try:
@@ -38,32 +43,22 @@ def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig]
                 remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
                 raise
 
-        survive(job) if in_sweep() else job()
+        run_job(job) if in_sweep() else job()
 
     return wrapper
 
 
 class RunFolder(Callback):
-    """Make Hydra's run folder before Hydra does, which would answer a read-only disk with a traceback."""
+    """Make the run folder before Hydra does, so that a read-only disk gives a one-line error."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Exit with code 3 if it cannot be made."""
         self._make(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """The same of the folder of a sweep."""
         self._make(config.hydra.sweep.dir)
 
     def _make(self, folder: str) -> None:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            end(DISK, disk_trouble(error))
-
-
-def remove_if_empty(folder: Path) -> None:
-    """Remove the run folder that Hydra made, and the experiment's folder, unless something is in them."""
-    with suppress(OSError):
-        for empty in (folder, folder.parent):
-            if not Path.cwd().is_relative_to(empty.absolute()):
-                empty.rmdir()
+            exit_with(DISK, disk_message(error))

@@ -1,21 +1,74 @@
-"""The runs of a sweep side by side: `python -m mmoe.compare <sweep folder>`."""
+"""Compare the runs of a sweep: `python -m mmoe.compare <sweep folder>`."""
 
 import argparse
+import sys
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mmoe.errors import one_line
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+WIDTH = 200  # characters per line, when the output is not a terminal
+
 
 def main() -> None:
-    """Print the table of the runs below a folder, and write it and its figure there."""
+    """Print a table of all runs below a folder, and write it there with a figure."""
     parser = argparse.ArgumentParser("python -m mmoe.compare", description=main.__doc__)
-    parser.add_argument("folder", type=Path, help="of a sweep, or any that has run folders below it")
-    parser.add_argument("--key", help="what the figure is drawn against; by default the first that differs")
+    parser.add_argument("folder", type=Path, help="folder of a sweep, or any with run folders below it")
+    parser.add_argument("--key", help="config key for the x axis; default: the first that differs")
     arguments = parser.parse_args()
     with one_line():
-        from mmoe.analysis.comparison import write_comparison
+        compare(arguments.folder, arguments.key)
 
-        write_comparison(arguments.folder, arguments.key)
+
+def compare(folder: Path, key: str | None = None) -> None:
+    """Print `sweep_table`, and write compare.csv and compare.png.
+
+    Raises:
+        UserError: see `plot_sweep`.
+    """
+    from rich.console import Console
+
+    from mmoe.analysis.sweep_results import plot_sweep, sweep_table
+    from mmoe.atomic import write
+
+    table = sweep_table(folder)
+    figure = plot_sweep(folder, key)
+    write(folder / "compare.csv", partial(table.to_csv, index=False))
+    write(folder / "compare.png", partial(figure.savefig, dpi=150))
+    print_table(table)
+    Console().print(f"written: {folder / 'compare.csv'} and compare.png", soft_wrap=True, highlight=False)
+    if unfinished := table.attrs["unfinished"]:
+        Console().print(f"not finished, so left out: {', '.join(unfinished)}", highlight=False)
+
+
+def print_table(table: "pd.DataFrame") -> None:
+    """Print the result of `sweep_table`, with each mean and its half interval in one cell."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mmoe.training.report import ROWS
+
+    order = "Best on the validation rows first" if table.attrs["is_sorted"] else "In the order of the runs"
+    printed = Table(title=f"{order}; {ROWS[table.attrs['rows']]}", title_justify="left")
+    names = [str(name) for name in table.columns if not str(name).endswith("±")]
+    for name in names:
+        printed.add_column(name.replace("/", " "), justify="right", no_wrap="/" not in name)
+    for line in table.to_dict("records"):
+        printed.add_row(*(cell(line, name) for name in names))
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(printed)
+
+
+def cell(line: dict[Any, Any], name: str) -> str:
+    """Format one cell."""
+    value, half_interval = line[name], line.get(f"{name} ±")
+    if "/" in name:
+        has_interval = half_interval == half_interval and half_interval is not None  # not nan
+        return f"{value:.4f}" + (f" ± {half_interval:.4f}" if has_interval else "")
+    return f"{value:,}" if name == "parameters" else str(value)
 
 
 if __name__ == "__main__":

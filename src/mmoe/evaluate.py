@@ -1,5 +1,6 @@
-"""Score a run's checkpoints: `python -m mmoe.evaluate run=runs/... checkpoint=all split=val`."""
+"""Compute the metrics of checkpoints: `python -m mmoe.evaluate run=runs/... checkpoint=all split=val`."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -13,26 +14,25 @@ from mmoe.cli import one_line_errors
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
 @one_line_errors
 def main(config: DictConfig) -> None:
-    """Print and write the metrics of each checkpoint."""
-    from mmoe import evaluation
+    """Print the metrics of each checkpoint and write them as JSON."""
     from mmoe.arguments import check_integers, check_seeds
+    from mmoe.atomic import write
+    from mmoe.run import load
+    from mmoe.run_folder import check_not_own
     from mmoe.training import report
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     check_integers(0, bootstrap=config.bootstrap)
     check_seeds(seed=config.seed)
-    found = evaluation.evaluate(
-        Path(str(config.run)),
-        config.checkpoint,
-        config.split,
-        config.data.dir,
-        config.bootstrap,
-        config.seed,
-        config.trust,
-    )
-    evaluation.save(Path(config.out), found)
-    report.show_evaluation(found)
-    print(f"written: {config.out}")
+    run = load(str(config.run), config.trust)
+    suffix = "" if config.data.dir is None else f"_{Path(config.data.dir).name}"
+    out = Path(config.out or run.folder / f"evaluation_{config.split}_{config.checkpoint}{suffix}.json")
+    check_not_own(run.folder, "out", out)
+    evaluation = run.evaluate(config.split, config.checkpoint, config.data.dir, config.bootstrap, config.seed)
+    text = json.dumps(evaluation, indent=1) + "\n"
+    write(out, lambda scratch: scratch.write_text(text, "utf-8"))
+    report.show_evaluation(evaluation)
+    print(f"written: {out}")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,88 @@
-"""One replica of a run as an ordinary run folder: `python -m mmoe.extract run=runs/... replica=3`."""
+"""Turn one replica of a run into an ordinary run folder: `python -m mmoe.extract run=runs/... replica=3`."""
 
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mmoe import CONF_DIR
 from mmoe.cli import one_line_errors
+from mmoe.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mmoe.run import Run
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="extract")
 @one_line_errors
 def main(config: DictConfig) -> None:
-    """Write the folder and say where it is."""
-    from mmoe import runs
+    """Write the new run folder and print its path."""
     from mmoe.arguments import check_integers
+    from mmoe.run import load
 
     check_integers(0, replica=config.replica)
-    runs.extract(Path(str(config.run)), config.replica, Path(str(config.out)), config.trust)
+    extract(load(str(config.run), config.trust), config.replica, Path(str(config.out)))
     print(f"run folder: {config.out}")
+
+
+def extract(run: "Run", replica: int, out: Path) -> None:
+    """Write a replica to the run folder `out`, atomically, as if it had been trained alone.
+
+    Raises:
+        UserError: the run has no such replica, or `out` holds a run already.
+    """
+    from mmoe import run_folder
+    from mmoe.training import checkpoints
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: must be a folder")
+    run_folder.check_holds_no_run(out)
+    network = run.network("best", replica)
+    stored = checkpoints.load(checkpoints.find(run.folder, "best")[0])
+    metrics = {k: v for k, v in run.metrics.items() if k not in ("runs", "replicas", "std", "half_interval")}
+    replica_metrics = run.metrics["runs"][replica]
+    history = run.history
+    if len(history):
+        history = history[history["seed"] == replica_metrics["seed"]]
+    config = OmegaConf.create(run_folder.stored_config(run.folder))
+    config.replicas, config.seed = 1, replica_metrics["seed"]
+    if "replicas" in config.data:  # each replica has different rows
+        config.data.replicas, config.data.seed = 1, config.data.seed + replica
+    text = run_folder.to_yaml(config)
+    checkpoint = {key: stored[key] for key in ("pytorch-lightning_version", "global_step")}
+    checkpoint |= {
+        "epoch": replica_metrics["epoch"] - 1,
+        "state_dict": {f"objective.network.{k}": v for k, v in network.state_dict().items()},
+    }
+    scratch = out.with_name(f".{out.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
+    try:
+        run_folder.start_from_yaml(scratch, text, run.schema)
+        checkpoints.save(scratch / checkpoints.BEST, checkpoint)
+        predictions = predictions_of(run, replica) if "test" in replica_metrics else None
+        run_folder.finish(scratch, metrics | replica_metrics, predictions, history)
+        if out.is_dir() and any(out.iterdir()):
+            shutil.copytree(scratch, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.yaml"))
+            run_folder.write_config(out, text)  # last, because it makes the folder a run folder
+        else:
+            scratch.replace(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def predictions_of(run: "Run", replica: int) -> "pd.DataFrame":
+    """Select a replica's predictions and name the columns as in a run without replicas."""
+    from mmoe.training.tasks import prediction_column
+
+    frame = run.predictions.rename(columns=lambda name: name.removesuffix(f"_{replica}"))
+    columns = ["row"]
+    for task in run.schema.tasks:
+        columns += [f"{task.name}_label", prediction_column(task)]
+    return frame[columns]
 
 
 if __name__ == "__main__":

@@ -1,77 +1,171 @@
 """Search a method's hyper-parameters: `python -m mmoe.tune model=ple data=census`."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mmoe import CONF_DIR
 from mmoe.cli import one_line_errors
+from mmoe.errors import UserError
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import Trial
+
+GROUPS = ("data", "features", "inputs", "model", "experiment")  # config groups that identify a study
+DIRECTIONS = {"max": "maximize", "min": "minimize"}
+Space = Mapping[str, Mapping[str, Any]]
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="tune")
 @one_line_errors
 def main(config: DictConfig) -> None:
-    """Run the trials that are left, then write the best as an experiment."""
-    import pytorch_lightning as pl
+    """Run the remaining trials, then write the best one as an experiment."""
+    try:
+        from optuna.exceptions import TrialPruned
+    except ModuleNotFoundError as error:
+        raise UserError(f"mmoe.tune: needs {error.name}: pip install 'mmoe[tune]'") from None
 
-    from mmoe import search
-    from mmoe.arguments import check_integers, check_seeds
     from mmoe.build import build, build_learner
-    from mmoe.errors import UserError
     from mmoe.training.divergence import Diverged
-    from mmoe.training.lightning_speedups import flush_denormals
+    from mmoe.training.optuna_study import count_ended, open_study, run_trials
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    check_options(config)
+    choices = {group: HydraConfig.get().runtime.choices[group] for group in GROUPS}
+    space = space_of(config.space, choices["model"])
+    data = build(config, "data")
+    check_training(config, data.schema)
+
+    def objective(trial: "Trial") -> float:
+        trial_config = with_values(config, suggest(trial, space))
+        try:
+            values = train_trial(trial_config, build_learner(trial_config, data.schema), data)
+        except Diverged as error:  # a pruned trial counts as one of config.trials
+            raise TrialPruned(str(error)) from None
+        return max(values) if config.monitor_mode == "max" else min(values)
+
+    study_identity = {"space": space, "rows": dict(data.schema.files), "choices": choices}
+    direction = DIRECTIONS[config.monitor_mode]
+    study = open_study(Path(config.folder), config.sampler, config.seed, direction, study_identity)
+    run_trials(study, objective, config.trials)
+    path = write_experiment(Path(config.folder), study, space, choices)
+    print(f"best {config.monitor}: {study.best_value:.4f} of {count_ended(study)} trials")
+    print(f"train it: python -m mmoe.train --config-dir {path.parents[1]} experiment={path.stem}")
+
+
+def check_options(config: DictConfig) -> None:
+    """Raise UserError if an option is outside its range."""
+    from mmoe.arguments import check_integers, check_seeds
+
+    check_integers(1, trials=config.trials, replicas=config.replicas)
+    check_seeds(seed=config.seed, **{"seed + replicas - 1": config.seed + config.replicas - 1})
+    if config.monitor_mode not in DIRECTIONS:
+        raise UserError(f"monitor_mode={config.monitor_mode}: must be max or min")
+    if (limit := config.trainer.get("limit_val_batches")) == 0:
+        raise UserError(
+            f"trainer.limit_val_batches={limit}: must be above 0, because validations compare trials"
+        )
+
+
+def check_training(config: DictConfig, schema: Any) -> None:
+    """Raise UserError if every trial would fail, because the monitor or the optimizer is wrong."""
+    from mmoe.build import build_learner
     from mmoe.training.monitors import check_monitor
     from mmoe.training.tasks import validation_metrics
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    check_integers(1, trials=config.trials)
-    check_integers(1, replicas=config.replicas)
-    check_seeds(seed=config.seed, **{"seed + replicas - 1": config.seed + config.replicas - 1})
-    if config.monitor_mode not in ("max", "min"):
-        raise UserError(f"monitor_mode={config.monitor_mode}: must be max or min")
-    if (limit := config.trainer.get("limit_val_batches")) == 0:
-        raise UserError(f"trainer.limit_val_batches={limit}: must be above 0, for validations compare trials")
-    choices = HydraConfig.get().runtime.choices
-    space = search.space_of(config.space, choices["model"])
-    data = build(config, "data")
-    check_monitor(config.monitor, config.monitor_mode, validation_metrics(data.schema.tasks))
-    build_learner(config, data.schema).check_optimizer()
+    check_monitor(config.monitor, config.monitor_mode, validation_metrics(schema.tasks))
+    build_learner(config, schema).check_optimizer()
 
-    def objective(trial: Any) -> float:
-        """The best validation value of the monitored metric over the epochs of one training.
 
-        A trial that diverges is pruned: it counts as tried.
-        """
-        tried = search.apply(config, search.suggest(trial, space))
-        learner = build_learner(tried, data.schema)
-        values: list[float] = []
+def train_trial(config: DictConfig, learner: Any, data: Any) -> list[float]:
+    """Train, and return the monitored metric at each validation."""
+    import pytorch_lightning as pl
 
-        class Watch(pl.Callback):
-            def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
-                values.append(trainer.callback_metrics[config.monitor].item())
+    from mmoe.build import build
+    from mmoe.training.lightning_speedups import flush_denormals
 
-        silent = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
-        trainer = build(tried, "trainer", callbacks=[Watch()], **silent)
-        try:
-            with flush_denormals():  # as trainings do
-                trainer.fit(learner, data)
-        except Diverged as error:
-            raise search.TrialPruned(str(error)) from None
-        if not values:
-            raise UserError("trainer: must validate at least once, for validations compare trials")
-        return max(values) if config.monitor_mode == "max" else min(values)
+    values: list[float] = []
 
-    described = {"space": space, "rows": dict(data.schema.files), "choices": search.choices_of(choices)}
-    directed = {"max": "maximize", "min": "minimize"}[config.monitor_mode]
-    study = search.open_study(Path(config.folder), config.sampler, config.seed, directed, described)
-    search.run(study, objective, config.trials)
-    path = search.write_experiment(Path(config.folder), study, space, search.choices_of(choices))
-    print(f"best {config.monitor}: {study.best_value:.4f} of {search.tried(study)} trials")
-    print(f"train it: python -m mmoe.train --config-dir {path.parents[1]} experiment={path.stem}")
+    class RecordMonitor(pl.Callback):
+        def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            values.append(trainer.callback_metrics[config.monitor].item())
+
+    silent = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
+    trainer = build(config, "trainer", callbacks=[RecordMonitor()], **silent)
+    with flush_denormals():
+        trainer.fit(learner, data)
+    if not values:
+        raise UserError("trainer: must validate at least once, because validations compare trials")
+    return values
+
+
+def space_of(spaces: DictConfig, model: str) -> dict[str, dict[str, Any]]:
+    """Merge the ranges for all methods with the ranges for `model`, by config key; null removes a range.
+
+    Raises:
+        UserError: `model` has no ranges, or a range is invalid.
+    """
+    if model not in spaces:
+        raise UserError(f"space.{model}: must be there; the methods with a space are {', '.join(spaces)}")
+    space: dict[str, dict[str, Any]] = {}
+    for part in ("all", model):
+        space |= OmegaConf.to_container(spaces[part])  # type: ignore[arg-type]
+    space = {key: value_range for key, value_range in space.items() if value_range is not None}
+    for key, value_range in space.items():
+        keys = value_range.keys() if isinstance(value_range, dict) else set()
+        is_valid = {"low", "high"} <= keys <= {"low", "high", "log", "width"}
+        if not is_valid or value_range["low"] > value_range["high"]:
+            rule = "must be {low, high}, and may have log or width"
+            raise UserError(f"space.{model}.{key}={value_range}: {rule}")
+    return space
+
+
+def suggest(trial: "Trial", space: Space) -> dict[str, Any]:
+    """Draw the values of a trial, by config key."""
+    values: dict[str, Any] = {}
+    for key, value_range in space.items():
+        low, high, log = value_range["low"], value_range["high"], value_range.get("log", False)
+        are_integers = isinstance(low, int) and isinstance(high, int)
+        draw: Any = trial.suggest_int if are_integers else trial.suggest_float
+        values[key] = draw(key, low, high, log=log)
+    return widths_as_lists(values, space)
+
+
+def widths_as_lists(values: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    """Replace each width of a layer by a list with that one layer."""
+    return {key: [value] if space[key].get("width") else value for key, value in values.items()}
+
+
+def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
+    """Copy the configuration and set these values, by config key."""
+    changed = config.copy()
+    for key, value in values.items():
+        OmegaConf.update(changed, key, value)
+    return changed
+
+
+def write_experiment(folder: Path, study: "Study", space: Space, choices: Mapping[str, str]) -> Path:
+    """Write the best trial as `folder`/experiment/NAME.yaml, for `--config-dir` and `experiment=`."""
+    from mmoe.atomic import write
+
+    overrides = OmegaConf.create({})
+    for key, value in widths_as_lists(study.best_params, space).items():
+        OmegaConf.update(overrides, key, value)
+    groups = [{f"override /{group}": choices[group]} for group in GROUPS if group != "experiment"]
+    head = OmegaConf.to_yaml(OmegaConf.create({"defaults": [choices["experiment"], *groups, "_self_"]}))
+    path = folder / "experiment" / f"tuned_{choices['data']}_{choices['model']}.yaml"
+    text = (
+        f"# @package _global_\n# Best of {len(study.trials)} trials: {study.best_value:.4f}.\n"
+        f"{head}\n{OmegaConf.to_yaml(overrides)}"
+    )
+    write(path, lambda scratch: scratch.write_text(text, "utf-8"))
+    return path
 
 
 if __name__ == "__main__":

@@ -1,75 +1,93 @@
-"""What each expert is worth: the metric that a task loses when the expert is masked.
+"""Measure how much worse each task gets when an expert is masked.
 
 N rows, T tasks, E experts.
 """
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from mmoe.analysis.rows import network_and_rows, outputs
+from mmoe.analysis.drawing import HATCHES, LIGHT, metric_name, panels, rows_name
 from mmoe.errors import UserError
+from mmoe.run import Run, load, outputs
 from mmoe.training.tasks import METRICS, TaskMetrics
 
 
 def expert_ablation(
-    folder: Path | str,
-    split: str = "test",
-    checkpoint: str = "best",
-    replica: int | None = None,
-    trust: Sequence[str] = (),
+    run: Run | Path | str, split: str = "test", checkpoint: str = "best", replica: int | None = None
 ) -> pd.DataFrame:
-    """Line = masked expert, column = task: how much worse the task's first metric (AUROC, MSE) gets.
+    """Compute how much worse each task's main metric (AUROC or MSE) gets when an expert is masked.
 
-    Each task's gate weight of the expert is set to 0 and the others are renormalised, without training anew;
-    of PLE with several levels the last one's.
-
-    Args:
-        folder: the run folder.
-        split: of the rows.
-        checkpoint: name of a file of checkpoints/.
-        replica: which one, from 0, of a run with replicas.
-        trust: packages of your own whose classes the run is built from.
+    The table has a row for each masked expert and a column for each task. Masking sets the expert's gate
+    weight to 0 and renormalises the others, without training. In a PLE, it masks only in the last level.
 
     Raises:
-        UserError: the run's model has no gates, or a single expert.
+        UserError: the run's model has no gates, or only one expert.
     """
-    network, rows, schema = network_and_rows(folder, split, checkpoint, replica, trust)
-    metrics = TaskMetrics(schema.tasks)
-    firsts = {task.name: next(iter(METRICS[task.kind].items())) for task in schema.tasks}
-
-    def values() -> dict[str, float]:
-        found = metrics(split, outputs(network, rows)[0], rows.labels)
-        return {task: found[f"{split}/{task}/{name}"].item() for task, (name, _) in firsts.items()}
-
-    num_experts = outputs(network, type(rows)(*(tensor[:1] for tensor in rows)))[1].shape[-1]
+    run = load(run)
+    baseline = run.outputs(split, checkpoint, replica)
+    num_experts = baseline.gates.shape[-1]
     if num_experts < 2:
-        raise UserError(f"{folder}: its model must have gates over 2 experts or more, has {num_experts}")
-    whole, lines = values(), []
+        raise UserError(f"{run.folder}: its model must have gates over 2 experts or more, has {num_experts}")
+    network, rows = run.network(checkpoint, replica), run.rows(split, replica)
+    metrics = TaskMetrics(run.schema.tasks)
+    main_metrics = {task.name: next(iter(METRICS[task.kind].items())) for task in run.schema.tasks}
+    signs = {task: 1 if larger_is_better else -1 for task, (_, larger_is_better) in main_metrics.items()}
+
+    def main_metric_values(logits: Tensor) -> dict[str, float]:
+        values = metrics(split, logits, rows.labels)
+        return {task: values[f"{split}/{task}/{name}"].item() for task, (name, _) in main_metrics.items()}
+
+    before, lost = main_metric_values(baseline.logits), []
     for expert in range(num_experts):
         hook = gate_layer(network).register_forward_hook(_masking(expert))
-        masked = values()
-        hook.remove()
-        lines.append(
-            {t: whole[t] - masked[t] if more else masked[t] - whole[t] for t, (_, more) in firsts.items()}
-        )
-    return pd.DataFrame(lines, index=pd.RangeIndex(num_experts, name="expert"))
+        try:
+            masked = main_metric_values(outputs(network, rows).logits)
+        finally:
+            hook.remove()
+        lost.append({task: sign * before[task] - sign * masked[task] for task, sign in signs.items()})
+    return pd.DataFrame(lost, index=pd.RangeIndex(num_experts, name="expert"))
+
+
+def plot_expert_ablation(run: Run | Path | str, **which: Any) -> Figure:
+    """Draw `expert_ablation` as bars."""
+    run = load(run)
+    table = expert_ablation(run, **which)
+    figure, (axes,) = panels(1, width=2 + 0.75 * len(table), height=3.2)
+    width = 0.8 / len(table.columns)
+    for i, task in enumerate(run.schema.tasks):
+        metric = next(iter(METRICS[task.kind]))
+        positions = np.arange(len(table)) + (i - (len(table.columns) - 1) / 2) * width
+        axes.bar(
+            positions, table[task.name], width, label=f"{task.name} ({metric_name(metric)})",
+            color=LIGHT[i % 4], hatch=HATCHES[i % 4], edgecolor="black",
+        )  # fmt: skip
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(table)), [str(e) for e in table.index])
+    axes.set(xlabel="masked expert", ylabel="metric lost")
+    axes.set_title(f"Experts masked one by one, {rows_name(which)}")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(title="task")
+    return figure
 
 
 def gate_layer(network: nn.Module) -> nn.Module:
-    """The module whose output are the gate logits [N, T, E] that mix what the towers read."""
+    """Find the module that returns the gate logits [N, T, E] for the towers."""
     *_, last = (module for name, module in network.named_modules() if name.split(".")[-1] == "gates")
     assert isinstance(last, nn.Module)
     return last
 
 
 def _masking(expert: int) -> Any:
+    """Make a forward hook that masks an expert in the gate logits."""
+
     def mask(_: nn.Module, __: Any, logits: Tensor) -> Tensor:
-        return logits.masked_fill(torch.arange(logits.shape[-1]) == expert, -math.inf)
+        return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) == expert, -math.inf)
 
     return mask

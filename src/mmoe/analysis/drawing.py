@@ -1,4 +1,4 @@
-"""What the figures share: panels, heat maps, and styles that need no colour."""
+"""Panels, heat maps and styles for all figures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Tasks differ by all of these at once, so that no reader needs the colour.
+# Tasks differ in all of these at once, so that figures are readable without colour.
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
 HATCHES = ("", "///", "...", "xx")
@@ -17,14 +17,14 @@ LIGHT = ("#9fb8c8", "#f0b8bf", "#c3dccb", "#d2c4d9")
 
 
 def panels(count: int, width: float, height: float, share_y: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of so many inches, and its panels side by side."""
-    # Not pyplot's: it would keep every figure, and choose a window system.
+    """Make a figure of this size in inches, with panels side by side."""
+    # pyplot would keep every figure in memory and choose a window system.
     figure = Figure(figsize=(max(width, 3.6), height), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False, sharey=share_y)[0])
 
 
 def heat_map(axes: Axes, table: pd.DataFrame, label: str | None, largest: float | None = None) -> None:
-    """Grey cells with their numbers; darker is more."""
+    """Draw a table as grey cells, darker for larger numbers."""
     values = table.to_numpy(float)
     largest = largest or float(values.max())
     image = axes.imshow(values, cmap="Greys", vmin=0, vmax=largest, aspect="auto")
@@ -34,7 +34,7 @@ def heat_map(axes: Axes, table: pd.DataFrame, label: str | None, largest: float 
         for i, j in np.ndindex(*values.shape):
             dark = values[i, j] > 0.55 * largest
             axes.text(
-                j, i, f"{values[i, j]:.2f}".lstrip("0"), ha="center", va="center", fontsize=8,
+                j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=8,
                 color="white" if dark else "black",
             )  # fmt: skip
     if label:
@@ -42,10 +42,10 @@ def heat_map(axes: Axes, table: pd.DataFrame, label: str | None, largest: float 
 
 
 def metric_name(name: str) -> str:
-    """A metric's name for an axis."""
+    """Name a metric for an axis label."""
     return {"auroc": "AUROC", "mse": "MSE"}.get(name, name.replace("_", " "))
 
 
 def rows_name(which: Mapping[str, Any]) -> str:
-    """The rows that were asked for, for a title."""
+    """Name the rows for a title, from the arguments of `Run.outputs`."""
     return f"{which.get('split', 'test')} rows"

@@ -1,4 +1,7 @@
-"""How much each task takes of each expert: over all rows, by subgroup, and compared with other tasks."""
+"""Gate weights of each task and expert: over all rows, by subgroup, and compared between tasks.
+
+N rows, T tasks, E experts.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,64 +10,74 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from mmoe import runs
-from mmoe.analysis.rows import raw_column, scored
+from mmoe.analysis.drawing import HATCHES, LIGHT, heat_map, panels, rows_name
 from mmoe.errors import UserError
-from mmoe.training import report
+from mmoe.run import Run, load
 
 
-def gate_weights(folder: Path | str, **which: Any) -> pd.DataFrame:
-    """Mean gate weight of each task (line) and expert (column).
+def gate_weights(run: Run | Path | str, **which: Any) -> pd.DataFrame:
+    """Compute the mean gate weight of each task (row) and expert (column).
 
-    Args:
-        folder: the run folder.
-        which: `split`, `checkpoint`, `replica` and `trust`, as of `scored`; so in all functions here.
-
-    Raises:
-        UserError: the run's model has no gates.
+    In this module, `which` holds `split`, `checkpoint` and `replica`, as in `Run.outputs`. A model without
+    gates raises UserError.
     """
-    return pd.DataFrame(
-        {task: weights.mean() for task, weights in weights_by_task(folder, **which).items()}
-    ).T
+    return pd.DataFrame({task: weights.mean() for task, weights in load(run).gate_weights(**which).items()}).T
 
 
-def weights_by_task(folder: Path | str, **which: Any) -> dict[str, pd.DataFrame]:
-    """Of each task the weights [rows, experts]; errors as of `gate_weights`."""
-    frame = scored(folder, **which)
-    config, schema = runs.read(Path(folder), ())
-    found = {}
-    for task in schema.tasks:
-        names = [name for e in range(len(frame.columns)) if (name := report.gate_column(task, e)) in frame]
-        if not names:
-            raise UserError(f"{folder}: its model ({config.model._target_.split('.')[-1]}) has no gates")
-        weights = frame[names]
-        weights.columns = pd.RangeIndex(len(names), name="expert")
-        found[task.name] = weights
-    return found
+def plot_gate_weights(run: Run | Path | str, **which: Any) -> Figure:
+    """Draw `gate_weights` as a heat map."""
+    table = gate_weights(run, **which)
+    figure, (axes,) = panels(1, width=1.4 + 0.55 * len(table.columns), height=1.5 + 0.45 * len(table))
+    heat_map(axes, table, "mean gate weight")
+    axes.set(xlabel="expert", ylabel="task", title=f"Gate weights, {rows_name(which)}")
+    return figure
+
+
+def plot_gate_distributions(run: Run | Path | str, **which: Any) -> Figure:
+    """Draw the distribution of the gate weights over rows, as in figure 6 of the paper."""
+    weights_by_task = load(run).gate_weights(**which)
+    num_experts = next(iter(weights_by_task.values())).shape[1]
+    figure, (axes,) = panels(1, width=2 + 0.75 * num_experts, height=3.4)
+    width = 0.8 / len(weights_by_task)
+    for i, (task, weights) in enumerate(weights_by_task.items()):
+        boxes = axes.boxplot(
+            weights.to_numpy(),
+            positions=np.arange(num_experts) + (i - (len(weights_by_task) - 1) / 2) * width,
+            widths=0.85 * width, whis=(5, 95), showfliers=False, patch_artist=True,
+            medianprops={"color": "black", "linewidth": 1.6},
+        )  # fmt: skip
+        for box in boxes["boxes"]:
+            box.set(facecolor=LIGHT[i % 4], hatch=HATCHES[i % 4])
+        boxes["boxes"][0].set_label(task)
+    axes.set_xticks(np.arange(num_experts), [str(e) for e in range(num_experts)])
+    axes.set(xlabel="expert", ylabel="gate weight", ylim=(0, None))
+    title = f"Gate weights over {rows_name(which)} (box: quartiles, whiskers: 5 and 95 %)"
+    axes.set_title(title, fontsize=10)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(title="task")
+    return figure
 
 
 def gate_weights_by(
-    folder: Path | str, column: str, bands: int | Sequence[float] = 5, most: int = 12, **which: Any
+    run: Run | Path | str, column: str, bands: int | Sequence[float] = 5, most: int = 12, **which: Any
 ) -> pd.DataFrame:
-    """Mean gate weights of subgroups: line = value or band of a column, columns = (task, expert).
+    """Group the rows by a column, and compute the mean gate weights of each group.
 
-    The column `rows` has the number of rows of each.
+    The table has a row for each group, the columns (task, expert), and `rows`, the size of the group.
 
     Args:
-        folder: the run folder.
-        column: any column of the file, an input or not.
-        bands: how a column of many numbers is cut: quantiles of this count, or these edges.
-        most: levels that are shown, the most frequent; the others are `(other)`.
-        which: as of `gate_weights`.
+        run: a run or its folder.
+        column: a column of the rows; for census data, it may be a column that is not an input.
+        bands: for a numeric column with many values, the number of quantile bands, or the edges of the bands.
+        most: for any other column, how many of the most frequent levels to show; `(other)` holds the rest.
+        which: see `gate_weights`.
     """
-    weights = weights_by_task(folder, **which)
-    frame = scored(folder, **which)
-    if column in frame:
-        given = frame[column]
-    else:
-        given = raw_column(folder, column, which.get("split", "test"), which.get("trust", ()))
-    groups = subgroups(given, bands, most)
+    run = load(run)
+    weights = run.gate_weights(**which)
+    values = run.column(column, which.get("split", "test"), which.get("replica"))
+    groups = subgroups(values, bands, most)
     table = pd.concat(
         {task: values.groupby(groups, observed=True).mean() for task, values in weights.items()}, axis=1
     )
@@ -73,8 +86,28 @@ def gate_weights_by(
     return table
 
 
+def plot_gate_weights_by(run: Run | Path | str, column: str, **options: Any) -> Figure:
+    """Draw `gate_weights_by` as one heat map per task."""
+    table = gate_weights_by(run, column, **options)
+    tasks = [name for name in table.columns.get_level_values(0).unique() if name != "rows"]
+    counts = table["rows"].to_numpy().ravel()
+    labels = [f"{name} ({count:,})" for name, count in zip(table.index, counts, strict=True)]
+    num_experts = table[tasks[0]].shape[1]
+    figure, every = panels(
+        len(tasks), width=2.2 + 0.08 * max(map(len, labels)) + 0.5 * num_experts * len(tasks),
+        height=1.6 + 0.33 * len(table), share_y=True,
+    )  # fmt: skip
+    largest = float(table[tasks].to_numpy().max())
+    for axes, task in zip(every, tasks, strict=True):
+        part = pd.DataFrame(table[task]).set_axis(labels)
+        heat_map(axes, part, "mean gate weight" if axes is every[-1] else None, largest)
+        axes.set(xlabel="expert", title=task)
+    every[0].set_ylabel(f"{column.replace('_', ' ')} (rows)")
+    return figure
+
+
 def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, most: int = 12) -> pd.Series:
-    """The subgroup of each row, as an ordered categorical; see `gate_weights_by`."""
+    """Assign each row to a subgroup, as an ordered categorical; see `gate_weights_by`."""
     if not pd.api.types.is_numeric_dtype(values):
         named = values.astype(object).where(values.notna(), "(unseen)").astype(str)
         counts = named.value_counts()
@@ -89,7 +122,7 @@ def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, most: int = 1
         if values.min() < edges[0] or values.max() > edges[-1]:
             rule = f"must reach from {values.min():g} to {values.max():g}, as the values do"
             raise UserError(f"bands={list(bands)}: {rule}")
-    elif (values == (lowest := values.min())).mean() > 1 / bands:  # as of the zeros of a money column
+    elif (values == (lowest := values.min())).mean() > 1 / bands:  # such as many zeros
         above = np.unique(np.quantile(values[values > lowest], np.linspace(0, 1, bands)))[1:]
         edges = np.array([lowest, np.nextafter(lowest, np.inf), *above])
         shown = np.array([lowest, lowest, *above])
@@ -100,8 +133,18 @@ def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, most: int = 1
     return cut
 
 
-def gate_similarity(folder: Path | str, **which: Any) -> pd.DataFrame:
-    """Cosine of two tasks' gate weights, averaged over rows: task by task; errors as of `gate_weights`."""
-    weights = {task: values.to_numpy() for task, values in weights_by_task(folder, **which).items()}
+def gate_similarity(run: Run | Path | str, **which: Any) -> pd.DataFrame:
+    """Compute the cosine similarity between the tasks' gate weights, averaged over rows."""
+    weights = {task: values.to_numpy() for task, values in load(run).gate_weights(**which).items()}
     unit = {task: values / np.linalg.norm(values, axis=1, keepdims=True) for task, values in weights.items()}
     return pd.DataFrame({a: {b: (unit[a] * unit[b]).sum(1).mean() for b in unit} for a in unit})
+
+
+def plot_gate_similarity(run: Run | Path | str, **which: Any) -> Figure:
+    """Draw `gate_similarity` as a heat map."""
+    table = gate_similarity(run, **which)
+    size = 2.2 + 0.8 * len(table)
+    figure, (axes,) = panels(1, width=size + 0.8, height=size)
+    heat_map(axes, table, "cosine of gate weights, mean over rows", 1.0)
+    axes.set(xlabel="task", ylabel="task", title="Similarity of gates")
+    return figure

@@ -1,4 +1,4 @@
-"""Encoded rows on disk: made once for the same files and options, whole or not at all."""
+"""A cache of encoded rows: each set of files and options is encoded once and stored in one file."""
 
 import errno
 import hashlib
@@ -16,58 +16,60 @@ import torch
 from filelock import FileLock
 
 from mmoe.atomic import write
-from mmoe.data.check_rows import check_rows
-from mmoe.data.encode import Dataset, Rows
+from mmoe.data.batch import Batch
 from mmoe.data.schema import Schema
-from mmoe.errors import UserError
+from mmoe.data.splits import Dataset
+from mmoe.errors import ArgumentError, UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 5  # raise it when the same files and options give other tensors
-# What the system says of a path that cannot be a directory.
-NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
+FORMAT = 6  # increment this when the same files and options are stored or encoded differently
+FIELDS = ("levels", "numbers", "labels")  # of a Batch
+# The errors of a path that is not, and cannot become, a directory.
+NOT_A_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
 
 
-class Corrupt(Exception):
-    """A cache file is not what this version writes for the same files and options."""
+class CorruptFile(Exception):
+    """A cache file does not hold what this version writes for the same files and options."""
 
 
 def directory(configured: str | None) -> Path:
-    """The configured directory, or the user's cache directory.
+    """The configured cache directory, or the user's default one."""
+    return expand_home("cache_dir", configured) if configured else Path(platformdirs.user_cache_dir("mmoe"))
+
+
+def expand_home(argument: str, path: str) -> Path:
+    """The path with a leading `~` or `~USER` replaced by the home directory.
 
     Raises:
-        UserError: it is `~NAME`, and there is no such user.
+        ArgumentError: there is no such user.
     """
-    if not configured:
-        return Path(platformdirs.user_cache_dir("mmoe"))
     try:
-        return Path(configured).expanduser()
+        return Path(path).expanduser()
     except RuntimeError:
-        raise UserError(f"cache_dir={configured}: must start with the name of a user after ~") from None
+        raise ArgumentError(f"{argument}={path}: must start with the name of a user after ~") from None
 
 
-def cached(folder: Path, name: str, key: dict[str, Any], build: Callable[[], Dataset]) -> Dataset:
-    """The data set that `build` makes, read from `folder` if it was made before with an equal `key`.
+def load_or_build(folder: Path, name: str, key: dict[str, Any], build: Callable[[], Dataset]) -> Dataset:
+    """Load the data set of this `key` from `folder`, or build and store it.
 
-    One process builds, others that want the same wait for it. A file that is damaged or does not hold rows of
-    its schema is rebuilt, with a warning. Nothing is written where the file is there and whole.
+    `key` must hold everything that the data set depends on. One process builds the file, others wait for it.
+    A corrupt file is rebuilt, with a warning. Nothing is written if the file is valid.
 
     Raises:
         UserError: `folder` cannot be a directory.
-        OSError: the file is not there and cannot be written, or the disk cannot be read.
+        OSError: the file cannot be written, or the disk cannot be read.
     """
     request = json.dumps([FORMAT, key], sort_keys=True)
-    path = folder / f"{name}-{_hexdigest(request)[:16]}.npz"
-    with suppress(Corrupt):
-        found = _read(path, request)  # without the lock, for the file appears whole
-        if found:
+    path = folder / f"{name}-{hashlib.sha256(request.encode()).hexdigest()[:16]}.npz"
+    with suppress(CorruptFile):
+        if found := _read(path, request):  # this needs no lock, because files appear whole
             return found
     with lock(path):
         try:
-            found = _read(path, request)  # another process may have made it meanwhile
-            if found:
+            if found := _read(path, request):  # another process may have written the file meanwhile
                 return found
-        except Corrupt as error:
+        except CorruptFile as error:
             log.warning("%s: the cached rows are corrupt (%s); rebuilding them", path, error)
         dataset = build()
         write(path, partial(_save, dataset, request))
@@ -76,20 +78,20 @@ def cached(folder: Path, name: str, key: dict[str, Any], build: Callable[[], Dat
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Let one process at a time make `path`.
+    """Let one process at a time write `path`.
 
     Raises:
         UserError: the folder of `path` cannot be a directory.
-        OSError: it cannot be made or written.
+        OSError: the folder cannot be created or written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(f"{path}.lock").acquire()
     except OSError as error:
-        if error.errno not in NO_DIRECTORY:
+        if error.errno not in NOT_A_DIRECTORY:
             raise
         raise UserError(
-            f"data.cache_dir={path.parent}: must be a directory that can be written ({error.strerror})"
+            f"data.cache_dir={path.parent}: must be a writable directory ({error.strerror})"
         ) from None
     with held:
         yield
@@ -101,74 +103,54 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_of_the_disk(error: BaseException) -> bool:
-    """Whether an error of a reader of archives is the disk's, rather than one of the archive's content.
+def is_disk_error(error: BaseException) -> bool:
+    """Whether reading an archive failed because of the disk rather than the archive's content.
 
-    Broken archives raise nearly anything. Their OSErrors have no number, or EINVAL where a broken archive
-    names a place before its start.
+    Corrupt archives raise almost any exception. Their OSErrors have no errno, or EINVAL if the archive points
+    to an offset before its start.
     """
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
-def _hexdigest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _save(dataset: Dataset, request: str, path: Path) -> None:
-    arrays: dict[str, np.ndarray] = {}
+    arrays = {"schema": np.array(dataset.schema.to_json())}
     for split, rows in dataset.splits.items():
-        arrays |= {f"{split}.{field}": tensor.numpy() for field, tensor in rows._asdict().items()}
+        arrays |= {f"{split}.{field}": getattr(rows, field).numpy() for field in FIELDS}
         arrays[f"{split}.positions"] = dataset.positions[split].numpy()
-    schema = dataset.schema.to_json()
-    digest = _digest(request, schema, arrays)
-    np.savez(path, allow_pickle=False, schema=np.array(schema), digest=np.array(digest), **arrays)
+    np.savez(path, allow_pickle=False, digest=np.array(_digest(request, arrays)), **arrays)
 
 
 def _read(path: Path, request: str) -> Dataset | None:
-    """Read a file that `_save` wrote for `request`; None if there is none.
-
-    The checksums of the zip find any changed byte. The digest, and the checks of rows and positions, find a
-    file that another program wrote or renamed.
+    """Read the file that `_save` wrote for `request`; None if there is none.
 
     Raises:
-        Corrupt: the file is something else.
+        CorruptFile: the file holds anything else.
         OSError: the disk cannot be read.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        schema, digest = str(arrays.pop("schema")), str(arrays.pop("digest"))
-        if digest != _digest(request, schema, arrays):
-            raise Corrupt("the schema or the arrays are not those of these files and options")
-        return _dataset(Schema.from_json(schema), arrays)
-    except Exception as error:  # a broken zip raises nearly anything, NotImplementedError too
-        if isinstance(error, OSError) and error.errno in NO_DIRECTORY:
+        if str(arrays.pop("digest")) != _digest(request, arrays):
+            raise CorruptFile("its digest is wrong")
+        schema = Schema.from_json(str(arrays.pop("schema")))
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    except Exception as error:  # a corrupt zip raises almost anything, even NotImplementedError
+        if isinstance(error, OSError) and error.errno in NOT_A_DIRECTORY:
             return None
-        if is_of_the_disk(error):
+        if is_disk_error(error):
             raise
-        raise Corrupt(str(error) or type(error).__name__) from error
+        raise CorruptFile(str(error) or type(error).__name__) from error
+    positions = {
+        name.split(".")[0]: tensor for name, tensor in tensors.items() if name.endswith(".positions")
+    }
+    splits = {split: Batch(*(tensors[f"{split}.{field}"] for field in FIELDS)) for split in positions}
+    return Dataset(schema, splits, positions)
 
 
-def _digest(request: str, schema: str, arrays: Mapping[str, np.ndarray]) -> str:
-    """Digest of all but the values of the arrays: what was asked for, the schema, types and shapes."""
-    layout = {name: [str(array.dtype), array.shape] for name, array in arrays.items()}
-    return _hexdigest(json.dumps([request, schema, layout], sort_keys=True))
-
-
-def _dataset(schema: Schema, arrays: Mapping[str, np.ndarray]) -> Dataset:
-    """The data set of these arrays.
-
-    Raises:
-        Exception: an array is missing, or its values cannot be.
-    """
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    splits = [name.removesuffix(".positions") for name in tensors if name.endswith(".positions")]
-    rows = {s: Rows(*(tensors[f"{s}.{field}"] for field in Rows._fields)) for s in splits}
-    positions = {s: tensors[f"{s}.positions"] for s in splits}
-    for split, where in positions.items():
-        check_rows(rows[split], schema)
-        # One file has the training rows, another one those of validation and test.
-        in_file = sum(len(p) for s, p in positions.items() if (s == "train") == (split == "train"))
-        if len(where) and not 0 <= where.min() <= where.max() < in_file:
-            raise Corrupt(f"{split}: must have positions from 0 to {in_file - 1}")
-    return Dataset(schema, rows, positions)
+def _digest(request: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """Digest of the request and of the names, types, shapes and values of the arrays."""
+    digest = hashlib.sha256(request.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

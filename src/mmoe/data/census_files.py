@@ -1,11 +1,12 @@
-"""Where the two census files come from: a directory, UCI, or the bundled sample."""
+"""Find the two census files: in a directory, at UCI, or in the bundled sample."""
 
 import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from mmoe.data import download
-from mmoe.errors import UserError
+from mmoe.data import cache, download
+from mmoe.data.archive import DownloadError
+from mmoe.errors import ArgumentError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -24,41 +25,40 @@ class Files(NamedTuple):
 
 
 def check_source(source: str) -> None:
-    """Raise UserError unless `source` is one of those that `find_files` knows."""
+    """Raise ArgumentError unless `source` is auto, official or sample."""
     if source not in ("auto", "official", "sample"):
-        raise UserError(f"source={source}: must be auto, official or sample")
+        raise ArgumentError(f"source={source}: must be auto, official or sample")
 
 
 def find_files(dir: str | None, source: str, url: str, cache_dir: Path) -> Files:
-    """Find the two files: in `dir`, else downloaded, else the bundled sample with a warning.
+    """Find the two files in `dir`. Without `dir`, download them from `url`.
+
+    If the download fails, take the bundled sample and log a warning, unless `source` is `official`.
 
     Raises:
-        UserError: `dir` lacks a file, or nothing was found and `source` forbids the sample.
+        UserError: `dir` lacks a file, or the download failed and `source` is `official`.
     """
     if source == "sample":
-        return Files(*_both(SAMPLE_DIR), is_sample=True)
+        return Files(*_paths(SAMPLE_DIR), is_sample=True)
     if dir:
-        try:
-            return Files(*_both(Path(dir).expanduser()))
-        except RuntimeError:
-            raise UserError(f"data.dir={dir}: must start with the name of a user after ~") from None
+        return Files(*_paths(cache.expand_home("data.dir", dir)))
     target = cache_dir / "census-income"
     try:
         download.fetch(url, target, {NAMES[k]: OFFICIAL_ROWS[k] for k in NAMES}, NUM_FIELDS)
-        return Files(*_both(target))
-    except download.DownloadError as error:
+        return Files(*_paths(target))
+    except DownloadError as error:
         if source == "official":
             raise UserError(f"data.source=official: {error}; give data.dir or set MMOE_CENSUS_DIR") from None
         log.warning(
-            "%s. FALLING BACK TO THE BUNDLED SAMPLE of synthetic rows: its numbers mean nothing for the real"
-            " data set. Give data.dir=... or set MMOE_CENSUS_DIR to use the real files.",
+            "%s. FALLING BACK TO THE BUNDLED SAMPLE: its rows are synthetic, so results say nothing about the"
+            " real data set. Give data.dir=... or set MMOE_CENSUS_DIR to use the real files.",
             error,
         )
-        return Files(*_both(SAMPLE_DIR), is_sample=True)
+        return Files(*_paths(SAMPLE_DIR), is_sample=True)
 
 
-def _both(folder: Path) -> tuple[Path, Path]:
-    """Paths of the two files, compressed or not."""
+def _paths(folder: Path) -> tuple[Path, Path]:
+    """The two files in a folder, compressed or not."""
     if not folder.is_dir():
         raise UserError(
             f"data.dir={folder}: must be a directory with {' and '.join(NAMES.values())} (or .gz)"

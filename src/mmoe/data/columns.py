@@ -1,7 +1,7 @@
-"""One column of raw values, as levels or as numbers, whatever type a file gives it.
+"""Convert a column of a file to levels or to numbers.
 
-The same rules hold for CSV and Parquet. A whole number may be a level (4.0 is the level "4"), a truth value
-is a level or the number 0 or 1, and text may hold a number.
+The same rules hold for text files and Parquet. A whole number can be a level (4.0 is the level "4"), a truth
+value can be a level or the number 0 or 1, and text can hold a number.
 """
 
 import math
@@ -15,37 +15,43 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmoe.data.headerless_csv import LARGEST
+from mmoe.data.schema_checks import MAX_FLOAT32
 from mmoe.errors import UserError
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-WHOLE = re.compile(r"-?[0-9]+\.0*")
-TRUTH = {"true": 1.0, "false": 0.0}
-# How the vocabulary of a run may spell false and true; the first is Python's spelling.
-SPELLINGS = (("False", "True"), ("false", "true"), ("FALSE", "TRUE"), ("0", "1"))
+WHOLE_NUMBER = re.compile(r"-?[0-9]+\.0*")
+TRUTH_VALUES = {"true": 1.0, "false": 0.0}
+# How a run's vocabulary may spell false and true; Python's spelling comes first.
+TRUTH_SPELLINGS = (("False", "True"), ("false", "true"), ("FALSE", "TRUE"), ("0", "1"))
+TEXT_TYPES = (
+    pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
+    pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary,
+)  # fmt: skip
+NUMBER_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+OTHER_TYPES = (pa.types.is_boolean, pa.types.is_null)
 
-# Where the row at an index is: the beginning of an error message.
-Place = Callable[[int], str]
+# A function that returns the place of a row in its file, for an error message. Rows count from 0.
+Locate = Callable[[int], str]
 
 
 def find(names: Sequence[str], wanted: Sequence[str], where: str) -> list[int]:
-    """Positions among `names` of the `wanted` columns.
+    """Positions of the `wanted` columns among `names`.
 
-    A name must be the same, or the only one that differs in case and surrounding blanks alone.
+    A column is found by its exact name. If there is none, a name may differ in case and surrounding spaces.
 
     Raises:
-        UserError: a column is missing, or there are several of its name; `where` begins the message.
+        UserError: a column is missing, or several columns have its name. The message begins with `where`.
     """
-    asked = set(wanted)
+    unique = set(wanted)
     exact: dict[str, list[int]] = {}
     similar: dict[str, list[int]] = {}
     for position, name in enumerate(names):
         exact.setdefault(name, []).append(position)
-        if name not in asked:
+        if name not in unique:
             similar.setdefault(_folded(name), []).append(position)
     found = {name: exact.get(name) or similar.pop(_folded(name), []) for name in wanted}
     if missing := [name for name, positions in found.items() if not positions]:
-        listed = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" * (len(missing) > 5))
+        listed = ", ".join(map(repr, missing[:5])) + f" and {len(missing) - 5} more" * (len(missing) > 5)
         raise UserError(f"{where}: must have a column for every input of the run; lacks {listed}")
     for name, positions in found.items():
         if len(positions) > 1:
@@ -54,97 +60,103 @@ def find(names: Sequence[str], wanted: Sequence[str], where: str) -> list[int]:
     return [positions[0] for positions in found.values()]
 
 
-def count(names: Sequence[str], wanted: Sequence[str]) -> int:
-    """How many of the `wanted` columns have their names, or similar ones, among `names`."""
+def count_found(names: Sequence[str], wanted: Sequence[str]) -> int:
+    """The number of `wanted` columns among `names`, ignoring case and surrounding spaces."""
     return len({_folded(name) for name in names} & {_folded(name) for name in wanted})
 
 
 def check_type(kind: pa.DataType, where: str) -> None:
     """Raise UserError for a type that holds neither levels nor numbers, such as a list or a date."""
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (_is_text(value) or _is_number(value) or pa.types.is_boolean(value) or pa.types.is_null(value)):
+    if not _is_any(value, *TEXT_TYPES, *NUMBER_TYPES, *OTHER_TYPES):
         raise UserError(f"{where}: must hold text or numbers, holds {str(kind)[:80]}")
 
 
-def levels(array: pa.Array, known: Collection[str], place: Place, encoding: str = "utf-8") -> pd.Categorical:
-    """Levels of an array of a type that `check_type` allows.
+def convert(
+    array: pa.Array, vocabulary: Collection[str] | None, locate: Locate, encoding: str = "utf-8"
+) -> pd.Categorical | np.ndarray:
+    """Convert an array, of a type that `check_type` allows, to levels or to float64 numbers.
 
     Args:
-        array: the column's values.
-        known: the vocabulary of the run, which decides between spellings of one value ("4" and "4.0").
-        place: where a row is.
-        encoding: that of bytes.
+        array: the values of the column.
+        vocabulary: the levels that the run knows; they decide between spellings of a value ("4" and "4.0").
+            None for a numeric column.
+        locate: gives the place of a row.
+        encoding: the encoding of bytes.
 
     Raises:
-        UserError: a value is missing, empty, not text of the encoding, or a number that is not whole.
+        UserError: a value is missing or empty, a level is neither valid text nor a whole number, or a number
+            is not finite in float32.
     """
-    codes, values = _coded(array, encoding)
-    found = [_level(value, known) for value in values]
-    rules = [rule for _, rule in found]
-    _refuse(np.array([*map(bool, rules), True])[codes], codes, [*rules, "must not be empty"], place)
-    unique = {level: i for i, level in enumerate(dict.fromkeys(level for level, _ in found))}
-    positions = np.array([unique[level] for level, _ in found], np.int64)  # two values may be one level
-    return pd.Categorical.from_codes(positions[codes], categories=pd.Index([*unique], dtype=object))
+    if vocabulary is None:
+        return to_numbers(array, locate, encoding)
+    codes, values = _dictionary_encode(array, encoding)
+    levels, errors = zip(*(_level(value, vocabulary) for value in (*values, None)), strict=True)
+    is_invalid = np.array([*map(bool, errors)])[codes]  # code -1, a missing value, is the last one
+    if is_invalid.any():
+        row = int(is_invalid.argmax())
+        raise UserError(f"{locate(row)}: {errors[codes[row]]}")
+    unique = {level: i for i, level in enumerate(dict.fromkeys(levels[:-1]))}
+    merged = np.array([unique[level] for level in levels[:-1]], np.int64)  # two values may be the same level
+    return pd.Categorical.from_codes(merged[codes], categories=pd.Index([*unique], dtype=object))
 
 
-def numbers(array: pa.Array, place: Place, encoding: str = "utf-8") -> np.ndarray:
-    """Numbers, float64 [rows], of an array of a type that `check_type` allows; arguments as of `levels`.
-
-    Raises:
-        UserError: a value is missing, not a number, or not finite in float32.
-    """
-    kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
-    if _is_text(kind):
-        codes, values = _coded(array, encoding)
+def to_numbers(array: pa.Array, locate: Locate, encoding: str = "utf-8") -> np.ndarray:
+    """Convert the array of a numeric column; see `convert`."""
+    is_dictionary = pa.types.is_dictionary(array.type)
+    if _is_any(array.type.value_type if is_dictionary else array.type, *TEXT_TYPES):
+        codes, values = _dictionary_encode(array, encoding)
         result: np.ndarray = np.array([*map(_number, values), math.nan])[codes]
     else:
-        plain = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+        plain = array.dictionary_decode() if is_dictionary else array
         result = pc.cast(plain, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    wrong = ~(np.abs(result) <= LARGEST)
-    if wrong.any():
-        row = int(wrong.argmax())
-        value = _text(_python(array.slice(row, 1))[0], encoding)
+    is_invalid = ~(np.abs(result) <= MAX_FLOAT32)
+    if is_invalid.any():
+        row = int(is_invalid.argmax())
+        value = _text(_to_python(array.slice(row, 1))[0], encoding)
         if value == "":
-            raise UserError(f"{place(row)}: must not be empty")
+            raise UserError(f"{locate(row)}: must not be empty")
         what = "missing" if value is None else repr(str(value)[:40])
-        raise UserError(f"{place(row)}: must be a finite number, is {what}")
+        raise UserError(f"{locate(row)}: must be a finite number, is {what}")
     return result
 
 
-def _coded(array: pa.Array, encoding: str) -> tuple[np.ndarray, list[Any]]:
-    """Positions [rows] in a list of the distinct values, -1 where a value is missing, and that list."""
+def _dictionary_encode(array: pa.Array, encoding: str) -> tuple[np.ndarray, list[Any]]:
+    """A code for each row, -1 if its value is missing, and the distinct values."""
     if pa.types.is_null(array.type):
         return np.full(len(array), -1), []
     if not pa.types.is_dictionary(array.type):
-        if pa.types.is_decimal(array.type):  # the small ones have no dictionaries
+        if pa.types.is_decimal(array.type):  # Arrow cannot encode small decimals
             array = pc.cast(array, pa.decimal256(76, array.type.scale))
         array = array.dictionary_encode()
-    values = [_text(value, encoding) for value in _python(array.dictionary)]
+    values = [_text(value, encoding) for value in _to_python(array.dictionary)]
     codes = pc.fill_null(array.indices, -1).to_numpy(zero_copy_only=False)
     return codes.astype(np.int64), values
 
 
-def _python(array: pa.Array) -> list[Any]:
-    """Values as Python's; text as bytes, for a file may hold text that is not valid."""
+def _to_python(array: pa.Array) -> list[Any]:
+    """Python values; text as bytes, because a file may hold invalid text."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    return list((pc.cast(array, pa.large_binary()) if _is_text(array.type) else array).to_pylist())
+    return list(
+        (pc.cast(array, pa.large_binary()) if _is_any(array.type, *TEXT_TYPES) else array).to_pylist()
+    )
 
 
 def _text(value: Any, encoding: str) -> Any:
-    """Bytes as stripped text, if they are; anything else as it is."""
+    """Decode and strip bytes. Invalid bytes, and values of other types, are returned unchanged."""
     try:
         return value.decode(encoding).strip(" \t") if isinstance(value, bytes) else value
     except UnicodeDecodeError:
         return value
 
 
-def _level(value: Any, known: Collection[str]) -> tuple[str, str]:
-    """A value's level, and the rule that it breaks, or nothing."""
+def _level(value: Any, vocabulary: Collection[str]) -> tuple[str, str]:
+    """The level of a value, and an error, which is empty if the value is valid."""
     if isinstance(value, str):
-        text = value if value in known else value.strip()
+        text = value if value in vocabulary else value.strip()
         whole = text.partition(".")[0]
-        if text not in known and whole in known and WHOLE.fullmatch(text):
+        if text not in vocabulary and whole in vocabulary and WHOLE_NUMBER.fullmatch(text):
             text = whole
         return text, "" if text else "must not be empty"
     if value is None or value != value:
@@ -152,11 +164,11 @@ def _level(value: Any, known: Collection[str]) -> tuple[str, str]:
     if isinstance(value, bytes):
         return "", f"must be UTF-8 text, is {value[:40]!r}"
     if isinstance(value, bool):
-        spelling = next((pair for pair in SPELLINGS if set(pair) & set(known)), SPELLINGS[0])
+        spelling = next((pair for pair in TRUTH_SPELLINGS if set(pair) & set(vocabulary)), TRUTH_SPELLINGS[0])
         return spelling[value], ""
     if isinstance(value, Decimal) and value.is_finite():
         value = value.normalize()
-    if str(value) in known:
+    if str(value) in vocabulary:
         return str(value), ""
     if math.isfinite(value) and value == int(value):
         return str(int(value)), ""
@@ -164,30 +176,14 @@ def _level(value: Any, known: Collection[str]) -> tuple[str, str]:
 
 
 def _number(value: Any) -> float:
-    """The number that a text is, NaN if none."""
+    """The number that a text holds, or NaN."""
     text = value.strip() if isinstance(value, str) else ""
-    return float(text) if NUMBER.fullmatch(text) else TRUTH.get(text.lower(), math.nan)
-
-
-def _refuse(wrong: np.ndarray, codes: np.ndarray, rules: Sequence[str], place: Place) -> None:
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise UserError(f"{place(row)}: {rules[codes[row]]}")
+    return float(text) if NUMBER.fullmatch(text) else TRUTH_VALUES.get(text.lower(), math.nan)
 
 
 def _folded(name: str) -> str:
     return name.strip().casefold()
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return any(
-        check(kind)
-        for check in (
-            pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
-            pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary,
-        )
-    )  # fmt: skip
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+def _is_any(kind: pa.DataType, *checks: Callable[[pa.DataType], bool]) -> bool:
+    return any(check(kind) for check in checks)

@@ -1,14 +1,15 @@
-"""Read a comma-separated file without a header, strictly: all of it, or an error that says where.
+"""Read a comma-separated file without a header, and reject it if any line is invalid.
 
-Arrow reads the file; only when it finds something wrong are the lines walked to name line and column.
-Fields may have spaces around them; empty lines are passed over, and so is a byte order mark. Text is
-latin-1, unless a byte order mark says otherwise; a quote is text.
+Fields may have spaces around them. Empty lines and a byte order mark are skipped. Without that mark, text is
+latin-1. A quote is an ordinary character. Arrow parses the file. After an error, the lines are read one by
+one, to name the line and the column.
 """
 
 import codecs
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,33 +17,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from mmoe.data.text_blocks import Block, blocks, split
+from mmoe.data.schema_checks import MAX_FLOAT32
+from mmoe.data.text_blocks import Block, blocks, split_lines
 from mmoe.errors import UserError
 
-LARGEST = float(np.finfo(np.float32).max)  # numbers become float32
 LEVELS = pa.dictionary(pa.int32(), pa.binary())
 
 
-def read_rows(
-    path: Path,
-    columns: Sequence[str],
-    numeric: Collection[str],
-    allowed: Mapping[str, Collection[str]],
-) -> pd.DataFrame:
-    """Read every row of `path`.
+class Format(NamedTuple):
+    """The fields of a line.
 
-    Args:
-        path: a plain or a gzip file.
-        columns: names of the fields, in order.
-        numeric: names of the columns that hold numbers, finite in float32; the others hold levels.
-        allowed: columns in which only these levels may occur.
+    `columns` are their names, in order. `numeric` are the columns of numbers, which must be finite in
+    float32; the other columns are categorical. `allowed` limits the levels of some columns.
+    """
+
+    columns: Sequence[str]
+    numeric: Collection[str]
+    allowed: Mapping[str, Collection[str]]
+
+
+def read_rows(path: Path, format: Format) -> pd.DataFrame:
+    """Read every row of a plain or a gzip file.
 
     Returns:
         Numeric columns as float64, the others as categoricals of stripped text. `NA` and `?` are levels.
 
     Raises:
-        UserError: the file cannot be read, or a field breaks a rule; names file, line and column.
+        UserError: the file cannot be read, or a field is invalid; names file, line and column.
     """
+    columns, numeric, _ = format
     types = {c: pa.float64() if c in numeric else LEVELS for c in columns}
     encoding = "latin-1"
     tables = []
@@ -50,51 +53,47 @@ def read_rows(
         for block in parts:
             encoding = block.encoding or encoding
             try:
-                tables.append(table(block.content, types))
+                tables.append(parse(block.content, types))
             except pa.ArrowInvalid as error:
-                raise _first_mistake(path, columns, numeric, allowed, str(error)) from None
+                raise _first_error(path, format, str(error)) from None
     if not tables:
         raise UserError(f"{path}: has no rows")
-    whole = pa.concat_tables(tables)
-    frame = pd.DataFrame(
-        {
-            c: whole[c].to_numpy() if c in numeric else _levels(whole[c].combine_chunks(), encoding)
-            for c in columns
-        }
-    )
-    if not _is_clean(frame, numeric, allowed):
-        raise _first_mistake(path, columns, numeric, allowed, "a field breaks a rule")
+    table = pa.concat_tables(tables)
+    values = (table[c].to_numpy() if c in numeric else _categorical(table[c], encoding) for c in columns)
+    frame = pd.DataFrame(dict(zip(columns, values, strict=True)))
+    if not _is_valid(frame, format):
+        raise _first_error(path, format, "a field is invalid")
     return frame
 
 
 def read_numbers(path: Path, columns: Sequence[str]) -> Generator[np.ndarray]:
-    """Read a file of numbers alone, block by block: float32 arrays [rows, columns], and finite.
+    """Read a file that holds only numbers, in blocks of finite float32 [rows, columns].
 
     Raises:
-        UserError: as `read_rows`.
+        UserError: see `read_rows`.
     """
-    types = dict.fromkeys(columns, pa.float32())
+    format, types = Format(columns, columns, {}), dict.fromkeys(columns, pa.float32())
     with closing(blocks(path)) as parts:
         for block in parts:
             try:
-                numbers = np.stack([column.to_numpy() for column in table(block.content, types)], axis=1)
+                numbers = np.stack([column.to_numpy() for column in parse(block.content, types)], axis=1)
             except pa.ArrowInvalid as error:
-                raise _first_mistake(path, columns, columns, {}, str(error)) from None
+                raise _first_error(path, format, str(error)) from None
             if not np.isfinite(numbers).all():
-                raise _first_mistake(path, columns, columns, {}, "a number is not finite")
+                raise _first_error(path, format, "a number is not finite")
             yield numbers
 
 
-def table(content: bytes, types: Mapping[str, pa.DataType], separator: str = ",") -> pa.Table:
-    """Parse whole lines, a field for each of `types`; one of null type is left out.
+def parse(content: bytes, types: Mapping[str, pa.DataType], separator: str = ",") -> pa.Table:
+    """Parse whole lines with one field for each of `types`. A field of null type is left out of the table.
 
     Raises:
-        pyarrow.ArrowInvalid: a line has too few or too many fields, or a field is not of its type.
+        pyarrow.ArrowInvalid: a line has too few or too many fields, or a field has the wrong type.
     """
-    # Arrow passes over a byte order mark, which in the middle of a file is text, but never over two.
+    # Arrow skips a leading byte order mark. In the middle of a file the mark is text; an empty line keeps it.
     guard = b"\n" if content.startswith(codecs.BOM_UTF8) else b""
-    # A copy in Arrow's own memory: its threads must hold nothing of Python's, or they may end the process
-    # (std::terminate) when the interpreter ends before they do.
+    # The content is copied into Arrow's memory. If Arrow's threads held memory of Python when the interpreter
+    # exits, they could abort the process (std::terminate).
     sink = pa.BufferOutputStream()
     sink.write(guard + content)
     wanted = {name: kind for name, kind in types.items() if not pa.types.is_null(kind)}
@@ -108,48 +107,37 @@ def table(content: bytes, types: Mapping[str, pa.DataType], separator: str = ","
     )
 
 
-def _is_clean(frame: pd.DataFrame, numeric: Collection[str], allowed: Mapping[str, Collection[str]]) -> bool:
-    """Whether numbers are finite, no level is empty, and all levels are allowed."""
-    finite = all((frame[c].abs() <= LARGEST).all() for c in numeric)
-    levels = {str(c): set(frame[c].cat.categories) for c in frame if c not in numeric}
-    known = all("" not in found and found <= set(allowed.get(c, found)) for c, found in levels.items())
-    return finite and known
+def _is_valid(frame: pd.DataFrame, format: Format) -> bool:
+    """Whether all numbers are finite in float32, and all levels are allowed and not empty."""
+    finite = all((frame[c].abs() <= MAX_FLOAT32).all() for c in format.numeric)
+    levels = {c: set(frame[c].cat.categories) for c in format.columns if c not in format.numeric}
+    return finite and all("" not in v and v <= set(format.allowed.get(c, v)) for c, v in levels.items())
 
 
-def _levels(array: pa.DictionaryArray, encoding: str) -> pd.Categorical:
-    """Codes and sorted, stripped levels: Arrow keeps the space behind the comma in its dictionary."""
+def _categorical(chunks: pa.ChunkedArray, encoding: str) -> pd.Categorical:
+    """A categorical with sorted, stripped levels. Arrow keeps the space that follows a comma."""
+    array = chunks.combine_chunks()
     raw = [value.strip(b" \t").decode(encoding) for value in array.dictionary.to_pylist()]
     levels, positions = np.unique(np.array(raw, dtype=object), return_inverse=True)
     codes = positions.astype(np.int32)[array.indices.to_numpy(zero_copy_only=False)]
     return pd.Categorical.from_codes(codes, categories=pd.Index(levels))
 
 
-def _first_mistake(
-    path: Path,
-    columns: Sequence[str],
-    numeric: Collection[str],
-    allowed: Mapping[str, Collection[str]],
-    otherwise: str,
-) -> UserError:
-    """The error for the first line that breaks a rule, or for the file as a whole."""
+def _first_error(path: Path, format: Format, otherwise: str) -> UserError:
+    """The error of the first invalid line. If no line is invalid by itself, the error says `otherwise`."""
     with closing(blocks(path)) as parts:
         for block in parts:
-            for number, line in split(block):
-                if rule := _mistake(block, line, columns, numeric, allowed):
-                    header = number == 1 and not any(_is_finite(field) for field in line.split(","))
-                    hint = " (a header line? the file must have none)" if header else ""
-                    return UserError(f"{path}, line {number}{rule}{hint}")
+            for number, line in split_lines(block):
+                if error := _line_error(block, line, format):
+                    is_header = number == 1 and not any(_is_finite(field) for field in line.split(","))
+                    hint = " (a header line? the file must have none)" if is_header else ""
+                    return UserError(f"{path}, line {number}{error}{hint}")
     return UserError(f"{path}: {otherwise}")
 
 
-def _mistake(
-    block: Block,
-    line: str,
-    columns: Sequence[str],
-    numeric: Collection[str],
-    allowed: Mapping[str, Collection[str]],
-) -> str:
-    """The rule that a line breaks, with its column, or nothing."""
+def _line_error(block: Block, line: str, format: Format) -> str:
+    """The column and the rule of the first invalid field of a line; empty if the line is valid."""
+    columns, numeric, allowed = format
     encoding = block.encoding or "latin-1"
     fields = [field.strip(" \t").encode("latin-1").decode(encoding) for field in line.split(",")]
     if len(fields) != len(columns):
@@ -166,8 +154,8 @@ def _mistake(
 
 
 def _is_finite(field: str) -> bool:
-    """Whether Arrow, whose notation is stricter than Python's, reads the field as a number of float32."""
+    """Whether Arrow, which is stricter than Python, reads the field as a number that is finite in float32."""
     try:
-        return bool(abs(pc.cast(pa.scalar(field.strip(" \t")), pa.float64()).as_py()) <= LARGEST)
+        return bool(abs(pc.cast(pa.scalar(field.strip(" \t")), pa.float64()).as_py()) <= MAX_FLOAT32)
     except pa.ArrowInvalid:
         return False

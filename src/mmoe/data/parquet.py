@@ -1,4 +1,4 @@
-"""Read the inputs of a run from Parquet, by column name, chunk by chunk."""
+"""Read the inputs of a run from Parquet, by column name, in chunks."""
 
 import base64
 import binascii
@@ -13,105 +13,86 @@ from pyarrow import parquet
 
 from mmoe.data import columns
 from mmoe.data.schema import Schema
+from mmoe.data.text_blocks import file_errors
 from mmoe.errors import UserError
 
 MAGIC, ENCRYPTED = b"PAR1", b"PARE"
 
 
 def read_parquet(path: Path, schema: Schema, chunk_rows: int) -> Generator[pd.DataFrame]:
-    """The inputs of `schema` from a file that may have other columns too, in the file's order.
+    """The inputs of `schema`, in the order of the file's rows. The file may have other columns too.
 
-    Checksums of pages are verified where the file has them.
+    Checksums of pages are verified if the file has them.
 
     Raises:
-        UserError: the file cannot be read, lacks a column, or a value breaks a rule; names column and row.
+        UserError: the file cannot be read, lacks a column, or a value is invalid; names column and row.
     """
-    known = {column.name: frozenset(column.levels) for column in schema.categorical}
-    inputs = [*known, *(column.name for column in schema.numeric)]
+    vocabularies = {column.name: frozenset(column.levels) for column in schema.categorical}
+    inputs = [*vocabularies, *(column.name for column in schema.numeric)]
     _check_ends(path)
-    with _mistakes(path), parquet.ParquetFile(path) as file:
-        count = file.metadata.num_rows
+    with _parquet_errors(path), parquet.ParquetFile(path) as file:
+        num_rows = file.metadata.num_rows
         kinds = list(file.schema_arrow)
         names = [kind.name for kind in kinds]
         written = _written_types(file.metadata)
-    positions = columns.find(names, inputs, str(path))
-    found = {name: names[position] for name, position in zip(inputs, positions, strict=True)}
-    for name, position in zip(inputs, positions, strict=True):
+    positions = dict(zip(inputs, columns.find(names, inputs, str(path)), strict=True))
+    for name, position in positions.items():
         kind = kinds[position].type
         columns.check_type(kind, f"{path}, column {name}")
-        if _contradict(kind, written.get(names[position], kind)):
-            what = f"column {name} holds {kind}, and was written as {written[names[position]]}"
-            raise UserError(f"{path}: not a whole Parquet file ({what}); fetch or copy it again")
-    # Text that is read as a dictionary takes a fraction of the memory.
-    text = [found[name] for name in known]
-    with _mistakes(path):
+        if _contradict(kind, stored := written.get(names[position], kind)):
+            raise _damaged(path, f"column {name} holds {kind}, and was written as {stored}")
+    with _parquet_errors(path):
+        # Text that is read as a dictionary takes a fraction of the memory.
+        text = [names[positions[name]] for name in vocabularies]
         file = parquet.ParquetFile(path, read_dictionary=text, page_checksum_verification=True)
     start = 0
     with file:
-        with _mistakes(path):
-            batches = file.iter_batches(chunk_rows, columns=[*found.values()])
+        with _parquet_errors(path):
+            batches = file.iter_batches(chunk_rows, columns=[names[i] for i in positions.values()])
         while True:
-            with _mistakes(path):
+            with _parquet_errors(path):
                 batch = next(batches, None)
                 if batch is None:
                     break
                 _check_codes(batch)
-            yield _frame(path, batch, found, known, start)
+            frame = {
+                name: columns.convert(batch[names[i]], vocabularies.get(name), _locator(path, name, start))
+                for name, i in positions.items()
+            }
+            yield pd.DataFrame(frame)
             start += len(batch)
-    if start != count:
-        what = f"{start} rows where its footer says {count}"
-        raise UserError(f"{path}: not a whole Parquet file ({what}); fetch or copy it again")
+    if start != num_rows:
+        raise _damaged(path, f"it has {start} rows, and its footer says {num_rows}")
 
 
-def _frame(
-    path: Path, batch: pa.RecordBatch, names: dict[str, str], known: dict[str, frozenset[str]], start: int
-) -> pd.DataFrame:
-    """The inputs of a batch whose first row is number `start`, from 0; `names` are the file's."""
-    frame: dict[str, object] = {}
-    for column, name in names.items():
-
-        def place(row: int, column: str = column) -> str:
-            return f"{path}, column {column}, row {start + row + 1}"
-
-        array = batch[name]
-        if column in known:
-            frame[column] = columns.levels(array, known[column], place)
-        else:
-            frame[column] = columns.numbers(array, place)
-    return pd.DataFrame(frame)
+def _locator(path: Path, column: str, start: int) -> columns.Locate:
+    return lambda row: f"{path}, column {column}, row {start + row + 1}"
 
 
 def _check_codes(batch: pa.RecordBatch) -> None:
-    """Raise ArrowInvalid for a code beyond its dictionary; Arrow does not look."""
+    """Raise ArrowInvalid for a code that its dictionary does not have, which Arrow does not check."""
     for array in batch:
         if pa.types.is_dictionary(array.type):
             pa.DictionaryArray.from_arrays(array.indices, pa.nulls(len(array.dictionary)), safe=True)
 
 
 def _check_ends(path: Path) -> None:
-    """Raise UserError for what is not a Parquet file by its first and last bytes."""
-    try:
-        with path.open("rb") as file:
-            first = file.read(len(MAGIC))
-            file.seek(-min(len(MAGIC), file.seek(0, os.SEEK_END)), os.SEEK_END)
-            last = file.read()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a directory; name a file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    """Raise UserError if the first or the last bytes show that the file is not Parquet."""
+    with file_errors(path), path.open("rb") as file:
+        first = file.read(len(MAGIC))
+        file.seek(-min(len(MAGIC), file.seek(0, os.SEEK_END)), os.SEEK_END)
+        last = file.read()
     if ENCRYPTED in (first, last):
         raise UserError(f"{path}: must not be encrypted")
     if first != MAGIC:
         what = f"begins with {first!r}" if first else "is empty"
         raise UserError(f"{path}: must be a Parquet file; {what}")
     if last != MAGIC:
-        raise UserError(f"{path}: not a whole Parquet file (its end is missing); fetch or copy it again")
+        raise _damaged(path, "its end is missing")
 
 
 def _written_types(metadata: parquet.FileMetaData) -> dict[str, pa.DataType]:
-    """The types that Arrow says, by column, it wrote; nothing for a file of another writer."""
+    """The types by column that Arrow recorded when it wrote the file; empty if another writer did."""
     stored = (metadata.metadata or {}).get(b"ARROW:schema")
     if stored is None:
         return {}
@@ -120,18 +101,21 @@ def _written_types(metadata: parquet.FileMetaData) -> dict[str, pa.DataType]:
 
 
 def _contradict(kind: pa.DataType, written: pa.DataType) -> bool:
-    """Whether a type of numbers cannot have been `written`: the footer has no checksum of its own."""
+    """Whether a column's type differs from the type it was written with. The footer has no checksum."""
     if pa.types.is_decimal(kind) and pa.types.is_decimal(written):
         return bool(kind.scale != written.scale)
-    either = pa.types.is_floating(kind) or pa.types.is_floating(written)
-    return bool(either and kind != written)
+    is_float = pa.types.is_floating(kind) or pa.types.is_floating(written)
+    return bool(is_float and kind != written)
 
 
 @contextmanager
-def _mistakes(path: Path) -> Iterator[None]:
-    """Turn what Arrow says about a file into a UserError; the body must call nothing but Arrow."""
+def _parquet_errors(path: Path) -> Iterator[None]:
+    """Turn Arrow's errors into UserError. The body must call nothing but Arrow."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, binascii.Error) as error:
-        what = str(error).partition("\n")[0][:200]
-        raise UserError(f"{path}: not a whole Parquet file ({what}); fetch or copy it again") from None
+        raise _damaged(path, str(error).partition("\n")[0][:200]) from None
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: not a whole Parquet file ({what}); fetch or copy it again")

@@ -1,4 +1,4 @@
-"""Read raw rows of any file that a run can score: one entry for delimited text and Parquet."""
+"""Read raw rows from any file that a run can score, delimited text or Parquet."""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -15,15 +15,15 @@ PARQUET = (".parquet", ".pq", ".parq")
 
 
 def read_chunks(path: Path, schema: Schema, chunk_rows: int) -> Generator[pd.DataFrame]:
-    """Raw rows in the file's order, chunk by chunk, with the columns of `schema` as levels and numbers.
+    """Raw rows in the order of the file, in chunks with the inputs of `schema`.
 
     Args:
-        path: a file of one of the endings `TEXT`, with or without .gz, or `PARQUET`; in either case.
-        schema: that of the run.
-        chunk_rows: rows that are read from Parquet at once.
+        path: a file whose name ends with one of `TEXT`, with or without .gz, or of `PARQUET`, in any case.
+        schema: the schema of the run.
+        chunk_rows: the number of rows to read from Parquet at once.
 
     Raises:
-        UserError: the ending is none of these; while reading, as `read_delimited` and `read_parquet`.
+        UserError: the name has another ending; the file cannot be read or lacks a column; a value is invalid.
     """
     name = path.name.lower()
     if name.endswith(PARQUET):

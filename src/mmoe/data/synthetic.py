@@ -1,37 +1,39 @@
-"""Serve the paper's synthetic tasks: a fixed set of rows, or new ones in every step.
+"""The data module of the paper's synthetic tasks: a fixed set of training rows, or new rows in every step.
 
-R replicas, N rows, T tasks.
+R replicas, T tasks.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from operator import itemgetter
 
 import torch
 
-from mmoe.arguments import check_integers, check_seeds
-from mmoe.data.datamodule import DataModule, Loader, check_loading
-from mmoe.data.encode import Dataset, Rows
+from mmoe.arguments import check_integers
+from mmoe.data.batch import Batch
+from mmoe.data.datamodule import DataModule
+from mmoe.data.loader import Loader
 from mmoe.data.schema import Numeric, Schema, Task
+from mmoe.data.splits import Dataset
 from mmoe.data.synthetic_generator import Device, Generator
-from mmoe.errors import UserError
+from mmoe.errors import ArgumentError
 
-VAL, TEST = -1, -2  # numbers of the blocks of rows that are not training rows
-STREAMED_STEPS = 8  # drawn at once: few enough for memory, enough to make their number not matter
+BLOCKS = {"train": 0, "val": -1, "test": -2}  # number of the block that holds the fixed rows of a split
+STREAMED_STEPS = 8  # steps that are drawn at once; more would take more memory and save little time
 
 
 class StreamLoader(Loader):
-    """Batches of rows that nobody has seen, drawn when they are asked for, on the device.
+    """Batches of new rows, which are drawn on the device when they are needed.
 
     Args:
-        draw: from the number of a block and of its rows to the block.
-        num_rows: of an epoch.
-        batch_size, rank, world_size: as in `RowLoader`.
+        draw: a function of a block's number and its number of rows that draws the block.
+        num_rows: rows in an epoch.
+        batch_size, rank, world_size: see `RowLoader`.
     """
 
     def __init__(
-        self, draw: Callable[[int, int], Rows], num_rows: int, batch_size: int, rank: int, world_size: int
+        self, draw: Callable[[int, int], Batch], num_rows: int, batch_size: int, rank: int, world_size: int
     ) -> None:
         self.draw, self.num_rows, self.rank, self.world_size = draw, num_rows, rank, world_size
         self.global_batch = batch_size * world_size
@@ -39,110 +41,88 @@ class StreamLoader(Loader):
     def __len__(self) -> int:
         return max(1, self.num_rows // self.global_batch)
 
-    def batches(self) -> Iterator[Rows]:
-        """The rank's share of each step's new rows."""
+    def batches(self) -> Iterator[Batch]:
+        """The rank's share of the new rows of each step."""
         first_block = self.drawn_epoch * math.ceil(len(self) / STREAMED_STEPS)
         drawn, rows = -1, None
         for step in self._steps(len(self)):
-            block, place = divmod(step, STREAMED_STEPS)
+            block, step_in_block = divmod(step, STREAMED_STEPS)
             if rows is None or block != drawn:
                 drawn, rows = block, self.draw(first_block + block, STREAMED_STEPS * self.global_batch)
-            start = place * self.global_batch
+            start = step_in_block * self.global_batch
             share = slice(start + self.rank, start + self.global_batch, self.world_size)
-            yield Rows(*(tensor[..., share, :] for tensor in rows))
+            yield rows.map(itemgetter((..., share, slice(None))))
 
 
 class SyntheticData(DataModule):
-    """Serve generated rows; with `stream`, those of training are drawn step by step.
+    """Data module of generated rows; conf/data/synthetic.yaml gives every argument.
 
     Args:
-        generator: what the rows are.
-        seeds: of the replicas.
-        num_rows: of a training epoch.
-        stream: draw the rows of each epoch anew.
-        loading: the arguments of `DataModule`.
+        p, c, m, a, b, d, tasks, noise_variance: see `Generator`.
+        rows: training rows in an epoch.
+        eval_rows: validation rows, and also test rows.
+        stream: draw new training rows in every epoch, rather than a fixed set.
+        replicas: R. Replica r has the rows and the task weights of seed + r.
+        main_task: `task1` to `taskT`. It becomes the first task.
+        batch_size, eval_batch_size, resident: see `DataModule`.
+        seed: seed of the first replica, and of the shuffling.
+
+    Raises:
+        ArgumentError: an argument is outside its range.
     """
 
     def __init__(
-        self, generator: Generator, seeds: Sequence[int], num_rows: int, stream: bool, **loading: Any
+        self,
+        *,
+        p: float,
+        c: float,
+        m: int,
+        a: Sequence[float] | None,
+        b: Sequence[float] | None,
+        d: int,
+        tasks: int,
+        noise_variance: float,
+        rows: int,
+        eval_rows: int,
+        stream: bool,
+        replicas: int,
+        main_task: str,
+        batch_size: int = 256,
+        eval_batch_size: int = 8192,
+        resident: bool = True,
+        seed: int = 0,
     ) -> None:
-        super().__init__(**loading)
-        self.generator, self.seeds, self.num_rows, self.stream = generator, seeds, num_rows, stream
+        super().__init__(self._draw_dataset, batch_size, eval_batch_size, resident, seed)
+        check_integers(1, replicas=replicas)
+        check_integers(2, rows=rows, eval_rows=eval_rows)
+        self.generator = Generator(p, c, m, a, b, d, tasks, noise_variance)
+        self.names = [f"task{k}" for k in range(1, tasks + 1)]
+        if main_task not in self.names:
+            raise ArgumentError(f"main_task={main_task}: must be one of {', '.join(self.names)}")
+        self.names.sort(key=lambda name: name != main_task)
+        self.num_rows = {"train": rows, "val": eval_rows, "test": eval_rows}
+        self.stream, self.seeds = stream, range(seed, seed + replicas)
 
-    def train_dataloader(self) -> Loader:
-        """Batches of new rows, or of the fixed ones, shuffled."""
+    def raw_train_loader(self) -> Loader:
+        """Batches of new rows, or shuffled batches of the fixed rows."""
         if not self.stream:
-            return super().train_dataloader()
+            return super().raw_train_loader()
         device: Device = self.trainer.strategy.root_device if self.trainer else "cpu"
         rank, size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         draw = partial(self.generator.rows, self.seeds, device=device)
-        loader = StreamLoader(draw, self.num_rows, self.batch_size, rank, size)
+        loader = StreamLoader(draw, self.num_rows["train"], self.batch_size, rank, size)
         loader.fixed = self.overfits
         return loader
 
-
-def datamodule(
-    *,
-    p: float,
-    c: float,
-    m: int,
-    a: Sequence[float] | None,
-    b: Sequence[float] | None,
-    d: int,
-    tasks: int,
-    noise_variance: float,
-    rows: int,
-    eval_rows: int,
-    stream: bool,
-    replicas: int,
-    main_task: str,
-    seed: int,
-    **loading: Any,
-) -> DataModule:
-    """Serve generated rows, to each replica its own; the arguments are those of conf/data/synthetic.yaml.
-
-    Args:
-        p: as in `Generator`, like the seven that follow.
-        c: norm of the weights.
-        m: number of sines.
-        a: their frequencies.
-        b: their phases.
-        d: inputs.
-        tasks: T.
-        noise_variance: of the labels.
-        rows: of a training epoch.
-        eval_rows: of validation, and of test.
-        stream: draw each epoch's rows anew; else there is one set of them.
-        replicas: R; replica r has the rows and the task weights of seed + r.
-        main_task: its name, `task1` to `taskT`; the tasks are alike, so this only names the first.
-        seed: of the first replica.
-        loading: further arguments of `DataModule`.
-
-    Raises:
-        UserError: an argument is outside its range.
-    """
-    check_loading(loading)
-    check_integers(1, replicas=replicas)
-    check_integers(2, rows=rows, eval_rows=eval_rows)
-    check_seeds(seed=seed)
-    generator = Generator(p, c, m, a, b, d, tasks, noise_variance)
-    names = [f"task{k}" for k in range(1, tasks + 1)]
-    if main_task not in names:
-        raise UserError(f"main_task={main_task}: must be one of {', '.join(names)}")
-    names.sort(key=lambda name: name != main_task)
-    seeds = range(seed, seed + replicas)
-    schema = Schema(
-        (),
-        tuple(Numeric(f"x{i}", 0.0, 1.0, (-1.0, 0.0, 1.0)) for i in range(1, d + 1)),
-        tuple(Task(name, f"y{name.removeprefix('task')}", kind="regression") for name in names),
-        rows="synthetic",
-        num_rows={"train": rows, "val": eval_rows, "test": eval_rows},
-    )
-    blocks = {"val": VAL, "test": TEST} if stream else {"train": 0, "val": VAL, "test": TEST}
-
-    def load() -> Dataset:
-        counts = {split: schema.num_rows[split] for split in blocks}
-        splits = {split: generator.rows(seeds, blocks[split], count) for split, count in counts.items()}
-        return Dataset(schema, splits, {split: torch.arange(count) for split, count in counts.items()})
-
-    return SyntheticData(generator, seeds, rows, stream, load=load, seed=seed, **loading)
+    def _draw_dataset(self) -> Dataset:
+        """All fixed rows, and their schema."""
+        schema = Schema(
+            (),
+            tuple(Numeric(f"x{i}", 0.0, 1.0, (-1.0, 0.0, 1.0)) for i in range(1, self.generator.d + 1)),
+            tuple(Task(name, f"y{name.removeprefix('task')}", kind="regression") for name in self.names),
+            rows="synthetic",
+            num_rows=self.num_rows,
+        )
+        counts = {name: n for name, n in self.num_rows.items() if name != "train" or not self.stream}
+        splits = {name: self.generator.rows(self.seeds, BLOCKS[name], n) for name, n in counts.items()}
+        return Dataset(schema, splits, {name: torch.arange(n) for name, n in counts.items()})

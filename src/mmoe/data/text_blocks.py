@@ -1,6 +1,6 @@
-"""Read a text file as blocks of whole lines, plain or gzip, in the encoding that its first bytes declare.
+"""Read a text file, plain or gzip, in blocks of whole lines.
 
-Everything is read in the calling thread: nothing goes on in the background after an error.
+A byte order mark declares the file's encoding. Reading uses no background threads.
 """
 
 import codecs
@@ -9,16 +9,18 @@ import io
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 from mmoe.errors import UserError
 
-SIZE = 1 << 22  # bytes that are read at once
-LONGEST = 1 << 24  # bytes of a line: a longer one is no row of a table
+BLOCK_BYTES = 1 << 22  # bytes that are read at once
+MAX_LINE_BYTES = 1 << 24  # no row of a table is longer than this
 GZIP = b"\x1f\x8b"
-# The marks of UTF-32 come first, because that of its little-endian form begins as UTF-16's does.
-MARKS = {
+# UTF-32 comes first, because the mark of its little-endian form begins like that of UTF-16.
+ENCODINGS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -30,8 +32,8 @@ MARKS = {
 class Block(NamedTuple):
     """Whole lines of a file.
 
-    `number` is the number of the first line, from 1. `encoding` is that of `content`: UTF-8 where the file
-    begins with a byte order mark, None where it does not declare one.
+    `number` is the number of the first line, from 1. `encoding` is the encoding of `content`: UTF-8 if the
+    file begins with a byte order mark, else None.
     """
 
     number: int
@@ -40,39 +42,40 @@ class Block(NamedTuple):
 
 
 def blocks(path: Path) -> Generator[Block]:
-    """The file's blocks of about 4 MiB, without the byte order mark and without blocks of empty lines.
+    """Blocks of about 4 MiB, without the byte order mark. Blocks of empty lines are left out.
 
     Raises:
-        UserError: the file cannot be read, breaks its declared encoding, or has a line beyond `LONGEST`.
+        UserError: the file cannot be read, is not in its declared encoding, or has a line that is too long.
     """
-    with _mistakes(path), _open(path) as file:
-        first = file.read(SIZE)
-        mark = next((mark for mark in MARKS if first.startswith(mark)), b"")
+    with file_errors(path), _open(path) as file:
+        first = file.read(BLOCK_BYTES)
+        mark = next((mark for mark in ENCODINGS if first.startswith(mark)), b"")
         encoding = "utf-8" if mark else None
         number, rest = 1, b""
         try:
-            for part in _in_utf8(_pieces(file, first.removeprefix(mark)), MARKS.get(mark)):
-                rest += part
-                # A carriage return at the very end may be half of a line end.
+            pieces = chain([first.removeprefix(mark)], iter(partial(file.read, BLOCK_BYTES), b""))
+            for piece in _in_utf8(pieces, ENCODINGS.get(mark)):
+                rest += piece
+                # A carriage return at the very end may be the first half of a line end.
                 end = max(rest.rfind(b"\n"), rest.rfind(b"\r", 0, -1)) + 1
                 block, rest = rest[:end], rest[end:]
                 if block.strip(b"\r\n"):
                     yield Block(number, block, encoding)
-                number += _line_ends(block)
-                if len(rest) > LONGEST:
-                    raise UserError(f"{path}, line {number}: must be shorter than {LONGEST >> 20} MiB")
+                number += _count_line_ends(block)
+                if len(rest) > MAX_LINE_BYTES:
+                    raise UserError(f"{path}, line {number}: must be shorter than {MAX_LINE_BYTES >> 20} MiB")
         except UnicodeDecodeError as error:
-            number += _line_ends(rest + error.object[: error.start].decode(error.encoding).encode())
+            number += _count_line_ends(rest + error.object[: error.start].decode(error.encoding).encode())
             what = f"must be {error.encoding.upper()}, as the byte order mark of the file says"
             raise UserError(f"{path}, line {number}: {what}") from None
         if rest.strip(b"\r\n"):
             yield Block(number, rest, encoding)
 
 
-def split(block: Block) -> Iterator[tuple[int, str]]:
-    """Lines that are not empty, with their numbers; every byte becomes the latin-1 character of its number.
+def split_lines(block: Block) -> Iterator[tuple[int, str]]:
+    """The lines that are not empty, with their numbers. They are decoded as latin-1, which keeps every byte.
 
-    A lone carriage return ends a line too, as it does for Arrow.
+    A lone carriage return ends a line too, as in Arrow.
     """
     text = io.StringIO(block.content.decode("latin-1"), newline=None)
     for number, line in enumerate(text, block.number):
@@ -81,8 +84,8 @@ def split(block: Block) -> Iterator[tuple[int, str]]:
 
 
 @contextmanager
-def _mistakes(path: Path) -> Iterator[None]:
-    """Turn what a disk or gzip says about a file into a UserError."""
+def file_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the disk and of gzip into UserError."""
     try:
         yield
     except FileNotFoundError:
@@ -97,7 +100,7 @@ def _mistakes(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, decompressed if it is named .gz or begins as gzip does."""
+    """The bytes of the file, decompressed if its name ends with .gz or its content is gzip."""
     with path.open("rb") as file:
         if path.suffix.lower() == ".gz" or file.peek(2).startswith(GZIP):
             with gzip.open(file) as unpacked:
@@ -106,20 +109,12 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
             yield file
 
 
-def _pieces(file: IO[bytes], first: bytes) -> Iterator[bytes]:
-    yield first
-    while piece := file.read(SIZE):
-        yield piece
-
-
 def _in_utf8(pieces: Iterator[bytes], encoding: str | None) -> Iterator[bytes]:
-    """The pieces as UTF-8 where the file declares an encoding, else as they are."""
+    """Re-encode the pieces as UTF-8 if the file declares an encoding."""
     if encoding is None:
-        yield from pieces
-    else:
-        for text in codecs.iterdecode(pieces, encoding):
-            yield text.encode()
+        return pieces
+    return (text.encode() for text in codecs.iterdecode(pieces, encoding))
 
 
-def _line_ends(content: bytes) -> int:
+def _count_line_ends(content: bytes) -> int:
     return content.count(b"\n") + content.count(b"\r") - content.count(b"\r\n")

@@ -1,1 +1,1 @@
-"""Networks: plain `nn.Module`s that work outside Lightning."""
+"""The networks: plain `nn.Module`s that work without Lightning."""

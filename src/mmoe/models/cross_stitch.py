@@ -1,6 +1,6 @@
-"""Cross-stitch networks (Misra et al., CVPR 2016): task networks that learn how much to take from each other.
+"""Cross-stitch networks (Misra et al., CVPR 2016): task networks that learn what to share.
 
-B batch, I inputs, T tasks, U width.
+B batch, I inputs, T tasks, S the T tasks that a unit mixes, U width.
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.arguments import check_integers, check_probabilities, check_widths
-from mmoe.models.layers import FanOut, StackedLinear, activate
+from mmoe.models.layers import SharedInputLinear, StackedLinear, activation_layers
 from mmoe.models.output import Output
-from mmoe.models.sparse import SparseInputs
+from mmoe.models.sparse_inputs import SparseInputs
 
 
 class Stitch(nn.Module):
-    """Each task's units become a learned combination of the same units of all tasks (equation 1).
+    """A cross-stitch unit: each task's units become a learned weighted sum of all tasks' units (equation 1).
 
     Shape:
         x: [B, T, U]; output: [B, T, U].
@@ -29,23 +29,20 @@ class Stitch(nn.Module):
         self.weight = nn.Parameter(weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix over tasks."""
         return torch.einsum("ts,bsu->btu", self.weight, x)
 
 
 class CrossStitch(nn.Module):
-    """Task networks with a cross-stitch unit behind each hidden layer.
+    """One network per task, with a cross-stitch unit after each hidden layer.
 
     Args:
-        num_inputs: I.
-        num_tasks: T.
+        num_inputs, num_tasks: I and T.
         units: widths of each network's hidden layers.
-        own: weight that a task gives its own units at the start; the others share the rest.
-        activation: of hidden layers; a key of `layers.ACTIVATIONS`.
-        dropout: share of hidden units set to 0 in training.
+        own: initial weight of a task's own units; the other tasks share the rest equally.
+        activation, dropout: apply to all hidden layers; activation is a key of `layers.ACTIVATIONS`.
 
     Raises:
-        UserError: an argument is outside its range.
+        ArgumentError: an argument is outside its range.
 
     Shape:
         x: [B, I]; output: logits [B, T] and no gates.
@@ -66,15 +63,10 @@ class CrossStitch(nn.Module):
         num_inputs, num_tasks = check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks)
         (units,) = check_widths(1, units=units)
         (own,) = check_probabilities(own=own)
-
-        def follow() -> list[nn.Module]:
-            return [*activate(activation, dropout), Stitch(num_tasks, own)]
-
-        self.layers = nn.Sequential(FanOut(num_tasks, num_inputs, units[0]), *follow())
-        for i, o in pairwise(units):
-            self.layers.extend([StackedLinear(num_tasks, i, o), *follow()])
-        self.layers.append(StackedLinear(num_tasks, units[-1], 1))
+        self.layers = nn.Sequential(SharedInputLinear(num_tasks, num_inputs, units[0]))
+        for i, o in pairwise([*units, 1]):
+            self.layers.extend([*activation_layers(activation, dropout), Stitch(num_tasks, own)])
+            self.layers.append(StackedLinear(num_tasks, i, o))
 
     def forward(self, x: Tensor | SparseInputs) -> Output:
-        """Logits of a batch."""
-        return Output.without_gates(self.layers(x).squeeze(-1))
+        return Output.without_gates(self.layers(x).squeeze(-1))  # [B, T]

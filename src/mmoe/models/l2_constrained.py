@@ -1,6 +1,6 @@
-"""Task networks whose weights are kept close (Duong et al., ACL 2015; Ma et al., KDD 2018, 6.2).
+"""One network per task, with a penalty on the distance between their weights.
 
-T tasks.
+Duong et al., ACL 2015; Ma et al., KDD 2018, section 6.2. T tasks, P parameters of one task's network.
 """
 
 from collections.abc import Sequence
@@ -9,26 +9,15 @@ import torch
 from torch import Tensor
 
 from mmoe.arguments import check_finite
-from mmoe.models.layers import FanOut, StackedLinear
+from mmoe.models.layers import SharedInputLinear, StackedLinear
 from mmoe.models.single_task import SingleTask
 
 
 class L2Constrained(SingleTask):
-    """`SingleTask` with the squared distance between the tasks' weights, times `strength`, in the loss.
+    """`SingleTask` with an L2 penalty that pulls the networks of all tasks towards each other.
 
     Args:
-        num_inputs: I.
-        num_tasks: T.
-        units: widths of each network's hidden layers.
-        strength: alpha; 0 is `SingleTask`.
-        activation: of hidden layers; a key of `layers.ACTIVATIONS`.
-        dropout: share of hidden units set to 0 in training.
-
-    Raises:
-        UserError: an argument is outside its range.
-
-    Shape:
-        x: [B, I]; output: logits [B, T] and no gates.
+        strength: factor of the penalty (the paper's alpha); 0: no penalty. Other arguments: see `SingleTask`.
     """
 
     def __init__(
@@ -45,8 +34,8 @@ class L2Constrained(SingleTask):
         self.num_tasks, self.strength = int(num_tasks), strength
 
     def penalty(self) -> Tensor:
-        """`strength` times the sum over pairs of tasks of ||theta_k - theta_l||^2, to add to the loss."""
-        linear = [layer for layer in self.layers if isinstance(layer, FanOut | StackedLinear)]
-        weights = torch.cat([w.flatten(1) for layer in linear for w in layer.by_layer()], dim=1)  # [T, ...]
-        # The distances of all pairs add up to T times the distances from the mean.
-        return self.strength * self.num_tasks * (weights - weights.mean(0, keepdim=True)).square().sum()
+        """Return `strength` times the sum over pairs of tasks of ||theta_k - theta_l||^2."""
+        linear = [layer for layer in self.layers if isinstance(layer, SharedInputLinear | StackedLinear)]
+        theta = torch.cat([part.flatten(1) for layer in linear for part in layer.by_layer()], dim=1)  # [T, P]
+        # The squared distances of all pairs sum to T times the squared distances from the mean.
+        return self.strength * self.num_tasks * (theta - theta.mean(0, keepdim=True)).square().sum()

@@ -1,6 +1,6 @@
-"""Stacked linear layers: n layers of one shape as one weight.
+"""Stacked linear layers: N layers of one shape, stored as one weight and applied in one call.
 
-B batch, N layers, I inputs, O outputs.
+B batch, N layers, I inputs, O outputs, T tasks, E experts, H expert width.
 """
 
 import math
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mmoe.arguments import check_probabilities
-from mmoe.errors import UserError
-from mmoe.models.sparse import SparseInputs, linear
+from mmoe.errors import ArgumentError
+from mmoe.models.sparse_inputs import SparseInputs, linear
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -24,12 +24,12 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
-QUICK_SIZE = 400  # multiplications of a product; below it torch has a loop of its own
-MANY_ROWS = 256  # from which on that costs more than padding does
+BMM_MIN_SIZE = 400  # below this many multiplications, torch.bmm on CPU uses a slow loop
+PAD_MIN_ROWS = 256  # in smaller batches the padding costs more than the slow loop
 
 
 class StackedLinear(nn.Module):
-    """N linear layers side by side, each initialised as `nn.Linear` is: uniform within 1 / sqrt(I).
+    """N linear layers, each with its own input, initialised like `nn.Linear`.
 
     Shape:
         x: [B, N, I]; output: [B, N, O].
@@ -37,29 +37,26 @@ class StackedLinear(nn.Module):
 
     def __init__(self, num_layers: int, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_layers, in_features, out_features))
-        self.bias = nn.Parameter(torch.empty(num_layers, out_features))
         bound = 1 / math.sqrt(in_features)
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.uniform_(self.bias, -bound, bound)
+        self.weight = nn.Parameter(torch.empty(num_layers, in_features, out_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num_layers, out_features).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply layer n to x[:, n]: einsum("bni,nio->bno", x, weight) + bias, in one call."""
-        return torch.baddbmm(self.bias[:, None], x.transpose(0, 1), self.weight).transpose(0, 1)
+        """Apply layer n to x[:, n]: einsum("bni,nio->bno", x, weight) + bias in one call."""
+        return torch.baddbmm(self.bias[:, None], x.transpose(0, 1), self.weight).transpose(0, 1)  # [B, N, O]
 
     def by_layer(self) -> tuple[Tensor, Tensor]:
         """Weights [N, I, O] and biases [N, O]."""
         return self.weight, self.bias
 
     def extra_repr(self) -> str:
-        """The three sizes, for `print`."""
         return "num_layers={}, in_features={}, out_features={}".format(*self.weight.shape)
 
 
-class FanOut(nn.Module):
-    """N linear layers on the same input as one weight, [I, N*O]: one product gives all of them.
+class SharedInputLinear(nn.Module):
+    """N linear layers that share one input, initialised like `nn.Linear`.
 
-    Initialised as `nn.Linear` is.
+    Their weights are the columns of one matrix [I, N*O], so one product computes all N layers.
 
     Shape:
         x: [B, I]; output: [B, N, O].
@@ -68,66 +65,54 @@ class FanOut(nn.Module):
     def __init__(self, num_layers: int, in_features: int, out_features: int) -> None:
         super().__init__()
         self.shape = (num_layers, out_features)
-        bound = 1 / math.sqrt(in_features)
-        self.weight = nn.Parameter(
-            torch.empty(in_features, num_layers * out_features).uniform_(-bound, bound)
-        )
-        self.bias = nn.Parameter(torch.empty(num_layers * out_features).uniform_(-bound, bound))
+        width, bound = num_layers * out_features, 1 / math.sqrt(in_features)
+        self.weight = nn.Parameter(torch.empty(in_features, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
 
     def forward(self, x: Tensor | SparseInputs) -> Tensor:
-        """Apply every layer to x."""
-        z = linear(x, self.weight, self.bias)
-        return torch.unflatten(z, 1, self.shape)  # [B, N, O]
+        return torch.unflatten(linear(x, self.weight, self.bias), 1, self.shape)  # [B, N, O]
 
     def by_layer(self) -> tuple[Tensor, Tensor]:
         """Weights [N, I, O] and biases [N, O]."""
-        weight = torch.unflatten(self.weight, 1, self.shape).transpose(0, 1)
-        return weight, self.bias.view(self.shape)
+        weight = torch.unflatten(self.weight, 1, self.shape).transpose(0, 1)  # [N, I, O]
+        return weight, self.bias.view(self.shape)  # [N, O]
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """Softmax over the last dimension; a CPU is much faster along the first."""
+    """Softmax over the last dimension, transposed because that is faster on CPU."""
     return logits.movedim(-1, 0).softmax(0).movedim(0, -1)
 
 
 def mix(gates: Tensor, experts: Tensor) -> Tensor:
-    """Each task's mixture of the experts, einsum("bte,beh->bth", gates, experts).
+    """Mix the experts for each task: einsum("bte,beh->bth", gates, experts).
 
-    For a CPU many small products are padded with gates of 0, up to the size from which on `bmm` is quick.
+    `torch.bmm` is slow for small matrices on CPU, so the gates of large batches are padded with zeros.
     """
     num_rows, num_tasks, num_experts = gates.shape
-    if gates.device.type == "cpu" and not torch.compiler.is_compiling() and num_rows >= MANY_ROWS:
-        missing = -(-QUICK_SIZE // (num_experts * experts.shape[2])) - num_tasks
+    if gates.device.type == "cpu" and not torch.compiler.is_compiling() and num_rows >= PAD_MIN_ROWS:
+        missing = math.ceil(BMM_MIN_SIZE / (num_experts * experts.shape[2])) - num_tasks
         gates = pad(gates, (0, 0, 0, max(0, missing)))
-    return torch.bmm(gates, experts)[:, :num_tasks]
+    return torch.bmm(gates, experts)[:, :num_tasks]  # [B, T, H]
 
 
-def activate(activation: str, dropout: float) -> list[nn.Module]:
-    """What follows a hidden layer: the activation, and dropout where there is any.
+def activation_layers(activation: str, dropout: float) -> list[nn.Module]:
+    """The activation, followed by a dropout layer unless `dropout` is 0.
 
     Raises:
-        UserError: an unknown activation, or a dropout outside [0, 1).
+        ArgumentError: the activation is unknown, or dropout is outside [0, 1).
     """
     if activation not in ACTIVATIONS:
-        raise UserError(f"activation={activation}: must be one of {', '.join(ACTIVATIONS)}")
+        raise ArgumentError(f"activation={activation}: must be one of {', '.join(ACTIVATIONS)}")
     (dropout,) = check_probabilities(dropout=dropout)
     return [ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout else [])]
 
 
-def hidden_layers(num_layers: int, widths: Sequence[int], activation: str, dropout: float) -> list[nn.Module]:
-    """What follows a first layer of widths[0]: activation, then stacked layers to the other widths.
+def deeper_layers(num_layers: int, widths: Sequence[int], activation: str, dropout: float) -> list[nn.Module]:
+    """Build the layers that follow a first layer with widths[0] outputs.
 
-    Each of these is followed by the activation, and by dropout where there is any.
+    Each further width adds an activation, dropout (unless it is 0) and a `StackedLinear` to that width.
     """
-    modules = activate(activation, dropout)
-    for i, o in pairwise(widths):
-        modules += [StackedLinear(num_layers, i, o), *activate(activation, dropout)]
-    return modules
-
-
-def tower(num_tasks: int, widths: Sequence[int], activation: str, dropout: float) -> list[nn.Module]:
-    """Layers from widths[0] inputs of each task to its one output, [B, T, widths[0]] to [B, T, 1]."""
     modules: list[nn.Module] = []
     for i, o in pairwise(widths):
-        modules += [StackedLinear(num_tasks, i, o), *activate(activation, dropout)]
-    return [*modules, StackedLinear(num_tasks, widths[-1], 1)]
+        modules += [*activation_layers(activation, dropout), StackedLinear(num_layers, i, o)]
+    return modules

@@ -1,22 +1,22 @@
-"""Inputs and model as one network, from codes and numerics to logits and gates.
+"""Inputs and a model as one network, from levels and numbers to logits and gates.
 
 B batch, C categorical columns, M numeric columns.
 """
 
 from torch import Tensor, nn
 
-from mmoe.models.inputs import Inputs, forbid_sums
+from mmoe.models.inputs import Inputs, use_dense_inputs
 from mmoe.models.output import Output
-from mmoe.models.sparse import Entries
+from mmoe.models.sparse_inputs import SparseMatrix
 
 
 class Network(nn.Module):
     """A model behind its inputs: all that is trained, saved and exported.
 
-    A model with `takes_sparse_inputs` gets them from its inputs, others get a tensor.
+    A model with `takes_sparse_inputs` may get `SparseInputs` from its inputs; others get a tensor.
 
     Shape:
-        codes: [B, C]; numerics: [B, M]; or what `Inputs.encode_once` made of both; output: that of the model.
+        levels: [B, C]; numbers: [B, M]; sparse: as in `Batch`; output: the model's.
     """
 
     def __init__(self, inputs: Inputs, model: nn.Module) -> None:
@@ -24,9 +24,11 @@ class Network(nn.Module):
         self.inputs = inputs
         self.model = model
         if not getattr(model, "takes_sparse_inputs", False):
-            forbid_sums(inputs)
+            use_dense_inputs(inputs)
 
-    def forward(self, codes: Tensor | Entries, numerics: Tensor) -> Output:
+    def forward(self, levels: Tensor, numbers: Tensor, sparse: SparseMatrix | None = None) -> Output:
         """Encode the rows, then apply the model."""
-        output: Output = self.model(self.inputs(codes, numerics))
+        # Custom inputs may take levels and numbers only.
+        x = self.inputs(levels, numbers) if sparse is None else self.inputs(levels, numbers, sparse)
+        output: Output = self.model(x)
         return output

@@ -1,4 +1,4 @@
-"""What every network returns.
+"""The output of every network.
 
 B batch, T tasks, E experts.
 """
@@ -12,8 +12,8 @@ class Output(NamedTuple):
     """Logits and gate weights of a batch.
 
     Shape:
-        logits: [B, T]; the sigmoid belongs to the loss and the metrics.
-        gates: [B, T, E]; weights of the experts, which sum to 1 over E. A method without gates has E = 0.
+        logits: [B, T]; the loss and the metrics apply the sigmoid.
+        gates: [B, T, E]; they sum to 1 over E. A method without gates has E = 0.
     """
 
     logits: Tensor
@@ -21,5 +21,4 @@ class Output(NamedTuple):
 
     @classmethod
     def without_gates(cls, logits: Tensor) -> "Output":
-        """The output of a method that has no experts."""
         return cls(logits, logits.new_zeros(*logits.shape, 0))

@@ -1,7 +1,6 @@
-"""Progressive layered extraction (Tang et al., RecSys 2020): experts of one task beside shared ones.
+"""Progressive layered extraction (Tang et al., RecSys 2020): task-specific and shared experts.
 
-B batch, I inputs, T tasks, S sources (the tasks, and what they share), E experts of all sources, H expert
-width.
+B batch, I inputs, T tasks, S sources (the T tasks, then the shared part), E all experts, H expert width.
 """
 
 import math
@@ -11,79 +10,84 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.arguments import check_integers, check_widths
-from mmoe.models.layers import FanOut, StackedLinear, hidden_layers, mix, softmax, tower
+from mmoe.models.layers import (
+    SharedInputLinear,
+    StackedLinear,
+    activation_layers,
+    deeper_layers,
+    mix,
+    softmax,
+)
 from mmoe.models.output import Output
-from mmoe.models.sparse import SparseInputs
+from mmoe.models.sparse_inputs import SparseInputs
 
 
-class Extraction(nn.Module):
-    """One level: experts of each source, and for each reader a gate over those that it may use.
+class ExtractionLevel(nn.Module):
+    """Experts of every source, and one gate per source that mixes them into the source's next input.
 
-    The sources are the tasks and what they share, as are the readers of all levels but the last, which has
-    the tasks alone. A task reads its own experts and the shared ones; the shared reader reads all.
+    A task's gate mixes the task's own experts and the shared ones; the shared gate mixes all experts. The
+    last level has no shared gate, so its outputs have T instead of S.
 
     Shape:
-        x: [B, I] in the first level, [B, S, I] in the others.
-        output: mixed [B, readers, H] and gates [B, readers, E].
+        x: [B, I] in the first level, [B, S, I] in the others; output: mixtures [B, S, H] and gates [B, S, E].
     """
 
-    owner: Tensor
-    barred: Tensor
+    source: Tensor
+    is_masked: Tensor
 
     def __init__(
         self,
         num_inputs: int,
+        num_tasks: int,
         task_experts: int,
         shared_experts: int,
-        num_tasks: int,
-        first: bool,
-        last: bool,
         units: Sequence[int],
         activation: str,
         dropout: float,
+        is_first: bool,
+        is_last: bool,
     ) -> None:
         super().__init__()
-        shared = num_tasks  # the number of the shared source and reader
+        shared = num_tasks  # index of the shared source and its gate
         tasks = torch.arange(num_tasks).repeat_interleave(task_experts)
-        owner = torch.cat([tasks, torch.full((shared_experts,), shared)])  # [E]
-        readers = torch.arange(num_tasks if last else num_tasks + 1)[:, None]
-        barred = (owner != readers) & (owner != shared) & (readers != shared)  # [readers, E]
-        self.register_buffer("owner", owner, persistent=False)
-        self.register_buffer("barred", barred, persistent=False)
-        self.first = first
-        layer = FanOut if first else StackedLinear
+        source = torch.cat([tasks, torch.full((shared_experts,), shared)])  # [E]
+        gate = torch.arange(num_tasks if is_last else num_tasks + 1)[:, None]
+        is_masked = (source != gate) & (source != shared) & (gate != shared)  # [S, E]
+        self.register_buffer("source", source, persistent=False)
+        self.register_buffer("is_masked", is_masked, persistent=False)
+        self.is_first = is_first
+        layer = SharedInputLinear if is_first else StackedLinear
         self.experts = nn.Sequential(
-            layer(len(owner), num_inputs, units[0]), *hidden_layers(len(owner), units, activation, dropout)
+            layer(len(source), num_inputs, units[0]),
+            *deeper_layers(len(source), units, activation, dropout),
+            *activation_layers(activation, dropout),
         )
-        self.gates = layer(len(readers), num_inputs, len(owner))
+        self.gates = layer(len(gate), num_inputs, len(source))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix the experts for each reader."""
-        experts = self.experts(x if self.first else x.index_select(1, self.owner))  # [B, E, H]
-        gates = self.gates(x if self.first else x[:, : len(self.barred)])
-        gates = softmax(gates.masked_fill(self.barred, -math.inf))  # [B, readers, E]
+        experts = self.experts(x if self.is_first else x.index_select(1, self.source))  # [B, E, H]
+        gates = self.gates(x if self.is_first else x[:, : len(self.is_masked)])  # [B, S, E]
+        gates = softmax(gates.masked_fill(self.is_masked, -math.inf))
         return mix(gates, experts), gates
 
 
 class PLE(nn.Module):
-    """Levels of extraction, then a tower for each task; one level is CGC (customized gate control).
+    """Extraction levels, then a tower per task. One level is CGC (customized gate control).
 
     Args:
-        num_inputs: I.
-        num_tasks: T.
-        num_levels: levels of extraction.
-        task_experts: experts of each task, in each level.
-        shared_experts: experts that all tasks share, in each level.
+        num_inputs, num_tasks: I and T.
+        num_levels: number of extraction levels.
+        task_experts: experts per task and level.
+        shared_experts: experts per level that all tasks share.
         expert_units: widths of an expert's layers; the last is H.
         tower_units: widths of a tower's hidden layers, before its one output.
-        activation: of hidden layers; a key of `layers.ACTIVATIONS`.
-        dropout: share of hidden units set to 0 in training.
+        activation, dropout: apply to all hidden layers; activation is a key of `layers.ACTIVATIONS`.
 
     Raises:
-        UserError: an argument is outside its range.
+        ArgumentError: an argument is outside its range.
 
     Shape:
-        x: [B, I]; output: logits [B, T] and the last level's gates [B, T, E], zero for other tasks' experts.
+        x: [B, I]; output: logits [B, T] and the last level's gates [B, T, E]: 0 for other tasks' experts.
     """
 
     takes_sparse_inputs = True
@@ -101,35 +105,35 @@ class PLE(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        num_inputs, num_tasks, num_levels, task_experts, shared_experts = check_integers(
-            1,
-            num_inputs=num_inputs,
-            num_tasks=num_tasks,
-            num_levels=num_levels,
-            task_experts=task_experts,
-            shared_experts=shared_experts,
+        num_inputs, num_tasks, num_levels = check_integers(
+            1, num_inputs=num_inputs, num_tasks=num_tasks, num_levels=num_levels
+        )
+        num_task_experts, num_shared_experts = check_integers(
+            1, task_experts=task_experts, shared_experts=shared_experts
         )
         (expert_units,) = check_widths(1, expert_units=expert_units)
         (tower_units,) = check_widths(0, tower_units=tower_units)
-        widths = [num_inputs] + [expert_units[-1]] * (num_levels - 1)
+        tower_widths, h = [*tower_units, 1], expert_units[-1]
         self.levels = nn.ModuleList(
-            Extraction(
-                width,
-                task_experts,
-                shared_experts,
+            ExtractionLevel(
+                num_inputs if level == 0 else h,
                 num_tasks,
-                level == 0,
-                level == num_levels - 1,
+                num_task_experts,
+                num_shared_experts,
                 expert_units,
                 activation,
                 dropout,
+                is_first=level == 0,
+                is_last=level == num_levels - 1,
             )
-            for level, width in enumerate(widths)
+            for level in range(num_levels)
         )
-        self.towers = nn.Sequential(*tower(num_tasks, [expert_units[-1], *tower_units], activation, dropout))
+        self.towers = nn.Sequential(
+            StackedLinear(num_tasks, h, tower_widths[0]),
+            *deeper_layers(num_tasks, tower_widths, activation, dropout),
+        )
 
     def forward(self, x: Tensor | SparseInputs) -> Output:
-        """Logits and gate weights of a batch."""
         for level in self.levels:
             x, gates = level(x)
-        return Output(self.towers(x).squeeze(-1), gates)
+        return Output(self.towers(x).squeeze(-1), gates)  # logits [B, T]

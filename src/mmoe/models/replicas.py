@@ -1,6 +1,6 @@
-"""Independent copies of a network, trained side by side as one.
+"""Independent copies of a network, trained side by side.
 
-R replicas.
+R replicas, M members of an ensemble.
 """
 
 import copy
@@ -11,21 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from mmoe.models.inputs import Inputs, prepare_for_vmap
+from mmoe.models.inputs import Inputs, use_dense_inputs
 
 
 class Replicas(nn.Module):
-    """R modules of one structure, applied by one call: their parameters are stacked, [R, ...].
+    """R modules of the same architecture, applied in one call.
 
-    The parameters keep their names, under `stacked`. Buffers are those of the first module: what is not
-    trained, such as the scales of numeric columns, is computed once for all. Dropout differs by replica.
+    The parameters are stacked to [R, ...] and keep their names, under `stacked`. All replicas share the first
+    module's buffers, such as the scales of numeric columns. Each replica has its own dropout.
 
     Args:
-        modules: the R modules, which differ in the values of their parameters alone.
+        modules: R modules that differ only in the values of their parameters.
 
     Shape:
-        rows: tensors [...] that all replicas share, or [R, ...] where `own_rows`.
-        output: that of a module, with R in front.
+        rows: tensors that all replicas share, or with `own_rows` tensors [R, ...], one slice per replica.
+        output: a module's output with R in front.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
@@ -34,36 +34,37 @@ class Replicas(nn.Module):
         for name, values in stack_module_state(list(modules))[0].items():
             owner, _, leaf = name.rpartition(".")
             setattr(self.stacked.get_submodule(owner), leaf, nn.Parameter(values.detach()))
-        prepare_for_vmap(self.stacked)
+        use_dense_inputs(self.stacked)
 
     def forward(self, *rows: Tensor, own_rows: bool = False) -> Any:
-        """Apply every replica."""
-
         def apply(parameters: dict[str, Tensor], *rows: Tensor) -> Any:
             return functional_call(self.stacked, parameters, rows)
 
         in_dims = (0, *([0 if own_rows else None] * len(rows)))
         inputs = [module for module in self.stacked.modules() if isinstance(module, Inputs)]
         for part in inputs:
-            codes, numerics = (tensor.flatten(0, 1) if own_rows else tensor for tensor in rows[:2])
-            part.usual = part.is_usual(codes, numerics)
+            levels, numbers = (tensor.flatten(0, 1) if own_rows else tensor for tensor in rows[:2])
+            part.numbers_in_range = part.check(levels, numbers)
         return torch.vmap(apply, in_dims, randomness="different")(self.parameters_by_name(), *rows)
 
     def parameters_by_name(self) -> dict[str, Tensor]:
-        """The stacked parameters [R, ...], under the names that they have in one module."""
+        """The stacked parameters [R, ...] by their names in a single module."""
         return dict(self.stacked.named_parameters())
 
 
-def clip_each(parameters: Sequence[Tensor], most: float, stacked_dims: int = 1) -> None:
-    """Scale the gradients of each copy whose norm over all `parameters` [R, ...] is above `most`.
+def clip_grad_norm_per_copy(parameters: Sequence[Tensor], max_norm: float, stacked_dims: int = 1) -> None:
+    """Clip the gradients of each copy by its own norm, as torch's `clip_grad_norm_` does for one network.
 
-    As `torch.nn.utils.clip_grad_norm_` would for each copy alone. `stacked_dims` is 2 for ensembles that are
-    replicated, [R, M, ...], and 0 for what is not stacked.
+    Args:
+        parameters: the parameters of all copies, stacked in the first dimensions.
+        max_norm: the largest norm that one copy's gradients may have.
+        stacked_dims: number of stacked dimensions: 1 for replicas [R, ...] or members of an ensemble
+            [M, ...], 2 for replicas of an ensemble [R, M, ...], 0 for a single network.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return
     norms = torch.stack([g.flatten(stacked_dims).norm(dim=stacked_dims) for g in gradients])
-    scale = (most / (norms.norm(dim=0) + 1e-6)).clamp(max=1.0)  # [R]
+    scale = (max_norm / (norms.norm(dim=0) + 1e-6)).clamp(max=1.0)  # [R], [M] or [R, M]
     for gradient in gradients:
-        gradient.mul_(scale.view(*scale.shape, *[1] * (gradient.ndim - stacked_dims)))
+        gradient.mul_(scale.view(*scale.shape, *[1] * (gradient.ndim - stacked_dims)))  # [R, 1, ...]

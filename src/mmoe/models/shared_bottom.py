@@ -1,4 +1,4 @@
-"""One network for all tasks, with a tower for each (Caruana, 1997; Ma et al., KDD 2018, section 3.1).
+"""One shared network with a tower per task (Caruana, 1997; Ma et al., KDD 2018, section 3.1).
 
 B batch, I inputs, H bottom width, T tasks.
 """
@@ -8,24 +8,22 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mmoe.arguments import check_integers, check_widths
-from mmoe.models.layers import FanOut, activate, hidden_layers, tower
+from mmoe.models.layers import SharedInputLinear, activation_layers, deeper_layers
 from mmoe.models.output import Output
-from mmoe.models.sparse import SparseInputs
+from mmoe.models.sparse_inputs import SparseInputs
 
 
 class SharedBottom(nn.Module):
-    """The bottom is shared by all tasks: y_k = h_k(f(x)).
+    """A bottom network shared by all tasks, and a tower per task: y_k = h_k(f(x)).
 
     Args:
-        num_inputs: I.
-        num_tasks: T.
-        bottom_units: widths of the bottom's layers; the last is H.
+        num_inputs, num_tasks: I and T.
+        bottom_units: widths of the bottom network's layers; the last is H.
         tower_units: widths of a tower's hidden layers, before its one output.
-        activation: of hidden layers; a key of `layers.ACTIVATIONS`.
-        dropout: share of hidden units set to 0 in training.
+        activation, dropout: apply to all hidden layers; activation is a key of `layers.ACTIVATIONS`.
 
     Raises:
-        UserError: an argument is outside its range.
+        ArgumentError: an argument is outside its range.
 
     Shape:
         x: [B, I]; output: logits [B, T] and no gates.
@@ -46,17 +44,17 @@ class SharedBottom(nn.Module):
         num_inputs, num_tasks = check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks)
         (bottom_units,) = check_widths(1, bottom_units=bottom_units)
         (tower_units,) = check_widths(0, tower_units=tower_units)
+        tower_widths = [*tower_units, 1]
         self.bottom = nn.Sequential(
-            FanOut(1, num_inputs, bottom_units[0]), *hidden_layers(1, bottom_units, activation, dropout)
+            SharedInputLinear(1, num_inputs, bottom_units[0]),
+            *deeper_layers(1, bottom_units, activation, dropout),
+            *activation_layers(activation, dropout),
         )
-        # The first layers of all towers have the same input.
-        first = FanOut(num_tasks, bottom_units[-1], [*tower_units, 1][0])
-        self.towers = nn.Sequential(first)
-        if tower_units:
-            self.towers.extend(activate(activation, dropout))
-            self.towers.extend(tower(num_tasks, tower_units, activation, dropout))
+        self.towers = nn.Sequential(
+            SharedInputLinear(num_tasks, bottom_units[-1], tower_widths[0]),
+            *deeper_layers(num_tasks, tower_widths, activation, dropout),
+        )
 
     def forward(self, x: Tensor | SparseInputs) -> Output:
-        """Logits of a batch."""
         h = self.bottom(x).squeeze(1)  # [B, H]
-        return Output.without_gates(self.towers(h).squeeze(-1))
+        return Output.without_gates(self.towers(h).squeeze(-1))  # [B, T]

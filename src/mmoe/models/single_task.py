@@ -1,6 +1,6 @@
-"""A network of its own for each task: what multi-task methods are measured against.
+"""One separate network per task, the baseline for multi-task methods.
 
-B batch, I inputs, T tasks, U width.
+B batch, I inputs, T tasks.
 """
 
 from collections.abc import Sequence
@@ -8,23 +8,21 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mmoe.arguments import check_integers, check_widths
-from mmoe.models.layers import FanOut, StackedLinear, hidden_layers
+from mmoe.models.layers import SharedInputLinear, deeper_layers
 from mmoe.models.output import Output
-from mmoe.models.sparse import SparseInputs
+from mmoe.models.sparse_inputs import SparseInputs
 
 
 class SingleTask(nn.Module):
-    """T separate networks of one shape, side by side; nothing is shared.
+    """T separate networks of the same architecture, computed side by side.
 
     Args:
-        num_inputs: I.
-        num_tasks: T.
+        num_inputs, num_tasks: I and T.
         units: widths of each network's hidden layers.
-        activation: of hidden layers; a key of `layers.ACTIVATIONS`.
-        dropout: share of hidden units set to 0 in training.
+        activation, dropout: apply to all hidden layers; activation is a key of `layers.ACTIVATIONS`.
 
     Raises:
-        UserError: an argument is outside its range.
+        ArgumentError: an argument is outside its range.
 
     Shape:
         x: [B, I]; output: logits [B, T] and no gates.
@@ -44,11 +42,9 @@ class SingleTask(nn.Module):
         num_inputs, num_tasks = check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks)
         (units,) = check_widths(1, units=units)
         self.layers = nn.Sequential(
-            FanOut(num_tasks, num_inputs, units[0]),
-            *hidden_layers(num_tasks, units, activation, dropout),
-            StackedLinear(num_tasks, units[-1], 1),
+            SharedInputLinear(num_tasks, num_inputs, units[0]),
+            *deeper_layers(num_tasks, [*units, 1], activation, dropout),
         )
 
     def forward(self, x: Tensor | SparseInputs) -> Output:
-        """Logits of a batch."""
-        return Output.without_gates(self.layers(x).squeeze(-1))
+        return Output.without_gates(self.layers(x).squeeze(-1))  # [B, T]

@@ -1,6 +1,6 @@
-"""Task networks whose weights are one low-rank tensor (Yang and Hospedales, ICLR 2017, Tucker form).
+"""One network per task; the tasks share low-rank weights (Yang and Hospedales, ICLR 2017, Tucker form).
 
-B batch, I inputs, O outputs, T tasks; p, q, r the ranks of inputs, outputs and tasks.
+B batch, I inputs, O outputs, T tasks; P, Q and R are the ranks of inputs, outputs and tasks.
 """
 
 import math
@@ -11,18 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.arguments import check_integers, check_matrix, check_widths
-from mmoe.models.layers import activate
+from mmoe.models.layers import activation_layers
 from mmoe.models.output import Output
 
 
 class FactorizedLinear(nn.Module):
-    """T linear layers with W[t] = sum over p, q, r of core[p, q, r] inputs[:, p] outputs[:, q] tasks[t, r].
+    """T linear layers: W[t, i, o] = sum over p, q, r of core[p, q, r] inputs[i, p] outputs[o, q] tasks[t, r].
 
-    Ranks are cut to the sizes that they factorise. The product's weights start with the variance that
-    `nn.Linear` has, 1 / (3 I).
+    Each rank is capped at the size of its dimension. W starts with the variance of `nn.Linear`, 1 / (3 I).
 
     Shape:
-        x: [B, T, I], or [B, 1, I] for all tasks; output: [B, T, O].
+        x: [B, T, I], or [B, 1, I] if all tasks have the same input; output: [B, T, O].
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class FactorizedLinear(nn.Module):
         self.bias = uniform(1 / (3 * in_features), num_tasks, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer of task t to x[:, t], without forming its weight."""
+        """Apply the layer of task t to x[:, t] without computing W."""
         core = torch.einsum("pqr,tr->tpq", self.core, self.tasks)
         x = torch.einsum("bti,ip->btp", x, self.inputs)
         x = torch.einsum("btp,tpq->btq", x, core)
@@ -50,19 +49,17 @@ class FactorizedLinear(nn.Module):
 
 
 class TensorFactorization(nn.Module):
-    """Task networks in which every layer is a `FactorizedLinear`.
+    """One network per task; every layer is a `FactorizedLinear`.
 
     Args:
-        num_inputs: I.
-        num_tasks: T.
+        num_inputs, num_tasks: I and T.
         units: widths of each network's hidden layers.
-        rank: p and q.
-        task_rank: r.
-        activation: of hidden layers; a key of `layers.ACTIVATIONS`.
-        dropout: share of hidden units set to 0 in training.
+        rank: P and Q.
+        task_rank: R.
+        activation, dropout: apply to all hidden layers; activation is a key of `layers.ACTIVATIONS`.
 
     Raises:
-        UserError: an argument is outside its range.
+        ArgumentError: an argument is outside its range.
 
     Shape:
         x: [B, I]; output: logits [B, T] and no gates.
@@ -87,10 +84,10 @@ class TensorFactorization(nn.Module):
         self.layers = nn.Sequential()
         for i, o in pairwise([num_inputs, *units]):
             self.layers.append(FactorizedLinear(num_tasks, i, o, rank, task_rank))
-            self.layers.extend(activate(activation, dropout))
+            self.layers.extend(activation_layers(activation, dropout))
         self.layers.append(FactorizedLinear(num_tasks, units[-1], 1, rank, task_rank))
 
     def forward(self, x: Tensor) -> Output:
-        """Logits of a batch."""
         check_matrix(x, self.num_inputs)
-        return Output.without_gates(self.layers(x.unsqueeze(1)).squeeze(-1))
+        x = x.unsqueeze(1)  # [B, 1, I]
+        return Output.without_gates(self.layers(x).squeeze(-1))  # [B, T]

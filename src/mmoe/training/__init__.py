@@ -1,1 +1,1 @@
-"""How networks are trained: losses, optimizers, checkpoints and reports."""
+"""Training: losses, optimizers, checkpoints and reports."""

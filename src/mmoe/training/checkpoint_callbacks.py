@@ -1,4 +1,4 @@
-"""Checkpoints that a run can always go on from: whole, two deep, with all that decides what comes next."""
+"""Callbacks that write checkpoints: the last two, for resuming, and the best."""
 
 import math
 import signal
@@ -14,40 +14,39 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from mmoe.arguments import check_integers
 from mmoe.errors import END_SIGNALS, Stopped, UserError
-from mmoe.runs import save_checkpoint
+from mmoe.training import checkpoints
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Write every checkpoint beside its place, then rename it."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write checkpoints atomically: a file appears whole or not at all."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        save_checkpoint(Path(path), checkpoint)
+        checkpoints.save(Path(path), checkpoint)
 
 
 class Last(Checkpoint):
-    """Keep `last.ckpt` and, in case it is damaged, the one before as `previous.ckpt`.
+    """Save `last.ckpt`, and keep the checkpoint before it as `previous.ckpt` in case the last is damaged.
 
-    They are written at the end of each epoch, every `every_n_steps` steps, and after Ctrl-C, SIGTERM (SLURM,
-    Kubernetes, a shutdown) or SIGHUP: then training stops after the step and raises `Stopped`. A second
-    signal stops at once. Where several processes train together, only the ends of epochs count, for there all
-    are at the same step; generators are those of the first process.
+    It saves at the end of each epoch and every `every_n_steps` optimizer steps. After Ctrl-C, SIGTERM (SLURM,
+    Kubernetes, a shutdown) or SIGHUP it saves after the current step and raises `Stopped`; a second signal
+    stops at once. With several processes it saves only at the end of epochs, where all are at the same step,
+    and stores the first process's random state.
 
     Args:
-        dirpath: where.
-        every_n_steps: optimizer steps.
+        dirpath: folder of the two files.
+        every_n_steps: optimizer steps between two checkpoints within an epoch.
 
     Raises:
-        UserError: `every_n_steps` is below 1.
+        ArgumentError: `every_n_steps` is below 1.
     """
 
     def __init__(self, dirpath: str, every_n_steps: int = 1000) -> None:
-        check_integers(1, every_n_steps=every_n_steps)
+        (self.every_n_steps,) = check_integers(1, every_n_steps=every_n_steps)
         self.folder = Path(dirpath)
-        self.every_n_steps = every_n_steps
-        self.interrupted = 0  # the signal's number
+        self.interrupted = 0  # number of the received signal; 0: none
         self._due = False
-        self._saved = -1  # the step of the newest checkpoint
-        self._handlers: dict[int, Any] = {}  # of before
+        self._saved = -1  # step of the newest checkpoint
+        self._handlers: dict[int, Any] = {}  # the previous handlers, by signal
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         def handle(number: int, _: Any) -> None:
@@ -57,7 +56,7 @@ class Last(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, *END_SIGNALS):
                 handler = signal.getsignal(number)
-                if handler is not signal.SIG_IGN:  # as under nohup
+                if handler is not signal.SIG_IGN:  # nohup ignores SIGHUP
                     self._handlers[number] = handler
                     signal.signal(number, handle)
 
@@ -72,21 +71,21 @@ class Last(Checkpoint):
         self._due |= step > 0 and step % self.every_n_steps == 0 and step != self._saved
         if not (self._due or self.interrupted) or trainer.world_size > 1:
             return
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # no gradient waits for others
-        # Before a validation Lightning would take it for done.
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        # A run that resumes from a checkpoint right before a validation would skip that validation.
         validates = trainer.is_last_batch or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
         if stepped and not validates:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.world_size > 1:  # any process may have got the signal
+        if trainer.world_size > 1:  # any process may have received the signal
             number = torch.tensor(self.interrupted, device=trainer.strategy.root_device)
             self.interrupted = int(trainer.strategy.reduce(number, reduce_op="max"))
         self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore_handlers()
-        if self.interrupted:  # after the last checkpoint, which is that of the end
+        if self.interrupted:  # after the last checkpoint was saved
             raise Stopped(self.interrupted)
 
     def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -103,32 +102,35 @@ class Last(Checkpoint):
 
 
 class Best(ModelCheckpoint):
-    """`ModelCheckpoint` that knows its files again when the run folder was moved.
+    """`ModelCheckpoint` that still finds its files when the run folder has moved.
 
-    Lightning calls it after a step only where it is to save by steps or by time. Where several checkpoints
-    are kept (`save_top_k`), a `filename` without a placeholder gets the epoch and the step, so that they are
-    several files.
+    If `save_top_k` is not 1, it appends epoch and step to a `filename` without placeholders.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.save_top_k == 0:
-            raise UserError("callbacks.best.save_top_k=0: must keep a checkpoint, for the best one is tested")
+            raise UserError(
+                "callbacks.best.save_top_k=0: must keep a checkpoint, because the best one is tested"
+            )
         if self.save_top_k != 1 and self.filename and "{" not in self.filename:
-            self.filename += "-{epoch}-{step}"
+            self.filename += "-epoch{epoch}-step{step}"
+            self.auto_insert_metric_name = False  # the `=` that it inserts needs quoting in a shell
         super().setup(trainer, pl_module, stage)
-        if not (self._every_n_train_steps or self._train_time_interval):
-            self.on_train_batch_end = None  # type: ignore[assignment,method-assign]
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        if self._every_n_train_steps or self._train_time_interval is not None:
+            super().on_train_batch_end(*arguments)
 
     @cached_property
-    def state_key(self) -> str:  # Lightning asks for it at each hook
-        """That of `ModelCheckpoint`, made once."""
+    def state_key(self) -> str:
+        """`ModelCheckpoint.state_key`, cached because Lightning reads it in every hook."""
         return super().state_key
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        before, now = str(state_dict["dirpath"]), str(self.dirpath)
+        old_folder, new_folder = str(state_dict["dirpath"]), str(self.dirpath)
 
         def moved(value: Any) -> Any:
-            return value.replace(before, now, 1) if isinstance(value, str) else value
+            return value.replace(old_folder, new_folder, 1) if isinstance(value, str) else value
 
         state = {key: moved(value) for key, value in state_dict.items()}
         state["best_k_models"] = {moved(k): v for k, v in state_dict["best_k_models"].items()}

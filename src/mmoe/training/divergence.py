@@ -1,4 +1,4 @@
-"""What is known of a training that diverged, the step, the tasks and the rows of the batch, or that died.
+"""Find where a training diverged (step, tasks, rows), and which task has stopped learning.
 
 B batch, N rows, T tasks, R replicas.
 """
@@ -12,21 +12,21 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from mmoe.atomic import write
-from mmoe.data.datamodule import Loader
-from mmoe.data.encode import Rows, decode
+from mmoe.data.encode import decode
+from mmoe.data.loader import Loader
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError
 
 
 class Diverged(UserError):
-    """Weights or logits are no longer finite numbers.
+    """Weights or logits are not finite.
 
     Args:
-        epoch: from 0.
-        batch: of the epoch, from 0: the first whose logits are not finite, or else the last one.
-        step: of the optimizer, from 1, to which the batch belongs.
-        tasks: their names.
-        replica: which one, from 0; None where there are none.
+        epoch: index from 0.
+        batch: index in the epoch, from 0: the first batch with logits that are not finite, else the last.
+        step: optimizer step of that batch, from 1.
+        tasks: names of the tasks with logits that are not finite.
+        replica: index from 0; None without replicas.
     """
 
     def __init__(
@@ -40,55 +40,49 @@ class Diverged(UserError):
         )
 
 
-def diverged(
-    trainer: pl.Trainer, tasks: Sequence[str], batches: Sequence[Tensor], otherwise: Tensor
+def find_divergence(
+    trainer: pl.Trainer, tasks: Sequence[str], batches: Sequence[Tensor], bad_tasks: Tensor
 ) -> Diverged:
-    """Say where: in the first of the epoch's training batches, else after the last of them.
+    """Find the epoch's first training batch with logits that are not finite.
 
-    Args:
-        trainer: has the epoch and the steps so far.
-        tasks: names.
-        batches: logits [B, T] or [R, B, T] of each training batch so far.
-        otherwise: which tasks are not finite if these batches all are, [T] or [R, T].
+    `batches` are the logits [B, T] or [R, B, T] of the training batches so far. If all are finite, the last
+    batch is taken, and `bad_tasks` ([T] or [R, T]) says which tasks to name.
     """
     finite = [bool(batch.isfinite().all()) for batch in batches]
     last = max(len(batches) - 1, 0)
     first = finite.index(False) if False in finite else last
     step = trainer.global_step - (last - first) // trainer.accumulate_grad_batches
-    bad = ~batches[first].isfinite().all(-2) if False in finite else otherwise  # [T] or [R, T]
+    bad = ~batches[first].isfinite().all(-2) if False in finite else bad_tasks  # [T] or [R, T]
     replica = int(bad.any(-1).nonzero()[0]) if bad.ndim == 2 else None
-    names = [task for task, wrong in zip(tasks, bad.reshape(-1, len(tasks)).any(0), strict=True) if wrong]
+    bad = bad if replica is None else bad[replica]  # [T]
+    names = [task for task, is_bad in zip(tasks, bad, strict=True) if is_bad]
     return Diverged(trainer.current_epoch, first, step, names, replica)
 
 
-def constant(logits: Tensor, tasks: Sequence[str]) -> str | None:
-    """Which task, in words, has the same logit in all of several rows, [N, T] or [R, N, T]; None if none has.
+def describe_constant_task(logits: Tensor, tasks: Sequence[str]) -> str | None:
+    """Describe a task whose logits, in [N, T] or [R, N, T], are the same in all rows; None if there is none.
 
-    That is what is left of a task when all units of its tower are 0 in every row: no gradient reaches them.
+    This happens when all units of a tower are 0 in every row, so no gradient reaches them.
     """
     same = (logits.amax(-2) == logits.amin(-2)).reshape(-1, len(tasks))  # [R, T]
     if logits.shape[-2] < 2 or not same.any():
         return None
     r, t = same.nonzero()[0].tolist()
-    of = f" of replica {r}" if logits.ndim == 3 else ""
-    return f"the predictions of {tasks[t]}{of} are the same for all validation rows"
+    where = f" in replica {r}" if logits.ndim == 3 else ""
+    return f"the predictions of {tasks[t]}{where} are the same for all validation rows"
 
 
-def save(error: Diverged, loader: Loader, schema: Schema, path: Path) -> None:
-    """Write the raw rows of that batch and of the one before, whose update may have done it.
+def write_batches(error: Diverged, loader: Loader, schema: Schema, path: Path) -> None:
+    """Write the raw rows of the diverged batch and the batch before it, whose update may be the cause.
 
-    Args:
-        error: says which.
-        loader: of the training rows.
-        schema: of the rows.
-        path: a Parquet file: column `batch` (from 1), the inputs, and the labels.
+    `loader` has the training rows. The Parquet file has a column `batch` (from 1), the inputs and the labels.
     """
     loader.set_epoch(error.epoch)
     first = max(error.batch - 1, 0)
     frames = []
     for number, rows in enumerate(islice(loader, first, error.batch + 1), first + 1):
-        own = rows.labels.ndim == 3 and error.replica is not None
-        frame = decode(Rows(*(tensor[error.replica] for tensor in rows)) if own else rows, schema)
+        own_rows = rows.labels.ndim == 3 and error.replica is not None
+        frame = decode(rows.map(lambda tensor: tensor[error.replica]) if own_rows else rows, schema)
         frame.insert(0, "batch", number)
         frames.append(frame)
     write(path, lambda scratch: pd.concat(frames).to_parquet(scratch, index=False))

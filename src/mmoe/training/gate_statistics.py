@@ -1,6 +1,6 @@
-"""What the gates of a mixture of experts do with the rows they see, for every task.
+"""Statistics of gate weights, and dead ReLU units.
 
-B batch, T tasks, E experts; replicas put R in front of everything.
+B batch, T tasks, U the same tasks again, E experts. With replicas, every shape starts with R.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,20 +9,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmoe.data.encode import Rows
+from mmoe.data.batch import Batch
 from mmoe.data.schema import Schema
 from mmoe.models.replicas import Replicas
 
-POLARISED = 0.9  # a row whose largest gate weight exceeds it
-COLLAPSED = 0.9  # a gate whose mean weight of one expert exceeds it
+POLARISED = 0.9  # a row is polarised if its largest gate weight is above this
+COLLAPSED = 0.9  # a gate has collapsed if its mean weight for one expert is above this
 
 
 class GateSummary(NamedTuple):
-    """Means over rows.
+    """Means of gate statistics over rows.
 
     Shape:
-        weights: [T, E]. entropy: [T], in nats. polarised: [T], the share of rows with a weight above
-        POLARISED. similarity: [T, T], of the cosine between two tasks' weights.
+        weights: [T, E]. entropy: [T], in nats. polarised: [T], the share of polarised rows. similarity:
+        [T, T], the cosine similarity of two tasks' gate weights.
     """
 
     weights: Tensor
@@ -32,17 +32,17 @@ class GateSummary(NamedTuple):
 
     @property
     def effective_experts(self) -> Tensor:
-        """exp(entropy), [T]: E where all experts are mixed evenly, 1 where one is taken."""
+        """exp(entropy), [T]: E if all experts have equal weights, 1 if one expert has all the weight."""
         return self.entropy.exp()
 
     @property
-    def unused(self) -> Tensor:
-        """Which experts no task gives a mean weight of 1 / (10 E), [E]."""
+    def unused_experts(self) -> Tensor:
+        """[E], whether every task gives the expert a mean weight below 0.1 / E."""
         return (self.weights < 0.1 / self.weights.shape[-1]).all(-2)
 
     def by_name(self, tasks: Sequence[str]) -> dict[str, Tensor]:
-        """Every number under the name it is logged by, `val/{task or "gates"}/{what}`."""
-        values = {"val/gates/unused_experts": self.unused.sum(-1).float()}
+        """All statistics by the names under which they are logged."""
+        values = {"val/gates/unused_experts": self.unused_experts.sum(-1).float()}
         for i, task in enumerate(tasks):
             values[f"val/{task}/gate_entropy"] = self.entropy[..., i]
             values[f"val/{task}/effective_experts"] = self.effective_experts[..., i]
@@ -53,26 +53,26 @@ class GateSummary(NamedTuple):
                 values[f"val/gates/similarity_{other}_{task}"] = self.similarity[..., j, i]
         return values
 
-    def collapsed(self, tasks: Sequence[str]) -> str | None:
-        """Which gate gives nearly all its weight to one expert, in words; None if none of several does."""
+    def describe_collapse(self, tasks: Sequence[str]) -> str | None:
+        """Describe the first gate that has collapsed; None if none has, or if there is only one expert."""
         largest, expert = self.weights.reshape(-1, *self.weights.shape[-2:]).max(-1)  # [R, T]
         bad = (largest > COLLAPSED).nonzero()
         if self.weights.shape[-1] == 1 or not len(bad):
             return None
         r, t = bad[0].tolist()
-        of = f" of replica {r}" if self.weights.ndim == 3 else ""
-        return f"the gate of {tasks[t]}{of} gives expert {expert[r, t]} {largest[r, t]:.0%} of its weight"
+        where = f" in replica {r}" if self.weights.ndim == 3 else ""
+        return f"the gate of {tasks[t]}{where} gives expert {expert[r, t]} {largest[r, t]:.0%} of its weight"
 
 
 class GateStatistics:
-    """Sums over the rows of batches, float64, of which `summary` gives the means."""
+    """Sum gate statistics over batches, in float64."""
 
     def __init__(self) -> None:
         self.rows = 0
         self._sums: tuple[Tensor, ...] = ()
 
     def update(self, gates: Tensor) -> None:
-        """Add the gate weights of a batch, [B, T, E]; they sum to 1 over E."""
+        """Add the gate weights of a batch, [B, T, E]."""
         unit = nn.functional.normalize(gates, dim=-1)
         sums = (
             gates.sum(-3, dtype=torch.float64),
@@ -84,18 +84,18 @@ class GateStatistics:
         self.rows += gates.shape[-3]
 
     def summary(self, over_ranks: Callable[[Tensor], Tensor] = lambda sums: sums) -> GateSummary:
-        """The means over all rows since the last one; `over_ranks` adds up what several processes have."""
+        """Return the means and reset; `over_ranks` sums a tensor over all processes."""
         rows = over_ranks(torch.tensor(float(self.rows), dtype=torch.float64, device=self._sums[0].device))
-        found = GateSummary(*(over_ranks(sums) / rows for sums in self._sums))
+        summary = GateSummary(*(over_ranks(sums) / rows for sums in self._sums))
         self.rows = 0
-        return found
+        return summary
 
 
 @torch.inference_mode()
-def dead_units(network: nn.Module, codes: Tensor, numerics: Tensor) -> dict[str, Tensor]:
-    """Which units of each ReLU are 0 in every row, by the module's name, [units...].
+def dead_units(network: nn.Module, levels: Tensor, numbers: Tensor) -> dict[str, Tensor]:
+    """For each ReLU, by module name, return a mask [units...]: True where a unit is 0 in every row.
 
-    Those of an ensemble are left out: a unit of one member cannot be looked at alone.
+    The result is empty for ensembles, because hooks cannot see the units of a single member.
     """
     dead: dict[str, Tensor] = {}
     if any(isinstance(module, Replicas) for module in network.modules()):
@@ -104,22 +104,22 @@ def dead_units(network: nn.Module, codes: Tensor, numerics: Tensor) -> dict[str,
     for name, module in network.named_modules():
         if isinstance(module, nn.ReLU):
 
-            def note(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
+            def record(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
                 dead[name] = (output <= 0).all(0)
 
-            hooks.append(module.register_forward_hook(note))
+            hooks.append(module.register_forward_hook(record))
     try:
-        network(codes, numerics)
+        network(levels, numbers)
     finally:
         for hook in hooks:
             hook.remove()
     return dead
 
 
-def blank_rows(schema: Schema, count: int = 2) -> Rows:
-    """Rows without any level, with zeros as numbers and labels: enough to ask a network for its shapes."""
-    return Rows(
-        torch.full((count, len(schema.categorical)), schema.num_levels),
-        torch.zeros(count, len(schema.numeric)),
-        torch.zeros(count, len(schema.tasks)),
+def blank_rows(schema: Schema) -> Batch:
+    """Two rows of unseen levels and zeros, for finding the shapes of a network's outputs."""
+    return Batch(
+        torch.full((2, len(schema.categorical)), schema.num_levels),
+        torch.zeros(2, len(schema.numeric)),
+        torch.zeros(2, len(schema.tasks)),
     )

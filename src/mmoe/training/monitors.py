@@ -13,7 +13,7 @@ from torch import nn
 
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError
-from mmoe.training.gate_statistics import GateSummary, blank_rows
+from mmoe.training.gate_statistics import GateStatistics, blank_rows
 from mmoe.training.learner import Learner
 from mmoe.training.tasks import validation_metrics
 
@@ -24,30 +24,25 @@ def check_monitor(
     known: Mapping[str, bool | None],
     keys: tuple[str, str] = ("monitor", "monitor_mode"),
 ) -> None:
-    """Raise UserError unless `monitor` is a known metric, and `mode` its direction.
+    """Raise UserError unless `monitor` is a known metric and `mode` (`max`, `min` or None) fits it.
 
-    Args:
-        monitor: name of a metric.
-        mode: `max`, `min`, or None where there is none.
-        known: by name, whether more is better; None where neither is.
-        keys: of the configuration, for the error.
+    `known` says for each metric whether larger values are better; None allows both modes. The error message
+    names the two configuration keys in `keys`.
     """
     if monitor not in known:
         raise UserError(f"{keys[0]}={monitor}: must be one of {', '.join(known)}")
-    right = {True: "max", False: "min", None: mode}[known[monitor]]
-    if mode not in (None, right):
-        raise UserError(f"{keys[1]}={mode}: must be {right} for {monitor}")
+    expected = {True: "max", False: "min", None: mode}[known[monitor]]
+    if mode not in (None, expected):
+        raise UserError(f"{keys[1]}={mode}: must be {expected} for {monitor}")
 
 
 def check_callbacks(callbacks: Mapping[str, Any], learner: Any, schema: Schema, trainer: pl.Trainer) -> None:
-    """Raise UserError if a callback monitors a metric that does not exist yet when it reads it.
+    """Raise UserError if a callback monitors a metric that is never logged, or reads it too early.
 
-    Metrics that callbacks or a learner of the user may log are not known; where there is such a one, any name
-    passes.
+    A user's own callback or learner may log any metric, so with one of these every name is accepted.
     """
-    ours = ("mmoe", "pytorch_lightning")
-    every = [*callbacks.values(), learner]
-    known = logged(learner, schema) if all(type(x).__module__.split(".")[0] in ours for x in every) else None
+    packages = {type(part).__module__.split(".")[0] for part in (*callbacks.values(), learner)}
+    known = logged_metrics(learner, schema) if packages <= {"mmoe", "pytorch_lightning"} else None
     for name, callback in callbacks.items():
         monitor = getattr(callback, "monitor", None)
         if not isinstance(monitor, str):
@@ -57,7 +52,7 @@ def check_callbacks(callbacks: Mapping[str, Any], learner: Any, schema: Schema, 
             check_monitor(monitor, getattr(callback, "mode", None), known, keys)
         if isinstance(callback, EarlyStopping):
             option, after_training = "check_on_train_epoch_end", callback._check_on_train_epoch_end
-            if after_training is None:  # as Lightning decides it
+            if after_training is None:  # Lightning's default
                 after_training = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
         elif isinstance(callback, ModelCheckpoint):
             option, after_training = "save_on_train_epoch_end", callback._save_on_train_epoch_end
@@ -65,34 +60,31 @@ def check_callbacks(callbacks: Mapping[str, Any], learner: Any, schema: Schema, 
             continue
         if monitor.startswith("train/") and not after_training:
             raise UserError(
-                f"callbacks.{name}.{option}: must be true, because {monitor} is known after an epoch"
+                f"callbacks.{name}.{option}: must be true, because {monitor} is logged at the end of an epoch"
             )
         if monitor.startswith("val/") and after_training and not validates_each_epoch(trainer):
-            raise UserError(f"callbacks.{name}.monitor={monitor}: not every epoch is validated")
+            raise UserError(f"callbacks.{name}.monitor={monitor}: needs a validation in every epoch")
 
 
 def validates_each_epoch(trainer: pl.Trainer) -> bool:
-    """Whether each training epoch is followed by a validation."""
+    """Whether every training epoch ends with a validation."""
     return bool(trainer.limit_val_batches) and trainer.check_val_every_n_epoch == 1
 
 
-def logged(learner: Learner, schema: Schema) -> dict[str, bool | None]:
-    """The names of all metrics that a learner logs, and whether more is better; None where neither is."""
+def logged_metrics(learner: Learner, schema: Schema) -> dict[str, bool | None]:
+    """All metrics that a learner logs, and whether larger values are better; None if neither is."""
     metrics = validation_metrics(schema.tasks)
     known: dict[str, bool | None] = {**metrics}
-    known |= {f"train/{name.removeprefix('val/')}": more for name, more in metrics.items()}
+    known |= {f"train/{name.removeprefix('val/')}": larger for name, larger in metrics.items()}
     known |= dict.fromkeys(("train/loss", "epoch", "step"))
     is_training = learner.training
     with torch.inference_mode():
         gates = learner.eval()(blank_rows(schema)).gates  # [..., 2, T, E]
     learner.train(is_training)
     if gates.shape[-1]:
-        num_tasks, num_experts = gates.shape[-2:]
-        zeros = torch.zeros(num_tasks)
-        summary = GateSummary(
-            torch.zeros(num_tasks, num_experts), zeros, zeros, torch.zeros(num_tasks, num_tasks)
-        )
-        known |= dict.fromkeys(summary.by_name([task.name for task in schema.tasks]))
+        statistics = GateStatistics()
+        statistics.update(gates)
+        known |= dict.fromkeys(statistics.summary().by_name([task.name for task in schema.tasks]))
     if not learner.stacked_dims and any(isinstance(module, nn.ReLU) for module in learner.modules()):
         known["val/units/dead"] = None
     return known

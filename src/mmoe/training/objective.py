@@ -1,4 +1,4 @@
-"""What is minimised.
+"""The loss: the weighted sum of the tasks' losses.
 
 B batch, C categorical columns, M numeric columns, T tasks, E experts.
 """
@@ -12,17 +12,17 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from mmoe.arguments import check_finite
 from mmoe.data.schema import Task
-from mmoe.errors import UserError
+from mmoe.errors import ArgumentError
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.network import Network
-from mmoe.models.sparse import Entries
+from mmoe.models.sparse_inputs import SparseMatrix
 
 
 class Outcome(NamedTuple):
-    """What an objective gives for a batch.
+    """The output of an objective.
 
     Shape:
-        loss: a scalar. logits: [B, T]. gates: [B, T, E], E experts; none (E = 0) of a method without gates.
+        loss: a scalar. logits: [B, T]. gates: [B, T, E]; E is 0 for a method without gates.
     """
 
     loss: Tensor
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
 
 
 class LabelScale(nn.Module):
-    """Labels of regressions in deviations from their mean; those of binary tasks stay as they are.
+    """Standardise the labels of regressions. Labels of binary tasks do not change.
 
     Shape:
         labels: [B, T]; output: [B, T].
@@ -47,35 +47,34 @@ class LabelScale(nn.Module):
             self.register_buffer(name, values, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the scale but do not cast it: a half has too few digits for it."""
+        """Move the scale without casting it, because float16 has too few digits."""
         mean, std = self.mean, self.std
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.mean, self.std = mean.to(self.mean.device), std.to(self.std.device)
         return self
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Scale labels, which are near their mean, without loss of digits."""
+        """Standardise in float32, so that no digit is lost."""
         return ((labels.float() - self.mean) / self.std).to(labels.dtype)
 
 
 class Objective(nn.Module):
-    """A network and its loss: the weighted sum over tasks of their mean losses.
+    """A network and its loss: the weighted sum over tasks of the mean loss per row.
 
-    The loss of a row is the binary cross-entropy of a binary task, and of a regression the squared error of
-    its logit, for the label scaled by the task's `mean` and `std`. A method's `penalty()`, as that of
-    `L2Constrained`, is added. The loss of an `Ensemble` is the sum of those that its members have alone.
+    The loss of a binary task is the binary cross-entropy. The loss of a regression is the squared error
+    between its logit and the standardised label. If the model has a `penalty()`, like `L2Constrained`, it is
+    added. The loss of an `Ensemble` is the sum of its members' losses.
 
     Args:
-        network: from codes and numerics to logits and gates.
-        tasks: in the order of the labels.
-        task_weights: weight in the loss by task name; a task that is not named weighs 1.
+        network: maps levels and numbers to logits and gates.
+        tasks: the tasks, in the order of the label columns.
+        task_weights: weights in the loss by task name; the default is 1.
 
     Raises:
-        UserError: a weight is negative, not a number, or names no task; all are 0; or they have no names.
+        ArgumentError: a weight is negative, not finite, or names no task, or all weights are 0.
 
     Shape:
-        codes: [B, C]; numerics: [B, M]; or what `Inputs.encode_once` made of both; labels: [B, T];
-        output: an `Outcome`.
+        levels: [B, C]; numbers: [B, M]; labels: [B, T]; sparse: see `Batch`; output: an `Outcome`.
     """
 
     task_weights: Tensor
@@ -86,11 +85,11 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(task_weights, Mapping | None):
-            raise UserError(f"task_weights={task_weights}: must be numbers by the names of tasks")
+            raise ArgumentError(f"task_weights={task_weights}: must map names of tasks to numbers")
         weights, names = dict(task_weights or {}), [task.name for task in tasks]
         for name, weight in weights.items():
             if name not in names:
-                raise UserError(f"task_weights.{name}: must be one of the tasks {', '.join(names)}")
+                raise ArgumentError(f"task_weights.{name}: must be one of the tasks {', '.join(names)}")
             check_finite(0, **{f"task_weights.{name}": weight})
         self.network = network
         self.tasks = list(tasks)
@@ -98,19 +97,20 @@ class Objective(nn.Module):
         self.kind = kinds.pop() if len(kinds) == 1 else "mixed"
         values = torch.tensor([float(weights.get(name, 1.0)) for name in names])
         if not values.isfinite().all() or not values.any():
-            raise UserError(
-                f"task_weights={weights}: must be above 0 for a task, and numbers that float32 has"
-            )
+            raise ArgumentError(f"task_weights={weights}: must be finite as float32, and above 0 for a task")
         self.register_buffer("task_weights", values, persistent=False)
         binary = torch.tensor([task.is_binary for task in tasks])
         self.register_buffer("is_binary", binary, persistent=False)
         self.scale = LabelScale(tasks) if any(task.is_scaled for task in tasks) else None
 
-    def forward(self, codes: Tensor | Entries, numerics: Tensor, labels: Tensor) -> Outcome:
-        """Loss, logits and gate weights of a batch."""
-        logits, gates = self.network(codes, numerics)
+    def forward(
+        self, levels: Tensor, numbers: Tensor, labels: Tensor, sparse: SparseMatrix | None = None
+    ) -> Outcome:
+        # A custom network may take only levels and numbers.
+        output = self.network(levels, numbers) if sparse is None else self.network(levels, numbers, sparse)
+        logits, gates = output
         labels = self.scale(labels) if self.scale else labels
-        # In training the logits are those of every member of an ensemble, [M, B, T].
+        # In training, an ensemble returns the logits of every member, [M, B, T].
         members = logits.shape[0] if logits.ndim > labels.ndim else 1
         loss = len(self.tasks) * members * self._error(logits, labels.expand_as(logits))
         penalty = getattr(self.network.model, "penalty", None)
@@ -120,7 +120,7 @@ class Objective(nn.Module):
         return Outcome(loss, logits, gates)
 
     def _error(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean of all weighted losses; what no task needs is not computed."""
+        """The mean weighted loss over rows and tasks. Only the losses that the tasks need are computed."""
         weights = self.task_weights
         if self.kind == "binary":
             return binary_cross_entropy_with_logits(logits, labels, weights)

@@ -1,4 +1,4 @@
-"""Muon for a whole network: torch's takes matrices alone."""
+"""Muon for a whole network, because torch's Muon accepts only matrices."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -7,45 +7,47 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmoe.errors import ArgumentError
+
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """`torch.optim.Muon` for the weight matrices, `torch.optim.AdamW` for every other parameter.
+    """`torch.optim.Muon` for matrices, and `torch.optim.AdamW` for biases and stacked weights [N, I, O].
 
-    Biases and stacked weights [N, I, O] are such others. Both have the same rate and weight decay, so a
-    schedule changes both.
+    Both use the same learning rate and weight decay, and a schedule changes both.
 
     Args:
         params: all parameters.
         lr: learning rate.
-        weight_decay: decoupled.
+        weight_decay: decoupled weight decay.
         muon: further arguments of `torch.optim.Muon`.
 
     Raises:
-        ValueError: an argument is outside its range, or no parameter is a matrix.
+        ArgumentError: no parameter is a matrix.
+        ValueError: torch refuses an argument.
     """
 
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float = 1e-3, weight_decay: float = 0.1, **muon: Any
     ) -> None:
-        every = list(params)
-        matrices, others = ([p for p in every if (p.ndim == 2) is wanted] for wanted in (True, False))
+        parameters = list(params)
+        matrices = [p for p in parameters if p.ndim == 2]
+        others = [p for p in parameters if p.ndim != 2]
         if not matrices:
-            raise ValueError("Muon needs a parameter that is a matrix, and there is none")
+            raise ArgumentError("params: must have at least one matrix for Muon")
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, **muon)
         ]
         if others:
             self.parts.append(torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay))
-        super().__init__(every, {"lr": lr, "weight_decay": weight_decay})
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
         self._share_groups()
 
     def _share_groups(self) -> None:
-        """Let a schedule that changes our groups change those of the parts."""
+        """Expose the groups of both parts, so that a schedule changes both."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the parameters, after a closure that computes the gradients."""
         with torch.enable_grad():
             loss = closure() if closure else None
         for part in self.parts:
@@ -53,20 +55,17 @@ class MuonAndAdamW(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of both parts."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share_groups()
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:
-        """The state by parameter."""
         return defaultdict(dict, {p: s for part in self.parts for p, s in part.state.items()})
 
     @state.setter
     def state(self, _: Any) -> None:
-        """The parts have it."""
+        """Ignore the value that torch's constructor sets, because the parts hold the state."""

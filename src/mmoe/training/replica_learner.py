@@ -1,6 +1,6 @@
-"""How replicas are trained: each with its own metrics, best epoch, best weights and early stop.
+"""Train replicas side by side, each with its own metrics, best epoch, best weights and early stop.
 
-R replicas, N rows, T tasks.
+R replicas, B batch, N rows, T tasks, E experts.
 """
 
 import copy
@@ -11,38 +11,38 @@ import torch
 from torch import Tensor
 
 from mmoe.arguments import check_finite, check_integers
-from mmoe.data.encode import Rows
-from mmoe.errors import UserError
+from mmoe.data.batch import Batch
+from mmoe.errors import ArgumentError
 from mmoe.models.replicas import Replicas
 from mmoe.training.learner import Learner
 from mmoe.training.objective import Objective, Outcome
 from mmoe.training.tasks import validation_metrics
 
+SIGNS = {"max": 1, "min": -1}
+
 
 class ReplicaLearner(Learner):
-    """Train R objectives side by side, on the same batches, by the sum of their losses.
+    """Train R objectives side by side, minimising the sum of their losses.
 
-    After each validation a replica whose monitored metric is the best it had gets a copy of its weights. One
-    that has not improved for `patience` validations is done: what it does later no longer counts, and
-    training ends when all are done. Gradients are clipped for each replica apart. So each is the run that it
-    would have been alone. Metrics of the training rows are left out: for many replicas they would cost more
-    than the training.
+    Each replica trains as it would alone. Its weights are copied after every validation that improves its
+    monitored metric. After `patience` validations without a better value it stops: later epochs do not count
+    for it, and training ends when all replicas have stopped. Gradients are clipped per replica. There are no
+    training metrics, because computing them would take longer than the training.
 
     Args:
-        objectives: the R objectives, initialised one by one.
-        optimizer: from the stacked parameters to one optimizer for all.
-        scheduler: see `Learner`, as for the next three.
-        interval, frequency, monitor: of the schedule.
-        best_monitor: the validation metric that chooses the best epoch; None is `monitor`.
-        best_mode: `max` where larger is better, or `min`.
-        stop_monitor: the validation metric that stops a replica early; None is `best_monitor`.
-        stop_mode: its direction.
-        patience: validations without a better value of it; None never stops. 0 is 1, as for Lightning.
-        min_delta: a smaller gain is none.
+        objectives: R objectives, each with its own initial weights.
+        optimizer: builds one optimizer for all replicas from the stacked parameters.
+        scheduler, interval, frequency, monitor: see `Learner`.
+        best_monitor: the validation metric that chooses the best epoch; by default `monitor`.
+        best_mode: `max` if a larger value is better, else `min`.
+        stop_monitor: the validation metric that stops a replica early; by default `best_monitor`.
+        stop_mode: the mode of `stop_monitor`; by default `best_mode`.
+        patience: validations without a gain before a replica stops; None: never. As in Lightning, 0 means 1.
+        min_delta: for early stopping, smaller gains do not count.
 
     Raises:
-        UserError: a metric is none of the validation rows, a mode is neither, or the schedule follows a
-            metric, for all replicas have one learning rate.
+        ArgumentError: a metric is not logged in validations, a mode is unknown, or the schedule follows a
+            metric, which is impossible because all replicas share one learning rate.
     """
 
     stacked_dims = 1
@@ -67,18 +67,20 @@ class ReplicaLearner(Learner):
         min_delta: float = 0.0,
     ) -> None:
         super().__init__(objectives[0], optimizer, scheduler, interval, frequency, monitor)
-        if self.follows_validations:
-            raise UserError("scheduler: ReduceLROnPlateau follows one metric, and replicas have one each")
+        if self.schedule.follows_validations:
+            raise ArgumentError("scheduler: ReduceLROnPlateau follows one metric, and replicas have one each")
         self.objective = Replicas(objectives)
         self.best = copy.deepcopy(self.objective.stacked).requires_grad_(False)
         self.best_monitor = best_monitor or self.monitor
         self.stop_monitor = stop_monitor or self.best_monitor
-        self.best_sign = _sign(best_mode)
-        self.stop_sign = self.best_sign if stop_mode is None else _sign(stop_mode)
         known = validation_metrics(objectives[0].tasks)
         for name, metric in (("best_monitor", self.best_monitor), ("stop_monitor", self.stop_monitor)):
             if metric not in known:
-                raise UserError(f"{name}={metric}: must be one of {', '.join(known)}")
+                raise ArgumentError(f"{name}={metric}: must be one of {', '.join(known)}")
+        for mode in (best_mode, stop_mode or best_mode):
+            if mode not in SIGNS:
+                raise ArgumentError(f"mode={mode}: must be max or min")
+        self.best_sign, self.stop_sign = SIGNS[best_mode], SIGNS[stop_mode or best_mode]
         if patience is not None:
             check_integers(0, patience=patience)
         check_finite(0, min_delta=min_delta)
@@ -88,58 +90,59 @@ class ReplicaLearner(Learner):
         worst = torch.full((count,), -torch.inf, dtype=torch.float64)
         self.register_buffer("best_value", worst)
         self.register_buffer("stop_value", worst.clone())
-        self.register_buffer("best_epoch", torch.zeros(count, dtype=torch.long))  # from 1; 0: none yet
-        self.register_buffer("waited", torch.zeros(count, dtype=torch.long))
+        self.register_buffer("best_epoch", torch.zeros(count, dtype=torch.long))  # from 1; 0 means none yet
+        self.register_buffer("waited", torch.zeros(count, dtype=torch.long))  # validations since a gain
 
-    def _step(self, batch: Rows, stage: str, number: int) -> Tensor:
-        losses, logits, gates = self._apply_to(batch)
+    def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
+        """Return the rows unchanged, because replicas use dense inputs."""
+        return rows
+
+    def _compute(self, batch: Batch) -> Outcome:
+        """Losses [R], logits [R, B, T], gates [R, B, T, E]. The batch is shared or starts with R."""
+        has_own_rows = batch.labels.ndim == 3
+        return self.objective(*batch[:3], own_rows=has_own_rows)  # type: ignore[no-any-return]
+
+    def _step(self, batch: Batch, stage: str, number: int) -> Tensor:
+        losses, logits, gates = self._compute(batch)
         labels = batch.labels
-        if stage == "train":  # enough to find the batch in which a replica diverged
+        if stage == "train":  # one mean per batch shows where a replica diverged
             logits, labels = logits.mean(-2, keepdim=True), labels[..., :1, :]
-        self._keep(stage, number, logits.detach(), labels)
+        self._outputs.add(stage, number, logits.detach(), labels)
         if stage == "val" and gates.shape[-1]:
             self.gates.update(gates)
         return losses.sum()
 
-    def _apply_to(self, batch: Rows) -> Outcome:
-        """Losses [R], logits [R, B, T] and gates [R, B, T, E] of a batch.
-
-        All replicas share it, or it has R in front.
-        """
-        own_rows = batch.labels.ndim == 3
-        return self.objective(*batch, own_rows=own_rows)  # type: ignore[no-any-return]
-
-    def _finish(self, stage: str) -> None:
-        logits, labels = self._rows(stage)
+    def _log_metrics(self, stage: str) -> None:
+        logits, labels = self._finish_epoch(stage)
         every = [self.metrics(stage, x, y) for x, y in zip(logits, labels.expand_as(logits), strict=True)]
         for name in every[0]:
             self.values[name] = torch.stack([metrics[name] for metrics in every])  # [R]
             self.log(name, self.values[name].mean(), prog_bar=name == self.monitor)
 
     def on_train_epoch_end(self) -> None:
-        self._rows("train")  # which checks them; for their metrics see the class
+        self._finish_epoch("train")  # checks that the logits are finite
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         if self.is_in_training:
-            self._keep_the_best(
+            self._keep_best(
                 self.best_sign * self.values[self.best_monitor],
                 self.stop_sign * self.values[self.stop_monitor],
             )
 
     def _bad_weights(self) -> Tensor:
-        """Of each replica and task, [R, T]."""
+        """[R, T], whether a weight of the replica is not finite; equal for all tasks."""
         finite = [weight.isfinite().flatten(1).all(1) for weight in self.objective.parameters()]
         return ~torch.stack(finite).all(0)[:, None].expand(-1, len(self._task_names))
 
     def _dead_units(self) -> dict[str, Tensor]:
-        """Nothing: a unit of one replica cannot be looked at alone."""
+        """Empty, because hooks cannot see the units of a single replica."""
         return {}
 
-    def _keep_the_best(self, value: Tensor, stop_value: Tensor) -> None:
-        """Copy the weights of replicas whose value [R] is their largest; stop those whose other one stays.
+    def _keep_best(self, value: Tensor, stop_value: Tensor) -> None:
+        """Copy the weights of replicas whose value [R] is their best, and count validations without a gain.
 
-        As Lightning's callbacks do it, a gain below `min_delta` is no gain for the stop alone.
+        As in Lightning's callbacks, `min_delta` affects only early stopping.
         """
         running = self.waited < self.patience
         better = running & (value > self.best_value)
@@ -156,19 +159,13 @@ class ReplicaLearner(Learner):
 
     @property
     def best_epochs(self) -> Tensor:
-        """The epoch, from 1, of each replica's best weights, [R]; the last where nothing was validated."""
+        """[R], the epoch (from 1) of each replica's best weights; the last epoch if nothing was validated."""
         now = torch.full_like(self.best_epoch, self.current_epoch)
         return torch.where(self.best_epoch > 0, self.best_epoch, now)
 
-    def take_the_best(self) -> None:
-        """Give every replica its best weights; one that has none keeps those that it has."""
+    def restore_best(self) -> None:
+        """Give every replica its best weights. A replica without a best epoch keeps its last weights."""
         best = dict(self.best.named_parameters())
         with torch.no_grad():
             for name, weight in self.objective.parameters_by_name().items():  # type: ignore[operator]
                 weight[self.best_epoch > 0] = best[name][self.best_epoch > 0]
-
-
-def _sign(mode: str) -> int:
-    if mode not in ("max", "min"):
-        raise UserError(f"mode={mode}: must be max or min")
-    return 1 if mode == "max" else -1

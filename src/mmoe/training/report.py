@@ -1,4 +1,4 @@
-"""What a run has to say at its end: metrics, predictions, and one table.
+"""The results of a run: metrics, predictions, history, and the final table.
 
 N rows, T tasks.
 """
@@ -6,10 +6,11 @@ N rows, T tasks.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +18,10 @@ from torch import Tensor
 
 from mmoe.data.schema import Schema, Task
 from mmoe.intervals import half_interval
-from mmoe.training.tasks import METRICS
+from mmoe.training.tasks import METRICS, prediction_column
+
+if TYPE_CHECKING:
+    from mmoe.training.preparation import Training
 
 ROWS = {
     "official": "official rows",
@@ -28,7 +32,7 @@ ROWS = {
 
 
 def results(values: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, float]]]:
-    """Values of `{stage}/{task}/{metric}` as dicts of stage, task and metric; of replicas the mean."""
+    """Nest validation and test values named `{stage}/{task}/{metric}`, averaged over replicas."""
     tree: dict[str, dict[str, dict[str, float]]] = {}
     for key, value in values.items():
         stage, task, metric = key.split("/")
@@ -37,10 +41,41 @@ def results(values: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, float
     return tree
 
 
-def of_replicas(values: Mapping[str, Tensor], seed: int, epochs: Tensor) -> dict[str, Any]:
-    """What metrics.json has for R replicas beside the mean: spread, and each with its seed and best epoch.
+def metrics(
+    training: "Training", config: DictConfig, epoch: int, monitor: str | None, seconds: float
+) -> dict[str, Any]:
+    """The content of metrics.json, after the test.
 
-    `half_interval` is half the 95 % confidence interval of the mean (Student's t); values are [R].
+    `epoch` is the best epoch (from 1), `monitor` the metric that chose it (None if none did), and `seconds`
+    the time since the program started.
+    """
+    trainer, learner, schema = training.trainer, training.learner, training.data.schema
+    batch_size = getattr(training.data, "batch_size", None) or training.throughput.batch_rows
+    found = {
+        "rows": schema.rows,
+        "num_rows": {split: count for split, count in learner.num_rows.items() if split != "train"},
+        "seed": config.seed,
+        "monitor": monitor,
+        "epoch": min(epoch, trainer.current_epoch),
+        "epochs": trainer.current_epoch,
+        "parameters": sum(p.numel() for p in learner.objective.parameters()) // config.replicas,
+        "steps": trainer.global_step,
+        "processes": trainer.world_size,
+        "global_batch": batch_size * trainer.world_size * trainer.accumulate_grad_batches,
+        "learning_rate": trainer.optimizers[0].defaults.get("lr"),
+        "samples_per_second": training.throughput.samples_per_second,
+        "seconds": seconds,
+        **results(learner.values),
+    }
+    if config.replicas > 1:
+        found |= replica_results(learner.values, config.seed, learner.best_epochs)
+    return found
+
+
+def replica_results(values: Mapping[str, Tensor], seed: int, epochs: Tensor) -> dict[str, Any]:
+    """The part of metrics.json about R replicas: their spread, and the metrics of each. Values are [R].
+
+    `half_interval` is half the 95 % confidence interval of the mean (Student's t).
     """
     count = len(epochs)
     std = {key: value.std() for key, value in values.items()}
@@ -57,7 +92,7 @@ def of_replicas(values: Mapping[str, Tensor], seed: int, epochs: Tensor) -> dict
 
 
 def history(epochs: Sequence[tuple[int, int, Mapping[str, Tensor]]], seed: int) -> pd.DataFrame:
-    """One line a validation while training and replica: its seed, epoch, optimizer step and metrics."""
+    """One line per validation and replica: seed, epoch, optimizer step and metrics."""
     lines = []
     for epoch, step, values in epochs:
         columns = {name: value.reshape(-1).tolist() for name, value in values.items()}
@@ -68,25 +103,15 @@ def history(epochs: Sequence[tuple[int, int, Mapping[str, Tensor]]], seed: int) 
     return pd.DataFrame(lines)
 
 
-def column(task: Task) -> str:
-    """Name of the column of predictions.parquet that has what was predicted for a task."""
-    return f"{task.name}_{'probability' if task.is_binary else 'prediction'}"
-
-
-def gate_column(task: Task, expert: int) -> str:
-    """Name of the column that has a task's gate weight of an expert."""
-    return f"{task.name}_gate_{expert}"
-
-
 def predictions(tasks: Sequence[Task], positions: Tensor, labels: Tensor, predicted: Tensor) -> pd.DataFrame:
-    """One line a row: its position in its file (from 0), labels and predictions.
+    """One line per row: its position in the file (from 0), and each task's label and prediction.
 
-    Predictions [N, T] give a column a task; those of replicas, [R, N, T], one a task and replica. So do
-    labels where replicas have rows of their own.
+    With replicas, predictions are [R, N, T] and have one column per task and replica. Labels do as well if
+    each replica has its own rows.
     """
     columns = {"row": positions.numpy()}
     for i, task in enumerate(tasks):
-        for name, values in ((f"{task.name}_label", labels), (column(task), predicted)):
+        for name, values in ((f"{task.name}_label", labels), (prediction_column(task), predicted)):
             dtype = "int8" if values is labels and task.is_binary else None
             named = (
                 [(name, values)] if values.ndim == 2 else [(f"{name}_{r}", v) for r, v in enumerate(values)]
@@ -96,7 +121,7 @@ def predictions(tasks: Sequence[Task], positions: Tensor, labels: Tensor, predic
 
 
 def log_figures(loggers: Sequence[Logger], figures: Mapping[str, Any]) -> None:
-    """Show figures in TensorBoard, where it is the logger."""
+    """Add the figures to TensorBoard, if the run logs to it."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             for name, figure in figures.items():
@@ -105,7 +130,7 @@ def log_figures(loggers: Sequence[Logger], figures: Mapping[str, Any]) -> None:
 
 
 def show_evaluation(found: Mapping[str, Any]) -> None:
-    """Print the metrics of each checkpoint, with their intervals."""
+    """Print each checkpoint's metrics with their confidence intervals."""
     title = f"{found['num_rows']:,} {found['split']} rows, {ROWS[found['rows']]}"
     table = Table(title=title, title_justify="left")
     for name in ("checkpoint", "epoch", "task", "metric", "value", "95 % interval"):
@@ -122,7 +147,7 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
 
 
 def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
-    """Print the table of task by metric, and what is needed to read it."""
+    """Print each task's metrics, and the facts needed to interpret them."""
     table = Table(title=f"Best epoch on the {ROWS[schema.rows]}", title_justify="left")
     for name in ("task", "rows"):
         table.add_column(name)
@@ -149,7 +174,7 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     else:
         chosen = f"epoch {metrics['epoch']}"
     chosen += f" of {metrics['epochs']}"
-    why = f"by {metrics['monitor']}" if metrics["monitor"] else "the last, for no validation chose one"
+    why = f"by {metrics['monitor']}" if metrics["monitor"] else "the last, because no validation chose one"
     shared = f" in {metrics['processes']} processes" if metrics["processes"] > 1 else ""
     rate = "-" if metrics["learning_rate"] is None else f"{metrics['learning_rate']:g}"
     console = Console()

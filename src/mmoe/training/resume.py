@@ -1,91 +1,96 @@
-"""What a run goes on from: its own configuration, and its newest whole checkpoint."""
+"""Resume a stopped run, or train a finished run for longer."""
 
 import logging
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mmoe import runs
-from mmoe.analysis.figures import plots_of
+from mmoe import run_folder
+from mmoe.analysis.figures import has_all_figures, write_figures
 from mmoe.atomic import remove_abandoned
-from mmoe.build import packages
-from mmoe.cli import remove_if_empty
-from mmoe.errors import UserError
+from mmoe.data.schema import Schema
+from mmoe.errors import Stopped, UserError, exit_code, remove_if_empty
+from mmoe.run import load
+from mmoe.training import checkpoints
+from mmoe.training.sweep_jobs import in_sweep
+from mmoe.trust import packages
 
 log = logging.getLogger(__name__)
 
-HARDWARE = ("accelerator", "devices", "num_nodes", "strategy")  # of the trainer: a run may go on with others
-KEYWORDS = ("null", "true", "false", "inf", "nan")  # of Hydra's grammar
-REQUEUED = "hpc_ckpt_*.ckpt"  # what Lightning saves before SLURM requeues a job
-LONGER = ("max_epochs", "max_steps")  # of the trainer: a run that has ended may be trained longer
+# Options of the trainer that may change when a run is resumed.
+HARDWARE = ("accelerator", "devices", "num_nodes", "strategy")
+LENGTH = ("max_epochs", "max_steps")
+KEYWORDS = ("null", "true", "false", "inf", "nan")  # Hydra does not read these as text
 
 
-def take_up(run: Path, made: Path, overrides: Sequence[str], given: DictConfig) -> tuple[Path, DictConfig]:
-    """The folder and the configuration of a run that is to go on; the folder that Hydra made is removed.
+def run_to_train(config: DictConfig) -> tuple[Path, DictConfig, bool]:
+    """The run folder, its configuration, and whether it holds a run to resume.
 
-    Args:
-        run: its folder.
-        made: the folder that Hydra made.
-        overrides: those that were given: `resume=...`, `trust=...`, and of the trainer what may change, the
-            hardware and how long it trains.
-        given: the configuration that they make, of which `trainer` and `trust` are read.
+    `resume=` names the folder. A job in a sweep, or one that SLURM restarts, resumes the run in its own
+    output folder.
 
     Raises:
-        UserError: other overrides were given, or the run has ended and nothing lacks.
+        UserError: a run cannot be resumed.
     """
-    names = {o.lstrip("+").split("=")[0]: o for o in overrides}
-    changes = [f"trainer.{key}" for key in (*HARDWARE, *LONGER)]
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if config.get("resume") is not None:
+        return *resume(Path(str(config.resume)), folder, HydraConfig.get().overrides.task, config), True
+    starts_again = in_sweep() or int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    return folder, config, starts_again and run_folder.is_run_of(folder, config)
+
+
+def resume(run: Path, hydra_folder: Path, overrides: list[str], given: DictConfig) -> tuple[Path, DictConfig]:
+    """Return the folder and the configuration of a run to resume, and remove the folder that Hydra made.
+
+    The command line's `overrides` may change the trainer's hardware and length, and `trust`. Hydra composed
+    `given` from them.
+
+    Raises:
+        UserError: an override changes anything else, or the run is complete.
+    """
+    names = {override.lstrip("+").split("=")[0]: override for override in overrides}
+    changes = [f"trainer.{key}" for key in (*HARDWARE, *LENGTH)]
     others = [o for name, o in names.items() if name not in ("resume", "trust", "trainer", *changes)]
     if others:
         raise UserError(
             f"resume={run}: goes on with the run's own configuration; leave out {', '.join(others)}"
         )
     trust = given.get("trust") or ()
-    config, _ = runs.read(run, trust=trust)
-    longer = {key: given.trainer[key] for key in LONGER if f"trainer.{key}" in names}
-    if (run / "metrics.json").exists():
+    config = run_folder.read_config(run, (*run_folder.BUILT, "callbacks", "logger"), trust)
+    run_folder.read_schema(run)  # raises if the file is damaged
+    longer = {key: given.trainer[key] for key in LENGTH if f"trainer.{key}" in names}
+    if run_folder.has_ended(run):
+        run_folder.read_metrics(run)  # raises if the file is damaged
         if longer:
             _check_longer(run, longer, config)
-        elif not lacks_figures(run, config, trust):
-            with runs.locked(run):
-                remove_abandoned(run)  # of one that was killed at its very end
+        elif not config.get("figures") or has_all_figures(load(run, trust)):
+            with run_folder.locked(run):
+                remove_abandoned(run)  # scratch files of a process that was killed at its end
             raise UserError(
                 f"resume={run}: the run has ended, as its metrics.json says; a larger trainer.max_epochs=..."
                 " trains it longer"
             )
-    remove_if_empty(made)
+    remove_if_empty(hydra_folder)
     folder = run.absolute()
     for key in HARDWARE:
         if "trainer" in names or f"trainer.{key}" in names:
             config.trainer.pop(key, None)
             config.trainer.update({key: given.trainer[key]} if key in given.trainer else {})
     config.trainer.update(longer)
-    _keep_csv_logs(folder, config.get("logger"))
+    _rename_csv_logs(folder, config.get("logger"))
     return folder, config
 
 
-def lacks_figures(run: Path, config: DictConfig, trust: Sequence[str] | None = None) -> bool:
-    """Whether a run that has ended was killed before all its figures were drawn.
-
-    Args:
-        run: its folder.
-        config: its configuration.
-        trust: packages that it may be built from; None are those of `config`.
-    """
-    if not config.get("figures"):
-        return False
-    names = plots_of(run, packages(config) if trust is None else trust)
-    return not all((run / f"figures/{name}.png").exists() for name in names)
-
-
 def _check_longer(run: Path, longer: dict[str, Any], config: DictConfig) -> None:
-    """Raise UserError unless a run that has ended can be trained so long; warn of its schedule."""
-    metrics = runs.read_metrics(run)
+    """Raise UserError if an ended run cannot train to the new length. Warn if it has a schedule."""
+    metrics = run_folder.read_metrics(run)
     for key, done in (("max_epochs", metrics["epochs"]), ("max_steps", metrics["steps"])):
         limit = longer.get(key, -1)
         if not isinstance(limit, int) or -1 < limit <= done:
@@ -96,81 +101,86 @@ def _check_longer(run: Path, longer: dict[str, Any], config: DictConfig) -> None
         raise UserError(f"resume={run}: its schedule {name} ends with the training that it was made for")
     if name:
         log.warning("%s: its schedule %s goes on as it was made", run, name)
-    stored = runs.load_checkpoint(runs.checkpoints(run, "last")[0])
-    if stored.get("mmoe", {}).get("should_stop"):
+    last = checkpoints.newest(run, tidy=False)
+    if last and checkpoints.load(last).get("mmoe", {}).get("should_stop"):
         raise UserError(
             f"resume={run}: early stopping ended the run after epoch {metrics['epochs']}, and would again"
         )
 
 
-def has_other_length(folder: Path, config: DictConfig) -> bool:
-    """Whether a configuration trains for another time than the one in the run's folder."""
-    stored = runs.stored_config(folder)["trainer"]
-    return any(stored.get(key) != config.trainer.get(key) for key in LONGER)
-
-
-def lengthen(folder: Path, config: DictConfig) -> None:
-    """Note in a run's folder that it trains longer; until it ends again, it is a run that was stopped."""
-    if has_other_length(folder, config):
-        stored = OmegaConf.create(runs.stored_config(folder))
-        stored.trainer.update({key: config.trainer[key] for key in LONGER if key in config.trainer})
-        (folder / "metrics.json").unlink(missing_ok=True)
-        runs.write_config(folder, runs.as_text(stored))
-
-
-def _keep_csv_logs(folder: Path, logger: Any) -> None:
-    """Give CSV loggers a folder of their own: they would delete what they find."""
+def _rename_csv_logs(folder: Path, logger: Any) -> None:
+    """Give CSV loggers a new folder, because they would delete the files in the old one."""
     if isinstance(logger, DictConfig):
         if logger.get("version") == "csv":
             logger.version = f"csv_{len(list(folder.glob('csv*'))) + 1}"
         for child in logger.values():
-            _keep_csv_logs(folder, child)
+            _rename_csv_logs(folder, child)
+
+
+def has_ended(folder: Path, config: DictConfig) -> bool:
+    """Whether the run in a folder has trained as long as the configuration says."""
+    return run_folder.has_ended(folder) and not _has_other_length(folder, config)
+
+
+def complete(folder: Path, config: DictConfig) -> None:
+    """Draw missing figures, in case the run was killed after its training had ended."""
+    with run_folder.locked(folder):
+        remove_abandoned(folder)
+        run = load(folder, packages(config))
+        if not config.get("figures") or has_all_figures(run):
+            print(f"{os.path.relpath(folder)}: has ended before")
+        else:
+            write_figures(run)
+            print(f"run folder: {os.path.relpath(folder)}")
+
+
+def _has_other_length(folder: Path, config: DictConfig) -> bool:
+    stored = run_folder.stored_config(folder)["trainer"]
+    return any(stored.get(key) != config.trainer.get(key) for key in LENGTH)
+
+
+@contextmanager
+def working_in(
+    folder: Path, config: DictConfig, schema: Schema, is_resumed: bool, is_first: bool
+) -> Iterator[None]:
+    """Lock a run folder during a training. After a signal, print the resume command and exit.
+
+    A new run's first files are written. Only the first process locks and writes.
+
+    Raises:
+        UserError: the folder holds another run, the rows have changed, or another process uses the folder.
+    """
+    if is_resumed and schema != run_folder.read_schema(folder):
+        raise UserError(f"resume={folder}: its rows are no longer those of its schema.json")
+    if is_first and not is_resumed:
+        run_folder.start(folder, config, schema)
+    try:
+        with run_folder.locked(folder) if is_first else nullcontext():
+            if is_first and is_resumed:
+                _note_length(folder, config)
+            yield
+    except (KeyboardInterrupt, Stopped) as stop:
+        if is_first and (folder / "config.yaml").exists():
+            print(f"stopped; go on with: {command(folder)}", flush=True)
+        raise SystemExit(exit_code(stop)) from None
+
+
+def _note_length(folder: Path, config: DictConfig) -> None:
+    """Store a run's new length. The run counts as stopped until it ends again."""
+    if _has_other_length(folder, config):
+        stored = OmegaConf.create(run_folder.stored_config(folder))
+        stored.trainer.update({key: config.trainer[key] for key in LENGTH if key in config.trainer})
+        (folder / "metrics.json").unlink(missing_ok=True)
+        run_folder.write_config(folder, run_folder.to_yaml(stored))
 
 
 def command(folder: Path) -> str:
-    """The command that goes on with a run, to be pasted into a shell."""
+    """The command that resumes a run, quoted for a shell."""
     return f"python -m mmoe.train {shlex.quote(override('resume', os.path.relpath(folder)))}"
 
 
 def override(key: str, value: str) -> str:
-    """`key=value`, quoted for Hydra's grammar, in which a backslash before a quote must be doubled."""
+    """`key=value`, quoted for Hydra, which needs a doubled backslash before a quote."""
     escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value)
     is_plain = re.fullmatch(r"[a-zA-Z_./-]*/[\w./-]*|[a-z]+", value) and value not in KEYWORDS
     return f"{key}={value}" if is_plain else f"{key}='{escaped}'"
-
-
-def remove_requeued(folder: Path) -> None:
-    """Remove what was saved before SLURM requeued the job: Lightning would test it in place of the best."""
-    for path in folder.glob(REQUEUED):
-        path.unlink()
-
-
-def newest(folder: Path, tidy: bool = True) -> Path | None:
-    """The newest whole checkpoint of a run folder that training can go on from; None without any.
-
-    One that is cut short or has a changed bit, by the checksums in it, is passed over with a warning.
-
-    Args:
-        folder: the run folder.
-        tidy: remove damaged checkpoints, and what was being written when the run was killed; for the first
-            process alone.
-    """
-    if tidy:
-        remove_abandoned(folder)
-    candidates = [folder / f"checkpoints/{name}.ckpt" for name in ("last", "previous")]
-    requeued = sorted(folder.glob(REQUEUED), key=lambda path: path.stat().st_mtime_ns)
-    since = candidates[0].stat().st_mtime_ns if candidates[0].exists() else 0
-    newer = [path for path in reversed(requeued) if path.stat().st_mtime_ns > since]
-    for path in [*newer, *candidates]:
-        if not path.exists():
-            continue
-        try:
-            runs.load_checkpoint(path)
-            return path
-        except UserError as error:
-            if tidy:
-                log.warning("%s; the one before is taken", error)
-                path.unlink(missing_ok=True)  # or it would become the one before
-    if tidy:
-        log.warning("%s: no checkpoint to go on from; training begins anew", folder)
-    return None

@@ -1,4 +1,4 @@
-"""What a sweep does when a job fails: Hydra alone would end it there."""
+"""Keep a sweep running when a job fails, and list the failed jobs at its end."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mmoe.errors import STOPS, Stopped
+from mmoe.errors import SIGNAL_EXIT_CODES, USER, Stopped
 
-ERROR = "error.txt"
-UNWRITTEN: dict[Path, str] = {}
+ERROR = "error.txt"  # file in a failed job's folder with its overrides, then the reason
+UNWRITTEN: dict[Path, str] = {}  # the text of each error file that could not be written
 
 
 def in_sweep() -> bool:
-    """Whether this is a job of a sweep that lists those that failed; not a further process of one job."""
+    """Whether this is the main process of a job in a sweep that lists its failed jobs."""
     hydra = HydraConfig.get()
     return (
         hydra.mode == RunMode.MULTIRUN
@@ -30,8 +30,8 @@ def in_sweep() -> bool:
     )
 
 
-def survive(job: Callable[[], None]) -> None:
-    """Run a job of a sweep; if it fails, write why to its folder, and let the others run.
+def run_job(job: Callable[[], None]) -> None:
+    """Run a job of a sweep. If it fails, write the reason to its folder and let the sweep go on.
 
     Ctrl-C, SIGTERM and SIGHUP end the whole sweep.
     """
@@ -40,32 +40,30 @@ def survive(job: Callable[[], None]) -> None:
     try:
         job()
     except SystemExit as end:
-        if end.code in (None, 0, *STOPS):
+        if end.code in (None, 0, *SIGNAL_EXIT_CODES):
             raise
-        why = str(getattr(end, "message", "")) or f"exit code {end.code}"
+        reason = str(getattr(end, "message", "")) or f"exit code {end.code}"
     except Exception as error:
         traceback.print_exc()
-        why = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
     else:
         return
-    text = f"{' '.join(HydraConfig.get().overrides.task)}\n{why}\n"
+    text = f"{' '.join(HydraConfig.get().overrides.task)}\n{reason}\n"
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(text, "utf-8")
-    except OSError:  # the disk is full, say, which may be why it failed
+    except OSError:  # perhaps the disk is full, and the job failed for that reason
         UNWRITTEN[note] = text
 
 
 def run_alone(override: str, is_resumed: bool) -> None:
-    """Run this job of a sweep as a command of its own, as the further processes that it starts need.
+    """Run this job of a sweep as a separate command, because the job starts more processes.
 
-    Args:
-        override: of the run folder, such as `resume=...` or `hydra.run.dir=...`.
-        is_resumed: whether it has the rest of its configuration in the folder.
+    `override` sets the run folder: `resume=...` if `is_resumed`, else `hydra.run.dir=...`.
 
     Raises:
-        SystemExit: with its exit code, if it fails.
-        Stopped: when it has ended after a signal, which is passed on to it.
+        SystemExit: the command failed; the exit code is the same.
+        Stopped: this process received a signal and passed it on to the command, which has ended.
     """
     hydra = HydraConfig.get()
     sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
@@ -80,19 +78,18 @@ def run_alone(override: str, is_resumed: bool) -> None:
                 break
             except Stopped as stop:
                 stopped = stop
-                if stop.number != signal.SIGINT:  # Ctrl-C reaches it by itself
+                if stop.number != signal.SIGINT:  # for Ctrl-C, the terminal signals both processes
                     process.send_signal(signal.Signals(stop.number))
-        if stopped:  # it has ended its epoch, and kept it
+        if stopped:  # the command has saved a checkpoint
             raise stopped
     if code:
         raise SystemExit(code)
 
 
 class FailedJobs(Callback):
-    """List the jobs that failed when a sweep is over, and end with exit code 2."""
+    """At the end of a sweep, list the failed jobs and exit with code 2."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Read what the jobs left in their folders."""
         folder = Path(config.hydra.sweep.dir)
         notes = {path: path.read_text("utf-8") for path in sorted(folder.rglob(ERROR))} | UNWRITTEN
         UNWRITTEN.clear()
@@ -100,10 +97,9 @@ class FailedJobs(Callback):
             return
         print(f"failed jobs: {len(notes)}", file=sys.stderr)
         for note, text in notes.items():
-            overrides, _, why = text.rstrip("\n").partition("\n")
-            print(f"  {note.parent} ({overrides}): {why}", file=sys.stderr)
+            overrides, _, reason = text.rstrip("\n").partition("\n")
+            print(f"  {note.parent} ({overrides}): {reason}", file=sys.stderr)
         print(
-            f"the same command with hydra.sweep.dir={folder} runs what has not ended, and nothing twice",
-            file=sys.stderr,
+            f"to run the unfinished jobs, repeat the command with hydra.sweep.dir={folder}", file=sys.stderr
         )
-        raise SystemExit(2)
+        raise SystemExit(USER)

@@ -1,4 +1,4 @@
-"""The metrics of each task, by its name: exact areas and log loss of a binary one, errors of a regression.
+"""Predictions and metrics of each kind of task, and names of prediction columns.
 
 N rows, T tasks.
 """
@@ -14,7 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from mmoe.data.schema import Task
 
-# Of each kind of task, and whether more is better.
+# The metrics of each kind of task, and whether larger values are better.
 METRICS = {
     "binary": {"auroc": True, "average_precision": True, "log_loss": False},
     "regression": {"mse": False, "r2": True},
@@ -22,13 +22,23 @@ METRICS = {
 
 
 def validation_metrics(tasks: Sequence[Task]) -> dict[str, bool]:
-    """Names of the metrics of the validation rows, and whether more is better."""
-    return {f"val/{t.name}/{name}": more for t in tasks for name, more in METRICS[t.kind].items()}
+    """Names of all validation metrics, and whether larger values are better."""
+    return {f"val/{t.name}/{name}": larger for t in tasks for name, larger in METRICS[t.kind].items()}
+
+
+def prediction_column(task: Task) -> str:
+    """Name the column that holds a task's predictions."""
+    return f"{task.name}_{'probability' if task.is_binary else 'prediction'}"
+
+
+def gate_column(task: Task, expert: int) -> str:
+    """Name the column that holds a task's gate weights for one expert."""
+    return f"{task.name}_gate_{expert}"
 
 
 def predicted(logits: Tensor, task: Task) -> Tensor:
-    """What a task's logits say, float64: the probability of a binary task, the number of a regression."""
-    # float32 would round sigmoids of logits above 17 to 1 and so tie rows that are not.
+    """Turn a task's logits into predictions in float64: probabilities, or values in the label's unit."""
+    # float32 rounds the sigmoid of logits above 17 to 1, which would tie rows that differ.
     exact = logits.double()
     if task.is_binary:
         return exact.sigmoid()
@@ -50,20 +60,19 @@ class LogLoss(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add rows: probabilities [N] and labels [N]."""
+        """Add probabilities [N] and labels [N]."""
         loss = nn.functional.binary_cross_entropy(preds, target.to(preds), reduction="sum")
         self.total = self.total + loss
         self.count = self.count + target.numel()
 
     def compute(self) -> Tensor:
-        """The mean over all rows."""
         return self.total / self.count
 
 
 class R2(Metric):
-    """1 - squared error / squared deviation of the labels from their mean; nan where they are all equal.
+    """1 - (squared error) / (squared deviation of the labels from their mean); NaN if all labels are equal.
 
-    It needs all rows at once: sums of squares would cancel each other's digits far from 0.
+    It keeps all rows, because running sums of squares lose digits when the labels are far from 0.
     """
 
     is_differentiable = False
@@ -78,12 +87,11 @@ class R2(Metric):
         self.add_state("target", [], dist_reduce_fx="cat")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add rows: numbers [N] and labels [N]."""
+        """Add predictions [N] and labels [N]."""
         self.preds.append(preds.double())
         self.target.append(target.double())
 
     def compute(self) -> Tensor:
-        """The share of the labels' variance that the numbers explain."""
         preds, target = dim_zero_cat(self.preds), dim_zero_cat(self.target)
         error, deviation = (preds - target).square().sum(), (target - target.mean()).square().sum()
         varies = (target != target[:1]).any()
@@ -91,13 +99,13 @@ class R2(Metric):
 
 
 class TaskMetrics(nn.Module):
-    """A collection of metrics for each task, read as `{stage}/{task}/{metric}`."""
+    """The metrics of every task, named `{stage}/{task}/{metric}`."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__()
         self.tasks = list(tasks)
         kinds: dict[str, Callable[[], list[Metric]]] = {
-            # thresholds=None, the default of both areas, is exact.
+            # With the default thresholds=None, AUROC and average precision are exact.
             "binary": lambda: [BinaryAUROC(), BinaryAveragePrecision(), LogLoss()],
             "regression": lambda: [MeanSquaredError(), R2()],
         }
@@ -106,7 +114,7 @@ class TaskMetrics(nn.Module):
         )
 
     def forward(self, stage: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The metrics of all rows: logits [N, T] and labels [N, T], those of other ranks included."""
+        """Compute the metrics of logits [N, T] and labels [N, T] over the rows of all ranks."""
         result: dict[str, Tensor] = {}
         for i, (task, collection) in enumerate(zip(self.tasks, self.collections, strict=True)):
             assert isinstance(collection, MetricCollection)

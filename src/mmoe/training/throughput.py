@@ -1,4 +1,4 @@
-"""How fast training goes."""
+"""Measure the training speed."""
 
 import time
 from typing import Any
@@ -6,32 +6,33 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from mmoe.data.encode import Rows
+from mmoe.data.batch import Batch
 
 
 class Throughput(pl.Callback):
-    """Count the rows and seconds of training epochs, without validation, epochs' ends and start-up."""
+    """Count the rows and seconds of training steps, without start-up, validations and epoch ends."""
 
     def __init__(self) -> None:
         self.rows = 0
-        self.batch_rows = 0  # of the largest batch of this process
+        self.batch_rows = 0  # rows in this process's largest batch
         self.seconds = 0.0
         self._started: float | None = None
 
     @property
     def samples_per_second(self) -> float | None:
-        """Training rows of all ranks a second; None before the first epoch has ended."""
+        """Training rows of all ranks per second; None before the end of the first epoch."""
         return self.rows / self.seconds if self.seconds else None
 
     def on_train_batch_start(self, *_: Any) -> None:
-        if self._started is None:  # as after a validation, or in an epoch that is resumed
+        if self._started is None:  # at the first step, and after each stop
             self._started = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Rows, *_: Any
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
-        self.batch_rows = max(self.batch_rows, batch.labels.shape[-2])
-        self.rows += batch.labels.shape[-2] * trainer.world_size
+        num_rows = batch.labels.shape[-2]
+        self.batch_rows = max(self.batch_rows, num_rows)
+        self.rows += num_rows * trainer.world_size
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._stop(trainer)

@@ -1,0 +1,34 @@
+"""Compose configurations, and run the commands of mmoe."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from mmoe import CONF_DIR
+from mmoe.run_folder import has_ended
+
+
+def compose_config(*overrides: str) -> DictConfig:
+    """The configuration of `python -m mmoe.train` with these overrides."""
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def run_command(name: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    """Run `python -m mmoe.NAME`. If it fails, exit with its code; it has printed the error itself."""
+    stdout = subprocess.DEVNULL if name == "train" else None
+    done = subprocess.run([sys.executable, "-m", f"mmoe.{name}", *arguments], stdout=stdout, env=env)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def train_once(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    """Train in a run folder, unless the run there has ended. A run that was stopped starts again."""
+    if not has_ended(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        run_command("train", *arguments, "logger=none", f"hydra.run.dir={folder}", env=env)

@@ -1,0 +1,108 @@
+"""Quality of the probabilities for the test rows: ROC, precision and recall, calibration."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from scipy.integrate import trapezoid
+from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
+
+from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, panels
+from mmoe.errors import UserError
+from mmoe.run import Run, load
+from mmoe.training.checkpoints import check_replica
+from mmoe.training.tasks import prediction_column
+
+
+def roc(run: Run | Path | str, replica: int | None = None) -> dict[str, pd.DataFrame]:
+    """Compute `false_positive_rate`, `true_positive_rate` and `threshold` for each binary task."""
+    tables = {}
+    for task, probability, label in _binary_tasks(run, replica):
+        x, y, threshold = binary_roc(torch.tensor(probability), torch.tensor(label))
+        columns = {"false_positive_rate": x, "true_positive_rate": y, "threshold": threshold}
+        tables[task] = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
+    return tables
+
+
+def plot_roc(run: Run | Path | str, replica: int | None = None) -> Figure:
+    """Draw the ROC curve of each binary task."""
+    figure, (axes,) = panels(1, width=4.2, height=4)
+    for i, (task, table) in enumerate(roc(run, replica).items()):
+        x, y = table["false_positive_rate"], table["true_positive_rate"]
+        axes.plot(x, y, LINES[i % 4], color=COLOURS[i % 4], label=f"{task}: area {trapezoid(y, x):.4f}")
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC, test rows")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def precision_recall(run: Run | Path | str, replica: int | None = None) -> dict[str, pd.DataFrame]:
+    """Compute `recall`, `precision` and `threshold` (nan at recall 0) for each binary task."""
+    tables = {}
+    for task, probability, label in _binary_tasks(run, replica):
+        p, r, threshold = binary_precision_recall_curve(torch.tensor(probability), torch.tensor(label))
+        threshold = torch.cat([threshold, threshold.new_full((1,), torch.nan)])
+        columns = {"recall": r, "precision": p, "threshold": threshold}
+        tables[task] = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
+    return tables
+
+
+def plot_precision_recall(run: Run | Path | str, replica: int | None = None) -> Figure:
+    """Draw precision against recall for each binary task."""
+    figure, (axes,) = panels(1, width=4.2, height=4)
+    for i, (task, table) in enumerate(precision_recall(run, replica).items()):
+        axes.plot(table["recall"], table["precision"], LINES[i % 4], color=COLOURS[i % 4], label=task)
+    axes.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02), title="Precision and recall, test rows")
+    axes.grid(alpha=0.3)
+    axes.legend(title="task", loc="lower left")
+    return figure
+
+
+def calibration(run: Run | Path | str, bins: int = 10, replica: int | None = None) -> dict[str, pd.DataFrame]:
+    """For each binary task, sort the rows by probability and cut them into `bins` groups of equal size.
+
+    The columns are `predicted` (mean probability), `observed` (share of positive labels) and `rows`.
+    """
+    tables = {}
+    for task, probability, label in _binary_tasks(run, replica):
+        group = np.empty(len(label), np.int64)
+        group[np.argsort(probability, kind="stable")] = np.arange(len(label)) * bins // len(label)
+        frame = pd.DataFrame({"predicted": probability, "observed": label}).groupby(group).mean()
+        tables[task] = frame.assign(rows=np.bincount(group, minlength=bins)[frame.index])
+    return tables
+
+
+def plot_calibration(run: Run | Path | str, bins: int = 10, replica: int | None = None) -> Figure:
+    """Draw the calibration of each binary task."""
+    figure, (axes,) = panels(1, width=4.2, height=4)
+    for i, (task, table) in enumerate(calibration(run, bins, replica).items()):
+        axes.plot(
+            table["predicted"], table["observed"], LINES[i % 4], marker=MARKERS[i % 4], color=COLOURS[i % 4],
+            markerfacecolor="white", label=task,
+        )  # fmt: skip
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+    axes.set(xlabel="mean predicted probability", ylabel="observed share of positive labels")
+    axes.set_title(f"Calibration, test rows in {bins} groups")
+    axes.grid(alpha=0.3)
+    axes.legend(title="task", loc="upper left")
+    return figure
+
+
+def _binary_tasks(run: Run | Path | str, replica: int | None) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield the name, the probabilities [N] and the labels [N] of each binary task."""
+    run = load(run)
+    check_replica(run.config.replicas, replica)
+    suffix = "" if replica is None else f"_{replica}"
+    tasks = [task for task in run.schema.tasks if task.is_binary]
+    if not tasks:
+        raise UserError(f"{run.folder}: has no binary task")
+    for task in tasks:
+        label = f"{task.name}_label"
+        if label not in run.predictions:  # each replica has different rows
+            label += suffix
+        probability = run.predictions[f"{prediction_column(task)}{suffix}"]
+        yield task.name, probability.to_numpy(), run.predictions[label].to_numpy(np.int64)

@@ -1,0 +1,170 @@
+"""Compare the runs of a sweep: their metrics by the options that differ."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mmoe import run_folder
+from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, metric_name, panels
+from mmoe.errors import UserError
+from mmoe.intervals import half_interval
+from mmoe.training.tasks import METRICS
+
+# Keys that do not distinguish runs. Metrics are averaged over seeds; the other keys do not affect them.
+IGNORED_KEYS = (
+    "seed", "data.seed", "replicas", "resume", "logger", "data.cache_dir", "callbacks.progress_bar",
+    "figures", "trust",
+)  # fmt: skip
+MONITORED = "(monitored)"  # a column name that cannot be a config key
+
+
+def sweep_runs(folder: Path | str) -> pd.DataFrame:
+    """List every finished run below `folder`, with one line per seed.
+
+    The columns are `run`, `seed`, each config key that differs, `parameters`, the best `epoch`, and the
+    metrics `{split}/{task}/{metric}`. If only the seed differs, a constant column `runs` replaces the keys.
+
+    Raises:
+        UserError: no run has finished, or the runs differ in tasks, rows or the monitored metric.
+    """
+    folder = Path(folder)
+    run_folders = [path.parent for path in sorted(folder.rglob("config.yaml"))]
+    run_folders = [path for path in run_folders if (path / "schema.json").is_file()]
+    top_level = [p for p in run_folders if not set(p.parents) & set(run_folders)]  # no extracted replicas
+    finished = [path for path in top_level if run_folder.has_ended(path)]
+    if not finished:
+        raise UserError(f"{folder}: has no finished run, of {len(top_level)} that were started")
+    configs = [run_folder.stored_config(path) for path in finished]
+    schemas = [run_folder.read_schema(path) for path in finished]
+    all_metrics = [run_folder.read_metrics(path) for path in finished]
+    first, monitor = schemas[0], all_metrics[0]["monitor"]
+    for path, metrics, schema in zip(finished, all_metrics, schemas, strict=True):
+        if (schema.tasks, schema.num_rows, schema.files) != (first.tasks, first.num_rows, first.files):
+            raise UserError(f"{path}: has other tasks or rows than {finished[0]}, so they do not compare")
+        if metrics["monitor"] != monitor:
+            other = f"but {finished[0]} by {monitor}"
+            raise UserError(f"{path}: chose its epoch by {metrics['monitor']}, {other}")
+    options = [dict(_flatten(config)) for config in configs]
+    varied = _varied(options) or ["runs"]
+    lines = []
+    for path, option, metrics in zip(finished, options, all_metrics, strict=True):
+        for run in metrics.get("runs", [metrics]):
+            line = {"run": str(path.relative_to(folder)), "seed": run["seed"]}
+            line |= {key: _shown(option.get(key, "-")) for key in varied}
+            line |= {"parameters": metrics["parameters"], "epoch": run["epoch"]}
+            for split in ("val", "test"):
+                for task, values in run.get(split, {}).items():
+                    line |= {f"{split}/{task}/{name}": value for name, value in values.items()}
+            lines.append(line)
+    frame = pd.DataFrame(lines).drop_duplicates([*varied, "seed"], ignore_index=True)  # repeated runs
+    frame.attrs = {
+        "varied": varied,
+        "unfinished": [str(path.relative_to(folder)) for path in top_level if path not in finished],
+        "tasks": {task.name: next(iter(METRICS[task.kind])) for task in first.tasks},
+        "monitor": monitor,
+        "larger_is_better": ((configs[0]["callbacks"] or {}).get("best") or {}).get("mode", "max") == "max",
+        "rows": first.rows,
+    }
+    return frame
+
+
+def _varied(options: list[dict[str, Any]]) -> list[str]:
+    """List the keys whose values differ. Of keys that always change together, keep the least nested one."""
+    keys = dict.fromkeys(key for option in options for key in option)
+    values = {key: json.dumps([option.get(key) for option in options]) for key in keys}
+    different = [key for key in keys if len({json.dumps(option.get(key)) for option in options}) > 1]
+    alike: dict[str, list[str]] = {}
+    for key in different:
+        alike.setdefault(values[key], []).append(key)
+    return [min(group, key=lambda key: key.count(".")) for group in alike.values()]
+
+
+def sweep_table(folder: Path | str) -> pd.DataFrame:
+    """Average the runs below `folder` over seeds: one line for each combination of options that differ.
+
+    For each task's main metric on validation and test rows, the table has the mean and, as `±`, half its 95 %
+    interval (nan for one seed). The best line by the monitored metric comes first. If metrics.json lacks that
+    metric (such as `train/loss`), the lines keep the order of the runs.
+    """
+    frame = sweep_runs(folder)
+    varied, monitor = frame.attrs["varied"], frame.attrs["monitor"]
+    lines = []
+    for values, group in frame.groupby(varied, dropna=False, sort=False):
+        line = dict(zip(varied, values, strict=True))
+        line |= {"seeds": len(group), "parameters": group["parameters"].iloc[0]}
+        for split in ("val", "test"):
+            for task, metric in frame.attrs["tasks"].items():
+                name = f"{split}/{task}/{metric}"
+                if name in group:
+                    line |= {name: group[name].mean(), f"{name} ±": half_interval(group[name])}
+        lines.append(line | ({MONITORED: group[monitor].mean()} if monitor in frame else {}))
+    table = pd.DataFrame(lines)
+    if monitor in frame:
+        table = table.sort_values(MONITORED, ascending=not frame.attrs["larger_is_better"], ignore_index=True)
+        table = table.drop(columns=MONITORED)
+    table.attrs = frame.attrs | {"is_sorted": monitor in frame}
+    return table
+
+
+def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") -> Figure:
+    """Draw each task's main metric against a config key: every seed, and the mean with its 95 % interval.
+
+    `key`, such as `model.num_experts`, is by default the first that differs. If other keys differ too, each
+    combination of their values has its own line. `split` is `test` or `val`.
+
+    Raises:
+        UserError: see `sweep_runs`, or the key does not differ.
+    """
+    frame = sweep_runs(folder)
+    varied = frame.attrs["varied"]
+    key = key or varied[0]
+    if key not in varied:
+        raise UserError(f"key={key}: must be one of {', '.join(varied)}")
+    if not any(str(name).startswith(f"{split}/") for name in frame):
+        raise UserError(f"{folder}: its runs have no {split} rows")
+    values = sorted(frame[key].unique(), key=lambda v: (isinstance(v, str), v))
+    others = [name for name in varied if name != key]
+    lines = list(frame.groupby(others, sort=False)) if others else [((), frame)]
+    tasks = frame.attrs["tasks"]
+    figure, every = panels(len(tasks), width=3.9 * len(tasks), height=3.3)
+    for axes, (task, metric) in zip(every, tasks.items(), strict=True):
+        for style, (setting, part) in enumerate(lines):
+            name = ", ".join(f"{k.split('.')[-1]} {v}" for k, v in zip(others, setting, strict=True))
+            column = f"{split}/{task}/{metric}"
+            groups = {i: part.loc[part[key] == v, column] for i, v in enumerate(values)}
+            groups = {i: group for i, group in groups.items() if len(group)}
+            colour = COLOURS[style % 4] if others else "black"
+            for i, group in groups.items():
+                axes.plot([i] * len(group), group, "o", markersize=3.5, mfc="none", mec="0.55")
+            axes.errorbar(
+                list(groups), [group.mean() for group in groups.values()],
+                [half_interval(group) if len(group) > 1 else 0.0 for group in groups.values()],
+                linestyle=LINES[style % 4], marker=MARKERS[style % 4], color=colour, ms=4, capsize=4,
+                label=name or "mean, 95 % interval",
+            )  # fmt: skip
+        rotation = 30 if any(len(str(value)) > 6 for value in values) else 0
+        axes.set_xticks(range(len(values)), [str(value) for value in values], rotation=rotation)
+        label = key.split(".")[-1].replace("num_", "number of ").replace("_", " ")
+        axes.set(title=task, xlabel=label, ylabel=f"{split} {metric_name(metric)}")
+        axes.grid(alpha=0.3)
+    every[0].legend()
+    return figure
+
+
+def _flatten(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys and the values of a configuration, without `IGNORED_KEYS`."""
+    if key in IGNORED_KEYS:
+        return
+    if isinstance(node, dict) and node:
+        for name, child in node.items():
+            yield from _flatten(child, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node
+
+
+def _shown(value: Any) -> Any:
+    return value if isinstance(value, int | float | str) else json.dumps(value)

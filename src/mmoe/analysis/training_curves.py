@@ -1,0 +1,56 @@
+"""Validation metrics by epoch."""
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mmoe.analysis.drawing import COLOURS, LIGHT, LINES, MARKERS, metric_name, panels
+from mmoe.errors import UserError
+from mmoe.run import Run, load
+from mmoe.training.tasks import METRICS
+
+
+def training_curves(run: Run | Path | str) -> pd.DataFrame:
+    """Return the run's history.csv: the validation metrics of every epoch and replica."""
+    return load(run).history
+
+
+def plot_training_curves(run: Run | Path | str) -> Figure:
+    """Draw each task's main validation metric and its effective number of experts by epoch.
+
+    With replicas, the line is the mean and the band is the range.
+    """
+    run = load(run)
+    table = training_curves(run)
+    if not len(table):
+        raise UserError(f"{run.folder}: its history.csv must have an epoch, it is empty")
+    tasks = run.schema.tasks
+    has_gates = f"val/{tasks[0].name}/effective_experts" in table
+    count = len(tasks) + has_gates
+    figure, every = panels(count, width=3.4 * count, height=3.0)
+    for axes, task in zip(every, tasks, strict=False):
+        metric = next(iter(METRICS[task.kind]))
+        _draw_line(axes, table, f"val/{task.name}/{metric}", 0)
+        axes.set(title=task.name, ylabel=f"validation {metric_name(metric)}")
+    if has_gates:
+        for i, task in enumerate(tasks):
+            _draw_line(every[-1], table, f"val/{task.name}/effective_experts", i, task.name)
+        every[-1].set(title="gates", ylabel="effective experts, exp(H)")
+        every[-1].legend(title="task")
+    for axes in every:
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def _draw_line(axes: Axes, table: pd.DataFrame, column: str, style: int, label: str | None = None) -> None:
+    """Draw the mean over replicas as a line and their range as a band."""
+    by_epoch = table.groupby("epoch")[column]
+    mean = by_epoch.mean()
+    marker, colour = MARKERS[style % 4] if len(mean) < 30 else "", COLOURS[style % 4]
+    axes.plot(mean.index, mean, LINES[style % 4], marker=marker, color=colour, label=label, mfc="white")
+    axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=LIGHT[style % 4], alpha=0.5)

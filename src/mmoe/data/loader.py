@@ -1,0 +1,118 @@
+"""Loaders that cut batches from rows in memory, without Python code for each row and without workers.
+
+N rows, B batch, W ranks.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from mmoe.data.batch import Batch, split, take
+
+BLOCK = 2**14  # rows that are gathered at a time and then cut into batches
+
+
+class Loader(ABC):
+    """A loader whose batches depend on the epoch, with the interface that Lightning expects.
+
+    Lightning sets the epoch. Without it, each iteration after the first one goes on to the next epoch.
+    """
+
+    epoch = 0
+    fixed = False  # True: every epoch has the batches of the first one
+    step = 0  # number of batches that the epoch gave so far
+    resumed: tuple[int, int] | None = None  # epoch and step of a checkpoint
+    batch_sampler = None  # Lightning reads this and `sampler`
+    _iterated = False  # since the epoch was set
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._iterated:
+            self.epoch += 1
+        self._iterated = True
+        yield from self.batches()
+
+    @abstractmethod
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the epoch."""
+
+    @property
+    def sampler(self) -> Self:
+        """Itself, because Lightning calls `loader.sampler.set_epoch` before each epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self.epoch, self._iterated = epoch, False
+
+    @property
+    def drawn_epoch(self) -> int:
+        """The epoch whose rows or order are drawn."""
+        return 0 if self.fixed else self.epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, for a checkpoint."""
+        return {"epoch": self.epoch, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration of the checkpoint's epoch begin at the checkpoint's step."""
+        self.set_epoch(state["epoch"])
+        self.resumed = (state["epoch"], state["step"])
+
+    def _steps(self, count: int) -> Iterator[int]:
+        """The steps of an epoch with `count` steps, or those that a resumed epoch still lacks."""
+        epoch, step = self.resumed or (None, 0)
+        self.resumed = None
+        for left in range(step if epoch == self.epoch else 0, count):
+            self.step = left + 1
+            yield left
+
+
+class RowLoader(Loader):
+    """Batches of rows. Each of `world_size` ranks gets its share of every global batch of W*B rows.
+
+    With a seed, each epoch has an order of its own, which depends on the seed and the epoch alone. Without a
+    seed, the rows come in order. The last batch may be smaller.
+    """
+
+    def __init__(
+        self, rows: Batch, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.rows, self.seed, self.rank, self.world_size = rows, seed, rank, world_size
+        self.batch_size, self.global_batch = batch_size, batch_size * world_size
+
+    def __len__(self) -> int:
+        # All ranks need the same number of steps, so a rest of fewer rows than ranks joins the last batch.
+        full, rest = divmod(self.rows.labels.shape[-2], self.global_batch)
+        return max(1, full + (rest >= self.world_size))
+
+    def batches(self) -> Iterator[Batch]:
+        """The rank's share of the epoch's rows, batch by batch."""
+        num_rows, steps = self.rows.labels.shape[-2], len(self)
+        order = self._order(num_rows)
+        batches: Iterator[Batch] = iter(())
+        left = 0  # steps whose batches are already cut
+        for step in self._steps(steps):
+            if not left:
+                left = min(max(1, BLOCK // self.global_batch), steps - step)
+                begin, end = (num_rows if s == steps else s * self.global_batch for s in (step, step + left))
+                batches = split(self._share(order, begin, end), self.batch_size, left)
+            left -= 1
+            yield next(batches)
+
+    def _share(self, order: Tensor | None, begin: int, end: int) -> Batch:
+        """The rank's rows among those at the positions `begin` to `end` of the order."""
+        if order is None and self.world_size == 1:
+            return self.rows.map(lambda tensor: tensor[..., begin:end, :])
+        device = self.rows.labels.device
+        index = torch.arange(begin, end, device=device) if order is None else order[begin:end]
+        return take(self.rows, index[self.rank :: self.world_size])
+
+    def _order(self, num_rows: int) -> Tensor | None:
+        if self.seed is None:
+            return None
+        # With seed + epoch, run 1 would have the orders of run 0, one epoch later.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.drawn_epoch)
+        return torch.randperm(num_rows, generator=generator).to(self.rows.labels.device)

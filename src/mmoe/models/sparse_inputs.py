@@ -1,0 +1,277 @@
+"""The first layer as products of sparse matrices, which on a CPU is faster than one dense product.
+
+B batch, N rows, C categorical columns, M numeric columns, I inputs, O outputs, S rows of the basis, K entries
+of a row; a matrix has R rows, W columns and Z entries.
+
+A row has hundreds of inputs, but a few coefficients describe them. The inputs x [B, I] are factored:
+
+    x = coefficients [B, S] @ basis [S, I] + a 1 for each column that has its most frequent level
+
+Both matrices are sparse, and the basis is the same for all rows. A one-hot level needs one coefficient. A
+number that fills 30 of its bins has 30 ones in x, but needs at most 3 coefficients, because the basis has
+rows for several full bins at once. The layer computes coefficients @ (basis @ weight): for each row it adds
+up a few rows of a matrix. The gradient of the weight uses the transposed matrices in the same way. Each
+column's most frequent level is handled densely: most rows have it, and for so many entries a dense product
+is faster.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
+from torch.nn.utils.rnn import pad_sequence
+
+from mmoe.arguments import check_matrix
+from mmoe.data.schema import Schema
+
+CHUNK = 2**14  # rows that are encoded at a time, to bound the memory
+GROUP = 7  # consecutive bins that have one basis row; about the square root of a column's number of bins
+
+
+class SparseMatrix:
+    """A sparse matrix [R, W] in CSR format.
+
+    Shape:
+        row_offsets: [R + 1], where the entries of each row begin; columns, values: [Z].
+    """
+
+    def __init__(self, row_offsets: Tensor, columns: Tensor, values: Tensor, width: int) -> None:
+        self.row_offsets, self.columns, self.values, self.width = row_offsets, columns, values, width
+
+    @classmethod
+    def from_scipy(cls, matrix: sparse.csr_array) -> "SparseMatrix":
+        """The same matrix, which shares its memory with scipy's."""
+        offsets, columns, values = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
+        return cls(offsets, columns, values, matrix.shape[1])
+
+    def to_scipy(self) -> sparse.csr_array:
+        """The same matrix, for what torch cannot do."""
+        arrays = (self.values.numpy(), self.columns.numpy(), self.row_offsets.numpy())
+        return sparse.csr_array(arrays, shape=(len(self.row_offsets) - 1, self.width))
+
+    @cached_property
+    def transposed(self) -> "SparseMatrix":
+        """The transposed matrix [W, R], computed when it is first needed."""
+        return SparseMatrix.from_scipy(self.to_scipy().T.tocsr())
+
+    def __matmul__(self, dense: Tensor) -> Tensor:
+        """The product [R, O] with a matrix [W, O]."""
+        # This is faster than the sparse products of scipy and torch.
+        options: Any = {"mode": "sum", "include_last_offset": True}
+        weights = self.values.to(dense.dtype)
+        return embedding_bag(self.columns, dense, self.row_offsets, per_sample_weights=weights, **options)
+
+    def index_select(self, index: Tensor) -> "SparseMatrix":
+        """The rows at the positions `index`."""
+        return SparseMatrix.from_scipy(self.to_scipy()[index.numpy()])
+
+    def split(self, sizes: Sequence[int]) -> list["SparseMatrix"]:
+        """Consecutive parts with these numbers of rows.
+
+        One call transposes all of them, because scipy's overhead of a call is large for small parts: part i
+        gets the columns i * W, ..., so that the rows of the transposed matrix are those of the parts in turn.
+        """
+        first_rows = np.cumsum([0, *sizes])
+        first_columns = np.arange(len(sizes) + 1) * self.width
+        num_entries = np.diff(self.row_offsets.numpy()[first_rows])
+        dtype = np.min_scalar_type(-first_columns[-1])  # not int64 where int32 will do: it is faster
+        columns = self.columns.numpy() + np.repeat(first_columns[:-1].astype(dtype), num_entries)
+        arrays = (self.values.numpy(), columns, self.row_offsets.numpy())
+        transposed = sparse.csr_array(arrays, shape=(first_rows[-1], first_columns[-1])).T.tocsr()
+        transposed.indices -= np.repeat(first_rows[:-1], num_entries).astype(transposed.indices.dtype)
+        parts = self._parts(first_rows, [self.width] * len(sizes))
+        transposed_parts = SparseMatrix.from_scipy(transposed)._parts(first_columns, sizes)
+        for part, transposed_part in zip(parts, transposed_parts, strict=True):
+            part.transposed = transposed_part
+        return parts
+
+    def _parts(self, first_rows: np.ndarray, widths: Sequence[int]) -> list["SparseMatrix"]:
+        """The rows between consecutive `first_rows`, as matrices of these widths."""
+        first_entries = self.row_offsets.numpy()[first_rows]
+        num_entries = np.diff(first_entries).tolist()
+        columns, values = torch.split(self.columns, num_entries), torch.split(self.values, num_entries)
+        bounds = zip(pairwise(first_rows.tolist()), first_entries[:-1].tolist(), strict=True)
+        offsets = [self.row_offsets[first : last + 1] - entry for (first, last), entry in bounds]
+        return list(map(SparseMatrix, offsets, columns, values, widths))
+
+
+class SparseInputs(NamedTuple):
+    """Inputs [B, I] in the factored form that the top of this file describes.
+
+    Shape:
+        coefficients: [B, S]; basis: [S, I]; is_frequent: [B, C], which columns have their most frequent
+        level; frequent: [C], the inputs of these levels.
+    """
+
+    coefficients: SparseMatrix
+    basis: SparseMatrix
+    is_frequent: Tensor
+    frequent: Tensor
+
+
+def linear(x: Tensor | SparseInputs, weight: Tensor, bias: Tensor) -> Tensor:
+    """einsum("bi,io->bo", x, weight) + bias of inputs [B, I] and a weight [I, O]."""
+    if isinstance(x, SparseInputs):
+        product: Tensor = _SparseLinear.apply(weight, bias, x)  # type: ignore[no-untyped-call]
+        return product
+    check_matrix(x, weight.shape[0])
+    return torch.addmm(bias, x, weight)
+
+
+class _SparseLinear(torch.autograd.Function):
+    """`linear` of sparse inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, x: SparseInputs) -> Tensor:
+        ctx.x, ctx.is_frequent = x, x.is_frequent.to(weight.dtype)
+        product = torch.addmm(bias, ctx.is_frequent, weight.index_select(0, x.frequent))
+        return product.add_(x.coefficients @ (x.basis @ weight))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x = ctx.x
+        of_weight = x.basis.transposed @ (x.coefficients.transposed @ gradient.contiguous())
+        of_weight.index_copy_(0, x.frequent, ctx.is_frequent.to(gradient.dtype).T @ gradient)
+        return of_weight, gradient.sum(0), None
+
+
+def float32(values: Sequence[float]) -> Tensor:
+    """The values as a tensor."""
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def _starts(sizes: Sequence[int]) -> Tensor:
+    """Where each part begins if parts of these sizes follow each other, [parts]."""
+    return torch.tensor([0, *sizes]).cumsum(0)[:-1]
+
+
+def _padded(columns: Sequence[Tensor]) -> Tensor:
+    """The values of each column as one row, [M, at least 1], padded with infinity."""
+    return pad_sequence([float32([0.0]), *columns], batch_first=True, padding_value=torch.inf)[1:]
+
+
+class Levels:
+    """One-hot levels: one basis row for each level, with a single 1.
+
+    This class and the next three have a `basis` [S, I], and `encode`, which gives the basis rows of each row
+    [B, K] and their coefficients [B, K].
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        sizes = [len(column.levels) for column in schema.categorical]
+        modes = [column.levels.index(column.mode) if column.mode else 0 for column in schema.categorical]
+        self.frequent = _starts(sizes) + torch.tensor(modes, dtype=torch.long)  # [C]
+        self.basis = sparse.eye_array(sum(sizes))
+
+    def encode(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """A coefficient of 1, or 0 for an unseen level and for the most frequent one."""
+        return levels, (levels != self.frequent) & (levels < self.basis.shape[0])
+
+
+class ZScores:
+    """Standardised numbers: one basis row for each column, whose coefficient is the z-score."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.mean = float32([column.mean for column in schema.numeric])
+        self.std = float32([column.std for column in schema.numeric])
+        self.basis = sparse.eye_array(len(schema.numeric))
+
+    def encode(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """The z-scores."""
+        return torch.arange(numbers.shape[1]).expand_as(numbers), (numbers - self.mean) / self.std
+
+
+class Bins:
+    """Piecewise-linear bins: three coefficients for a number that fills k of its n bins.
+
+    The basis has rows for the k // GROUP full groups of bins, for the k % GROUP full bins after them, and for
+    the bin that is filled in part, whose coefficient is the share. A number beyond the last edge counts
+    as n full bins, and the last bin gets the rest.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        edges = [float32(column.bins) for column in schema.numeric]
+        sizes = [len(edge) - 1 for edge in edges]
+        self.first = _starts([size + 1 for size in sizes])
+        self.first_group = _starts([size // GROUP + 1 for size in sizes])
+        widths = [torch.cat([edge.diff(), edge[-1:] - edge[-2]]) for edge in edges]
+        self.begin = torch.cat([float32([]), *edges])  # of the bin that is filled in part
+        self.width = torch.cat([float32([]), *widths])
+        self.ends = _padded([edge[1:] for edge in edges])
+        groups, others, parts = ([np.empty((0, 0))] for _ in range(3))
+        for size in sizes:
+            full = np.tri(size + 1, size, -1)  # row k has k ones
+            groups.append(full[::GROUP])
+            others.append(full - full[np.arange(size + 1) // GROUP * GROUP])
+            parts.append(np.eye(size)[[*range(size), size - 1]])
+        self.basis = sparse.vstack([sparse.block_diag(blocks) for blocks in (groups, others, parts)])
+
+    def encode(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Full groups, full bins after them, and the bin that is filled in part."""
+        num_full = torch.searchsorted(self.ends, numbers.T.contiguous(), right=True).T  # [B, M]
+        place, count = self.first + num_full, len(self.begin)
+        share = (numbers - self.begin[place]) / self.width[place]
+        first = self.basis.shape[0] - 2 * count
+        rows = [self.first_group + num_full // GROUP, first + place, first + count + place]
+        return torch.cat(rows, dim=1), torch.cat([num_full >= GROUP, num_full % GROUP > 0, share], dim=1)
+
+
+class Values:
+    """Frequent values of numbers: one basis row for each, with a single 1."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.first = _starts([len(column.values) for column in schema.numeric])
+        self.values = _padded([float32(column.values) for column in schema.numeric])
+        self.basis = sparse.eye_array(sum(len(column.values) for column in schema.numeric))
+
+    def encode(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """A coefficient of 1 where a number is one of the frequent values, else 0."""
+        x = numbers.T.contiguous()  # [M, B]
+        place = torch.searchsorted(self.values, x).clamp(max=self.values.shape[1] - 1)
+        return self.first + place.T, (self.values.gather(1, place) == x).T
+
+
+class SparseEncoder:
+    """From rows to `SparseInputs`. Numbers must be finite.
+
+    Args:
+        schema: the data set's.
+        numbers: how numbers are encoded; these inputs are side by side.
+    """
+
+    def __init__(self, schema: Schema, numbers: Sequence[type[ZScores | Bins | Values]]) -> None:
+        levels = Levels(schema)
+        self.frequent, self.parts = levels.frequent, [levels, *(part(schema) for part in numbers)]
+        self.starts = _starts([part.basis.shape[0] for part in self.parts]).tolist()
+        basis = sparse.block_diag([part.basis for part in self.parts], format="csr", dtype=np.float32)
+        basis.eliminate_zeros()
+        self.basis = SparseMatrix.from_scipy(basis)
+
+    def encode(self, levels: Tensor, numbers: Tensor) -> SparseMatrix:
+        """The coefficients of rows, [N, S]."""
+        chunks = zip(torch.split(levels, CHUNK), torch.split(numbers, CHUNK), strict=True)
+        matrix = sparse.vstack([self._encode(*chunk) for chunk in chunks], format="csr")
+        return SparseMatrix.from_scipy(matrix)
+
+    def inputs(self, levels: Tensor, coefficients: SparseMatrix) -> SparseInputs:
+        """The inputs of a batch with these levels [B, C] and coefficients [B, S]."""
+        is_frequent = levels == self.frequent.to(levels.dtype)  # equal types compare faster
+        return SparseInputs(coefficients, self.basis, is_frequent, self.frequent)
+
+    def _encode(self, levels: Tensor, numbers: Tensor) -> sparse.csr_array:
+        encoded = [part.encode(levels, numbers) for part in self.parts]
+        columns = torch.cat(
+            [start + rows for start, (rows, _) in zip(self.starts, encoded, strict=True)], dim=1
+        )
+        values = torch.cat([coefficients for _, coefficients in encoded], dim=1)
+        kept = values != 0
+        offsets = nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
+        arrays = (part.numpy() for part in (values[kept], columns[kept].int(), offsets.int()))
+        return sparse.csr_array(tuple(arrays), shape=(len(levels), self.basis.row_offsets.numel() - 1))

@@ -1,0 +1,284 @@
+"""The files of a run folder: config.yaml, schema.json, metrics.json, history.csv, predictions.parquet.
+
+Every file is written atomically. `mmoe.run.Run` opens a folder.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+from pyarrow import parquet
+
+from mmoe.arguments import check_integers
+from mmoe.atomic import write
+from mmoe.data.schema import Schema
+from mmoe.errors import UserError, first_line
+from mmoe.trust import check_targets
+
+FOLDER = "${hydra:runtime.output_dir}"  # stands for the run folder's path in config.yaml
+FOLDER_PLACEHOLDER = "__folder_qkzvxwjhbp__"  # stands for FOLDER while OmegaConf resolves the rest
+END = "# end"  # last line of config.yaml; without it, a truncated file could pass as valid YAML
+FILES = ("config.yaml", "schema.json", "metrics.json", "history.csv", "predictions.parquet")
+BUILT = ("inputs", "model", "data", "objective", "learner", "trainer")  # every configuration has these parts
+
+
+def start(folder: Path, config: DictConfig, schema: Schema) -> None:
+    """Write schema.json, then config.yaml, which makes the folder a run folder.
+
+    Raises:
+        UserError: the folder holds a run already.
+    """
+    start_from_yaml(folder, portable_yaml(config), schema)
+
+
+def start_from_yaml(folder: Path, config: str, schema: Schema) -> None:
+    """Do the same as `start`, with the configuration as YAML text."""
+    check_holds_no_run(folder)
+    write(folder / "schema.json", lambda path: path.write_text(schema.to_json(), "utf-8"))
+    write_config(folder, config)
+
+
+def check_holds_no_run(folder: Path) -> None:
+    """Raise UserError if the folder holds a run."""
+    if (folder / "config.yaml").exists():
+        raise UserError(f"{folder}: must not hold a run already; name another folder")
+
+
+def write_config(folder: Path, config: str) -> None:
+    """Write config.yaml from the text of `portable_yaml` or `to_yaml`."""
+    assert _is_whole(config)
+    write(folder / "config.yaml", lambda path: path.write_text(config, "utf-8"))
+
+
+def forget(folder: Path) -> None:
+    """Undo `start` for a run that failed before its first step."""
+    for name in ("config.yaml", "schema.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def finish(
+    folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame | None, history: pd.DataFrame
+) -> None:
+    """Write the results of a training. metrics.json comes last, because it marks the run as ended."""
+    if predictions is not None:
+        save = partial(predictions.to_parquet, index=False, write_page_checksum=True)
+        write(folder / "predictions.parquet", save)
+    write(folder / "history.csv", lambda path: history.to_csv(path, index=False))
+    text = json.dumps(metrics, indent=1) + "\n"
+    write(folder / "metrics.json", lambda path: path.write_text(text, "utf-8"))
+
+
+def check_not_own(folder: Path, name: str, path: Path) -> None:
+    """Raise UserError if `path`, the value of argument `name`, would overwrite a file of the run."""
+    path_in_run = path.resolve().relative_to(folder.resolve()) if _is_below(path, folder) else None
+    if path_in_run is not None and path_in_run.parts[0] in (*FILES, "checkpoints", "figures"):
+        raise UserError(f"{name}={path}: must not be a file of the run")
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve()) and path.resolve() != folder.resolve()
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether the folder's run has trained to its end."""
+    return (folder / "metrics.json").exists()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a run folder against other processes. The operating system frees the lock of a killed process.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    lock = FileLock(folder / "run.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder}: another process is at work in this run folder") from None
+    try:
+        yield
+    finally:
+        (folder / "run.lock").unlink(missing_ok=True)  # must come before the release
+        lock.release()
+
+
+def portable_yaml(config: DictConfig) -> str:
+    """Resolve a configuration and return it as YAML. `FOLDER` stands for the run folder, which may move.
+
+    Raises:
+        UserError: a resolved value still looks like an interpolation.
+    """
+    raw = OmegaConf.to_container(config, resolve=False)
+    marked = OmegaConf.create(_map_strings(raw, lambda _, text: text.replace(FOLDER, FOLDER_PLACEHOLDER)))
+    resolved = _map_strings(OmegaConf.to_container(marked, resolve=True), _refuse_interpolation)
+    portable = _map_strings(resolved, lambda _, text: text.replace(FOLDER_PLACEHOLDER, FOLDER))
+    return to_yaml(OmegaConf.create(portable))
+
+
+def to_yaml(config: DictConfig) -> str:
+    """Return the configuration as the text of a config.yaml, without resolving it."""
+    return f"{OmegaConf.to_yaml(config)}{END}\n"
+
+
+def is_run_of(folder: Path, config: DictConfig) -> bool:
+    """Whether the folder holds a run with exactly this configuration."""
+    path = folder / "config.yaml"
+    return path.is_file() and path.read_text("utf-8") == portable_yaml(config)
+
+
+def read_config(folder: Path, builds: Sequence[str] = (), trust: Sequence[str] = ()) -> DictConfig:
+    """Read config.yaml and replace `FOLDER` by the folder's path. No interpolation is resolved.
+
+    Args:
+        folder: the run folder.
+        builds: keys whose classes `trust.check_targets` checks.
+        trust: packages that may build anything.
+
+    Raises:
+        UserError: the file is missing or damaged, a class is not allowed, or the folder's path contains ${.
+    """
+    config = stored_config(folder)
+    for key in builds:
+        check_targets(config.get(key), trust, key)
+    absolute = str(folder.absolute())
+    if "${" in absolute:
+        raise UserError(f"{absolute}: must not hold ${{, which begins an interpolation; rename the folder")
+    with_path = _map_strings(config, lambda _, text: text.replace(FOLDER, absolute))
+    read: DictConfig = OmegaConf.create(with_path, flags={"allow_objects": False})
+    return read
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """Read config.yaml as plain dicts and lists.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds an interpolation.
+    """
+    path = folder / "config.yaml"
+    text = _read_text(path, f"; is {folder} a run folder?")
+    if not _is_whole(text):
+        raise UserError(f"{path}: not a whole configuration (its last line must be {END!r})")
+    try:
+        config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except Exception as error:  # PyYAML may raise anything, such as for a wrong tag
+        raise UserError(f"{path}: not a whole configuration ({first_line(error)})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a whole configuration (it must be a mapping)")
+    _map_strings(config, lambda key, text: _refuse_interpolation(f"{path}, {key}", text.replace(FOLDER, "")))
+    try:
+        _check_parts(config)
+    except UserError as error:
+        raise UserError(f"{path}, {error}") from None
+    return {str(key): value for key, value in config.items()}
+
+
+def _is_whole(text: str) -> bool:
+    return text.splitlines()[-1:] == [END]
+
+
+def _map_strings(node: Any, change: Callable[[str, str], str], key: str = "") -> Any:
+    """Copy plain dicts and lists, and replace each string with `change(dotted key, string)`."""
+    if isinstance(node, dict):
+        return {k: _map_strings(v, change, f"{key}.{k}" if key else str(k)) for k, v in node.items()}
+    if isinstance(node, list):
+        return [_map_strings(v, change, f"{key}[{i}]") for i, v in enumerate(node)]
+    return change(key, node) if isinstance(node, str) else node
+
+
+def _refuse_interpolation(key: str, text: str) -> str:
+    if "${" in text:
+        raise UserError(f"{key}={text}: must hold no interpolation; only {FOLDER} may stand in a config.yaml")
+    return text
+
+
+def _check_parts(config: dict[Any, Any]) -> None:
+    """Raise UserError if a part of a stored configuration is missing or has the wrong type."""
+    for key in (*BUILT, "callbacks", "monitor", "seed", "replicas"):
+        if key not in config:
+            raise UserError(f"{key}: must be there, is missing")
+    for key in BUILT:
+        if not isinstance(config[key], dict):
+            raise UserError(f"{key}={config[key]}: must be a mapping with a _target_")
+        if not isinstance(config[key].get("_target_"), str):
+            raise UserError(f"{key}: must have a _target_, the class to build")
+    for key in ("callbacks", "logger"):  # null or false: not built
+        parts = config.get(key) or {}
+        if not isinstance(parts, dict):
+            raise UserError(f"{key}={parts}: must be a mapping or null")
+        for name, part in parts.items():
+            if part and not isinstance(part, dict) and "_target_" not in parts:
+                raise UserError(f"{key}.{name}={part}: must be a mapping or null")
+    if not isinstance(config["monitor"], str):
+        raise UserError(f"monitor={config['monitor']}: must be the name of a metric")
+    check_integers(0, seed=config["seed"])
+    check_integers(1, replicas=config["replicas"])
+
+
+def read_schema(folder: Path) -> Schema:
+    """Read schema.json; raise UserError if it is missing or damaged."""
+    path = folder / "schema.json"
+    text = _read_text(path, f"; is {folder} a run folder?")
+    try:
+        return Schema.from_json(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Read metrics.json; raise UserError if it is missing or damaged."""
+    path = folder / "metrics.json"
+    text = _read_text(path, f"; is {folder} the folder of a run that has ended?")
+    try:
+        metrics = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not whole ({first_line(error)})") from None
+    if not isinstance(metrics, dict) or not {"seed", "epoch", "monitor"} <= metrics.keys():
+        raise UserError(f"{path}: not the metrics of a run")
+    return metrics
+
+
+def read_table(folder: Path, name: str) -> pd.DataFrame:
+    """Read history.csv or predictions.parquet. The history is empty if the run had no validation.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise UserError(f"{path}: missing; is {folder} the folder of a run that has ended?")
+    try:
+        if path.suffix == ".csv":
+            return pd.read_csv(path)
+        table = parquet.read_table(path, page_checksum_verification=True)
+        frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)  # the metadata has no checksum
+        _check_columns(table.schema, frame)
+        return frame
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise UserError(f"{path}: not whole ({first_line(error)})") from None
+
+
+def _check_columns(schema: pa.Schema, frame: pd.DataFrame) -> None:
+    """Raise ValueError unless the columns match pandas's metadata, because neither has a checksum."""
+    metadata = (schema.metadata or {}).get(b"pandas")
+    columns = [(str(name), str(dtype)) for name, dtype in frame.dtypes.items()]
+    if metadata and [(c["name"], c["numpy_type"]) for c in json.loads(metadata)["columns"]] != columns:
+        raise ValueError("the name or the type of a column has changed")
+
+
+def _read_text(path: Path, hint: str) -> str:
+    if not path.is_file():
+        raise UserError(f"{path}: missing{hint}")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None

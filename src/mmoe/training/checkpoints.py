@@ -1,0 +1,145 @@
+"""Checkpoint files: write, find, check and read them.
+
+R replicas.
+"""
+
+import logging
+import zipfile
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmoe.arguments import is_a
+from mmoe.atomic import remove_abandoned, write
+from mmoe.errors import UNWRITABLE, UserError, first_line
+
+log = logging.getLogger(__name__)
+
+FOLDER_BIT = 0x10  # marks a folder in a zip file; torch skips such an entry and never fills its tensor
+BEST = "checkpoints/best.ckpt"  # in the run folder
+REQUEUED = "hpc_ckpt_*.ckpt"  # Lightning saves this file before SLURM requeues a job
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint atomically."""
+
+    def save_to(scratch: Path) -> None:
+        try:
+            with scratch.open("wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:  # torch hides the operating system's error behind its own
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+    write(path, save_to)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Verify a checkpoint's checksums and load it to the CPU.
+
+    Raises:
+        UserError: the file is damaged, or holds more than tensors and plain values, such as code to run.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch ignores the checksums
+            folders = [entry.filename for entry in archive.infolist() if entry.external_attr & FOLDER_BIT]
+        if damaged := damaged or next(iter(folders), None):
+            raise UserError(f"{path}: not a whole checkpoint ({damaged} has changed)")
+        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # zipfile and torch may raise anything for a damaged file
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise
+        why = first_line(error)
+        raise UserError(f"{path}: not a whole checkpoint of tensors and plain values ({why})") from None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(f"{path}: not a checkpoint of a training")
+    return checkpoint
+
+
+def find(folder: Path, name: str) -> list[Path]:
+    """Find the checkpoint `name` in a run folder, or with `all` every checkpoint, sorted by name.
+
+    Raises:
+        UserError: there is none.
+    """
+    files = sorted((folder / "checkpoints").glob("[!.]*.ckpt"))
+    chosen = [path for path in files if name in ("all", path.stem)]
+    if not chosen:
+        known = ", ".join(path.stem for path in files) or "none"
+        raise UserError(f"checkpoint={name}: must be all or one of {folder}/checkpoints: {known}")
+    return chosen
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Load the weights of the checkpoint at `path` into a module.
+
+    Raises:
+        UserError: the weights do not fit the module.
+    """
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        why = " ".join(line.strip() for line in str(error).splitlines()[1:2])
+        raise UserError(f"{path}: does not fit the network of config.yaml and schema.json ({why})") from None
+
+
+def network_weights(
+    checkpoint: dict[str, Any], network: nn.Module, replicas: int, replica: int | None
+) -> dict[str, Tensor]:
+    """The weights of `network` in a checkpoint. With several `replicas`, `replica` selects one."""
+    check_replica(replicas, replica)
+    state: dict[str, Tensor] = checkpoint["state_dict"]
+    prefix = "objective.network." if replica is None else "objective.stacked.network."
+    weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    if replica is not None:
+        trained = dict(network.named_parameters())  # the replicas share their buffers
+        weights = {k: v[replica].clone() if k in trained else v for k, v in weights.items()}
+    return weights
+
+
+def check_replica(replicas: int, replica: int | None) -> None:
+    """Raise UserError unless `replica` is below `replicas`, or None if the run has no replicas."""
+    is_valid = is_a(Integral, replica) and 0 <= replica < replicas  # type: ignore[operator]
+    if replicas > 1 and not is_valid:
+        given = "replica" if replica is None else f"replica={replica}"
+        raise UserError(f"{given}: must be 0 to {replicas - 1}, because the run has {replicas} replicas")
+    if replicas == 1 and replica is not None:
+        raise UserError(f"replica={replica}: the run has no replicas")
+
+
+def newest(folder: Path, tidy: bool = True) -> Path | None:
+    """Find the newest whole checkpoint in a run folder to resume from; None if there is none.
+
+    With `tidy`, which only the first process sets, it warns of damaged checkpoints, removes them, and removes
+    scratch files.
+    """
+    if tidy:
+        remove_abandoned(folder)
+    candidates = [folder / f"checkpoints/{name}.ckpt" for name in ("last", "previous")]
+    requeued = sorted(folder.glob(REQUEUED), key=lambda path: path.stat().st_mtime_ns)
+    since = candidates[0].stat().st_mtime_ns if candidates[0].exists() else 0
+    newer = [path for path in reversed(requeued) if path.stat().st_mtime_ns > since]
+    for path in [*newer, *candidates]:
+        if not path.exists():
+            continue
+        try:
+            load(path)
+            return path
+        except UserError as error:
+            if tidy:
+                log.warning("%s; the one before is taken", error)
+                path.unlink(missing_ok=True)  # else it would become previous.ckpt
+    if tidy:
+        log.warning("%s: no checkpoint to resume from; training starts again", folder)
+    return None
+
+
+def remove_requeued(folder: Path) -> None:
+    """Remove the checkpoints from SLURM requeues; Lightning would test one of them instead of the best."""
+    for path in folder.glob(REQUEUED):
+        path.unlink()

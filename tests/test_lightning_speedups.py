@@ -1,0 +1,74 @@
+"""The speedups of a training step do not change what a user sees."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import pytorch_lightning as pl
+from conftest import Result, config
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from torch import nn
+
+from mmoe.build import build
+from mmoe.training.checkpoint_callbacks import Best
+from mmoe.training.lightning_speedups import LightModule, NoProfiler, ProgressBar
+
+
+def test_the_progress_bar_is_drawn_by_time_and_after_the_last_step(monkeypatch: pytest.MonkeyPatch):
+    drawn: list[int] = []
+    monkeypatch.setattr(RichProgressBar, "on_train_batch_end", lambda *arguments: drawn.append(arguments[-1]))
+    now = 100.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    bar = ProgressBar(interval=0.1)
+    for step in range(10):
+        now += 0.03
+        trainer = SimpleNamespace(is_last_batch=step == 9)
+        bar.on_train_batch_end(trainer, None, None, None, step)
+    assert drawn == [0, 4, 8, 9]
+
+
+def test_the_default_profiler_does_nothing_and_the_simple_one_prints_a_table(
+    train: Callable[..., Result],
+):
+    assert isinstance(build(config(), "trainer").profiler, NoProfiler)
+    with NoProfiler().profile("a"), NoProfiler().profile("b"):
+        pass
+    out = train("experiment=smoke", "trainer.profiler=simple", "trainer.max_epochs=1", "figures=false")
+    assert out.code == 0
+    assert "run_training_batch" in out.out + out.err
+
+
+def test_a_module_stores_hook_names_and_parameters():
+    module = LightModule()
+    module._current_fx_name = "training_step"
+    module.layer = nn.Linear(2, 1)
+    assert module._current_fx_name == "training_step"
+    assert [name for name, _ in module.named_parameters()] == ["layer.weight", "layer.bias"]
+
+
+def test_logging_knows_the_current_hook():
+    class Logs(LightModule):
+        def configure_optimizers(self) -> None:
+            self.log("x", 1.0)
+
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(Exception, match="configure_optimizers"):
+        trainer.fit(Logs(), [[0]])
+
+
+@pytest.mark.parametrize(
+    ("options", "saves"),
+    [({}, False), ({"every_n_train_steps": 5}, True), ({"train_time_interval": timedelta(0)}, True)],
+)
+def test_the_best_checkpoint_is_considered_after_a_step_only_if_it_is_saved_by_steps_or_time(
+    options: dict[str, object], saves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    best = Best(tmp_path, monitor="a", **options)
+    key = ModelCheckpoint(tmp_path, monitor="a", **options).state_key
+    assert best.state_key == key.replace("ModelCheckpoint", "Best")
+    steps: list[object] = []
+    monkeypatch.setattr(ModelCheckpoint, "on_train_batch_end", lambda *arguments: steps.append(arguments[-1]))
+    best.on_train_batch_end(None, None, None, None, 7)
+    assert steps == [7] * saves

@@ -1,0 +1,187 @@
+"""Sparse inputs give the outputs and gradients of dense ones."""
+
+from functools import partial
+
+import pytest
+import torch
+from conftest import config
+from test_inputs import ENCODERS, LEVELS, NUMBERS, SCHEMA
+from torch import Tensor, nn
+
+from mmoe.build import build, build_network
+from mmoe.data.batch import Batch, split, take
+from mmoe.data.loader import RowLoader
+from mmoe.data.schema import Categorical, Numeric, Schema
+from mmoe.models.inputs import (
+    Inputs,
+    LevelEmbedding,
+    OneHot,
+    Standardize,
+    use_dense_inputs,
+)
+from mmoe.models.network import Network
+from mmoe.models.replicas import Replicas
+from mmoe.models.sparse_inputs import SparseInputs, linear
+from mmoe.training.objective import Objective
+
+# A mode that is not the first level, several groups of bins, columns with and without frequent values.
+WIDE = Schema(
+    (Categorical("a", ("x", "y", "z"), "y"), Categorical("b", ("u", "v")), Categorical("c", ("w",), "w")),
+    (
+        Numeric("m", 2.0, 4.0, tuple(float(i) for i in range(24)), (0.0, 3.5, 22.0)),
+        Numeric("n", -1.0, 0.5, (-3.0, 4.0)),
+        Numeric("o", 0.0, 1.0, (0.0, 0.5, 9.0), (9.0,)),
+    ),
+    (),
+)
+
+
+def rows(count: int = 300) -> Batch:
+    """Numbers at, between and beyond the edges, and unseen levels (6)."""
+    columns = [torch.randint(0, 3, (count,)), torch.randint(3, 5, (count,)), torch.full((count,), 5)]
+    levels = torch.stack(columns, 1)
+    levels = torch.where(torch.rand(count, 3) < 0.2, 6, levels).short()
+    numbers = torch.stack(
+        [torch.randint(-6, 54, (count,)) / 2, torch.randn(count) * 5, torch.randint(-1, 20, (count,)) / 2], 1
+    )
+    return Batch(levels, numbers, torch.randint(0, 2, (count, 2)).float())
+
+
+def layer(x: Tensor | SparseInputs, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Outputs of a linear layer, and the gradients of its weight and bias."""
+    generator = torch.Generator().manual_seed(0)
+    num_inputs = x.basis.width if isinstance(x, SparseInputs) else x.shape[1]
+    weight = torch.randn(num_inputs, 3, dtype=dtype, generator=generator).requires_grad_()
+    bias = torch.randn(3, dtype=dtype, generator=generator).requires_grad_()
+    z = linear(x if isinstance(x, SparseInputs) else x.to(dtype), weight, bias)
+    return [z, *torch.autograd.grad(z.square().mean(), [weight, bias])]
+
+
+def assert_equal(x: Tensor | SparseInputs, dense: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    error = 0.02 if dtype == torch.bfloat16 else 1e-6
+    for ours, theirs in zip(layer(x, dtype), layer(dense, dtype), strict=True):
+        assert ours.dtype == theirs.dtype == dtype
+        assert torch.equal(ours.isfinite(), theirs.isfinite())
+        finite = theirs.isfinite()
+        assert (ours[finite] - theirs[finite]).norm() <= error * theirs[finite].norm()
+
+
+@pytest.fixture
+def any_batch_is_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmoe.models.inputs.MIN_SPARSE_ROWS", 1)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 1000])
+@pytest.mark.parametrize("numeric", ENCODERS)
+@pytest.mark.parametrize("categorical", [OneHot, partial(LevelEmbedding, size=2)])
+@pytest.mark.parametrize("extreme", [-1e6, torch.nan, torch.inf, -torch.inf])
+def test_inputs_give_what_the_dense_reference_gives(categorical, numeric, count: int, extreme: float):
+    inputs, some = Inputs(WIDE, categorical, numeric), rows(count)
+    some.numbers[0, 1] = extreme
+    x, dense = inputs(*some[:2]), inputs.dense(*some[:2])
+    is_sparse = count >= 64 and categorical is OneHot and extreme == -1e6
+    assert isinstance(x, SparseInputs) == is_sparse
+    assert_equal(x, dense)
+    encoded = inputs.encode_rows(some, count)
+    assert (encoded.sparse is not None) == is_sparse
+    assert_equal(inputs(encoded.levels, encoded.numbers, encoded.sparse), dense)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("numeric", ENCODERS)
+@pytest.mark.parametrize("modes", [True, False])
+@pytest.mark.parametrize("count", [1, 300])
+def test_types_and_frequent_levels(
+    numeric: type, dtype: torch.dtype, modes: bool, count: int, any_batch_is_sparse: None
+):
+    columns = WIDE.categorical if modes else tuple(Categorical(c.name, c.levels) for c in WIDE.categorical)
+    inputs, some = Inputs(Schema(columns, WIDE.numeric, ()), OneHot, numeric), rows(count)
+    x = inputs(*some[:2])
+    assert isinstance(x, SparseInputs)
+    assert_equal(x, inputs.dense(*some[:2]), dtype)
+
+
+def test_without_columns_or_entries(any_batch_is_sparse: None):
+    some = rows(7)
+    assert isinstance(Inputs(Schema((), WIDE.numeric, ()))(some.levels[:, :0], some.numbers), Tensor)
+    inputs = Inputs(Schema(WIDE.categorical, (), ()))
+    assert_equal(inputs(some.levels, some.numbers[:, :0]), inputs.dense(some.levels, some.numbers[:, :0]))
+    # The most frequent levels, and the lowest edges: no coefficient differs from 0.
+    inputs, zeros = Inputs(WIDE), (torch.tensor([[1, 3, 5]] * 7), torch.tensor([[0.0, -3.0, 0.0]] * 7))
+    x = inputs(*zeros)
+    assert not len(x.coefficients.values)
+    assert_equal(x, inputs.dense(*zeros))
+
+
+def test_batches_of_encoded_rows():
+    inputs, some = Inputs(WIDE), rows()
+    encoded = inputs.encode_rows(some, 128)
+    index = torch.randperm(300)[:290]
+    pairs = zip(split(take(some, index), 128, 2), split(take(encoded, index), 128, 2), strict=True)
+    sizes = []
+    for plain, batch in pairs:
+        sizes.append(len(batch.labels))
+        assert all(torch.equal(a, b) for a, b in zip(plain[:3], batch[:3], strict=True))
+        x = inputs(batch.levels, batch.numbers, batch.sparse)
+        assert x.coefficients is batch.sparse
+        assert_equal(x, inputs.dense(*plain[:2]))
+        parts = (batch.sparse, batch.sparse.transposed)
+        forth, back = (part.to_scipy().toarray() for part in parts)
+        assert (forth == back.T).all()
+    assert sizes == [128, 162]
+
+
+def test_rows_that_are_not_encoded():
+    class Log(Standardize):
+        def forward(self, numbers: Tensor) -> Tensor:
+            return super().forward(numbers.abs().log1p())
+
+    some, dense_inputs = rows(), Inputs(WIDE)
+    use_dense_inputs(dense_inputs)
+    others = [Inputs(WIDE, dropout=0.5), dense_inputs, Inputs(WIDE).bfloat16(), Inputs(WIDE, numeric=Log)]
+    for inputs in others:
+        assert inputs.encode_rows(some, 128) is some
+        assert isinstance(inputs(*some[:2]), Tensor)
+    assert Inputs(WIDE).encode_rows(some, 63) is some
+    bytes_ = Schema((Categorical("a", tuple(map(str, range(200)))),), (), ())  # more than int8 can count
+    few = Batch(torch.zeros(64, 1, dtype=torch.int8), torch.empty(64, 0), torch.zeros(64, 1))
+    assert Inputs(bytes_).encode_rows(few, 64) is few
+
+
+def test_a_gradient_reaches_numbers_that_require_one():
+    inputs, some = Inputs(WIDE), rows()
+    numbers = some.numbers.requires_grad_()
+    inputs(some.levels, numbers).sum().backward()
+    assert numbers.grad.abs().sum() > 0
+
+
+def test_replicas_compiled_networks_and_other_models_have_dense_inputs(any_batch_is_sparse: None):
+    inputs = Inputs(SCHEMA)
+    assert isinstance(inputs(LEVELS, NUMBERS), SparseInputs)
+    x = inputs.dense(LEVELS, NUMBERS)
+    assert isinstance(Replicas([inputs, Inputs(SCHEMA)]).stacked(LEVELS, NUMBERS), Tensor)
+    assert torch.equal(torch.compile(inputs, backend="eager")(LEVELS, NUMBERS), x)
+    assert torch.equal(Network(inputs, nn.Identity())(LEVELS, NUMBERS), x)
+
+
+@pytest.mark.parametrize("model", ["mmoe", "ple", "single_task"])
+def test_training_has_the_losses_of_dense_inputs(model: str):
+    data = build(config("experiment=smoke", "data.batch_size=128"), "data")
+    losses = []
+    for is_sparse in (True, False):
+        torch.manual_seed(1)
+        network = build_network(config("experiment=smoke", f"model={model}"), data.schema)
+        network.inputs.may_be_sparse = is_sparse
+        loader = RowLoader(network.inputs.encode_rows(data.dataset.splits["train"], 128), 128, 0)
+        objective = Objective(network, data.schema.tasks)
+        optimizer = torch.optim.Adam(objective.parameters(), lr=1e-3)
+        losses.append([])
+        for batch in (list(loader) * 5)[:200]:
+            assert (batch.sparse is not None) == is_sparse
+            loss = objective(*batch).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.detach())
+    assert len(losses[0]) == 200
+    torch.testing.assert_close(*map(torch.stack, losses), rtol=0, atol=1e-5)
