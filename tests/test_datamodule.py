@@ -6,7 +6,7 @@ from conftest import config
 from mmoe.build import build, build_learner
 from mmoe.data.batch import Batch
 from mmoe.data.loader import RowLoader
-from mmoe.models.output import Output
+from mmoe.models.network import Output
 
 QUIET = {
     "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,

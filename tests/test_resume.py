@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_is_passed_over(train: Callable, whole: Path, damag
     result = train("resume=cut")
     assert result.code == 0, result.err
     assert "cut/checkpoints/last.ckpt: not a whole checkpoint" in result.out
-    assert ("training begins anew" in result.out) == (damage == "both")
+    assert ("training starts again" in result.out) == (damage == "both")
     assert_equal_runs(whole, Path("cut"))
 
 

@@ -77,7 +77,7 @@ def test_an_error_of_a_clean_up_does_not_hide_the_signal(number: int):
     ("module", "name", "begun"),
     [
         ("mmoe.data.cache", "load_or_build", False),
-        ("mmoe.train", "predictions", True),
+        ("mmoe.training.fit", "test_predictions", True),
         ("mmoe.analysis.figures", "write_figures", True),
     ],
 )

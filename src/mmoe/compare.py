@@ -25,11 +25,7 @@ def main() -> None:
 
 
 def compare(folder: Path, key: str | None = None) -> None:
-    """Print `sweep_table`, and write compare.csv and compare.png.
-
-    Raises:
-        UserError: see `plot_sweep`.
-    """
+    """Print `sweep_table`, and write compare.csv and compare.png."""
     from rich.console import Console
 
     from mmoe.analysis.sweep_results import plot_sweep, sweep_table

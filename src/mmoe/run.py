@@ -26,7 +26,7 @@ from mmoe.data.encode import decode, encode
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError
 from mmoe.intervals import bootstrap_intervals
-from mmoe.models.output import Output
+from mmoe.models.network import Output
 from mmoe.training import checkpoints, report
 from mmoe.training.gate_statistics import blank_rows
 from mmoe.training.tasks import gate_column, predicted, prediction_column
@@ -64,9 +64,6 @@ class Run:
         self.schema = run_folder.read_schema(folder)
         self._networks: dict[tuple[str, int | None], nn.Module] = {}
         self._outputs: dict[tuple[str, str, int | None], Output] = {}
-
-    def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r})"
 
     def use(self, data: Any, learner: Any, test: Output | None) -> None:
         """Keep what a training has in memory, so that it is not read or computed again.

@@ -1,6 +1,7 @@
 """The files of a run folder: config.yaml, schema.json, metrics.json, history.csv, predictions.parquet.
 
-Every file is written atomically. `mmoe.run.Run` opens a folder.
+Every file is written atomically. Every reader raises UserError if its file is missing or damaged.
+`mmoe.run.Run` opens a folder.
 """
 
 import json
@@ -246,11 +247,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
-    """Read history.csv or predictions.parquet. The history is empty if the run had no validation.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """Read history.csv or predictions.parquet. The history is empty if the run had no validation."""
     path = folder / name
     if not path.is_file():
         raise UserError(f"{path}: missing; is {folder} the folder of a run that has ended?")

@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from mmoe.arguments import check_integers
 from mmoe.errors import ArgumentError
-from mmoe.models.output import Output
+from mmoe.models.network import Output
 from mmoe.models.replicas import Replicas
 
 

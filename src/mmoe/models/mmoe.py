@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmoe.arguments import check_finite, check_integers, check_probabilities, check_widths
 from mmoe.models.layers import StackedLinear, activation_layers, deeper_layers, mix, softmax
-from mmoe.models.output import Output
+from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs, linear
 
 

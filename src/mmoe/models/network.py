@@ -1,13 +1,30 @@
-"""Inputs and a model as one network, from levels and numbers to logits and gates.
+"""Inputs and a model as one network, and the output that every model returns.
 
-B batch, C categorical columns, M numeric columns.
+B batch, C categorical columns, M numeric columns, T tasks, E experts.
 """
+
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from mmoe.models.inputs import Inputs, use_dense_inputs
-from mmoe.models.output import Output
 from mmoe.models.sparse_inputs import SparseMatrix
+
+
+class Output(NamedTuple):
+    """Logits and gate weights of a batch.
+
+    Shape:
+        logits: [B, T]; the loss and the metrics apply the sigmoid.
+        gates: [B, T, E]; they sum to 1 over E. A method without gates has E = 0.
+    """
+
+    logits: Tensor
+    gates: Tensor
+
+    @classmethod
+    def without_gates(cls, logits: Tensor) -> "Output":
+        return cls(logits, logits.new_zeros(*logits.shape, 0))
 
 
 class Network(nn.Module):

@@ -18,7 +18,7 @@ from mmoe.models.layers import (
     mix,
     softmax,
 )
-from mmoe.models.output import Output
+from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs
 
 

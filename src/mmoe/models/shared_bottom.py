@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmoe.arguments import check_integers, check_widths
 from mmoe.models.layers import SharedInputLinear, activation_layers, deeper_layers
-from mmoe.models.output import Output
+from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmoe.arguments import check_integers, check_matrix, check_widths
 from mmoe.models.layers import activation_layers
-from mmoe.models.output import Output
+from mmoe.models.network import Output
 
 
 class FactorizedLinear(nn.Module):

@@ -18,7 +18,7 @@ from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule, labels_of
 from mmoe.data.loader import RowLoader
 from mmoe.errors import USER, UserError, remove_if_empty
-from mmoe.models.output import Output
+from mmoe.models.network import Output
 from mmoe.training import checkpoints, report
 from mmoe.training.divergence import Diverged, write_batches
 from mmoe.training.lightning_speedups import flush_denormals

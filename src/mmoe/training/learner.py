@@ -17,7 +17,7 @@ from mmoe.errors import ArgumentError, UserError
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.inputs import Inputs
 from mmoe.models.mmoe import MMoE
-from mmoe.models.output import Output
+from mmoe.models.network import Output
 from mmoe.models.replicas import clip_grad_norm_per_copy
 from mmoe.training.divergence import describe_constant_task, find_divergence
 from mmoe.training.epoch_outputs import EpochOutputs
