@@ -306,7 +306,7 @@ def test_a_replica_becomes_a_run_folder(train):
     assert repeated["test"]["income"] == pytest.approx(ours["test"]["income"], abs=2e-4)
     for wrong, message in (
         ("replica=1", "must not hold a run already"),
-        ("replica=3", "replica=3: the run has 3"),
+        ("replica=3", "replica=3: must be 0 to 2, because the run has 3 replicas"),
     ):
         done = subprocess.run([*command, wrong], capture_output=True, text=True)
         assert done.returncode == 2
