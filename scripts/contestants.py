@@ -23,8 +23,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, TensorDataset
 
 from mmoe import CONF_DIR
-from mmoe.build import build, build_learner
+from mmoe.build import build
 from mmoe.data.batch import Batch
+from mmoe.training.preparation import build_learner
 
 WARM_UP = 20  # steps
 Step = Callable[[], int]  # runs one optimizer step, returns its number of rows
@@ -54,7 +55,7 @@ class LoopedMMoE(nn.Module):
 def bare_loop(learner: Any, data: Any) -> Step:
     """Our network and batches: rows encoded once, as `DataModule.train_dataloader` does with a trainer."""
     optimizer = torch.optim.Adam(learner.objective.parameters(), lr=3e-3, fused=True)
-    loader = data.raw_train_loader()
+    loader = data.unencoded_train_loader()
     loader.rows = learner.objective.network.inputs.encode_rows(loader.rows, data.batch_size)
     batches = (batch for _ in itertools.count() for batch in loader)
 

@@ -29,9 +29,9 @@ from options import parse, stop
 from tables import describe_rows, table
 
 from mmoe import Schema
-from mmoe.build import build_network
 from mmoe.intervals import half_interval
 from mmoe.run_folder import read_metrics, read_schema
+from mmoe.training.preparation import build_network
 
 METHODS = (
     "single_task", "shared_bottom", "l2_constrained", "cross_stitch", "tensor_factorization", "omoe", "mmoe",

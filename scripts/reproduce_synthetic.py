@@ -38,7 +38,7 @@ from options import parse, stop
 from tables import table
 from tqdm import tqdm
 
-from mmoe.data.synthetic_generator import Generator
+from mmoe.data.synthetic_generator import RowGenerator
 from mmoe.intervals import half_interval
 from mmoe.run_folder import has_ended, read_metrics, read_table
 
@@ -213,7 +213,7 @@ def figure2(results: Results) -> list[str]:
     arguments = {key: results.data[key] for key in ("c", "m", "a", "b", "d", "noise_variance")}
     rows = []
     for cosine in [0.0, 0.2, *PUBLISHED_CORRELATION]:
-        generator = Generator(cosine, **arguments)
+        generator = RowGenerator(cosine, **arguments)
         for seed in range(100):
             labels = generator.rows([seed], 0, 10_000).labels
             correlation = torch.corrcoef(labels.T)[0, 1].item()

@@ -108,7 +108,7 @@ def test_bands_and_levels():
     assert subgroups(ages, bands=[0, 20, 70]).value_counts().to_dict() == {"20 to 70": 5, "0 to 20": 3}
     assert subgroups(ages, bands=4).value_counts().tolist() == [2, 2, 2, 2]
     levels = pd.Series(list("aaabbcde"))
-    assert subgroups(levels, most=2).value_counts().to_dict() == {"a": 3, "(other)": 3, "b": 2}
+    assert subgroups(levels, max_levels=2).value_counts().to_dict() == {"a": 3, "(other)": 3, "b": 2}
     assert subgroups(pd.Series([94.0, 95, 94])).astype(str).tolist() == ["94", "95", "94"]
     money = pd.Series([0.0] * 90 + list(range(1, 11)))
     counts = subgroups(money, bands=3).value_counts(sort=False)
@@ -256,7 +256,7 @@ def test_a_sweep_that_cannot_be_compared(sweep: Path, command: Callable, train: 
     Path("empty").mkdir()
     for arguments, message in (
         (["empty"], "empty: has no finished run, of 0 that were started"),
-        (["sweep"], "sweep/6: has other tasks or rows than sweep/0, so they do not compare"),
+        (["sweep"], "sweep/6: has other tasks or rows than sweep/0, so they cannot be compared"),
     ):
         result = compare(*arguments)
         assert result.code == 2

@@ -42,6 +42,11 @@ def umask() -> Iterator[None]:
     os.umask(before)
 
 
+def scratch_files(folder: Path) -> list[Path]:
+    """The scratch files in a folder and below, also those that are still being written."""
+    return sorted(path for path in folder.rglob(".scratch-*") if atomic.SCRATCH.fullmatch(path.name))
+
+
 def kill_a_writer(path: str) -> None:
     assert subprocess.run([sys.executable, "-c", KILLED, path]).returncode == -signal.SIGKILL
 
@@ -73,13 +78,13 @@ def test_the_next_write_removes_the_scratch_file_of_a_killed_writer(name: str):
     path, other = Path("run") / name, Path("run/checkpoints/b.csv")
     kill_a_writer(str(path))
     kill_a_writer(str(other))
-    left = atomic.scratch_files(Path("run"))
+    left = scratch_files(Path("run"))
     assert sorted(scratch.read_text() for scratch in left) == ["half", "half"]
     Path("run/.scratch-of-another-program").touch()
     Path("run/.hidden").touch()
-    assert atomic.scratch_files(Path("run")) == left
+    assert scratch_files(Path("run")) == left
     atomic.write(path, lambda scratch: scratch.write_text("whole"))
-    (left,) = atomic.scratch_files(Path("run"))  # the other file's
+    (left,) = scratch_files(Path("run"))  # the other file's
     assert left.parent == other.parent
     assert path.read_text() == "whole"
     assert Path("run/.scratch-of-another-program").exists()
@@ -89,12 +94,12 @@ def test_remove_abandoned_keeps_files_that_are_being_written():
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     writer = subprocess.Popen([sys.executable, "-c", SLOW, "run/live.txt"], **pipes)
     writer.stdout.readline()
-    live = atomic.scratch_files(Path("run"))
+    live = scratch_files(Path("run"))
     for name in ("run/a.csv", "run/checkpoints/b.ckpt"):
         kill_a_writer(name)
-    assert len(atomic.scratch_files(Path("run"))) == 3
+    assert len(scratch_files(Path("run"))) == 3
     atomic.remove_abandoned(Path("run"))
-    assert atomic.scratch_files(Path("run")) == live
+    assert scratch_files(Path("run")) == live
     writer.communicate(b"\n")
 
 
@@ -104,21 +109,21 @@ def test_a_path_that_cannot_be_a_file_is_a_user_error(name: str):
     Path("folder").mkdir()
     with pytest.raises(UserError, match=f"^{name}: cannot be written"):
         atomic.write(Path(name), lambda scratch: scratch.write_text("x"))
-    assert not atomic.scratch_files(Path())
+    assert not scratch_files(Path())
 
 
 def test_the_scratch_file_of_a_running_writer_stays():
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     writer = subprocess.Popen([sys.executable, "-c", SLOW, "a.txt"], **pipes)
     writer.stdout.readline()
-    (scratch,) = atomic.scratch_files(Path())
+    (scratch,) = scratch_files(Path())
     atomic.write(Path("a.txt"), lambda scratch: scratch.write_text("quick"))
     assert Path("a.txt").read_text() == "quick"
     assert scratch.exists()
     writer.communicate(b"\n")
     assert writer.returncode == 0
     assert Path("a.txt").read_text() == "slow"
-    assert not atomic.scratch_files(Path())
+    assert not scratch_files(Path())
 
 
 def test_many_processes_write_the_same_file():
@@ -137,7 +142,7 @@ def test_a_scratch_file_removed_before_its_lock_is_created_again(monkeypatch: py
 
     def lose_the_race(handle: int, how: int) -> None:
         if not removed:
-            removed.extend(atomic.scratch_files(Path()))
+            removed.extend(scratch_files(Path()))
             removed[0].unlink()
         flock(handle, how)
 
@@ -160,7 +165,7 @@ def test_a_system_without_locks(kind: str, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(atomic.fcntl, "flock", fail)
     atomic.write(Path("a.txt"), lambda scratch: scratch.write_text("x"))
     assert Path("a.txt").read_text() == "x"
-    assert len(atomic.scratch_files(Path())) == 1  # another process may still write it
+    assert len(scratch_files(Path())) == 1  # another process may still write it
 
 
 def test_an_error_names_the_right_file():

@@ -102,7 +102,7 @@ def test_a_cache_directory_that_is_not_a_directory(census_dir: Path, where: str,
 
 @pytest.mark.parametrize("option", ["data.cache_dir", "data.dir"])
 def test_the_home_directory_of_an_unknown_user(option: str):
-    with pytest.raises(UserError, match=rf"^{option}=~nobody-here/x: must start with the name of a user"):
+    with pytest.raises(UserError, match=rf"^{option}=~nobody-here/x: ~ must be followed by the name"):
         load(f"{option}='~nobody-here/x'")
 
 

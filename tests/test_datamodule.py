@@ -3,10 +3,11 @@ import pytorch_lightning as pl
 import torch
 from conftest import config
 
-from mmoe.build import build, build_learner
+from mmoe.build import build
 from mmoe.data.batch import Batch
 from mmoe.data.loader import RowLoader
 from mmoe.models.network import Output
+from mmoe.training.preparation import build_learner
 
 QUIET = {
     "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
@@ -107,7 +108,7 @@ def test_lightning_can_predict(replicas: int):
 def test_each_process_must_have_a_row(census_dir):
     data = build(config(f"data.dir={census_dir}"), "data")
     data.trainer = type("T", (), {"world_size": 601, "overfit_batches": 0})()
-    with pytest.raises(ValueError, match="601 processes must each have one of 300 test rows"):
+    with pytest.raises(ValueError, match="601 processes need at least 601 test rows, there are 300"):
         data.test_dataloader()
 
 
@@ -167,7 +168,7 @@ def test_the_trainers_module_encodes_the_training_rows(census_dir):
     data.trainer.strategy.connect(Module())
     plain = data.dataset.splits["train"]
     assert torch.equal(data.train_dataloader().rows.labels, plain.labels + 1)
-    assert torch.equal(data.raw_train_loader().rows.labels, plain.labels)
+    assert torch.equal(data.unencoded_train_loader().rows.labels, plain.labels)
     data.trainer.strategy.connect(pl.LightningModule())
     assert torch.equal(data.train_dataloader().rows.labels, plain.labels)
 

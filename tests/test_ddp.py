@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import only_run, sample_lines
 from omegaconf import OmegaConf
+from scipy.special import logit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmoe import load, run_folder
@@ -80,7 +81,7 @@ def test_two_processes_are_one_run(train: Callable, command: Callable):
     assert frame["row"].is_unique
     assert len(frame) == 1500
     for task in ("income", "marital"):
-        logits = torch.tensor(frame[f"{task}_probability"]).logit()[:, None]
+        logits = torch.tensor(logit(frame[f"{task}_probability"]))[:, None]
         labels = torch.tensor(frame[f"{task}_label"])[:, None].float()
         again = TaskMetrics([Task(task, "c", ("x",))])("test", logits, labels)
         for name in METRICS["binary"]:
@@ -155,7 +156,7 @@ def test_ctrl_c_ends_a_sweep_of_several_processes_with_its_epoch_kept():
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=120) == 130
-    assert "stopped; go on with: python -m mmoe.train resume=sweep/0\n" in Path("said").read_text()
+    assert "stopped; continue with: python -m mmoe.train resume=sweep/0\n" in Path("said").read_text()
     assert not Path("sweep/1").exists()
     torch.load("sweep/0/checkpoints/last.ckpt", weights_only=True)
 

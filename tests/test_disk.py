@@ -172,8 +172,8 @@ def test_downloaded_files_in_a_cache_that_must_not_be_written(locked: Path):
 def test_a_cold_download_in_a_cache_that_must_not_be_written(locked: Path):
     script = (
         "from pathlib import Path; from mmoe.data.census_files import find_files\n"
-        "from mmoe.errors import one_line\n"
-        "with one_line(): find_files(None, 'auto', 'http://127.0.0.1:1/', Path('locked/cache'))"
+        "from mmoe.cli import errors_on_one_line\n"
+        "with errors_on_one_line(): find_files(None, 'auto', 'http://127.0.0.1:1/', Path('locked/cache'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, preexec_fn=obey_permissions

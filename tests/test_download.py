@@ -281,17 +281,17 @@ BROKEN = {
     "empty tar": (lambda path: zipped(path, gzip.compress(b"")), "not in the archive"),
     "cut gzip": (lambda path: zipped(path, gzip.compress(tarred(whole()))[:-20]), "not the expected archive"),
     "cut tar": (lambda path: zipped(path, gzip.compress(tarred(whole())[:1500])), "not the expected archive"),
-    "a directory": (_with_member(tarfile.DIRTYPE), "must be an ordinary file"),
-    "a symbolic link": (_with_member(tarfile.SYMTYPE, linkname="/etc/passwd"), "must be an ordinary file"),
-    "a hard link": (_with_member(tarfile.LNKTYPE, linkname="census-income.test"), "must be an ordinary file"),
-    "a device": (_with_member(tarfile.CHRTYPE), "must be an ordinary file"),
-    "a pipe": (_with_member(tarfile.FIFOTYPE), "must be an ordinary file"),
+    "a directory": (_with_member(tarfile.DIRTYPE), "must be a regular file"),
+    "a symbolic link": (_with_member(tarfile.SYMTYPE, linkname="/etc/passwd"), "must be a regular file"),
+    "a hard link": (_with_member(tarfile.LNKTYPE, linkname="census-income.test"), "must be a regular file"),
+    "a device": (_with_member(tarfile.CHRTYPE), "must be a regular file"),
+    "a pipe": (_with_member(tarfile.FIFOTYPE), "must be a regular file"),
     "a sparse file": (_sparse, "must have 5 rows, has 0"),
-    "a file twice": (_twice, r"census-income\.data must be there once"),
+    "a file twice": (_twice, r"census-income\.data must occur only once"),
     "two archives": (_two_archives, r"must hold one census\.tar\.gz, holds 2"),
-    "many files": (_many_files, "must have less than 100 files"),
+    "many files": (_many_files, "must have fewer than 100 files"),
     "a negative size": (_negative_size, "must not be negative"),
-    "a sparse file of the old kind": (_with_member(tarfile.GNUTYPE_SPARSE), "must be an ordinary file"),
+    "a sparse file of the old kind": (_with_member(tarfile.GNUTYPE_SPARSE), "must be a regular file"),
     "a long line": (_without_end(b"x"), r"census-income\.data, line 1: must have at most 10,000 bytes"),
     "a long line of commas": (_without_end(b","), "line 1: must have at most 10,000 bytes"),
     "a long second line": (_without_end(b" ", b"\n"), "line 2: must have at most 10,000 bytes"),
@@ -531,9 +531,9 @@ def test_a_full_disk_is_not_a_broken_archive(served: tuple[Path, str, list[str]]
     write_archive(folder / "census.zip", dict(whole()))
     script = (
         "import resource; from pathlib import Path\n"
-        "from mmoe.data import census_files; from mmoe.errors import one_line\n"
+        "from mmoe.data import census_files; from mmoe.cli import errors_on_one_line\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
-        f"with one_line(): census_files.find_files(None, 'auto', '{url}/census.zip', Path('cache'))"
+        f"with errors_on_one_line(): census_files.find_files(None, 'auto', '{url}/census.zip', Path('cache'))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 3, done.stderr

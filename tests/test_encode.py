@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmoe.data.encode import encode
-from mmoe.data.fit import fit_numeric, fit_schema
+from mmoe.data.fit_schema import fit_numeric, fit_schema
 from mmoe.data.schema import Categorical, Schema, Task
 from mmoe.data.splits import check_labels, with_modes
 from mmoe.errors import UserError
@@ -173,7 +173,7 @@ def test_columns_that_are_missing_or_occur_twice():
     for features, tasks in ((["none"], TASKS), (["age"], (Task("t", "none", ("x",)),))):
         with pytest.raises(UserError, match=r"^column none is missing; the columns are"):
             fit_schema(TRAIN, features, tasks, 48)
-    with pytest.raises(UserError, match=r"^columns: must have different names, 2 are 'age'"):
+    with pytest.raises(UserError, match=r"^columns: must have different names; 2 have the name 'age'"):
         fit_schema(TRAIN, ["age", "age"], TASKS, 48)
     with pytest.raises(UserError, match=r"^column age: must have at least one row"):
         fit_schema(TRAIN[:0], ["age"], (), 48)

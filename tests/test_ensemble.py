@@ -13,12 +13,13 @@ from torch.func import functional_call
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from mmoe import load
-from mmoe.build import build, build_network
+from mmoe.build import build
 from mmoe.data.census_files import SAMPLE_DIR
 from mmoe.data.schema import Task
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.mmoe import MMoE
 from mmoe.training.objective import Objective
+from mmoe.training.preparation import build_network
 
 MEMBER = partial(MMoE, num_experts=3, expert_units=[4], tower_units=[3])
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import sample_lines
 from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from mmoe import run_folder
 
@@ -64,7 +65,7 @@ def test_synthetic_rows_are_drawn_again(evaluate, train):
     (line,) = json.loads(Path("run/evaluation_test_best.json").read_text())["checkpoints"]
     assert line["metrics"] == json.loads(Path("run/metrics.json").read_text())["test"]
     assert evaluate("run=run", "data.dir=.").err == (
-        "error: data.dir=.: only runs on the census files can be scored on others\n"
+        "error: data.dir=.: only a run on the census files can be evaluated on other files\n"
     )
 
 
@@ -112,13 +113,16 @@ def test_rows_that_have_changed_are_refused(evaluate, train, census_dir: Path):
     result = evaluate("run=run")
     assert result.code == 2
     assert result.err.startswith(
-        f"error: data.dir={census_dir}: must hold the files that the run was made with"
+        f"error: data.dir={census_dir}: its files have changed since the run (their SHA-256"
     )
     assert not Path("run/evaluation_test_best.json").exists()
 
 
-def test_a_run_must_be_named(evaluate):
+def test_a_run_must_be_named(evaluate, monkeypatch: pytest.MonkeyPatch):
     assert evaluate("split=val").err == "error: run=...: must be given\n"
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # shows the traceback
+    with pytest.raises(MissingMandatoryValue):
+        evaluate("split=val")
 
 
 @pytest.mark.parametrize(

@@ -88,9 +88,9 @@ def test_a_regression_is_a_number(train):
     np.testing.assert_allclose(predictions, trained, atol=1e-4)
 
 
-def test_answers_that_differ_are_not_written(smoke_run: Path, monkeypatch: pytest.MonkeyPatch):
+def test_predictions_that_differ_are_not_written(smoke_run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mmoe.export.TOLERANCE", -1.0)
-    with pytest.raises(ValueError, match="the file's answers differ from the network's"):
+    with pytest.raises(ValueError, match="the predictions differ from the network's"):
         write_export(load(smoke_run), "torch_export", Path("network.pt2"))
     assert not list(Path().glob("*network*"))
 

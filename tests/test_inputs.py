@@ -9,17 +9,17 @@ from test_encode import COLUMNS
 from torch.nn.functional import one_hot
 
 from mmoe.build import build
-from mmoe.data.fit import fit_numeric
+from mmoe.data.fit_schema import fit_numeric
 from mmoe.data.schema import Categorical, Numeric, Schema
 from mmoe.errors import UserError
-from mmoe.models.inputs import (
-    Inputs,
+from mmoe.models.encoders import (
     LevelEmbedding,
     OneHot,
     PiecewiseLinear,
     PiecewiseLinearAndValues,
     Standardize,
 )
+from mmoe.models.inputs import Inputs
 from mmoe.models.mmoe import MMoE
 from mmoe.models.network import Network
 from mmoe.models.replicas import Replicas
@@ -221,7 +221,7 @@ def test_invalid_codes_are_refused(column: int, code: int, count: int):
     ],
 )
 def test_rows_of_other_shapes_are_refused(levels: torch.Tensor, numbers: torch.Tensor):
-    message = r"^levels \[B, 2\], integers, and numbers \[B, 3\]: must be rows of these shapes, are"
+    message = r"^levels must be integers \[B, 2\] and numbers \[B, 3\]; they are \["
     for count in (1, 64):
         shape = (count, *[1] * (levels.ndim - 1)), (count, *[1] * (numbers.ndim - 1))
         with pytest.raises(UserError, match=message):

@@ -60,11 +60,11 @@ def test_a_penalty_is_added():
         ({"one": True}, "task_weights.one=True: must be"),
         (
             {"one": 0, "two": 0.0},
-            "task_weights={'one': 0, 'two': 0.0}: must be finite as float32, and above 0 for a task",
+            "task_weights={'one': 0, 'two': 0.0}: must be finite as float32, and one must be above 0",
         ),
         (
             {"one": 1e300},
-            "task_weights={'one': 1e.300}: must be finite as float32, and above 0",
+            "task_weights={'one': 1e.300}: must be finite as float32, and one must be above 0",
         ),
         ([1, 2], r"task_weights=\[1, 2\]: must map names of tasks to numbers"),
         ([], r"task_weights=\[\]: must map names of tasks to numbers"),

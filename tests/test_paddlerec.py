@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from conftest import config
 
-from mmoe.build import build, build_network
+from mmoe.build import build
+from mmoe.training.preparation import build_network
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from conftest import sample_lines
 from mmoe.data.batch import Batch
 from mmoe.data.census import COLUMNS, NUMERIC
 from mmoe.predict import read_ahead, regroup_into_blocks
-from mmoe.run import BLOCK
+from mmoe.run import ROWS_PER_PASS
 
 LINES = sample_lines("census-income.test")
 
@@ -160,12 +160,12 @@ def test_an_error_ends_the_thread_and_closes_the_file(smoke_run: Path):
     def parts() -> Generator[Batch]:
         try:
             while True:
-                yield Batch(*(torch.zeros(BLOCK, 1) for _ in range(3)))
+                yield Batch(*(torch.zeros(ROWS_PER_PASS, 1) for _ in range(3)))
         finally:
             closed.append(True)
 
     for part in (rows := regroup_into_blocks(read_ahead(parts()))):
-        assert len(part.levels) == BLOCK
+        assert len(part.levels) == ROWS_PER_PASS
         break
     rows.close()
     assert closed

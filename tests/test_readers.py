@@ -206,12 +206,12 @@ INVALID_TEXTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "an index that does not count": (
         "a.csv",
         lambda: counted(5),
-        "a.csv, line 1: must have 42 comma-separated fields after a field that counts rows from 0 or 1;",
+        "a.csv, line 1: must have 42 comma-separated fields after the row number, which must be",
     ),
     "an index that stops to count": (
         "a.csv",
         lambda: counted(0).replace(b"\n7,", b"\n9,"),
-        "a.csv, line 8, column 1 (index): must count the rows, so it must be 7, is 9",
+        "a.csv, line 8, column 1 (index): must be the row number 7, is 9",
     ),
     "too few fields": (
         "a.csv",
@@ -275,7 +275,7 @@ INVALID_TEXTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: ",".join(map(str, range(42))).encode(),
         "a.csv: has no rows",
     ),
-    "half of a gzip file": ("a.tsv.gz", lambda: gzip.compress(table())[:-30], "a.tsv.gz: not a whole gzip"),
+    "half of a gzip file": ("a.tsv.gz", lambda: gzip.compress(table())[:-30], "a.tsv.gz: damaged or"),
 }
 
 
@@ -439,9 +439,9 @@ def test_damaged_parquet_files():
     for content, message in {
         b"": "must be a Parquet file; is empty",
         official(): "must be a Parquet file; begins with b'",
-        whole[:-9]: "not a whole Parquet file (its end is missing)",
+        whole[:-9]: "damaged or incomplete Parquet file (its end is missing)",
         whole[:-4] + b"PARE": "must not be encrypted",
-        whole[:4] + whole[-8:]: "not a whole Parquet file (",
+        whole[:4] + whole[-8:]: "damaged or incomplete Parquet file (",
     }.items():
         Path("a.parquet").write_bytes(content)
         assert error_of("a.parquet").startswith(f"a.parquet: {message}")

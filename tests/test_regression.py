@@ -8,11 +8,11 @@ import torch
 from mmoe import MMoE, Network, Objective
 from mmoe.data.batch import Batch, take
 from mmoe.data.encode import encode
-from mmoe.data.fit import fit_schema
+from mmoe.data.fit_schema import fit_schema
 from mmoe.data.schema import Task
+from mmoe.models.exported import ExportedNetwork
 from mmoe.models.inputs import Inputs
-from mmoe.models.served import Served
-from mmoe.training.tasks import TaskMetrics, predicted
+from mmoe.training.tasks import TaskMetrics, to_predictions
 
 
 def frame(count: int = 4000) -> pd.DataFrame:
@@ -72,8 +72,8 @@ def test_predictions_are_in_the_unit_of_the_labels():
     network, rows, tasks = trained((CLASS, SALARY), steps=50)
     with torch.no_grad():
         logits = network(rows.levels, rows.numbers).logits
-        served, _ = Served(network, type("Some", (), {"tasks": tasks})())(rows.levels, rows.numbers)
-    numbers = predicted(logits[:, 1], tasks[1])
+        served, _ = ExportedNetwork(network, type("Some", (), {"tasks": tasks})())(rows.levels, rows.numbers)
+    numbers = to_predictions(logits[:, 1], tasks[1])
     assert numbers.mean().item() == pytest.approx(50_000, rel=0.2)
     torch.testing.assert_close(served[:, 1].double(), numbers, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(served[:, 0], logits[:, 0].sigmoid())

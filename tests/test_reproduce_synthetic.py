@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import Result, config
 
-from mmoe.data.synthetic_generator import Generator
+from mmoe.data.synthetic_generator import RowGenerator
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SMALL = [
@@ -34,7 +34,7 @@ def test_the_calibrated_labels_have_the_published_correlations(monkeypatch: pyte
     cosines = [0.0, 0.5, 0.9, 1.0]
     expected = calibrate_synthetic.correlation(cosines, **options)
     for p, correlation in zip(cosines, expected, strict=True):
-        labels = Generator(p, m=2, **options).rows([0], 0, 100_000).labels
+        labels = RowGenerator(p, m=2, **options).rows([0], 0, 100_000).labels
         assert torch.corrcoef(labels.T)[0, 1].item() == pytest.approx(correlation, abs=0.012)
     published = calibrate_synthetic.PUBLISHED_CORRELATION
     fitted = calibrate_synthetic.correlation(list(published), **options)

@@ -74,7 +74,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ctrl_c_saves_and_says_how_to_go_on(train: Callable, whole: Path, step: int):
     done = stopped(step, signal.SIGINT, *OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut")
     assert done.returncode == 130
-    assert done.stdout.endswith("stopped; go on with: python -m mmoe.train resume=cut\n")
+    assert done.stdout.endswith("stopped; continue with: python -m mmoe.train resume=cut\n")
     assert done.stderr == ""
     stored = torch.load("cut/checkpoints/last.ckpt", weights_only=True)
     assert stored["global_step"] == step
@@ -128,8 +128,8 @@ def test_a_damaged_checkpoint_is_passed_over(train: Callable, whole: Path, damag
         (folder / f"{name}.ckpt").write_bytes(content)
     result = train("resume=cut")
     assert result.code == 0, result.err
-    assert "cut/checkpoints/last.ckpt: not a whole checkpoint" in result.out
-    assert ("training starts again" in result.out) == (damage == "both")
+    assert "cut/checkpoints/last.ckpt: damaged" in result.out
+    assert ("training starts from the beginning" in result.out) == (damage == "both")
     assert_equal_runs(whole, Path("cut"))
 
 
@@ -224,11 +224,11 @@ def test_training_longer_skips_a_damaged_checkpoint(train: Callable):
     path.write_bytes(path.read_bytes()[:-100])
     Path("run/metrics.json").rename("metrics.json")
     Path("run/metrics.json").touch()
-    assert train("resume=run").err.startswith("error: run/metrics.json: not whole")
+    assert train("resume=run").err.startswith("error: run/metrics.json: damaged")
     Path("metrics.json").rename("run/metrics.json")
     result = train("resume=run", "trainer.max_epochs=3")
     assert result.code == 0, result.err
-    assert "the one before is taken" in result.out + result.err
+    assert "using the one before it" in result.out + result.err
 
 
 def test_figures_that_lack_are_drawn(train: Callable, whole: Path):
@@ -267,12 +267,11 @@ def test_mistakes(train: Callable, smoke_run: Path):
         (["resume=nowhere"], "nowhere/config.yaml: missing; is nowhere a run folder?"),
         (
             ["resume=copy"],
-            "resume=copy: the run has ended, as its metrics.json says; a larger trainer.max_epochs=... trains"
-            " it longer",
+            "resume=copy: the run has already ended; a larger trainer.max_epochs=... trains it longer",
         ),
         (
             ["resume=copy", "seed=3"],
-            "resume=copy: goes on with the run's own configuration; leave out seed=3",
+            "resume=copy: continues with the run's own configuration; leave out seed=3",
         ),
     ):
         result = train(*arguments)

@@ -6,10 +6,10 @@ from conftest import config
 from omegaconf import OmegaConf
 
 from mmoe import atomic, load, run_folder
-from mmoe.build import build, build_network
+from mmoe.build import build, check_targets
 from mmoe.errors import UserError
 from mmoe.training import checkpoints
-from mmoe.trust import check_targets
+from mmoe.training.preparation import build_network
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path):
@@ -32,7 +32,7 @@ def test_a_network_comes_back_from_its_folder_alone(tmp_path: Path):
     )
     data = build(c, "data")
     network = build_network(c, data.schema).eval()
-    run_folder.start(tmp_path, c, data.schema)
+    run_folder.start(tmp_path, run_folder.portable_yaml(c), data.schema)
     (tmp_path / "checkpoints").mkdir()
     state = {f"objective.network.{name}": value for name, value in network.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "checkpoints/best.ckpt")
@@ -51,7 +51,7 @@ def test_a_configuration_may_only_build_trusted_classes(tmp_path: Path, target: 
     c = config("data.source=sample", "callbacks=null", "logger=none")
     schema = build(c, "data").schema
     c.inputs.numeric = {"_target_": target, "_partial_": True}
-    run_folder.start(tmp_path, c, schema)
+    run_folder.start(tmp_path, run_folder.portable_yaml(c), schema)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/best.ckpt").touch()
     with pytest.raises(UserError, match=f"^inputs.numeric._target_={target}: a run folder may build modules"):
@@ -73,9 +73,9 @@ def plain(*overrides: str) -> dict:
 def test_a_folder_holds_one_run(tmp_path: Path):
     c = config("data.source=sample", "callbacks=null", "logger=none")
     schema = build(c, "data").schema
-    run_folder.start(tmp_path, c, schema)
+    run_folder.start(tmp_path, run_folder.portable_yaml(c), schema)
     with pytest.raises(ValueError, match="must not hold a run already"):
-        run_folder.start(tmp_path, c, schema)
+        run_folder.start(tmp_path, run_folder.portable_yaml(c), schema)
 
 
 def test_a_folder_without_a_run(tmp_path: Path):
@@ -99,7 +99,7 @@ def test_a_configuration_is_read_back_and_a_cut_one_is_refused(whole: str):
     assert OmegaConf.create(stored(whole)) == OmegaConf.create(whole)
     assert run_folder.to_yaml(OmegaConf.create(stored(whole))) == whole
     for size in [*range(0, len(whole) - 30, 97), *range(len(whole) - 30, len(whole) - 1)]:
-        with pytest.raises(UserError, match=r"^run/config\.yaml: not a whole configuration"):
+        with pytest.raises(UserError, match=r"^run/config\.yaml: damaged"):
             stored(whole[:size])
     with pytest.raises(AssertionError):
         run_folder.write_config(Path("run"), whole[:-3])
@@ -128,11 +128,11 @@ def test_a_part_of_the_wrong_kind_is_named(whole: str, key: str, value: str):
 
 def test_a_part_that_is_missing_is_named_and_some_may_be(whole: str):
     content = OmegaConf.to_container(OmegaConf.create(whole), resolve=False)
-    required = [*run_folder.BUILT, "callbacks", "monitor", "seed", "replicas"]
+    required = [*run_folder.REQUIRED_PARTS, "callbacks", "monitor", "seed", "replicas"]
     for key in content:
         text = run_folder.to_yaml(OmegaConf.create({k: v for k, v in content.items() if k != key}))
         if key in required:
-            with pytest.raises(UserError, match=rf"^run/config\.yaml, {key}: must be there"):
+            with pytest.raises(UserError, match=rf"^run/config\.yaml, {key}: is missing"):
                 stored(text)
         else:
             stored(text)

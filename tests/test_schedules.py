@@ -13,10 +13,11 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
 from mmoe import Learner, MMoE, Network, Objective
-from mmoe.build import build, build_learner
+from mmoe.build import build
 from mmoe.errors import UserError
 from mmoe.models.inputs import Inputs
 from mmoe.training.optimizers import MuonAndAdamW
+from mmoe.training.preparation import build_learner
 
 STEPS = 4  # of an epoch
 
@@ -95,7 +96,9 @@ def test_total_steps_stands_for_the_steps_of_the_training():
 
 
 def test_a_schedule_that_is_too_short_is_refused_before_training():
-    with pytest.raises(UserError, match="total_steps=11: must be at least 12, the steps of the training"):
+    with pytest.raises(
+        UserError, match="total_steps=11: must be at least 12, because the training advances it so"
+    ):
         fit(learner(scheduler=partial(lr_scheduler.OneCycleLR, max_lr=1.0, total_steps=11)))
 
 

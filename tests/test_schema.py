@@ -63,8 +63,8 @@ def changed(path: str, value: Any) -> str:
         ("categorical.0.levels", ..., r"categorical\[0\]: must have the key 'levels'"),
         ("categorical.0.colour", 1, r"categorical\[0\].colour: must be one of name, levels, mode"),
         ("categorical.0.name", "", "categorical.name='': must be text that is not empty"),
-        ("categorical.0.name", "size", "columns: must have different names, 2 are 'size'"),
-        ("categorical.0.name", "age", "columns: must have different names, 2 are 'age'"),
+        ("categorical.0.name", "size", "columns: must have different names; 2 have the name 'size'"),
+        ("categorical.0.name", "age", "columns: must have different names; 2 have the name 'age'"),
         ("categorical.0.name", None, "categorical.name=None: must be text"),
         ("categorical.0.levels", "ab", "categorical.colour.levels='ab': must be a list"),
         ("categorical.0.levels", ["b", "a"], "categorical.colour.levels: must be unique and sorted"),
@@ -80,8 +80,8 @@ def changed(path: str, value: Any) -> str:
         ("numeric.0.std", 0, "numeric.age.std=0.0: must be above 0"),
         ("numeric.0.std", 1e-60, "numeric.age.std=1e-60: must be above 0"),
         ("numeric.0.std", -1, "numeric.age.std=-1.0: must be above 0"),
-        ("numeric.0.bins", [1], r"numeric.age.bins=\[1.0\]: must be at least 2 edges"),
-        ("numeric.0.bins", [], r"numeric.age.bins=\[\]: must be at least 2 edges"),
+        ("numeric.0.bins", [1], r"numeric.age.bins=\[1.0\]: must have at least 2 edges"),
+        ("numeric.0.bins", [], r"numeric.age.bins=\[\]: must have at least 2 edges"),
         ("numeric.0.bins", [1, 0], "numeric.age.bins: must increase as float32, 1.0 is followed by 0.0"),
         ("numeric.0.bins", [1, 1], "numeric.age.bins: must increase"),
         ("numeric.0.bins", [1e8, 1e8 + 1], "numeric.age.bins: must increase as float32"),
@@ -99,7 +99,7 @@ def changed(path: str, value: Any) -> str:
         ("tasks.0.std", 0, "tasks.bought.std=0.0: must be above 0"),
         ("rows", "mine", "rows=mine: must be one of official, sample, synthetic, custom"),
         ("rows", None, "rows=None: must be"),
-        ("files", None, "files=None: must map"),
+        ("files", None, "files=None: must be a mapping"),
         ("files", {"a": 1}, "files.a=1: must be text"),
         ("num_rows", {"train": -1}, "num_rows.train=-1: must be an integer of at least 0"),
         ("num_rows", {"train": 1.5}, "num_rows.train=1.5: must be"),
@@ -124,10 +124,8 @@ def test_other_text_gives_a_one_line_error(text: str):
 
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
 def test_numbers_must_be_finite(constant: str):
-    with pytest.raises(UserError, match=f"^{constant}: must be a finite number"):
-        Schema.from_json(SCHEMA.to_json().replace("41.5", constant))
     with pytest.raises(UserError, match=r"^numeric.age.mean=(nan|-?inf): must be a finite number"):
-        Numeric("age", float(constant.replace("Infinity", "inf")), 1.0, (0.0, 1.0))
+        Schema.from_json(SCHEMA.to_json().replace("41.5", constant))
 
 
 def test_levels_may_be_sorted_as_integers():

@@ -13,8 +13,8 @@ import pytest
 import torch
 from test_resume import OPTIONS, assert_equal_runs, stopped
 
-from mmoe.errors import one_line
-from mmoe.training.resume import override
+from mmoe.cli import errors_on_one_line
+from mmoe.training.resume import quote_override
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 # Raises a signal when a function is called: module, name, number.
@@ -50,7 +50,7 @@ def called(module: str, name: str, number: int, *arguments: str) -> subprocess.C
 def test_a_signal_in_training_saves_and_says_how_to_go_on(train: Callable, whole: Path, number: int):
     done = stopped(50, number, *OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut")
     assert done.returncode == CODES[number]
-    assert done.stdout.endswith("stopped; go on with: python -m mmoe.train resume=cut\n")
+    assert done.stdout.endswith("stopped; continue with: python -m mmoe.train resume=cut\n")
     assert done.stderr == ""
     assert torch.load("cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 50
     assert train("resume=cut").code == 0
@@ -59,7 +59,7 @@ def test_a_signal_in_training_saves_and_says_how_to_go_on(train: Callable, whole
 
 @pytest.mark.parametrize("number", CODES)
 def test_an_error_of_a_clean_up_does_not_hide_the_signal(number: int):
-    @one_line()
+    @errors_on_one_line()
     def interrupted() -> None:
         try:
             os.kill(os.getpid(), number)
@@ -77,7 +77,7 @@ def test_an_error_of_a_clean_up_does_not_hide_the_signal(number: int):
     ("module", "name", "begun"),
     [
         ("mmoe.data.cache", "load_or_build", False),
-        ("mmoe.training.fit", "test_predictions", True),
+        ("mmoe.training.stages", "test_predictions", True),
         ("mmoe.analysis.figures", "write_figures", True),
     ],
 )
@@ -92,7 +92,7 @@ def test_a_signal_at_another_time(
     assert not list(Path().rglob("run.lock"))
     assert Path("cut").exists() == begun
     if begun:
-        assert "stopped; go on with: python -m mmoe.train resume=cut\n" in done.stdout
+        assert "stopped; continue with: python -m mmoe.train resume=cut\n" in done.stdout
     result = train("resume=cut") if begun else train(*options, "figures=true")
     assert result.code == 0, result.err
     assert_equal_runs(whole, Path("cut"))
@@ -118,7 +118,7 @@ def test_a_signal_ends_a_sweep_which_goes_on(train: Callable, number: int):
     sweep = ["-m", *OPTIONS, "trainer.max_epochs=1", "seed=0,1", "figures=false", "hydra.sweep.dir=cut"]
     done = stopped(50, number, *sweep)
     assert done.returncode == CODES[number]
-    assert "go on with: python -m mmoe.train resume=cut/0\n" in done.stdout
+    assert "continue with: python -m mmoe.train resume=cut/0\n" in done.stdout
     assert not Path("cut/1").exists()
     assert train(*sweep).code == 0
     assert train(*sweep[:-1], "hydra.sweep.dir=whole").code == 0
@@ -141,7 +141,7 @@ train.main()
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 143
     assert not Path("cut/checkpoints").exists()
-    assert "go on with" in done.stdout
+    assert "continue with" in done.stdout
 
 
 ODD = ["it's", 'say "x"', "ünï, {x}", "$HOME", "a\\", "1e3", "null"]  # names of folders
@@ -149,10 +149,11 @@ ODD = ["it's", 'say "x"', "ünï, {x}", "$HOME", "a\\", "1e3", "null"]  # names 
 
 @pytest.mark.parametrize("name", ["a=b c", *(pytest.param(name, marks=pytest.mark.slow) for name in ODD)])
 def test_the_printed_command_can_be_pasted(train: Callable, whole: Path, name: str):
-    done = stopped(50, signal.SIGTERM, *OPTIONS, "trainer.max_epochs=3", override("hydra.run.dir", name))
+    folder = quote_override("hydra.run.dir", name)
+    done = stopped(50, signal.SIGTERM, *OPTIONS, "trainer.max_epochs=3", folder)
     assert done.returncode == 143, done.stderr
     assert Path(name).is_dir()
-    command = done.stdout.split("go on with: ")[1].strip()
+    command = done.stdout.split("continue with: ")[1].strip()
     command = command.replace("python", shlex.quote(sys.executable), 1)
     subprocess.run(command, shell=True, check=True, capture_output=True)
     assert_equal_runs(whole, Path(name))

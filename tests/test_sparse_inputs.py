@@ -8,21 +8,17 @@ from conftest import config
 from test_inputs import ENCODERS, LEVELS, NUMBERS, SCHEMA
 from torch import Tensor, nn
 
-from mmoe.build import build, build_network
+from mmoe.build import build
 from mmoe.data.batch import Batch, split, take
 from mmoe.data.loader import RowLoader
 from mmoe.data.schema import Categorical, Numeric, Schema
-from mmoe.models.inputs import (
-    Inputs,
-    LevelEmbedding,
-    OneHot,
-    Standardize,
-    use_dense_inputs,
-)
+from mmoe.models.encoders import LevelEmbedding, OneHot, Standardize
+from mmoe.models.inputs import Inputs, use_dense_inputs
 from mmoe.models.network import Network
 from mmoe.models.replicas import Replicas
 from mmoe.models.sparse_inputs import SparseInputs, linear
 from mmoe.training.objective import Objective
+from mmoe.training.preparation import build_network
 
 # A mode that is not the first level, several groups of bins, columns with and without frequent values.
 WIDE = Schema(

@@ -31,7 +31,7 @@ def test_the_other_jobs_run_after_a_failed_one(train: Callable):
     before = Path("sweep/0/metrics.json").stat().st_mtime_ns
     result = train(*command)
     assert result.code == 2
-    assert "sweep/0: has ended before" in result.out
+    assert "sweep/0: has already ended" in result.out
     assert Path("sweep/0/metrics.json").stat().st_mtime_ns == before
     assert Path("sweep/2/metrics.json").is_file()
     # With a valid number of experts, the failed job runs and its note disappears.

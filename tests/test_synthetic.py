@@ -10,10 +10,11 @@ import torch
 from conftest import config
 
 from mmoe import load
-from mmoe.build import build, build_learner
+from mmoe.build import build
 from mmoe.data.schema import Schema
-from mmoe.data.synthetic_generator import Generator
+from mmoe.data.synthetic_generator import RowGenerator
 from mmoe.extract import extract
+from mmoe.training.preparation import build_learner
 
 QUICK = [
     "experiment=synthetic",
@@ -25,20 +26,20 @@ QUICK = [
 ]
 
 
-def correlation(generator: Generator) -> float:
+def correlation(generator: RowGenerator) -> float:
     labels = generator.rows([3], 0, 40_000).labels
     return torch.corrcoef(labels.T)[0, 1].item()
 
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_directions_are_orthonormal(seed: int):
-    u = Generator(0.5, tasks=3).directions(seed)
+    u = RowGenerator(0.5, tasks=3).directions(seed)
     torch.testing.assert_close(u @ u.T, torch.eye(3, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("p", [-1.0, -0.3, 0.0, 0.5, 0.9, 1.0])
 def test_weights_have_the_cosine_and_the_norm(p: float):
-    generator = Generator(p, c=0.7)
+    generator = RowGenerator(p, c=0.7)
     w = generator.weights(1)
     assert torch.cosine_similarity(w[0], w[1], dim=0).item() == pytest.approx(p, abs=1e-6)
     torch.testing.assert_close(w.norm(dim=1), torch.full((2,), 0.7, dtype=torch.float64))
@@ -49,40 +50,40 @@ def test_weights_have_the_cosine_and_the_norm(p: float):
 
 @pytest.mark.parametrize("p", [-1 / 3, 0.0, 0.5, 1.0])
 def test_more_tasks_all_have_the_cosine(p: float):
-    w = Generator(p, tasks=4).weights(0)
+    w = RowGenerator(p, tasks=4).weights(0)
     cosines = w @ w.T
     expected = torch.full((4, 4), p, dtype=torch.float64).fill_diagonal_(1.0)
     torch.testing.assert_close(cosines, expected, atol=1e-6, rtol=0)
 
 
 def test_labels_follow_the_equation():
-    generator = Generator(0.5, c=0.5, m=3, a=[1.0, 5.0, 9.0], b=[0.1, 0.2, 0.3], noise_variance=0.0)
+    generator = RowGenerator(0.5, c=0.5, m=3, a=[1.0, 5.0, 9.0], b=[0.1, 0.2, 0.3], noise_variance=0.0)
     rows = generator.rows([4], 2, 50)
     s = rows.numbers.double() @ generator.weights(4).T
     y = s + torch.sin(s + 0.1) + torch.sin(5 * s + 0.2) + torch.sin(9 * s + 0.3)
     torch.testing.assert_close(rows.labels.double(), y, atol=1e-4, rtol=0)
-    noisy = Generator(0.5, c=0.5, m=0, noise_variance=0.01).rows([4], 2, 20_000)
+    noisy = RowGenerator(0.5, c=0.5, m=0, noise_variance=0.01).rows([4], 2, 20_000)
     noise = noisy.labels - noisy.numbers @ (0.5 * generator.weights(4).T.float() / 0.5)
     assert noise.var().item() == pytest.approx(0.01, rel=0.05)
 
 
 def test_inputs_are_standard_normal():
-    x = Generator(0.5).rows([0], 0, 5_000).numbers
+    x = RowGenerator(0.5).rows([0], 0, 5_000).numbers
     assert x.mean().item() == pytest.approx(0, abs=0.01)
     assert x.var().item() == pytest.approx(1, abs=0.01)
 
 
 def test_label_correlation_rises_with_the_cosine_to_one():
     options = {"c": 0.42, "m": 2, "a": [7.0, 17.0], "b": [-1.6, -1.6]}
-    found = [correlation(Generator(p, **options)) for p in (0.0, 0.4, 0.8, 0.95, 1.0)]
+    found = [correlation(RowGenerator(p, **options)) for p in (0.0, 0.4, 0.8, 0.95, 1.0)]
     assert found == sorted(found)
     assert abs(found[0]) < 0.02
     assert found[-1] == pytest.approx(1 / (1 + 0.01 / 1.18), abs=0.002)  # less than 1 because of the noise
-    assert correlation(Generator(1.0, **options, noise_variance=0.0)) == pytest.approx(1, abs=1e-6)
+    assert correlation(RowGenerator(1.0, **options, noise_variance=0.0)) == pytest.approx(1, abs=1e-6)
 
 
 def test_the_rows_of_a_seed_do_not_depend_on_other_seeds():
-    generator = Generator(0.5, m=2)
+    generator = RowGenerator(0.5, m=2)
     together = generator.rows([5, 6, 7], 3, 20)
     assert all(map(torch.equal, together[:3], generator.rows([5, 6, 7], 3, 20)[:3]))
     for r, seed in enumerate((5, 6, 7)):

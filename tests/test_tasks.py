@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmoe.data.schema import Task
-from mmoe.training.tasks import METRICS, R2, LogLoss, TaskMetrics, predicted
+from mmoe.training.tasks import METRICS, R2, LogLoss, TaskMetrics, to_predictions
 
 
 def tasks(*names: str) -> list[Task]:
@@ -62,7 +62,14 @@ def test_regression_metrics():
         1 - (mse / labels[:, 1].double().var(correction=0)).item()
     )
     assert len(metrics) == 5
-    assert torch.equal(predicted(logits[:, 1], mixed[1]), logits[:, 1].double())
+    assert torch.equal(to_predictions(logits[:, 1], mixed[1]), logits[:, 1].double())
+
+
+def test_a_prediction_does_not_depend_on_its_place():
+    logits, (task,) = 4 * torch.randn(2000, 2), tasks("t")
+    together = to_predictions(logits[:, 0], task)
+    assert torch.equal(together, torch.cat([to_predictions(logits[i : i + 1, 0], task) for i in range(2000)]))
+    torch.testing.assert_close(together, logits[:, 0].double().sigmoid())
 
 
 def test_a_call_keeps_nothing_of_the_previous_one():
@@ -84,7 +91,8 @@ def test_an_offset_does_not_change_regression_metrics(offset: float):
     task = Task("y", "y", kind="regression", mean=offset, std=2.0)
     labels = torch.tensor([-1.0, 1.0, 1.0, -1.0])[:, None] + offset
     logits = torch.tensor([-0.25, 0.75, 0.25, -0.75])[:, None]
-    assert predicted(logits[:, 0], task).tolist() == [offset - 0.5, offset + 1.5, offset + 0.5, offset - 1.5]
+    numbers = to_predictions(logits[:, 0], task).tolist()
+    assert numbers == [offset - 0.5, offset + 1.5, offset + 0.5, offset - 1.5]
     metrics = TaskMetrics([task])("val", logits, labels)
     assert metrics["val/y/mse"].item() == 0.25
     assert metrics["val/y/r2"].item() == 0.75

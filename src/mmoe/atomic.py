@@ -22,11 +22,11 @@ except ImportError:  # not POSIX; scratch files of killed processes then stay
 
 # errno values for a path that cannot be a file
 NOT_A_FILE = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
-SCRATCH = re.compile(r"\.scratch-[0-9a-f]{16}-(?P<target>.+)", re.DOTALL)
+SCRATCH = re.compile(r"\.scratch-[0-9a-f]{16}-.+", re.DOTALL)
 
 
-def write(path: Path, to: Callable[[Path], Any]) -> None:
-    """Call `to` with the path of a scratch file, then rename that file to `path`.
+def write(path: Path, save: Callable[[Path], Any]) -> None:
+    """Call `save` with the path of a scratch file, then rename that file to `path`.
 
     The scratch file has the suffixes of `path`; its permissions follow the umask. If several processes write
     the same `path`, the last one wins.
@@ -40,7 +40,7 @@ def write(path: Path, to: Callable[[Path], Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_unlocked(path.parent.glob(f".scratch-*-{escape(path.name)}"))
         scratch, handle = _create(path)
-        to(scratch)
+        save(scratch)
         sync(scratch)
         scratch.replace(path)
         with suppress(OSError):  # some file systems cannot sync a folder
@@ -50,6 +50,7 @@ def write(path: Path, to: Callable[[Path], Any]) -> None:
             scratch.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno:
             named = Path(os.fsdecode(error.filename)) if error.filename else None
+            # The user knows only `path`, but an error about a file that `save` reads keeps that file's name.
             if named is None or SCRATCH.fullmatch(named.name) or named in path.parents:
                 error.filename, error.filename2 = str(path), None
                 if error.errno in NOT_A_FILE:
@@ -62,12 +63,15 @@ def write(path: Path, to: Callable[[Path], Any]) -> None:
 
 def remove_abandoned(folder: Path) -> None:
     """Remove the scratch files of killed processes in `folder` and below."""
-    _remove_unlocked(scratch_files(folder))
+    _remove_unlocked(folder.rglob(".scratch-*"))
 
 
-def scratch_files(folder: Path) -> list[Path]:
-    """List all scratch files in `folder` and below, including files that are still being written."""
-    return sorted(path for path in folder.rglob(".scratch-*") if SCRATCH.fullmatch(path.name))
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder, then its parent, unless they hold something or are the working directory."""
+    with suppress(OSError):
+        for path in (folder, folder.parent):
+            if not Path.cwd().is_relative_to(path.absolute()):
+                path.rmdir()
 
 
 def sync(path: Path) -> None:
@@ -98,7 +102,7 @@ def _remove_unlocked(paths: Iterable[Path]) -> None:
     """Remove those scratch files among `paths` that no process has locked."""
     if fcntl is None:
         return
-    for scratch in filter(lambda path: SCRATCH.fullmatch(path.name), paths):
+    for scratch in (path for path in paths if SCRATCH.fullmatch(path.name)):
         with suppress(OSError):  # locked, gone, or owned by another user
             handle = os.open(scratch, os.O_RDONLY | os.O_NONBLOCK)
             try:

@@ -1,29 +1,36 @@
-"""Build objects from a composed configuration."""
+"""Build objects from a composed configuration, and decide which classes a run folder may build."""
 
 import inspect
+import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from numbers import Integral, Real
 from types import UnionType
 from typing import Any
 
 import hydra
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins import Precision
+from pytorch_lightning.profilers import Profiler
+from pytorch_lightning.strategies import Strategy
+from torch import nn
 
-from mmoe.data.schema import Schema
-from mmoe.errors import ArgumentError, UserError, first_line
-from mmoe.models.ensemble import Ensemble
-from mmoe.models.inputs import use_dense_inputs
-from mmoe.models.network import Network
+from mmoe.errors import ArgumentError, UserError, first_line, is_number
 
-# Settings of the callbacks `best` and `early_stopping` that are allowed with replicas.
-REPLICA_BEST_KEYS = (
-    "_target_", "monitor", "mode", "dirpath", "filename", "enable_version_counter", "verbose"
-)  # fmt: skip
-REPLICA_STOP_KEYS = (
-    "_target_", "monitor", "mode", "patience", "min_delta", "check_on_train_epoch_end", "strict", "verbose"
-)  # fmt: skip
+# Classes that a run folder may build without `trust`: they are defined in the package on the left, and they
+# subclass one of the bases on the right.
+ALLOWED_BASES: dict[str, tuple[type, ...]] = {
+    "mmoe": (nn.Module, pl.LightningDataModule, torch.optim.Optimizer, Callback, Logger, Profiler),
+    "torch": (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler),
+    "pytorch_lightning": (pl.Trainer, Callback, Logger, Profiler, Strategy, Precision),
+}
+# The check imports only modules with these names, because an import runs code.
+ALLOWED_PREFIXES = ("mmoe.", "torch.optim.", "pytorch_lightning.")
 
 
 def build(config: DictConfig, key: str, **arguments: Any) -> Any:
@@ -88,7 +95,7 @@ def _check_signature(make: "partial[Any]", key: str, is_partial: bool) -> None:
 
 def _call(make: "partial[Any]", key: str) -> Any:
     """Call the target. A wrong argument raises UserError; a bug in our code keeps its traceback."""
-    is_ours = make.func.__module__.split(".")[0] == "mmoe"
+    package = make.func.__module__.split(".")[0]
     try:
         made = make()
     except ArgumentError as error:
@@ -96,19 +103,16 @@ def _call(make: "partial[Any]", key: str) -> Any:
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
     except Exception as error:
-        if is_ours:
+        if package == "mmoe":
             _check_types(make, key)
-        if not _is_library(make.func) or isinstance(error, OSError | MemoryError):
+        # torch and Lightning refuse arguments with many types of exceptions.
+        is_library = package in ("torch", "pytorch_lightning", "lightning")
+        if not is_library or isinstance(error, OSError | MemoryError):
             raise
         raise UserError(f"{key}: {first_line(error)}") from error
-    if is_ours:
+    if package == "mmoe":  # after the call, because a constructor's own message says more
         _check_types(make, key)  # our code may accept a wrong type and fail later
     return made
-
-
-def _is_library(target: Any) -> bool:
-    """Whether torch or Lightning defines the target. They reject arguments with many exception types."""
-    return target.__module__.split(".")[0] in ("torch", "pytorch_lightning", "lightning")
 
 
 def _check_types(make: "partial[Any]", key: str) -> None:
@@ -140,9 +144,9 @@ def _matches_type(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, UnionType):
         return any(_matches_type(value, part) for part in inner)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number(value, Real)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return is_number(value, Integral)
     if hint in (str, bool, type(None)):
         return isinstance(value, hint)
     if origin is Callable:
@@ -154,81 +158,57 @@ def _matches_type(value: Any, hint: Any) -> bool:
     return True
 
 
-def build_network(config: DictConfig, schema: Schema) -> Network:
-    """Build a network from `config.inputs` and `config.model`."""
-    inputs = build(config, "inputs", schema=schema)
-    model = build(config, "model", num_inputs=inputs.num_outputs, num_tasks=len(schema.tasks))
-    if (
-        isinstance(model, Ensemble)
-        and model.averages_probabilities
-        and not all(t.is_binary for t in schema.tasks)
-    ):
-        raise UserError("model.mean=probability: must be logit, because there are regressions")
-    return Network(inputs, model)
+def check_targets(config: Any, trust: Sequence[str] = (), key: str = "config") -> None:
+    """Raise UserError if a stored configuration would build a class that is neither allowed nor trusted.
+
+    `config` consists of plain dicts and lists, and errors call it `key`. Anything in the packages or modules
+    that `trust` names may be built.
+    """
+    is_list = isinstance(trust, Sequence) and not isinstance(trust, str)
+    if not is_list or not all(isinstance(name, str) for name in trust):
+        raise UserError(f"trust={trust}: must be a list of packages")
+    for where, target in _targets(config, key):
+        is_trusted = any(f"{target}.".startswith(f"{name}.") for name in trust)
+        if not is_trusted and not _is_allowed(str(target)):
+            raise UserError(
+                f"{where}._target_={target}: a run folder may build modules of mmoe, torch's optimizers and"
+                f" schedulers, and Lightning's callbacks, loggers and Trainer{_hint(str(target))}"
+            )
 
 
-def build_learner(config: Any, schema: Schema) -> Any:
-    """Build the learner for one network, or for `config.replicas` networks with consecutive seeds."""
-    learner = _build_uncompiled(config, schema)
-    if config.get("compile"):
-        use_dense_inputs(learner.objective)
-        learner.objective.compile()  # in place, so that parameters keep their names
-    return learner
+def built_packages(config: DictConfig) -> list[str]:
+    """List the packages from which a configuration builds objects."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    return sorted({str(target).split(".")[0] for _, target in _targets(plain, "config")})
 
 
-def _build_uncompiled(config: Any, schema: Schema) -> Any:
-    objectives = []
-    for number in range(config.replicas):
-        pl.seed_everything(config.seed + number, verbose=False)
-        network = build_network(config, schema)
-        objectives.append(build(config, "objective", network=network, tasks=schema.tasks))
-    if config.replicas == 1:
-        return build(config, "learner", objective=objectives[0])
-    replicated = {"learner": {"_target_": "mmoe.training.replica_learner.ReplicaLearner"}}
-    config = OmegaConf.merge(config, replicated)
-    return build(config, "learner", objectives=objectives, **_replica_selection(config))
+def _hint(target: str) -> str:
+    """Suggest a value of `trust`: the package, or only the class if the package is in `ALLOWED_BASES`."""
+    package = target.split(".")[0]
+    if package in sys.stdlib_module_names:
+        return ""
+    name = target if package in ALLOWED_BASES else package
+    return f"; if you trust this class, give trust=[{name}]"
 
 
-def _replica_selection(config: DictConfig) -> dict[str, Any]:
-    """Turn the settings of the callbacks `best` and `early_stopping` into arguments of `ReplicaLearner`."""
-
-    def setting(key: str, default: Any) -> Any:
-        return OmegaConf.select(config, f"callbacks.{key}", default=default)
-
-    for name, target, known in (
-        ("best", "mmoe.training.checkpoint_callbacks.Best", REPLICA_BEST_KEYS),
-        ("early_stopping", "pytorch_lightning.callbacks.EarlyStopping", REPLICA_STOP_KEYS),
-    ):
-        node = OmegaConf.select(config, f"callbacks.{name}") or {}
-        for key in node:
-            value = OmegaConf.select(config, f"callbacks.{name}._target_") if key == "_target_" else None
-            if key not in known or (value and value != target):
-                raise UserError(f"callbacks.{name}.{key}: replicas do not have it; leave it out")
-    chosen = {
-        "best_monitor": setting("best.monitor", config.monitor),
-        "best_mode": setting("best.mode", config.get("monitor_mode", "max")),
-    }
-    if setting("early_stopping", None):
-        chosen |= {
-            "stop_monitor": setting("early_stopping.monitor", None),
-            "stop_mode": setting("early_stopping.mode", "min"),
-            "patience": setting("early_stopping.patience", 3),
-            "min_delta": setting("early_stopping.min_delta", 0.0),
-        }
-    return chosen
+def _is_allowed(target: str) -> bool:
+    if not target.startswith(ALLOWED_PREFIXES):
+        return False
+    try:
+        found: Any = hydra.utils.get_object(target)
+    except Exception:  # an import may raise anything
+        return False
+    package = found.__module__.split(".")[0] if inspect.isclass(found) else None
+    return package in ALLOWED_BASES and issubclass(found, ALLOWED_BASES[package])
 
 
-def build_callbacks(config: DictConfig) -> dict[str, Any]:
-    """Build the callbacks by name. `last` comes last, because it may end the training."""
-    names = [name for name, callback in (config.callbacks or {}).items() if callback]
-    if "best" not in names:
-        raise UserError("callbacks.best: must be there, because its checkpoint is tested")
-    names.sort(key=lambda name: name == "last")
-    return {str(name): build(config, f"callbacks.{name}") for name in names}
-
-
-def build_loggers(config: DictConfig) -> list[Any]:
-    """Build the loggers. `config.logger` is one logger, or a mapping from names to loggers."""
-    node = config.get("logger") or {}
-    keys = ["logger"] if "_target_" in node else [f"logger.{name}" for name in node if node[name]]
-    return [build(config, key) for key in keys]
+def _targets(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Yield the key and the value of every `_target_` in plain dicts and lists."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node["_target_"]
+        for name, child in node.items():
+            yield from _targets(child, f"{key}.{name}")
+    elif isinstance(node, list):
+        for i, child in enumerate(node):
+            yield from _targets(child, f"{key}[{i}]")

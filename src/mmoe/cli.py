@@ -1,17 +1,33 @@
-"""What all Hydra commands share: one-line errors, and no empty run folder after a failure."""
+"""What all Hydra commands share: how they report errors and signals, and their exit codes."""
 
 import logging
+import os
+import signal
+import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
-from mmoe.errors import DISK, disk_message, exit_with, one_line, remove_if_empty
+from mmoe.atomic import remove_if_empty
+from mmoe.errors import (
+    DISK_ERROR,
+    END_SIGNALS,
+    USER_ERROR,
+    Stopped,
+    UserError,
+    exit_code,
+    first_line,
+    is_disk_error,
+)  # fmt: skip
 from mmoe.training.sweep_jobs import in_sweep, run_job
 
 # Warnings of Lightning and torch that need no action.
@@ -24,7 +40,7 @@ IGNORED_WARNINGS = (
 )
 
 
-def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+def command(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     """Decorate a command's `main`: print errors on one line, and remove the run folder if it stays empty."""
 
     @wraps(main)
@@ -37,7 +53,7 @@ def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig]
 
         def job() -> None:
             try:
-                with one_line():
+                with errors_on_one_line():
                     main(config)
             except BaseException:
                 remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
@@ -48,7 +64,7 @@ def one_line_errors(main: Callable[[DictConfig], None]) -> Callable[[DictConfig]
     return wrapper
 
 
-class RunFolder(Callback):
+class MakeRunFolder(Callback):
     """Make the run folder before Hydra does, so that a read-only disk gives a one-line error."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -61,4 +77,80 @@ class RunFolder(Callback):
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            exit_with(DISK, disk_message(error))
+            exit_with(DISK_ERROR, disk_message(error))
+
+
+@contextmanager
+def raise_on_signals() -> Iterator[None]:
+    """Raise `Stopped` on Ctrl-C, SIGTERM and SIGHUP, so that files and locks are cleaned up.
+
+    A signal that is ignored (as under nohup) or already has a handler stays as it is. Ctrl-C is included
+    because Lightning turns a KeyboardInterrupt into exit code 1.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def stop(number: int, _: Any) -> NoReturn:
+        received.append(number)
+        raise Stopped(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *END_SIGNALS)}
+    ours = [n for n, handler in before.items() if handler in (signal.SIG_DFL, signal.default_int_handler)]
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    except Exception:
+        if received:  # a library's clean-up failed after the signal, and its error replaced Stopped
+            raise Stopped(received[0]) from None
+        raise
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+@contextmanager
+def errors_on_one_line() -> Iterator[None]:
+    """Turn errors that are not bugs into one line on stderr and an exit code.
+
+    The exit code is 2 for a user error, 3 for a full or unwritable disk, 130 for Ctrl-C, 143 for SIGTERM and
+    129 for SIGHUP. HYDRA_FULL_ERROR=1 shows the traceback of an error instead.
+    """
+    try:
+        with raise_on_signals():
+            yield
+    except (KeyboardInterrupt, Stopped) as stop:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(exit_code(stop)) from None
+    except Exception as error:
+        message = _error_message(error)
+        if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        exit_with(DISK_ERROR if isinstance(error, OSError) else USER_ERROR, message)
+
+
+def _error_message(error: Exception) -> str | None:
+    """Return one line about an error of the user or the disk; None for a bug."""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}=...: must be given"
+    if isinstance(error, InterpolationResolutionError):
+        return f"{error.full_key}: {first_line(error)}"
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    return disk_message(error) if is_disk_error(error) else None
+
+
+def exit_with(code: int, message: str) -> NoReturn:
+    """Print an error message and exit. Sweeps read the message from the SystemExit."""
+    print(f"error: {message}", file=sys.stderr)
+    stop = SystemExit(code)
+    stop.message = message  # type: ignore[attr-defined]
+    raise stop from None
+
+
+def disk_message(error: OSError) -> str:
+    """Return one line with the file and the operating system's reason."""
+    where = f"{os.path.relpath(error.filename)}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; files written earlier are complete"

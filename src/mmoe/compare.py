@@ -1,12 +1,13 @@
 """Compare the runs of a sweep: `python -m mmoe.compare <sweep folder>`."""
 
 import argparse
+import math
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmoe.errors import one_line
+from mmoe.cli import errors_on_one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +21,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder of a sweep, or any with run folders below it")
     parser.add_argument("--key", help="config key for the x axis; default: the first that differs")
     arguments = parser.parse_args()
-    with one_line():
+    with errors_on_one_line():
         compare(arguments.folder, arguments.key)
 
 
@@ -46,10 +47,10 @@ def print_table(table: "pd.DataFrame") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mmoe.training.report import ROWS
+    from mmoe.training.report import ROW_ORIGINS
 
     order = "Best on the validation rows first" if table.attrs["is_sorted"] else "In the order of the runs"
-    printed = Table(title=f"{order}; {ROWS[table.attrs['rows']]}", title_justify="left")
+    printed = Table(title=f"{order}; {ROW_ORIGINS[table.attrs['rows']]}", title_justify="left")
     names = [str(name) for name in table.columns if not str(name).endswith("±")]
     for name in names:
         printed.add_column(name.replace("/", " "), justify="right", no_wrap="/" not in name)
@@ -60,10 +61,9 @@ def print_table(table: "pd.DataFrame") -> None:
 
 def cell(line: dict[Any, Any], name: str) -> str:
     """Format one cell."""
-    value, half_interval = line[name], line.get(f"{name} ±")
+    value, half_interval = line[name], line.get(f"{name} ±", math.nan)
     if "/" in name:
-        has_interval = half_interval == half_interval and half_interval is not None  # not nan
-        return f"{value:.4f}" + (f" ± {half_interval:.4f}" if has_interval else "")
+        return f"{value:.4f}" + (f" ± {half_interval:.4f}" if math.isfinite(half_interval) else "")
     return f"{value:,}" if name == "parameters" else str(value)
 
 

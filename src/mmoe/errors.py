@@ -1,24 +1,24 @@
-"""Exit codes and error messages: one line for user errors and disk errors, a traceback for bugs."""
+"""Errors of the user, exit codes, and checks of constructor arguments.
+
+A wrong argument raises ArgumentError with its name, its value and the rule. A check accepts numpy numbers and
+returns plain Python numbers, because checkpoints hold nothing else.
+"""
 
 import errno
-import os
+import math
 import signal
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, TypeGuard
 
-from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
-
-USER, DISK = 2, 3  # exit codes
+USER_ERROR, DISK_ERROR = 2, 3  # exit codes
 END_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 SIGNAL_EXIT_CODES = tuple(128 + number for number in (signal.SIGINT, *END_SIGNALS))
 # errno values of a full, read-only or broken disk
 UNWRITABLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM
 )  # fmt: skip
+LARGEST_SEED = 2**32 - 1  # the limit of numpy and Lightning
 
 
 class UserError(ValueError):
@@ -37,84 +37,14 @@ class Stopped(BaseException):
         self.number = number
 
 
+def is_disk_error(error: BaseException) -> TypeGuard[OSError]:
+    """Whether the disk is full, read-only or broken."""
+    return isinstance(error, OSError) and error.errno in UNWRITABLE
+
+
 def exit_code(stop: BaseException) -> int:
     """Return 128 + the signal's number, as shells do, for a `Stopped` or a KeyboardInterrupt."""
     return 128 + int(getattr(stop, "number", signal.SIGINT))
-
-
-@contextmanager
-def signals_raise() -> Iterator[None]:
-    """Raise `Stopped` on Ctrl-C, SIGTERM and SIGHUP, so that files and locks are cleaned up.
-
-    A signal that is ignored (as under nohup) or already has a handler stays as it is. Ctrl-C is included
-    because Lightning turns a KeyboardInterrupt into exit code 1.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received: list[int] = []
-
-    def stop(number: int, _: Any) -> NoReturn:
-        received.append(number)
-        raise Stopped(number)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *END_SIGNALS)}
-    ours = [n for n, handler in before.items() if handler in (signal.SIG_DFL, signal.default_int_handler)]
-    for number in ours:
-        signal.signal(number, stop)
-    try:
-        yield
-    except Exception:
-        if received:  # a library's clean-up failed after the signal, and its error replaced Stopped
-            raise Stopped(received[0]) from None
-        raise
-    finally:
-        for number in ours:
-            signal.signal(number, before[number])
-
-
-@contextmanager
-def one_line() -> Iterator[None]:
-    """Turn errors that are not bugs into one line on stderr and an exit code.
-
-    The exit code is 2 for a user error, 3 for a full or unwritable disk, 130 for Ctrl-C, 143 for SIGTERM and
-    129 for SIGHUP. HYDRA_FULL_ERROR=1 shows the traceback instead.
-    """
-    show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    try:
-        with signals_raise():
-            yield
-    except MissingMandatoryValue as error:
-        exit_with(USER, f"{error.full_key}=...: must be given")
-    except (KeyboardInterrupt, Stopped) as stop:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(exit_code(stop)) from None
-    except InterpolationResolutionError as error:
-        if show_traceback:
-            raise
-        exit_with(USER, f"{error.full_key}: {first_line(error)}")
-    except UserError as error:
-        if show_traceback:
-            raise
-        exit_with(USER, " ".join(str(error).split()))
-    except OSError as error:
-        if show_traceback or error.errno not in UNWRITABLE:
-            raise
-        exit_with(DISK, disk_message(error))
-
-
-def exit_with(code: int, message: str) -> NoReturn:
-    """Print an error message and exit. Sweeps read the message from the SystemExit."""
-    print(f"error: {message}", file=sys.stderr)
-    stop = SystemExit(code)
-    stop.message = message  # type: ignore[attr-defined]
-    raise stop from None
-
-
-def disk_message(error: OSError) -> str:
-    """Return one line with the file and the operating system's reason."""
-    where = f"{os.path.relpath(error.filename)}: " if error.filename else ""
-    return f"{where}{error.strerror or error}; files written earlier are complete"
 
 
 def first_line(error: BaseException) -> str:
@@ -122,9 +52,60 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def remove_if_empty(folder: Path) -> None:
-    """Remove the folder of a failed run, and the experiment's folder above it, if they are empty."""
-    with suppress(OSError):
-        for path in (folder, folder.parent):
-            if not Path.cwd().is_relative_to(path.absolute()):
-                path.rmdir()
+def is_number(value: Any, kind: type) -> bool:
+    """Whether the value is a number of this kind, `Integral` or `Real`, and not a boolean."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def check_integers(least: int, **values: Any) -> list[int]:
+    """Check integers of at least `least`."""
+    for name, value in values.items():
+        if not is_number(value, Integral) or value < least:
+            raise ArgumentError(f"{name}={value}: must be an integer of at least {least}")
+    return [int(value) for value in values.values()]
+
+
+def check_seeds(**values: Any) -> list[int]:
+    """Check seeds: integers from 0 to LARGEST_SEED."""
+    seeds = check_integers(0, **values)
+    for name, seed in zip(values, seeds, strict=True):
+        if seed > LARGEST_SEED:
+            raise ArgumentError(f"{name}={seed}: must be at most {LARGEST_SEED}")
+    return seeds
+
+
+def check_replicas(replicas: Any, seed: Any) -> None:
+    """Check the number of replicas and the seed of the first one; replica r has the seed `seed + r`."""
+    check_seeds(seed=seed)
+    check_integers(1, replicas=replicas)
+    check_seeds(**{"seed + replicas - 1": seed + replicas - 1})
+
+
+def check_widths(min_layers: int, **values: Any) -> list[list[int]]:
+    """Check lists of at least `min_layers` positive integers."""
+    found = []
+    for name, value in values.items():
+        widths = value.tolist() if hasattr(value, "tolist") else value  # a numpy array
+        is_list = isinstance(widths, Sequence) and not isinstance(widths, str)
+        if not is_list or not all(is_number(width, Integral) and width > 0 for width in widths):
+            raise ArgumentError(f"{name}={widths}: must be a list of integers of at least 1")
+        if len(widths) < min_layers:
+            raise ArgumentError(f"{name}=[]: must have the width of at least one layer")
+        found.append([int(width) for width in widths])
+    return found
+
+
+def check_probabilities(**values: Any) -> list[float]:
+    """Check numbers in [0, 1)."""
+    for name, value in values.items():
+        if not is_number(value, Real) or not 0 <= value < 1:
+            raise ArgumentError(f"{name}={value}: must be a number in [0, 1)")
+    return [float(value) for value in values.values()]
+
+
+def check_finite(least: float, **values: Any) -> list[float]:
+    """Check finite numbers of at least `least`."""
+    for name, value in values.items():
+        if not is_number(value, Real) or not least <= value < math.inf:
+            raise ArgumentError(f"{name}={value}: must be a finite number of at least {least:g}")
+    return [float(value) for value in values.values()]

@@ -8,26 +8,25 @@ import hydra
 from omegaconf import DictConfig
 
 from mmoe import CONF_DIR
-from mmoe.cli import one_line_errors
+from mmoe.cli import command
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
-@one_line_errors
+@command
 def main(config: DictConfig) -> None:
     """Print the metrics of each checkpoint and write them as JSON."""
-    from mmoe.arguments import check_integers, check_seeds
     from mmoe.atomic import write
+    from mmoe.errors import check_integers
     from mmoe.run import load
-    from mmoe.run_folder import check_not_own
+    from mmoe.run_folder import check_not_run_file
     from mmoe.training import report
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     check_integers(0, bootstrap=config.bootstrap)
-    check_seeds(seed=config.seed)
     run = load(str(config.run), config.trust)
     suffix = "" if config.data.dir is None else f"_{Path(config.data.dir).name}"
     out = Path(config.out or run.folder / f"evaluation_{config.split}_{config.checkpoint}{suffix}.json")
-    check_not_own(run.folder, "out", out)
+    check_not_run_file(run.folder, "out", out)
     evaluation = run.evaluate(config.split, config.checkpoint, config.data.dir, config.bootstrap, config.seed)
     text = json.dumps(evaluation, indent=1) + "\n"
     write(out, lambda scratch: scratch.write_text(text, "utf-8"))

@@ -10,19 +10,19 @@ import hydra
 from omegaconf import DictConfig
 
 from mmoe import CONF_DIR
-from mmoe.cli import one_line_errors
+from mmoe.cli import command
 from mmoe.errors import UserError
 
 if TYPE_CHECKING:
     from mmoe.data.schema import Schema
     from mmoe.run import Run
 
-TOLERANCE = 1e-4  # a rounding error in a logit of 100 changes a probability by 1e-5
+TOLERANCE = 1e-4  # rounding errors in sums of about 100 change a logit by at most about 1e-5
 BATCH_SIZES = (1, 3, 4096)  # batch sizes for the comparison
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="export")
-@one_line_errors
+@command
 def main(config: DictConfig) -> None:
     """Write the file and print how much its predictions differ from the network's."""
     from mmoe.run import load
@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     target = Path(config.out) if config.out else None
     run = load(str(config.run), config.trust)
     written, largest = export(run, config.format, target, config.checkpoint, config.replica)
-    print(f"{written}: its answers differ from the network's by {largest:.1e} at most")
+    print(f"{written}: its predictions differ from the network's by at most {largest:.1e}")
 
 
 def export(
@@ -44,7 +44,7 @@ def export(
 
     The schema is needed to encode raw rows. ONNX stores it as the metadata `schema`, and torch.export as the
     extra file `schema.json`. `format` is `onnx` (needs `pip install mmoe[export]`) or `torch_export`. Without
-    a `target`, the file is in the run folder. `checkpoint` and `replica` are as in `Run`.
+    `target`, the file is written to the run folder. `checkpoint` and `replica` are as in `Run`.
 
     Returns:
         The file, and the largest difference between its predictions and the network's.
@@ -55,7 +55,7 @@ def export(
     import torch
 
     from mmoe.atomic import write
-    from mmoe.models.served import Served, random_rows
+    from mmoe.models.exported import ExportedNetwork, random_inputs
 
     formats: dict[str, tuple[str, Callable[..., Callable[..., Any]]]] = {
         "onnx": (".onnx", write_onnx),
@@ -68,25 +68,25 @@ def export(
     target = target or run.folder / f"{name}{suffix}"
     if target.suffix != suffix:
         raise UserError(f"out={target}: must end with {suffix}")
-    served = Served(run.network(checkpoint, replica), run.schema).eval()
+    served = ExportedNetwork(run.network(checkpoint, replica), run.schema).eval()
     batch = torch.export.Dim("batch", min=1)
     shapes = ({0: batch}, {0: batch})
-    program = torch.export.export(served, random_rows(run.schema, 2), dynamic_shapes=shapes)
+    program = torch.export.export(served, random_inputs(run.schema, 2), dynamic_shapes=shapes)
     largest = 0.0
 
     def save(scratch: Path) -> None:
         nonlocal largest
-        run_file = write_file(program, run.schema, scratch)
+        predict = write_file(program, run.schema, scratch)
         with torch.inference_mode():
             for size in BATCH_SIZES:
-                rows = random_rows(run.schema, size)
-                for ours, theirs in zip(served(*rows), run_file(*rows), strict=True):
+                rows = random_inputs(run.schema, size)
+                for ours, theirs in zip(served(*rows), predict(*rows), strict=True):
                     # Regressions may predict numbers above 1, for which the difference is relative.
                     difference = (ours - torch.as_tensor(theirs)).abs() / ours.abs().clamp(min=1)
                     difference = difference.nan_to_num(torch.inf)
                     largest = max(largest, difference.max().item() if difference.numel() else 0.0)
         if not largest <= TOLERANCE:
-            raise UserError(f"format={format}: the file's answers differ from the network's by {largest:.1e}")
+            raise UserError(f"format={format}: the predictions differ from the network's by {largest:.1e}")
 
     write(target, save)
     return target, largest
@@ -97,8 +97,8 @@ def write_torch_export(program: Any, schema: "Schema", path: Path) -> Callable[.
     import torch
 
     torch.export.save(program, path, extra_files={"schema.json": schema.to_json()})
-    run_file: Callable[..., Any] = torch.export.load(path).module()
-    return run_file
+    predict: Callable[..., Any] = torch.export.load(path).module()
+    return predict
 
 
 def write_onnx(program: Any, schema: "Schema", path: Path) -> Callable[..., Any]:
@@ -126,10 +126,10 @@ def write_onnx(program: Any, schema: "Schema", path: Path) -> Callable[..., Any]
     model.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run_file(levels: torch.Tensor, numbers: torch.Tensor) -> Any:
+    def predict(levels: torch.Tensor, numbers: torch.Tensor) -> Any:
         return session.run(None, {"levels": levels.numpy(), "numbers": numbers.numpy()})
 
-    return run_file
+    return predict
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from mmoe import CONF_DIR
-from mmoe.cli import one_line_errors
+from mmoe.cli import command
 from mmoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="extract")
-@one_line_errors
+@command
 def main(config: DictConfig) -> None:
     """Write the new run folder and print its path."""
-    from mmoe.arguments import check_integers
+    from mmoe.errors import check_integers
     from mmoe.run import load
 
     check_integers(0, replica=config.replica)
@@ -42,7 +42,7 @@ def extract(run: "Run", replica: int, out: Path) -> None:
         raise UserError(f"{out}: must be a folder")
     run_folder.check_holds_no_run(out)
     network = run.network("best", replica)
-    stored = checkpoints.load(checkpoints.find(run.folder, "best")[0])
+    stored = checkpoints.load(run.folder / checkpoints.BEST)
     metrics = {k: v for k, v in run.metrics.items() if k not in ("runs", "replicas", "std", "half_interval")}
     replica_metrics = run.metrics["runs"][replica]
     history = run.history
@@ -61,11 +61,11 @@ def extract(run: "Run", replica: int, out: Path) -> None:
     scratch = out.with_name(f".{out.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
     try:
-        run_folder.start_from_yaml(scratch, text, run.schema)
+        run_folder.start(scratch, text, run.schema)
         checkpoints.save(scratch / checkpoints.BEST, checkpoint)
-        predictions = predictions_of(run, replica) if "test" in replica_metrics else None
+        predictions = replica_predictions(run, replica) if "test" in replica_metrics else None
         run_folder.finish(scratch, metrics | replica_metrics, predictions, history)
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and any(out.iterdir()):  # a rename cannot replace it
             shutil.copytree(scratch, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.yaml"))
             run_folder.write_config(out, text)  # last, because it makes the folder a run folder
         else:
@@ -74,7 +74,7 @@ def extract(run: "Run", replica: int, out: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def predictions_of(run: "Run", replica: int) -> "pd.DataFrame":
+def replica_predictions(run: "Run", replica: int) -> "pd.DataFrame":
     """Select a replica's predictions and name the columns as in a run without replicas."""
     from mmoe.training.tasks import prediction_column
 

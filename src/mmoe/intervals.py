@@ -1,7 +1,7 @@
 """95 % confidence intervals: Student's t over runs, Efron's percentile bootstrap (1979) over rows.
 
-K resamples, R replicas, N rows, T tasks, P positive rows, G groups of rows with equal predictions of which at
-least one is positive.
+K resamples, R replicas, N rows, T tasks, P positive rows, G groups: the rows of a group have equal
+predictions, and at least one of them is positive.
 """
 
 import warnings
@@ -32,12 +32,9 @@ def bootstrap_intervals(
 
     All tasks and replicas share the same draws. With replicas, the metric is averaged over them first.
 
-    Args:
-        tasks: T tasks.
+    Shape:
         predicted: probabilities or, for a regression, numbers: [N, T], or [R, N, T] with replicas.
         labels: [N, T], or [R, N, T] if each replica has different rows.
-        resamples: K.
-        seed: the seed of the draws.
     """
     predicted = predicted.reshape(-1, *predicted.shape[-2:])  # [R, N, T]
     labels = np.broadcast_to(labels, predicted.shape)
@@ -72,7 +69,7 @@ def _percentiles(values: np.ndarray) -> tuple[float, float]:
 
 
 def draw_rows(num_rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Draw N rows with replacement for each resample. Yield chunks [K, N] that count each row."""
+    """Draw N rows with replacement. Yield chunks [K, N]: how often each resample drew each row."""
     random = np.random.default_rng(seed)
     size = max(1, CHUNK_SIZE // num_rows)
     for start in range(0, resamples, size):
@@ -83,13 +80,9 @@ def draw_rows(num_rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 class BinaryMetrics:
-    """Compute AUROC, average precision and log loss for resamples of rows.
+    """Compute AUROC, average precision and log loss for resamples of probabilities [N] and labels [N].
 
     AUROC is nan if all labels are equal; average precision is nan if no label is positive.
-
-    Args:
-        probability: [N].
-        label: [N], 0 or 1.
     """
 
     def __init__(self, probability: np.ndarray, label: np.ndarray) -> None:
@@ -107,18 +100,19 @@ class BinaryMetrics:
             self.loss = -np.where(y, np.log(p), np.log1p(-p)).clip(-100)  # like torch's binary_cross_entropy
 
     def __call__(self, counts: np.ndarray) -> dict[str, np.ndarray]:
-        """Return metrics [K]. `counts` [K, N] holds how often each resample contains each row."""
+        """Return metrics [K]. `counts` [K, N] says how often each resample drew each row."""
         drawn = counts.take(self.order, axis=1)
         rows = _cumulative(drawn)  # [K, N + 1]
         positives = _cumulative(drawn.take(self.positives, axis=1))  # [K, P + 1]
-        before = positives.take(self.positive_starts, axis=1)  # [K, G]
-        up_to = positives.take(self.positive_ends, axis=1)
-        ranked = rows.take(self.ends, axis=1)
+        positives_before = positives.take(self.positive_starts, axis=1)  # [K, G]
+        positives_up_to = positives.take(self.positive_ends, axis=1)
+        rows_up_to = rows.take(self.ends, axis=1)
         # Twice the number of negatives that rank higher than the group, where a tie counts one half.
-        negatives = rows.take(self.starts, axis=1) - before + (ranked - up_to)
-        new = (up_to - before).astype(np.float64)
-        pairs = np.einsum("kg,kg->k", new, negatives)
-        precisions = np.einsum("kg,kg->k", new, up_to / np.maximum(ranked, 1))
+        negatives = rows.take(self.starts, axis=1) - positives_before + (rows_up_to - positives_up_to)
+        positives_in_group = (positives_up_to - positives_before).astype(np.float64)
+        pairs = np.einsum("kg,kg->k", positives_in_group, negatives)
+        precision = positives_up_to / np.maximum(rows_up_to, 1)
+        precisions = np.einsum("kg,kg->k", positives_in_group, precision)
         total = positives[:, -1].astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             auroc = 1 - pairs / (2 * total * (rows[:, -1] - total))
@@ -128,26 +122,25 @@ class BinaryMetrics:
 
 
 class RegressionMetrics:
-    """Compute mean squared error and R2 for resamples of rows. R2 is nan if all labels are equal.
+    """Compute mean squared error and R2 for resamples of predictions [N] and labels [N].
 
-    Args:
-        number: [N], the predictions.
-        label: [N].
+    R2 is nan if all labels are equal.
     """
 
     def __init__(self, number: np.ndarray, label: np.ndarray) -> None:
         number, label = number.astype(np.float64), label.astype(np.float64)
         self.error = np.square(number - label)
         self.label = label - label.mean()  # centred, so that its squares stay precise
-        self.rounding = 1e-12 * np.square(self.label).mean() if (label != label[:1]).any() else np.inf
+        # A smaller variance is a rounding error: all labels of the resample are equal, and R2 is nan.
+        self.min_variance = 1e-12 * np.square(self.label).mean() if (label != label[:1]).any() else np.inf
 
     def __call__(self, counts: np.ndarray) -> dict[str, np.ndarray]:
-        """Return metrics [K]. `counts` [K, N] holds how often each resample contains each row."""
+        """Return metrics [K]. `counts` [K, N] says how often each resample drew each row."""
         weights = counts / counts.shape[1]
         error = weights @ self.error
         variance = weights @ np.square(self.label) - np.square(weights @ self.label)
         with np.errstate(divide="ignore", invalid="ignore"):
-            r2 = np.where(variance > self.rounding, 1 - error / variance, np.nan)
+            r2 = np.where(variance > self.min_variance, 1 - error / variance, np.nan)
         return {"mse": error, "r2": r2}
 
 

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import hydra
 from omegaconf import DictConfig
 
 from mmoe import CONF_DIR
-from mmoe.cli import one_line_errors
+from mmoe.cli import command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,10 +30,10 @@ log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="predict")
-@one_line_errors
+@command
 def main(config: DictConfig) -> None:
     """Score a file of rows and print how many rows it has."""
-    from mmoe.arguments import check_integers
+    from mmoe.errors import check_integers
     from mmoe.run import load
 
     check_integers(1, chunk_rows=config.chunk_rows)
@@ -61,7 +62,7 @@ def predict(
 
     `source` is any file that `readers.read_chunks` accepts; `target` ends with .parquet, .csv or .csv.gz.
     `checkpoint` and `replica` are as in `Run`. `gates` adds a column with the gate weights of each task and
-    expert. For each column, a warning counts the rows with a level that training did not see.
+    expert. A warning names each column with levels that training did not see, and the number of these rows.
 
     Returns:
         The number of rows, and the seconds without start-up.
@@ -73,14 +74,14 @@ def predict(
     from mmoe.atomic import write
     from mmoe.data.readers import read_chunks
     from mmoe.errors import UserError
-    from mmoe.run import answer_columns, outputs
-    from mmoe.run_folder import check_not_own
+    from mmoe.run import compute_outputs, prediction_columns
+    from mmoe.run_folder import check_not_run_file
 
     if not target.name.endswith((".parquet", ".csv", ".csv.gz")):
         raise UserError(f"output={target}: must end with .parquet, .csv or .csv.gz")
     if target.exists() and source.exists() and target.samefile(source):
         raise UserError(f"output={target}: must not be the input")
-    check_not_own(run.folder, "output", target)
+    check_not_run_file(run.folder, "output", target)
     frames = read_chunks(source, run.schema, chunk_rows)
     network = run.network(checkpoint, replica)
     if gates and not run.num_experts:
@@ -90,25 +91,24 @@ def predict(
     unseen = dict.fromkeys((column.name for column in run.schema.categorical), 0)
     count = 0
 
-    def scored_tables() -> Iterator[pa.Table]:
-        for rows in chunks:
-            columns = answer_columns(run.schema, outputs(network, rows), gates)
-            yield pa.table({name: values.numpy() for name, values in columns.items()})
+    def score(rows: "Batch") -> pa.Table:
+        columns = prediction_columns(run.schema, compute_outputs(network, rows), gates)
+        return pa.table({name: values.numpy() for name, values in columns.items()})
 
-    def write_predictions(scratch: Path) -> None:
+    def write_predictions(chunks: Iterator["Batch"], scratch: Path) -> None:
         nonlocal count
-        scored = scored_tables()
-        first = next(scored, None)
+        tables = map(score, chunks)
+        first = next(tables, None)
         if first is None:
             raise UserError(f"{source}: has no rows")
         with table_writer(scratch, first.schema) as writer, tqdm(unit="row", unit_scale=True) as bar:
-            for table in itertools.chain([first], scored):
+            for table in itertools.chain([first], tables):
                 writer.write_table(table)
                 count += len(table)
                 bar.update(len(table))
 
     with closing(regroup_into_blocks(read_ahead(encode_frames(frames, run.input_schema, unseen)))) as chunks:
-        write(target, write_predictions)
+        write(target, partial(write_predictions, chunks))
     for name, number in unseen.items():
         if number:
             log.warning("%s: %d of %d rows have a level that training did not see", name, number, count)
@@ -142,20 +142,19 @@ def read_ahead(parts: Generator["Batch"]) -> Generator["Batch"]:
 
 
 def regroup_into_blocks(parts: Generator["Batch"]) -> Generator["Batch"]:
-    """Regroup rows into batches of a multiple of `run.BLOCK` rows, so that only the last needs padding."""
+    """Regroup rows into multiples of `run.ROWS_PER_PASS` rows, so that only the last batch needs padding."""
     import torch
 
-    from mmoe.data.batch import Batch
-    from mmoe.run import BLOCK
+    from mmoe.data.batch import Batch, split
+    from mmoe.run import ROWS_PER_PASS
 
     rest: Batch | None = None
     with closing(parts):
         for part in parts:
             rows = Batch(*map(torch.cat, zip(rest[:3], part[:3], strict=True))) if rest is not None else part
-            count = len(rows.levels) // BLOCK * BLOCK
-            if count:
-                yield Batch(*(tensor[:count] for tensor in rows[:3]))
-            rest = Batch(*(tensor[count:] for tensor in rows[:3]))
+            full, rest = split(rows, len(rows.levels) // ROWS_PER_PASS * ROWS_PER_PASS, 2)
+            if len(full.levels):
+                yield full
     if rest is not None and len(rest.levels):
         yield rest
 

@@ -4,7 +4,7 @@ N rows, T tasks, E experts.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,32 +18,28 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mmoe import run_folder
-from mmoe.arguments import check_integers, check_seeds
-from mmoe.build import build, build_learner, build_network
+from mmoe.build import build, check_targets
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule, labels_of
 from mmoe.data.encode import decode, encode
 from mmoe.data.schema import Schema
-from mmoe.errors import UserError
+from mmoe.errors import UserError, check_integers, check_seeds
 from mmoe.intervals import bootstrap_intervals
 from mmoe.models.network import Output
 from mmoe.training import checkpoints, report
-from mmoe.training.gate_statistics import blank_rows
-from mmoe.training.tasks import gate_column, predicted, prediction_column
-from mmoe.trust import check_targets
+from mmoe.training.monitors import run_blank_rows
+from mmoe.training.preparation import build_learner, build_network
+from mmoe.training.tasks import gate_column, prediction_column, to_predictions
 
-# Every forward pass has this many rows, padded if needed, so that other rows do not change a row's score.
-BLOCK = 8192
+# Predictions are computed for this many rows at a time, padded if needed, so that a row's score does not
+# depend on the other rows.
+ROWS_PER_PASS = 8192
 TRAINER_METHODS = {"val": "validate", "test": "test"}  # by split
 TRAINER_LIMITS = ("limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
 
 
 def load(folder: "Run | Path | str", trust: Sequence[str] = ()) -> "Run":
-    """Open a run folder. A `Run` is returned unchanged.
-
-    Args:
-        folder: a run folder or a `Run`.
-        trust: your own packages from which the run may build classes.
+    """Open a run folder. A `Run` is returned unchanged. `trust` names packages whose classes it may build.
 
     Raises:
         UserError: config.yaml or schema.json is missing or damaged.
@@ -59,31 +55,24 @@ class Run:
     """
 
     def __init__(self, folder: Path, trust: Sequence[str] = ()) -> None:
-        self.folder, self.trust = folder, tuple(trust)
+        self.folder, self.trust = folder, trust
         self.config: DictConfig = run_folder.read_config(folder)
         self.schema = run_folder.read_schema(folder)
         self._networks: dict[tuple[str, int | None], nn.Module] = {}
         self._outputs: dict[tuple[str, str, int | None], Output] = {}
 
-    def use(self, data: Any, learner: Any, test: Output | None) -> None:
+    def preload(self, data: Any, learner: Any, test: Output | None) -> None:
         """Keep what a training has in memory, so that it is not read or computed again.
 
-        Args:
-            data: the data module.
-            learner: a learner with the weights of the best epoch.
-            test: logits and gates of the test rows, or None. It is ignored if it lacks some of the rows.
+        `learner` has the weights of the best epoch. `test`, the output for the test rows, is ignored if it
+        lacks some of them.
         """
-        self.__dict__["data"] = data
+        self.data = data
         network = getattr(learner.objective, "network", None)  # replicas have none
         if network is not None and all(p.dtype == torch.float32 for p in network.parameters()):
             self._networks["best", None] = network.cpu().eval()
         if test is not None and len(test.logits) == self.schema.num_rows.get("test"):
             self._outputs["test", "best", None] = test
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the run has trained to its end."""
-        return run_folder.has_ended(self.folder)
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -106,15 +95,15 @@ class Run:
         return self._data_module(None)
 
     @property
-    def keeps_rows(self) -> bool:
-        """Whether the data module is an `mmoe.DataModule`, which keeps its encoded rows."""
-        self._check("data")
+    def has_dataset(self) -> bool:
+        """Whether the data module is an `mmoe.DataModule`, which has a dataset of encoded rows."""
+        self.check_trust("data")
         target = hydra.utils.get_object(self.config.data._target_)
         return isinstance(target, type) and issubclass(target, DataModule)
 
     def rows(self, split: str = "test", replica: int | None = None) -> Batch:
         """The encoded rows of `train`, `val` or `test`, in the order of their file."""
-        if not self.keeps_rows:
+        if not self.has_dataset:
             target = self.config.data._target_
             raise UserError(f"{self.folder}: its data module {target} must be an mmoe.DataModule")
         splits = self.data.dataset.splits
@@ -123,7 +112,7 @@ class Run:
         rows: Batch = splits[split]
         if rows.labels.ndim == 3:  # each replica has different rows
             checkpoints.check_replica(self.config.replicas, replica)
-            rows = Batch(*(tensor[replica] for tensor in rows[:3]))
+            rows = rows.map(lambda tensor: tensor[replica])
         return rows
 
     def network(self, checkpoint: str = "best", replica: int | None = None) -> nn.Module:
@@ -135,8 +124,8 @@ class Run:
         key = (checkpoint, replica)
         if key not in self._networks:
             if checkpoint == "all":
-                raise UserError("checkpoint=all: must name one")
-            self._check("inputs", "model")
+                raise UserError("checkpoint=all: must name one checkpoint")
+            self.check_trust("inputs", "model")
             (path,) = checkpoints.find(self.folder, checkpoint)
             network = build_network(self.config, self.schema)
             stored = checkpoints.load(path)
@@ -149,16 +138,14 @@ class Run:
     def num_experts(self) -> int:
         """The number of experts E, or 0 if the model has no gates."""
         replica = 0 if self.config.replicas > 1 else None
-        rows = blank_rows(self.schema)
-        count: int = self.network(replica=replica)(rows.levels, rows.numbers).gates.shape[-1]
-        return count
+        return int(run_blank_rows(self.network(replica=replica), self.schema).gates.shape[-1])
 
     def outputs(self, split: str = "test", checkpoint: str = "best", replica: int | None = None) -> Output:
         """Logits [N, T] and gate weights [N, T, E] of the rows of a split."""
         key = (split, checkpoint, replica)
         if key not in self._outputs:
             rows = self.rows(split, replica)
-            self._outputs[key] = outputs(self.network(checkpoint, replica), rows)
+            self._outputs[key] = compute_outputs(self.network(checkpoint, replica), rows)
         return self._outputs[key]
 
     def scored(
@@ -170,8 +157,8 @@ class Run:
         regression), and `{task}_gate_{expert}` if the model has gates.
         """
         rows = self.rows(split, replica)
-        answers = self._table(self.outputs(split, checkpoint, replica), gates=True)
-        return pd.concat([decode(rows, self.schema), answers], axis=1)
+        predictions = self._table(self.outputs(split, checkpoint, replica), gates=True)
+        return pd.concat([decode(rows, self.schema), predictions], axis=1)
 
     def gate_weights(
         self, split: str = "test", checkpoint: str = "best", replica: int | None = None
@@ -182,10 +169,8 @@ class Run:
             name = self.config.model._target_.split(".")[-1]
             raise UserError(f"{self.folder}: its model ({name}) has no gates")
         columns = pd.RangeIndex(gates.shape[-1], name="expert")
-        return {
-            task.name: pd.DataFrame(gates[:, i].numpy(), columns=columns)
-            for i, task in enumerate(self.schema.tasks)
-        }
+        tasks = enumerate(self.schema.tasks)
+        return {task.name: pd.DataFrame(gates[:, i].numpy(), columns=columns) for i, task in tasks}
 
     def column(self, name: str, split: str = "test", replica: int | None = None) -> pd.Series:
         """A column of a split's raw rows. For census data, it may be a column that is not an input."""
@@ -210,8 +195,8 @@ class Run:
             UserError: a column is missing or has the wrong type, or a number is missing.
         """
         rows = encode(frame, self.input_schema)
-        answers = self._table(outputs(self.network(checkpoint, replica), rows), gates)
-        return answers.set_index(frame.index)
+        predictions = self._table(compute_outputs(self.network(checkpoint, replica), rows), gates)
+        return predictions.set_index(frame.index)
 
     @cached_property
     def input_schema(self) -> Schema:
@@ -219,7 +204,7 @@ class Run:
         return replace(self.schema, tasks=())
 
     def _table(self, output: Output, gates: bool) -> pd.DataFrame:
-        columns = answer_columns(self.schema, output, gates)
+        columns = prediction_columns(self.schema, output, gates)
         return pd.DataFrame({name: values.numpy() for name, values in columns.items()})
 
     def evaluate(
@@ -232,12 +217,8 @@ class Run:
     ) -> dict[str, Any]:
         """Compute the metrics of checkpoints as in training, with bootstrap intervals.
 
-        Args:
-            split: `val` or `test`.
-            checkpoint: `best`, `last`, another name in checkpoints/, or `all`.
-            data_dir: a directory with other census files, which are encoded with the run's schema.
-            resamples: number of bootstrap resamples; 0 for no intervals.
-            seed: the seed of the resamples.
+        `split` is `val` or `test`, and `checkpoint` may also be `all`. `data_dir` is a directory with other
+        census files, which are encoded with the run's schema. `resamples=0` gives no intervals.
 
         Raises:
             UserError: an argument is outside its range, a file is missing, or the rows have changed.
@@ -246,7 +227,7 @@ class Run:
             raise UserError(f"split={split}: must be {' or '.join(TRAINER_METHODS)}")
         check_integers(0, resamples=resamples)
         check_seeds(seed=seed)
-        self._check(*run_folder.BUILT)
+        self.check_trust(*run_folder.REQUIRED_PARTS)
         paths = checkpoints.find(self.folder, checkpoint)
         data = self.data if data_dir is None else self._data_module(data_dir)
         learner = build_learner(self.config, self.schema)
@@ -259,16 +240,18 @@ class Run:
             # best.ckpt may hold a different epoch for each replica. A checkpoint that was saved after the
             # last epoch stores an epoch number that is one too high.
             has_one_epoch = self.config.replicas == 1 or path.stem != "best"
-            last = self.metrics["epochs"] if self.has_ended else math.inf
+            last = self.metrics["epochs"] if run_folder.has_ended(self.folder) else math.inf
             line: dict[str, Any] = {
                 "checkpoint": path.stem,
                 "epoch": min(stored["epoch"] + 1, last) if has_one_epoch else None,
-                "metrics": report.results(learner.values)[split],
+                "metrics": report.nest_metrics(learner.metric_values)[split],
             }
             if resamples:
-                answers = learner.predictions_of(learner.evaluated[split]).numpy()
-                labels = labels_of(data, split, answers.shape[-2]).numpy()
-                line["intervals"] = bootstrap_intervals(self.schema.tasks, answers, labels, resamples, seed)
+                predictions = learner.predictions_of(learner.final_logits[split]).numpy()
+                labels = labels_of(data, split, predictions.shape[-2]).numpy()
+                line["intervals"] = bootstrap_intervals(
+                    self.schema.tasks, predictions, labels, resamples, seed
+                )
             found.append(line)
         return {
             "run": str(self.folder),
@@ -280,32 +263,32 @@ class Run:
             "checkpoints": found,
         }
 
-    def _check(self, *keys: str) -> None:
+    def check_trust(self, *parts: str) -> None:
         """Raise UserError if a class in these parts of the configuration is neither allowed nor trusted."""
         plain = run_folder.stored_config(self.folder)
-        for key in keys:
-            check_targets(plain[key], self.trust, key)
+        for part in parts:
+            check_targets(plain.get(part), self.trust, part)
 
     def _data_module(self, directory: str | None) -> Any:
         """Build the data module with the run's rows, or with the census files in a directory."""
-        self._check("data")
+        self.check_trust("data")
         config = self.config.copy()
         target = hydra.utils.get_object(config.data._target_)
         takes_schema = getattr(target, "takes_schema", False)
         if directory is not None:
             if not takes_schema:
-                raise UserError(
-                    f"data.dir={directory}: only runs on the census files can be scored on others"
-                )
+                rule = "only a run on the census files can be evaluated on other files"
+                raise UserError(f"data.dir={directory}: {rule}")
             config.data.dir, config.data.source = directory, "official"
         data = build(config, "data", **({"schema": self.schema} if takes_schema else {}))
         if not takes_schema and data.schema != self.schema:
-            raise UserError(f"data._target_={config.data._target_}: its schema is not that of schema.json")
+            name = config.data._target_
+            raise UserError(f"data._target_={name}: its schema differs from the run's schema.json")
         run_rows = (self.schema.files, self.schema.num_rows)
         if directory is None and (data.schema.files, data.schema.num_rows) != run_rows:
             raise UserError(
-                f"data.dir={config.data.get('dir')}: must hold the files that the run was made with, by their"
-                " SHA-256 in its schema.json; name a directory with other files as data.dir"
+                f"data.dir={config.data.get('dir')}: its files have changed since the run (their SHA-256 is"
+                " not that of schema.json); to evaluate on other files, give their directory as data.dir"
             )
         return data
 
@@ -320,35 +303,28 @@ class Run:
         return trainer
 
 
-def blocks(rows: Batch) -> Iterator[tuple[Batch, int]]:
-    """Split rows into blocks of `BLOCK` and pad the last one. Yield each with its number of real rows."""
-    for start in range(0, len(rows.levels), BLOCK):
-        part = Batch(*(tensor[start : start + BLOCK] for tensor in rows[:3]))
-        missing = BLOCK - len(part.levels)
-        if missing:
-            part = Batch(*(torch.cat([tensor, tensor[:1].expand(missing, -1)]) for tensor in part[:3]))
-        yield part, BLOCK - missing
-
-
 @torch.inference_mode()
-def outputs(network: nn.Module, rows: Batch) -> Output:
+def compute_outputs(network: nn.Module, rows: Batch) -> Output:
     """Compute logits [N, T] and gate weights [N, T, E]. The result is on the CPU."""
+    if not len(rows.levels):
+        raise UserError("there are no rows to score")
     device = next(network.parameters()).device
     parts = []
-    for block, count in blocks(rows):
-        output = network(block.levels.to(device), block.numbers.to(device))
+    for block in zip(*(torch.split(x, ROWS_PER_PASS) for x in (rows.levels, rows.numbers)), strict=True):
+        count = len(block[0])
+        padded = [torch.cat([x, x[:1].expand(ROWS_PER_PASS - count, -1)]) for x in block]
+        output = network(*(x.to(device) for x in padded))
         parts.append([tensor[:count].cpu() for tensor in output])
-    if not parts:
-        raise UserError("there are no rows to score")
     return Output(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def answer_columns(schema: Schema, output: Output, gates: bool) -> dict[str, Tensor]:
+def prediction_columns(schema: Schema, output: Output, gates: bool) -> dict[str, Tensor]:
     """Map column names to the predictions of each task and, with `gates`, to the gate weights."""
-    tasks = schema.tasks
-    columns = {prediction_column(task): predicted(output.logits[:, i], task) for i, task in enumerate(tasks)}
+    columns = {}
+    for i, task in enumerate(schema.tasks):
+        columns[prediction_column(task)] = to_predictions(output.logits[:, i], task)
     if gates:
-        for i, task in enumerate(tasks):
+        for i, task in enumerate(schema.tasks):
             for expert in range(output.gates.shape[-1]):
                 columns[gate_column(task, expert)] = output.gates[:, i, expert]
     return columns

@@ -5,7 +5,7 @@ Every file is written atomically. Every reader raises UserError if its file is m
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,30 +17,23 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from pyarrow import parquet
 
-from mmoe.arguments import check_integers
 from mmoe.atomic import write
 from mmoe.data.schema import Schema
-from mmoe.errors import UserError, first_line
-from mmoe.trust import check_targets
+from mmoe.errors import UserError, check_integers, first_line
 
-FOLDER = "${hydra:runtime.output_dir}"  # stands for the run folder's path in config.yaml
+FOLDER = "${hydra:runtime.output_dir}"  # config.yaml has this text instead of the run folder's path
 FOLDER_PLACEHOLDER = "__folder_qkzvxwjhbp__"  # stands for FOLDER while OmegaConf resolves the rest
 END = "# end"  # last line of config.yaml; without it, a truncated file could pass as valid YAML
 FILES = ("config.yaml", "schema.json", "metrics.json", "history.csv", "predictions.parquet")
-BUILT = ("inputs", "model", "data", "objective", "learner", "trainer")  # every configuration has these parts
+REQUIRED_PARTS = ("inputs", "model", "data", "objective", "learner", "trainer")  # of every configuration
 
 
-def start(folder: Path, config: DictConfig, schema: Schema) -> None:
-    """Write schema.json, then config.yaml, which makes the folder a run folder.
+def start(folder: Path, config: str, schema: Schema) -> None:
+    """Write schema.json, then config.yaml with the text `config`, which makes the folder a run folder.
 
     Raises:
         UserError: the folder holds a run already.
     """
-    start_from_yaml(folder, portable_yaml(config), schema)
-
-
-def start_from_yaml(folder: Path, config: str, schema: Schema) -> None:
-    """Do the same as `start`, with the configuration as YAML text."""
     check_holds_no_run(folder)
     write(folder / "schema.json", lambda path: path.write_text(schema.to_json(), "utf-8"))
     write_config(folder, config)
@@ -54,7 +47,7 @@ def check_holds_no_run(folder: Path) -> None:
 
 def write_config(folder: Path, config: str) -> None:
     """Write config.yaml from the text of `portable_yaml` or `to_yaml`."""
-    assert _is_whole(config)
+    assert _is_complete(config)
     write(folder / "config.yaml", lambda path: path.write_text(config, "utf-8"))
 
 
@@ -76,15 +69,11 @@ def finish(
     write(folder / "metrics.json", lambda path: path.write_text(text, "utf-8"))
 
 
-def check_not_own(folder: Path, name: str, path: Path) -> None:
+def check_not_run_file(folder: Path, name: str, path: Path) -> None:
     """Raise UserError if `path`, the value of argument `name`, would overwrite a file of the run."""
-    path_in_run = path.resolve().relative_to(folder.resolve()) if _is_below(path, folder) else None
-    if path_in_run is not None and path_in_run.parts[0] in (*FILES, "checkpoints", "figures"):
+    run_files = [folder.resolve() / file for file in (*FILES, "checkpoints", "figures")]
+    if any(path.resolve().is_relative_to(file) for file in run_files):
         raise UserError(f"{name}={path}: must not be a file of the run")
-
-
-def _is_below(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve()) and path.resolve() != folder.resolve()
 
 
 def has_ended(folder: Path) -> bool:
@@ -107,7 +96,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / "run.lock").unlink(missing_ok=True)  # must come before the release
+        # After the release, the file may be locked by another process.
+        (folder / "run.lock").unlink(missing_ok=True)
         lock.release()
 
 
@@ -135,20 +125,13 @@ def is_run_of(folder: Path, config: DictConfig) -> bool:
     return path.is_file() and path.read_text("utf-8") == portable_yaml(config)
 
 
-def read_config(folder: Path, builds: Sequence[str] = (), trust: Sequence[str] = ()) -> DictConfig:
+def read_config(folder: Path) -> DictConfig:
     """Read config.yaml and replace `FOLDER` by the folder's path. No interpolation is resolved.
 
-    Args:
-        folder: the run folder.
-        builds: keys whose classes `trust.check_targets` checks.
-        trust: packages that may build anything.
-
     Raises:
-        UserError: the file is missing or damaged, a class is not allowed, or the folder's path contains ${.
+        UserError: the file is missing or damaged, or the folder's path contains ${.
     """
     config = stored_config(folder)
-    for key in builds:
-        check_targets(config.get(key), trust, key)
     absolute = str(folder.absolute())
     if "${" in absolute:
         raise UserError(f"{absolute}: must not hold ${{, which begins an interpolation; rename the folder")
@@ -165,14 +148,14 @@ def stored_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.yaml"
     text = _read_text(path, f"; is {folder} a run folder?")
-    if not _is_whole(text):
-        raise UserError(f"{path}: not a whole configuration (its last line must be {END!r})")
+    if not _is_complete(text):
+        raise UserError(f"{path}: damaged (its last line must be {END!r})")
     try:
         config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except Exception as error:  # PyYAML may raise anything, such as for a wrong tag
-        raise UserError(f"{path}: not a whole configuration ({first_line(error)})") from None
+        raise UserError(f"{path}: damaged ({first_line(error)})") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path}: not a whole configuration (it must be a mapping)")
+        raise UserError(f"{path}: damaged (it must be a mapping)")
     _map_strings(config, lambda key, text: _refuse_interpolation(f"{path}, {key}", text.replace(FOLDER, "")))
     try:
         _check_parts(config)
@@ -181,7 +164,7 @@ def stored_config(folder: Path) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def _is_whole(text: str) -> bool:
+def _is_complete(text: str) -> bool:
     return text.splitlines()[-1:] == [END]
 
 
@@ -196,16 +179,17 @@ def _map_strings(node: Any, change: Callable[[str, str], str], key: str = "") ->
 
 def _refuse_interpolation(key: str, text: str) -> str:
     if "${" in text:
-        raise UserError(f"{key}={text}: must hold no interpolation; only {FOLDER} may stand in a config.yaml")
+        rule = f"must not hold an interpolation; the only one allowed in a config.yaml is {FOLDER}"
+        raise UserError(f"{key}={text}: {rule}")
     return text
 
 
 def _check_parts(config: dict[Any, Any]) -> None:
     """Raise UserError if a part of a stored configuration is missing or has the wrong type."""
-    for key in (*BUILT, "callbacks", "monitor", "seed", "replicas"):
+    for key in (*REQUIRED_PARTS, "callbacks", "monitor", "seed", "replicas"):
         if key not in config:
-            raise UserError(f"{key}: must be there, is missing")
-    for key in BUILT:
+            raise UserError(f"{key}: is missing")
+    for key in REQUIRED_PARTS:
         if not isinstance(config[key], dict):
             raise UserError(f"{key}={config[key]}: must be a mapping with a _target_")
         if not isinstance(config[key].get("_target_"), str):
@@ -240,7 +224,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     try:
         metrics = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not whole ({first_line(error)})") from None
+        raise UserError(f"{path}: damaged ({first_line(error)})") from None
     if not isinstance(metrics, dict) or not {"seed", "epoch", "monitor"} <= metrics.keys():
         raise UserError(f"{path}: not the metrics of a run")
     return metrics
@@ -261,11 +245,11 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not whole ({first_line(error)})") from None
+        raise UserError(f"{path}: damaged ({first_line(error)})") from None
 
 
 def _check_columns(schema: pa.Schema, frame: pd.DataFrame) -> None:
-    """Raise ValueError unless the columns match pandas's metadata, because neither has a checksum."""
+    """Raise ValueError if a column's name or type differs from pandas's metadata. Neither has a checksum."""
     metadata = (schema.metadata or {}).get(b"pandas")
     columns = [(str(name), str(dtype)) for name, dtype in frame.dtypes.items()]
     if metadata and [(c["name"], c["numpy_type"]) for c in json.loads(metadata)["columns"]] != columns:

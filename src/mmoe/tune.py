@@ -10,8 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mmoe import CONF_DIR
-from mmoe.cli import one_line_errors
-from mmoe.errors import UserError
+from mmoe.cli import command
+from mmoe.errors import UserError, check_integers, check_replicas
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -23,7 +23,7 @@ Space = Mapping[str, Mapping[str, Any]]
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="tune")
-@one_line_errors
+@command
 def main(config: DictConfig) -> None:
     """Run the remaining trials, then write the best one as an experiment."""
     try:
@@ -31,16 +31,21 @@ def main(config: DictConfig) -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"mmoe.tune: needs {error.name}: pip install 'mmoe[tune]'") from None
 
-    from mmoe.build import build, build_learner
+    from mmoe.build import build
     from mmoe.training.divergence import Diverged
+    from mmoe.training.monitors import check_monitor
     from mmoe.training.optuna_study import count_ended, open_study, run_trials
+    from mmoe.training.preparation import build_learner
+    from mmoe.training.tasks import validation_metrics
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     check_options(config)
     choices = {group: HydraConfig.get().runtime.choices[group] for group in GROUPS}
     space = space_of(config.space, choices["model"])
     data = build(config, "data")
-    check_training(config, data.schema)
+    # If these are wrong, every trial would fail.
+    check_monitor(config.monitor, config.monitor_mode, validation_metrics(data.schema.tasks))
+    build_learner(config, data.schema).check_optimizer()
 
     def objective(trial: "Trial") -> float:
         trial_config = with_values(config, suggest(trial, space))
@@ -61,26 +66,12 @@ def main(config: DictConfig) -> None:
 
 def check_options(config: DictConfig) -> None:
     """Raise UserError if an option is outside its range."""
-    from mmoe.arguments import check_integers, check_seeds
-
-    check_integers(1, trials=config.trials, replicas=config.replicas)
-    check_seeds(seed=config.seed, **{"seed + replicas - 1": config.seed + config.replicas - 1})
+    check_integers(1, trials=config.trials)
+    check_replicas(config.replicas, config.seed)
     if config.monitor_mode not in DIRECTIONS:
         raise UserError(f"monitor_mode={config.monitor_mode}: must be max or min")
-    if (limit := config.trainer.get("limit_val_batches")) == 0:
-        raise UserError(
-            f"trainer.limit_val_batches={limit}: must be above 0, because validations compare trials"
-        )
-
-
-def check_training(config: DictConfig, schema: Any) -> None:
-    """Raise UserError if every trial would fail, because the monitor or the optimizer is wrong."""
-    from mmoe.build import build_learner
-    from mmoe.training.monitors import check_monitor
-    from mmoe.training.tasks import validation_metrics
-
-    check_monitor(config.monitor, config.monitor_mode, validation_metrics(schema.tasks))
-    build_learner(config, schema).check_optimizer()
+    if config.trainer.get("limit_val_batches") == 0:
+        raise UserError("trainer.limit_val_batches=0: must be above 0, because validations compare trials")
 
 
 def train_trial(config: DictConfig, learner: Any, data: Any) -> list[float]:
@@ -111,8 +102,9 @@ def space_of(spaces: DictConfig, model: str) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: `model` has no ranges, or a range is invalid.
     """
-    if model not in spaces:
-        raise UserError(f"space.{model}: must be there; the methods with a space are {', '.join(spaces)}")
+    methods = [str(name) for name in spaces if name != "all"]
+    if model not in methods:
+        raise UserError(f"space.{model}: is missing; the methods with ranges are {', '.join(methods)}")
     space: dict[str, dict[str, Any]] = {}
     for part in ("all", model):
         space |= OmegaConf.to_container(spaces[part])  # type: ignore[arg-type]
@@ -121,7 +113,7 @@ def space_of(spaces: DictConfig, model: str) -> dict[str, dict[str, Any]]:
         keys = value_range.keys() if isinstance(value_range, dict) else set()
         is_valid = {"low", "high"} <= keys <= {"low", "high", "log", "width"}
         if not is_valid or value_range["low"] > value_range["high"]:
-            rule = "must be {low, high}, and may have log or width"
+            rule = "must have low and high, with low at most high, and may have log or width"
             raise UserError(f"space.{model}.{key}={value_range}: {rule}")
     return space
 
@@ -154,9 +146,7 @@ def write_experiment(folder: Path, study: "Study", space: Space, choices: Mappin
     """Write the best trial as `folder`/experiment/NAME.yaml, for `--config-dir` and `experiment=`."""
     from mmoe.atomic import write
 
-    overrides = OmegaConf.create({})
-    for key, value in widths_as_lists(study.best_params, space).items():
-        OmegaConf.update(overrides, key, value)
+    overrides = with_values(OmegaConf.create({}), widths_as_lists(study.best_params, space))
     groups = [{f"override /{group}": choices[group]} for group in GROUPS if group != "experiment"]
     head = OmegaConf.to_yaml(OmegaConf.create({"defaults": [choices["experiment"], *groups, "_self_"]}))
     path = folder / "experiment" / f"tuned_{choices['data']}_{choices['model']}.yaml"

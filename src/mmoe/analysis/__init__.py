@@ -1,7 +1,7 @@
 """Tables and figures that show what a trained network does.
 
-Each table `<name>` has a figure `plot_<name>`. The functions take a `Run` or its folder, except `sweep_runs`,
-`sweep_table` and `plot_sweep`, which take the folder of a sweep.
+Each table `<name>` of a run has a figure `plot_<name>`. The functions take a `Run` or its folder, except
+`sweep_runs`, `sweep_table` and `plot_sweep`, which take the folder of a sweep.
 """
 
 from mmoe.analysis.ablation import expert_ablation, plot_expert_ablation

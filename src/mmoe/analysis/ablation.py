@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from mmoe.analysis.drawing import HATCHES, LIGHT, metric_name, panels, rows_name
 from mmoe.errors import UserError
-from mmoe.run import Run, load, outputs
-from mmoe.training.tasks import METRICS, TaskMetrics
+from mmoe.run import Run, compute_outputs, load
+from mmoe.training.tasks import METRICS, TaskMetrics, main_metric
 
 
 def expert_ablation(
@@ -37,18 +37,18 @@ def expert_ablation(
         raise UserError(f"{run.folder}: its model must have gates over 2 experts or more, has {num_experts}")
     network, rows = run.network(checkpoint, replica), run.rows(split, replica)
     metrics = TaskMetrics(run.schema.tasks)
-    main_metrics = {task.name: next(iter(METRICS[task.kind].items())) for task in run.schema.tasks}
-    signs = {task: 1 if larger_is_better else -1 for task, (_, larger_is_better) in main_metrics.items()}
+    main_metrics = {task.name: main_metric(task) for task in run.schema.tasks}
+    signs = {t.name: 1 if METRICS[t.kind][main_metric(t)] else -1 for t in run.schema.tasks}
 
     def main_metric_values(logits: Tensor) -> dict[str, float]:
         values = metrics(split, logits, rows.labels)
-        return {task: values[f"{split}/{task}/{name}"].item() for task, (name, _) in main_metrics.items()}
+        return {task: values[f"{split}/{task}/{name}"].item() for task, name in main_metrics.items()}
 
     before, lost = main_metric_values(baseline.logits), []
     for expert in range(num_experts):
         hook = gate_layer(network).register_forward_hook(_masking(expert))
         try:
-            masked = main_metric_values(outputs(network, rows).logits)
+            masked = main_metric_values(compute_outputs(network, rows).logits)
         finally:
             hook.remove()
         lost.append({task: sign * before[task] - sign * masked[task] for task, sign in signs.items()})
@@ -62,10 +62,9 @@ def plot_expert_ablation(run: Run | Path | str, **which: Any) -> Figure:
     figure, (axes,) = panels(1, width=2 + 0.75 * len(table), height=3.2)
     width = 0.8 / len(table.columns)
     for i, task in enumerate(run.schema.tasks):
-        metric = next(iter(METRICS[task.kind]))
         positions = np.arange(len(table)) + (i - (len(table.columns) - 1) / 2) * width
         axes.bar(
-            positions, table[task.name], width, label=f"{task.name} ({metric_name(metric)})",
+            positions, table[task.name], width, label=f"{task.name} ({metric_name(main_metric(task))})",
             color=LIGHT[i % 4], hatch=HATCHES[i % 4], edgecolor="black",
         )  # fmt: skip
     axes.axhline(0, color="black", linewidth=0.8)
@@ -79,9 +78,9 @@ def plot_expert_ablation(run: Run | Path | str, **which: Any) -> Figure:
 
 def gate_layer(network: nn.Module) -> nn.Module:
     """Find the module that returns the gate logits [N, T, E] for the towers."""
-    *_, last = (module for name, module in network.named_modules() if name.split(".")[-1] == "gates")
-    assert isinstance(last, nn.Module)
-    return last
+    modules: dict[str, nn.Module] = dict(network.named_modules())
+    gates = [name for name in modules if name.split(".")[-1] == "gates"]
+    return modules[gates[-1]]  # a PLE has gates in every level, and those of the last level feed the towers
 
 
 def _masking(expert: int) -> Any:

@@ -22,7 +22,7 @@ def plots_of(run: Run) -> dict[str, Callable[[Run], Figure]]:
     has_predictions = (run.folder / "predictions.parquet").exists()
     if any(task.is_binary for task in run.schema.tasks) and has_predictions:
         plots |= {"roc": plot_roc, "precision_recall": plot_precision_recall, "calibration": plot_calibration}
-    if run.keeps_rows and run.num_experts:
+    if run.has_dataset and run.num_experts:
         plots |= {"gate_weights": plot_gate_weights, "gate_distributions": plot_gate_distributions}
     return plots
 

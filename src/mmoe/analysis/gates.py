@@ -1,5 +1,8 @@
 """Gate weights of each task and expert: over all rows, by subgroup, and compared between tasks.
 
+`which` are the arguments of `Run.outputs`: `split`, `checkpoint` and `replica`. A model without gates raises
+UserError.
+
 N rows, T tasks, E experts.
 """
 
@@ -18,11 +21,7 @@ from mmoe.run import Run, load
 
 
 def gate_weights(run: Run | Path | str, **which: Any) -> pd.DataFrame:
-    """Compute the mean gate weight of each task (row) and expert (column).
-
-    In this module, `which` holds `split`, `checkpoint` and `replica`, as in `Run.outputs`. A model without
-    gates raises UserError.
-    """
+    """Compute the mean gate weight of each task (row) and expert (column)."""
     return pd.DataFrame({task: weights.mean() for task, weights in load(run).gate_weights(**which).items()}).T
 
 
@@ -61,7 +60,7 @@ def plot_gate_distributions(run: Run | Path | str, **which: Any) -> Figure:
 
 
 def gate_weights_by(
-    run: Run | Path | str, column: str, bands: int | Sequence[float] = 5, most: int = 12, **which: Any
+    run: Run | Path | str, column: str, bands: int | Sequence[float] = 5, max_levels: int = 12, **which: Any
 ) -> pd.DataFrame:
     """Group the rows by a column, and compute the mean gate weights of each group.
 
@@ -71,13 +70,13 @@ def gate_weights_by(
         run: a run or its folder.
         column: a column of the rows; for census data, it may be a column that is not an input.
         bands: for a numeric column with many values, the number of quantile bands, or the edges of the bands.
-        most: for any other column, how many of the most frequent levels to show; `(other)` holds the rest.
-        which: see `gate_weights`.
+        max_levels: for a column of text, the number of levels to show; `(other)` holds the rarer ones.
+        which: the arguments of `Run.outputs`.
     """
     run = load(run)
     weights = run.gate_weights(**which)
     values = run.column(column, which.get("split", "test"), which.get("replica"))
-    groups = subgroups(values, bands, most)
+    groups = subgroups(values, bands, max_levels)
     table = pd.concat(
         {task: values.groupby(groups, observed=True).mean() for task, values in weights.items()}, axis=1
     )
@@ -93,26 +92,26 @@ def plot_gate_weights_by(run: Run | Path | str, column: str, **options: Any) -> 
     counts = table["rows"].to_numpy().ravel()
     labels = [f"{name} ({count:,})" for name, count in zip(table.index, counts, strict=True)]
     num_experts = table[tasks[0]].shape[1]
-    figure, every = panels(
+    figure, all_axes = panels(
         len(tasks), width=2.2 + 0.08 * max(map(len, labels)) + 0.5 * num_experts * len(tasks),
         height=1.6 + 0.33 * len(table), share_y=True,
     )  # fmt: skip
     largest = float(table[tasks].to_numpy().max())
-    for axes, task in zip(every, tasks, strict=True):
+    for axes, task in zip(all_axes, tasks, strict=True):
         part = pd.DataFrame(table[task]).set_axis(labels)
-        heat_map(axes, part, "mean gate weight" if axes is every[-1] else None, largest)
+        heat_map(axes, part, "mean gate weight" if axes is all_axes[-1] else None, largest)
         axes.set(xlabel="expert", title=task)
-    every[0].set_ylabel(f"{column.replace('_', ' ')} (rows)")
+    all_axes[0].set_ylabel(f"{column.replace('_', ' ')} (rows)")
     return figure
 
 
-def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, most: int = 12) -> pd.Series:
-    """Assign each row to a subgroup, as an ordered categorical; see `gate_weights_by`."""
+def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, max_levels: int = 12) -> pd.Series:
+    """Assign each row to a subgroup. The categories are in the order of the figure; see `gate_weights_by`."""
     if not pd.api.types.is_numeric_dtype(values):
         named = values.astype(object).where(values.notna(), "(unseen)").astype(str)
         counts = named.value_counts()
-        kept = list(counts.index[:most])
-        rest = ["(other)"] if len(counts) > most else []
+        kept = list(counts.index[:max_levels])
+        rest = ["(other)"] if len(counts) > max_levels else []
         return named.where(named.isin(kept), "(other)").astype(pd.CategoricalDtype([*kept, *rest]))
     if isinstance(bands, int) and values.nunique() <= max(bands, 6):
         levels = sorted(values.unique())
@@ -122,7 +121,8 @@ def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, most: int = 1
         if values.min() < edges[0] or values.max() > edges[-1]:
             rule = f"must reach from {values.min():g} to {values.max():g}, as the values do"
             raise UserError(f"bands={list(bands)}: {rule}")
-    elif (values == (lowest := values.min())).mean() > 1 / bands:  # such as many zeros
+    # If the lowest value, such as 0, fills more than one band, it gets a band of its own.
+    elif (values == (lowest := values.min())).mean() > 1 / bands:
         above = np.unique(np.quantile(values[values > lowest], np.linspace(0, 1, bands)))[1:]
         edges = np.array([lowest, np.nextafter(lowest, np.inf), *above])
         shown = np.array([lowest, lowest, *above])

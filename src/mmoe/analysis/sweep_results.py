@@ -12,9 +12,10 @@ from mmoe import run_folder
 from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, metric_name, panels
 from mmoe.errors import UserError
 from mmoe.intervals import half_interval
-from mmoe.training.tasks import METRICS
+from mmoe.training.tasks import main_metric
 
-# Keys that do not distinguish runs. Metrics are averaged over seeds; the other keys do not affect them.
+# Runs that differ only in these keys count as the same. Their metrics are averaged over seeds, and the other
+# keys do not affect metrics.
 IGNORED_KEYS = (
     "seed", "data.seed", "replicas", "resume", "logger", "data.cache_dir", "callbacks.progress_bar",
     "figures", "trust",
@@ -26,7 +27,7 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
     """List every finished run below `folder`, with one line per seed.
 
     The columns are `run`, `seed`, each config key that differs, `parameters`, the best `epoch`, and the
-    metrics `{split}/{task}/{metric}`. If only the seed differs, a constant column `runs` replaces the keys.
+    metrics `{split}/{task}/{metric}`. If none differs, there is a column `runs` of dashes instead.
 
     Raises:
         UserError: no run has finished, or the runs differ in tasks, rows or the monitored metric.
@@ -44,7 +45,7 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
     first, monitor = schemas[0], all_metrics[0]["monitor"]
     for path, metrics, schema in zip(finished, all_metrics, schemas, strict=True):
         if (schema.tasks, schema.num_rows, schema.files) != (first.tasks, first.num_rows, first.files):
-            raise UserError(f"{path}: has other tasks or rows than {finished[0]}, so they do not compare")
+            raise UserError(f"{path}: has other tasks or rows than {finished[0]}, so they cannot be compared")
         if metrics["monitor"] != monitor:
             other = f"but {finished[0]} by {monitor}"
             raise UserError(f"{path}: chose its epoch by {metrics['monitor']}, {other}")
@@ -64,7 +65,7 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
     frame.attrs = {
         "varied": varied,
         "unfinished": [str(path.relative_to(folder)) for path in top_level if path not in finished],
-        "tasks": {task.name: next(iter(METRICS[task.kind])) for task in first.tasks},
+        "tasks": {task.name: main_metric(task) for task in first.tasks},
         "monitor": monitor,
         "larger_is_better": ((configs[0]["callbacks"] or {}).get("best") or {}).get("mode", "max") == "max",
         "rows": first.rows,
@@ -130,8 +131,8 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
     others = [name for name in varied if name != key]
     lines = list(frame.groupby(others, sort=False)) if others else [((), frame)]
     tasks = frame.attrs["tasks"]
-    figure, every = panels(len(tasks), width=3.9 * len(tasks), height=3.3)
-    for axes, (task, metric) in zip(every, tasks.items(), strict=True):
+    figure, all_axes = panels(len(tasks), width=3.9 * len(tasks), height=3.3)
+    for axes, (task, metric) in zip(all_axes, tasks.items(), strict=True):
         for style, (setting, part) in enumerate(lines):
             name = ", ".join(f"{k.split('.')[-1]} {v}" for k, v in zip(others, setting, strict=True))
             column = f"{split}/{task}/{metric}"
@@ -151,7 +152,7 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
         label = key.split(".")[-1].replace("num_", "number of ").replace("_", " ")
         axes.set(title=task, xlabel=label, ylabel=f"{split} {metric_name(metric)}")
         axes.grid(alpha=0.3)
-    every[0].legend()
+    all_axes[0].legend()
     return figure
 
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from mmoe.analysis.drawing import COLOURS, LIGHT, LINES, MARKERS, metric_name, panels
 from mmoe.errors import UserError
 from mmoe.run import Run, load
-from mmoe.training.tasks import METRICS
+from mmoe.training.tasks import main_metric
 
 
 def training_curves(run: Run | Path | str) -> pd.DataFrame:
@@ -26,21 +26,21 @@ def plot_training_curves(run: Run | Path | str) -> Figure:
     run = load(run)
     table = training_curves(run)
     if not len(table):
-        raise UserError(f"{run.folder}: its history.csv must have an epoch, it is empty")
+        raise UserError(f"{run.folder}: its history.csv is empty, because the run had no validation")
     tasks = run.schema.tasks
     has_gates = f"val/{tasks[0].name}/effective_experts" in table
     count = len(tasks) + has_gates
-    figure, every = panels(count, width=3.4 * count, height=3.0)
-    for axes, task in zip(every, tasks, strict=False):
-        metric = next(iter(METRICS[task.kind]))
+    figure, all_axes = panels(count, width=3.4 * count, height=3.0)
+    for axes, task in zip(all_axes, tasks, strict=False):
+        metric = main_metric(task)
         _draw_line(axes, table, f"val/{task.name}/{metric}", 0)
         axes.set(title=task.name, ylabel=f"validation {metric_name(metric)}")
     if has_gates:
         for i, task in enumerate(tasks):
-            _draw_line(every[-1], table, f"val/{task.name}/effective_experts", i, task.name)
-        every[-1].set(title="gates", ylabel="effective experts, exp(H)")
-        every[-1].legend(title="task")
-    for axes in every:
+            _draw_line(all_axes[-1], table, f"val/{task.name}/effective_experts", i, task.name)
+        all_axes[-1].set(title="gates", ylabel="effective experts, exp(H)")
+        all_axes[-1].legend(title="task")
+    for axes in all_axes:
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -10,19 +10,20 @@ import tarfile
 import zipfile
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from mmoe.atomic import sync
-from mmoe.data.cache import is_disk_error
+from mmoe.errors import is_disk_error
 
 MAX_ARCHIVE_BYTES = 2**25  # three times the size of UCI's archive
-MAX_UNPACKED_BYTES = 2**28  # UCI's files have 156 MB
-MAX_FILES = 100  # headers in census.tar.gz; UCI's has three
+MAX_UNPACKED_BYTES = 2**28  # UCI's files are 156 MB in total
+MAX_FILES = 100  # members of census.tar.gz; UCI's has three
 MAX_LINE_BYTES = 10_000  # the longest row has 634
 MAX_BLANK_LINES = 1_000
 BLOCK_BYTES = 2**16
-INNER = "census.tar.gz"
+TAR_NAME = "census.tar.gz"
 
 
 class DownloadError(Exception):
@@ -66,13 +67,12 @@ def unpack(url: str, archive: Path, folder: Path, num_rows: Mapping[str, int], n
 def _files(url: str, archive: Path, names: Container[str]) -> Iterator[tuple[str, Iterator[bytes]]]:
     """The name and the lines of each file in `names`. The archive is read to its end to verify checksums."""
     with _archive_errors(url), zipfile.ZipFile(archive) as outer:
-        found = [member for member in outer.infolist() if member.filename == INNER]
+        found = [member for member in outer.infolist() if member.filename == TAR_NAME]
         if len(found) != 1:
-            raise ValueError(f"must hold one {INNER}, holds {len(found)}")
+            raise ValueError(f"must hold one {TAR_NAME}, holds {len(found)}")
+        # Other compression methods can use unbounded memory.
         if found[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(
-                f"{INNER} must be stored or deflated"
-            )  # other methods may need any amount of memory
+            raise ValueError(f"{TAR_NAME} must be stored or deflated")
         with outer.open(found[0]) as inner:
             unzipped = gzip.GzipFile(fileobj=_LimitedReader(inner, MAX_ARCHIVE_BYTES))
             content = _LimitedReader(unzipped, MAX_UNPACKED_BYTES)
@@ -82,9 +82,9 @@ def _files(url: str, archive: Path, names: Container[str]) -> Iterator[tuple[str
                 if name not in names:
                     _skip(content, member.size)
                 elif name in seen:
-                    raise ValueError(f"{name} must be there once")
+                    raise ValueError(f"{name} must occur only once")
                 elif member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                    raise ValueError(f"{name} must be an ordinary file")
+                    raise ValueError(f"{name} must be a regular file")
                 else:
                     seen.add(name)
                     yield name, _lines(url, name, io.BufferedReader(_MemberReader(content, member.size)))
@@ -96,8 +96,8 @@ def _files(url: str, archive: Path, names: Container[str]) -> Iterator[tuple[str
 def _tar_headers(content: "_LimitedReader") -> Iterator[tarfile.TarInfo]:
     """The headers of a tar archive. The caller reads the content that follows each of them.
 
-    `tarfile.open` is not safe here: a long extended header takes it hours, and it fills the holes of sparse
-    files. Here extended headers and sparse files are members of a type that the caller skips or rejects.
+    `tarfile.open` is not safe here: a long extended header keeps it busy for hours, and it expands sparse
+    files. This function treats both as ordinary members. The caller skips them, or rejects them by type.
     """
     for _ in range(MAX_FILES):
         header = content.read(tarfile.BLOCKSIZE)
@@ -107,19 +107,17 @@ def _tar_headers(content: "_LimitedReader") -> Iterator[tarfile.TarInfo]:
         if member.size < 0:
             raise ValueError(f"the size of {member.name} must not be negative")
         yield member
-    raise ValueError(f"{INNER} must have less than {MAX_FILES} files")
+    raise ValueError(f"{TAR_NAME} must have fewer than {MAX_FILES} files")
 
 
 def _skip(content: "_LimitedReader", size: int) -> None:
     while size:
-        size -= len(content.read_some(min(size, BLOCK_BYTES)))
+        size -= len(content.read_at_least_one(min(size, BLOCK_BYTES)))
 
 
 def _lines(url: str, name: str, file: io.BufferedReader) -> Iterator[bytes]:
-    number = 0
     with _archive_errors(url):
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
+        for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), 1):
             if len(line) > MAX_LINE_BYTES:
                 raise DownloadError(f"{name}, line {number}: must have at most {MAX_LINE_BYTES:,} bytes")
             yield line
@@ -138,7 +136,7 @@ def _archive_errors(url: str) -> Iterator[None]:
 
 
 class _LimitedReader(io.BufferedIOBase):
-    """Read a file in order; more than `limit` bytes are an error."""
+    """Read a file sequentially. Raise ValueError after `limit` bytes."""
 
     def __init__(self, file: IO[bytes] | gzip.GzipFile, limit: int) -> None:
         self.file, self.limit, self.left = file, limit, limit
@@ -147,14 +145,14 @@ class _LimitedReader(io.BufferedIOBase):
         block = self.file.read(-1 if size is None else size)
         self.left -= len(block)
         if self.left < 0:
-            raise ValueError(f"{INNER} must have at most {self.limit:,} bytes")
+            raise ValueError(f"{TAR_NAME} must have at most {self.limit:,} bytes")
         return block
 
-    def read_some(self, size: int) -> bytes:
-        """Read from 1 to `size` bytes; the end of the file is an error."""
+    def read_at_least_one(self, size: int) -> bytes:
+        """Read at least 1 and at most `size` bytes. Raise EOFError at the end."""
         block = self.read(size)
         if not block:
-            raise EOFError(f"{INNER} is cut off")
+            raise EOFError(f"{TAR_NAME} is cut off")
         return block
 
 
@@ -169,7 +167,7 @@ class _MemberReader(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         size = min(len(buffer), self.left)
-        block = self.file.read_some(size) if size else b""
+        block = self.file.read_at_least_one(size) if size else b""
         buffer[: len(block)] = block
         self.left -= len(block)
         return len(block)

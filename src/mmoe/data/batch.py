@@ -1,4 +1,4 @@
-"""Rows as tensors; a batch is some of the rows.
+"""Rows as tensors: all rows of a data set, or a batch of them.
 
 N rows, B batch, C categorical columns, M numeric columns, T tasks, R replicas, S coefficients.
 """
@@ -10,23 +10,28 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmoe.data.schema import Schema
+from mmoe.errors import UserError
+
+LEVEL_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32)
+
 
 class Batch(NamedTuple):
-    """Rows as tensors. If R replicas have different rows, each tensor has R as its first dimension.
+    """Rows as tensors. If each of R replicas has its own rows, each tensor has R as its first dimension.
 
     Shape:
         levels: [N, C], integers. The levels of all columns are numbered in one sequence, column by column;
             an unseen level is `schema.num_levels` in every column.
         numbers: [N, M], float32, unscaled as in the file.
         labels: [N, T], float32; those of binary tasks are 0 or 1.
-        sparse: [N, S], these rows as a sparse matrix that the input layer computed once for all training
-            rows (`Inputs.encode_rows`); None: the input layer computes its inputs from levels and numbers.
+        sparse: [N, S], the same rows as a `SparseMatrix`, computed once by `Inputs.encode_rows`. None: the
+            input layer encodes levels and numbers in each step.
     """
 
     levels: Tensor
     numbers: Tensor
     labels: Tensor
-    sparse: Any = None
+    sparse: Any = None  # Any, because `data` imports nothing from `models`
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """Apply a function to levels, numbers and labels; the result has no sparse matrix."""
@@ -40,9 +45,40 @@ def take(rows: Batch, index: Tensor) -> Batch:
 
 
 def split(rows: Batch, size: int, count: int) -> Iterator[Batch]:
-    """`count` batches of `size` rows, without copying them; the last one has the rest."""
+    """Cut `count` batches of `size` rows, without copying; the last batch holds the remaining rows."""
     sizes = [size] * (count - 1)
     sizes.append(rows.labels.shape[-2] - sum(sizes))
     tensors = (torch.split(tensor, sizes, -2) for tensor in rows[:3])
     sparse = repeat(None, count) if rows.sparse is None else rows.sparse.split(sizes)
     return map(Batch, *tensors, sparse)
+
+
+def blank_rows(schema: Schema) -> Batch:
+    """Two rows of unseen levels and zeros, for finding the shapes of a network's outputs."""
+    return Batch(
+        torch.full((2, len(schema.categorical)), schema.num_levels),
+        torch.zeros(2, len(schema.numeric)),
+        torch.zeros(2, len(schema.tasks)),
+    )
+
+
+def check_levels(levels: Tensor, schema: Schema) -> None:
+    """Check that each of the levels [..., N, C] is a code of its column, or the unseen code.
+
+    Raises:
+        UserError: names the column and its first invalid code.
+    """
+    offsets, unseen = torch.tensor(schema.level_offsets), schema.num_levels
+    first, last = offsets[:-1], offsets[1:] - 1
+    # Comparing in the dtype of the levels is several times faster than converting them to int64.
+    dtype = levels.dtype if unseen <= torch.iinfo(levels.dtype).max else torch.int64
+    # The unseen code is a tensor, because torch wraps a plain number around to the range of the levels' type.
+    bounds = (first, last, torch.full_like(first, unseen))
+    low, high, other = (bound.to(levels.device, dtype) for bound in bounds)
+    valid = (levels >= low) & (levels <= high) | (levels == other)
+    if not valid.all():
+        where = (~valid).nonzero()[0].tolist()
+        row, column = where[-2:]
+        rule = f"must be a code from {first[column]} to {last[column]}, or {unseen} for an unseen level"
+        name, code = schema.categorical[column].name, levels[tuple(where)].item()
+        raise UserError(f"column {name}: {rule}; row {row} is {code}")

@@ -19,13 +19,13 @@ from mmoe.atomic import write
 from mmoe.data.batch import Batch
 from mmoe.data.schema import Schema
 from mmoe.data.splits import Dataset
-from mmoe.errors import ArgumentError, UserError
+from mmoe.errors import ArgumentError, UserError, is_disk_error
 
 log = logging.getLogger(__name__)
 
 FORMAT = 6  # increment this when the same files and options are stored or encoded differently
 FIELDS = ("levels", "numbers", "labels")  # of a Batch
-# The errors of a path that is not, and cannot become, a directory.
+# errno values if a path is not a directory and cannot become one.
 NOT_A_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -47,7 +47,8 @@ def expand_home(argument: str, path: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise ArgumentError(f"{argument}={path}: must start with the name of a user after ~") from None
+        rule = "~ must be followed by the name of an existing user"
+        raise ArgumentError(f"{argument}={path}: {rule}") from None
 
 
 def load_or_build(folder: Path, name: str, key: dict[str, Any], build: Callable[[], Dataset]) -> Dataset:
@@ -90,9 +91,8 @@ def lock(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NOT_A_DIRECTORY:
             raise
-        raise UserError(
-            f"data.cache_dir={path.parent}: must be a writable directory ({error.strerror})"
-        ) from None
+        rule = f"must be a writable directory ({error.strerror})"
+        raise UserError(f"data.cache_dir={path.parent}: {rule}") from None
     with held:
         yield
 
@@ -101,15 +101,6 @@ def sha256(path: Path) -> str:
     """Hexadecimal digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_disk_error(error: BaseException) -> bool:
-    """Whether reading an archive failed because of the disk rather than the archive's content.
-
-    Corrupt archives raise almost any exception. Their OSErrors have no errno, or EINVAL if the archive points
-    to an offset before its start.
-    """
-    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def _save(dataset: Dataset, request: str, path: Path) -> None:
@@ -140,9 +131,8 @@ def _read(path: Path, request: str) -> Dataset | None:
         if is_disk_error(error):
             raise
         raise CorruptFile(str(error) or type(error).__name__) from error
-    positions = {
-        name.split(".")[0]: tensor for name, tensor in tensors.items() if name.endswith(".positions")
-    }
+    end = ".positions"
+    positions = {name.removesuffix(end): tensors[name] for name in tensors if name.endswith(end)}
     splits = {split: Batch(*(tensors[f"{split}.{field}"] for field in FIELDS)) for split in positions}
     return Dataset(schema, splits, positions)
 

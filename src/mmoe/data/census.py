@@ -11,15 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from mmoe.arguments import check_integers, check_seeds
 from mmoe.data import cache, headerless_csv
-from mmoe.data.census_files import OFFICIAL_ROWS, check_source, find_files
+from mmoe.data.census_files import OFFICIAL_ROWS, find_files
 from mmoe.data.datamodule import DataModule
 from mmoe.data.encode import encode
-from mmoe.data.fit import fit_schema
+from mmoe.data.fit_schema import fit_schema
 from mmoe.data.schema import Schema, Task
 from mmoe.data.splits import Dataset, assemble
-from mmoe.errors import ArgumentError
+from mmoe.errors import ArgumentError, check_integers, check_seeds
 
 # In file order. The names are from census-income.names, shortened if they are phrases.
 COLUMNS = (
@@ -48,9 +47,9 @@ class CensusData(DataModule):
         url: UCI's archive of the data set.
         cache_dir: directory for downloads and encoded rows; None is the user's cache directory.
         features: the input columns.
-        tasks: by name, the label's `column` and its `positive` levels, or `kind: regression` for a numeric
-            column; None leaves the task out.
-        main_task: the task that the others support; its validation AUROC chooses the epoch.
+        tasks: for each task name, a mapping with the label's `column` and either its `positive` levels or
+            `kind: regression`. A task that is None is left out.
+        main_task: the task that the others support; its validation metric chooses the epoch.
         num_bins: upper limit for the quantile bins of a numeric column.
         split_seed: seed of the 1:1 split of the test file into validation and test rows.
         schema: the schema of a run, to encode with; None fits one to the training file.
@@ -87,7 +86,8 @@ class CensusData(DataModule):
         if main_task not in names:
             raise ArgumentError(f"main_task={main_task}: must be one of {', '.join(names)}")
         self.tasks.sort(key=lambda task: task.name != main_task)  # the main task comes first
-        check_source(source)
+        if source not in ("auto", "official", "sample"):
+            raise ArgumentError(f"source={source}: must be auto, official or sample")
         check_integers(2, num_bins=num_bins)
         check_seeds(split_seed=split_seed)
         self.features, self.num_bins, self.split_seed = list(features), num_bins, split_seed
@@ -115,7 +115,8 @@ class CensusData(DataModule):
             "num_bins": self.num_bins,
             "split_seed": self.split_seed,
         }
-        if self.given_schema and self.given_schema.files != digests:  # its own files give an equal schema
+        # Fitting the run's own files would give the same schema, so they share its cache entry.
+        if self.given_schema and self.given_schema.files != digests:
             key["schema"] = self.given_schema.to_json()
 
         def build() -> Dataset:
@@ -139,13 +140,13 @@ def read(path: Path) -> pd.DataFrame:
 def _task(name: str, given: Mapping[str, Any]) -> Task:
     """The task that a configuration describes."""
     if not isinstance(given, Mapping):
-        raise ArgumentError(f"tasks.{name}={given}: must be a column, and positive levels or a kind")
+        raise ArgumentError(f"tasks.{name}={given}: must be a mapping with column, and positive or kind")
     for key in given:
         if key not in ("column", "positive", "kind"):
             raise ArgumentError(f"tasks.{name}.{key}: must be column, positive or kind")
     positive = given.get("positive") or ()
     if isinstance(positive, str) or not all(isinstance(level, str) for level in positive):
-        raise ArgumentError(f"tasks.{name}.positive={positive}: must be a list of levels, which are text")
+        raise ArgumentError(f"tasks.{name}.positive={positive}: must be a list of text levels")
     if "column" not in given:
         raise ArgumentError(f"tasks.{name}.column: must be given")
     return Task(name, **{**given, "positive": tuple(positive)})
@@ -166,12 +167,8 @@ def _check_columns(features: Sequence[str], tasks: Sequence[Task]) -> None:
     for task in tasks:
         allowed = [column for column in COLUMNS if (column in NUMERIC) != task.is_binary]
         if task.column not in allowed:
-            what = "levels" if task.is_binary else "numbers"
-            raise ArgumentError(
-                f"tasks.{task.name}.column={task.column}: must be a column of {what}: {', '.join(allowed)}"
-            )
+            rule = f"must be a {'categorical' if task.is_binary else 'numeric'} column: {', '.join(allowed)}"
+            raise ArgumentError(f"tasks.{task.name}.column={task.column}: {rule}")
         if task.column in features:
-            raise ArgumentError(
-                f"features: {task.column!r} is the column that the label of task {task.name} is made from,"
-                " so it must not be an input"
-            )
+            what = f"the column that the label of task {task.name} is made from"
+            raise ArgumentError(f"features: {task.column!r} is {what}, so it must not be an input")

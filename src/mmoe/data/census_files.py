@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mmoe.data import cache, download
 from mmoe.data.archive import DownloadError
-from mmoe.errors import ArgumentError, UserError
+from mmoe.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -24,16 +24,11 @@ class Files(NamedTuple):
     is_sample: bool = False
 
 
-def check_source(source: str) -> None:
-    """Raise ArgumentError unless `source` is auto, official or sample."""
-    if source not in ("auto", "official", "sample"):
-        raise ArgumentError(f"source={source}: must be auto, official or sample")
-
-
 def find_files(dir: str | None, source: str, url: str, cache_dir: Path) -> Files:
     """Find the two files in `dir`. Without `dir`, download them from `url`.
 
-    If the download fails, take the bundled sample and log a warning, unless `source` is `official`.
+    If the download fails, take the bundled sample and log a warning, unless `source` is `official`. With
+    `source` `sample`, always take the bundled sample.
 
     Raises:
         UserError: `dir` lacks a file, or the download failed and `source` is `official`.
@@ -60,9 +55,8 @@ def find_files(dir: str | None, source: str, url: str, cache_dir: Path) -> Files
 def _paths(folder: Path) -> tuple[Path, Path]:
     """The two files in a folder, compressed or not."""
     if not folder.is_dir():
-        raise UserError(
-            f"data.dir={folder}: must be a directory with {' and '.join(NAMES.values())} (or .gz)"
-        )
+        rule = f"must be a directory with {' and '.join(NAMES.values())} (or .gz)"
+        raise UserError(f"data.dir={folder}: {rule}")
     found = []
     for name in NAMES.values():
         path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)

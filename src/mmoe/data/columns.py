@@ -1,7 +1,7 @@
 """Convert a column of a file to levels or to numbers.
 
-The same rules hold for text files and Parquet. A whole number can be a level (4.0 is the level "4"), a truth
-value can be a level or the number 0 or 1, and text can hold a number.
+The same rules hold for text files and Parquet. A whole number can be a level (4.0 is the level "4"), a
+boolean can be a level or the number 0 or 1, and text can hold a number.
 """
 
 import math
@@ -20,15 +20,16 @@ from mmoe.errors import UserError
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 WHOLE_NUMBER = re.compile(r"-?[0-9]+\.0*")
-TRUTH_VALUES = {"true": 1.0, "false": 0.0}
+BOOLEANS = {"true": 1.0, "false": 0.0}
 # How a run's vocabulary may spell false and true; Python's spelling comes first.
-TRUTH_SPELLINGS = (("False", "True"), ("false", "true"), ("FALSE", "TRUE"), ("0", "1"))
+BOOLEAN_SPELLINGS = (("False", "True"), ("false", "true"), ("FALSE", "TRUE"), ("0", "1"))
 TEXT_TYPES = (
     pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
     pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary,
 )  # fmt: skip
-NUMBER_TYPES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
-OTHER_TYPES = (pa.types.is_boolean, pa.types.is_null)
+OTHER_TYPES = (
+    pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean, pa.types.is_null
+)  # fmt: skip
 
 # A function that returns the place of a row in its file, for an error message. Rows count from 0.
 Locate = Callable[[int], str]
@@ -68,7 +69,7 @@ def count_found(names: Sequence[str], wanted: Sequence[str]) -> int:
 def check_type(kind: pa.DataType, where: str) -> None:
     """Raise UserError for a type that holds neither levels nor numbers, such as a list or a date."""
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not _is_any(value, *TEXT_TYPES, *NUMBER_TYPES, *OTHER_TYPES):
+    if not _is_any(value, *TEXT_TYPES, *OTHER_TYPES):
         raise UserError(f"{where}: must hold text or numbers, holds {str(kind)[:80]}")
 
 
@@ -92,7 +93,8 @@ def convert(
         return to_numbers(array, locate, encoding)
     codes, values = _dictionary_encode(array, encoding)
     levels, errors = zip(*(_level(value, vocabulary) for value in (*values, None)), strict=True)
-    is_invalid = np.array([*map(bool, errors)])[codes]  # code -1, a missing value, is the last one
+    # A missing value has the code -1, which picks the last entry. That entry belongs to the None added above.
+    is_invalid = np.array([*map(bool, errors)])[codes]
     if is_invalid.any():
         row = int(is_invalid.argmax())
         raise UserError(f"{locate(row)}: {errors[codes[row]]}")
@@ -126,7 +128,7 @@ def _dictionary_encode(array: pa.Array, encoding: str) -> tuple[np.ndarray, list
     if pa.types.is_null(array.type):
         return np.full(len(array), -1), []
     if not pa.types.is_dictionary(array.type):
-        if pa.types.is_decimal(array.type):  # Arrow cannot encode small decimals
+        if pa.types.is_decimal(array.type):  # Arrow cannot dictionary-encode decimal32 and decimal64
             array = pc.cast(array, pa.decimal256(76, array.type.scale))
         array = array.dictionary_encode()
     values = [_text(value, encoding) for value in _to_python(array.dictionary)]
@@ -135,12 +137,12 @@ def _dictionary_encode(array: pa.Array, encoding: str) -> tuple[np.ndarray, list
 
 
 def _to_python(array: pa.Array) -> list[Any]:
-    """Python values; text as bytes, because a file may hold invalid text."""
+    """The values as Python objects. Text stays bytes, because a file may hold invalid text."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    return list(
-        (pc.cast(array, pa.large_binary()) if _is_any(array.type, *TEXT_TYPES) else array).to_pylist()
-    )
+    if _is_any(array.type, *TEXT_TYPES):
+        array = pc.cast(array, pa.large_binary())
+    return list(array.to_pylist())
 
 
 def _text(value: Any, encoding: str) -> Any:
@@ -152,7 +154,7 @@ def _text(value: Any, encoding: str) -> Any:
 
 
 def _level(value: Any, vocabulary: Collection[str]) -> tuple[str, str]:
-    """The level of a value, and an error, which is empty if the value is valid."""
+    """Return (level, "") for a valid value, and ("", error) for an invalid one."""
     if isinstance(value, str):
         text = value if value in vocabulary else value.strip()
         whole = text.partition(".")[0]
@@ -164,8 +166,8 @@ def _level(value: Any, vocabulary: Collection[str]) -> tuple[str, str]:
     if isinstance(value, bytes):
         return "", f"must be UTF-8 text, is {value[:40]!r}"
     if isinstance(value, bool):
-        spelling = next((pair for pair in TRUTH_SPELLINGS if set(pair) & set(vocabulary)), TRUTH_SPELLINGS[0])
-        return spelling[value], ""
+        known = (pair for pair in BOOLEAN_SPELLINGS if set(pair) & set(vocabulary))
+        return next(known, BOOLEAN_SPELLINGS[0])[value], ""
     if isinstance(value, Decimal) and value.is_finite():
         value = value.normalize()
     if str(value) in vocabulary:
@@ -178,7 +180,7 @@ def _level(value: Any, vocabulary: Collection[str]) -> tuple[str, str]:
 def _number(value: Any) -> float:
     """The number that a text holds, or NaN."""
     text = value.strip() if isinstance(value, str) else ""
-    return float(text) if NUMBER.fullmatch(text) else TRUTH_VALUES.get(text.lower(), math.nan)
+    return float(text) if NUMBER.fullmatch(text) else BOOLEANS.get(text.lower(), math.nan)
 
 
 def _folded(name: str) -> str:

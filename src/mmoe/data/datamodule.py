@@ -8,11 +8,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from mmoe.arguments import check_integers, check_seeds
 from mmoe.data.loader import Loader, RowLoader
 from mmoe.data.schema import Schema
 from mmoe.data.splits import Dataset
-from mmoe.errors import ArgumentError, UserError
+from mmoe.errors import USER_ERROR, ArgumentError, UserError, check_integers, check_seeds
 
 
 class DataModule(pl.LightningDataModule):
@@ -23,7 +22,7 @@ class DataModule(pl.LightningDataModule):
         batch_size: rows of a training step, on each rank.
         eval_batch_size: rows of a validation, test or prediction step, on each rank.
         resident: keep all rows on the device, so that no step copies from the host.
-        seed: of the shuffling.
+        seed: seed of the shuffling.
 
     Raises:
         ArgumentError: a batch size or the seed is out of range.
@@ -64,16 +63,16 @@ class DataModule(pl.LightningDataModule):
         If the trainer's module has a method `encode_rows(rows: Batch, batch_size: int) -> Batch`, all rows
         pass through it once. That is faster than encoding each batch in its step.
         """
-        loader = self.raw_train_loader()
+        loader = self.unencoded_train_loader()
         encode_rows = getattr(self.trainer and self.trainer.lightning_module, "encode_rows", None)
         if encode_rows and isinstance(loader, RowLoader):
             loader.rows = encode_rows(loader.rows, self.batch_size)
         return loader
 
-    def raw_train_loader(self) -> Loader:
+    def unencoded_train_loader(self) -> Loader:
         """Shuffled batches of the training rows, without `encode_rows`."""
         loader = self._loader("train", self.batch_size, self.seed)
-        loader.fixed = self.overfits
+        loader.repeats_batches = self.repeats_batches
         return loader
 
     def val_dataloader(self) -> Loader:
@@ -94,37 +93,35 @@ class DataModule(pl.LightningDataModule):
             return RowLoader(rows, batch_size, seed)
         num_rows, processes = rows.labels.shape[-2], trainer.world_size
         if num_rows < processes:
-            raise UserError(
-                f"trainer.devices: {processes} processes must each have one of {num_rows} {split} rows"
-            )
+            rule = f"{processes} processes need at least {processes} {split} rows, there are {num_rows}"
+            raise UserError(f"trainer.devices: {rule}")
         if self.resident:
             rows = rows.map(lambda tensor: tensor.to(trainer.strategy.root_device))
         return RowLoader(rows, batch_size, seed, trainer.global_rank, processes)
 
     @property
-    def overfits(self) -> bool:
+    def repeats_batches(self) -> bool:
         """Whether every epoch has the same few batches (the trainer's `overfit_batches`)."""
         return self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
 
     def state_dict(self) -> dict[str, int]:
-        """The rows of a step, which stay the same if another number of processes resumes the run."""
+        """The number of rows that all processes together train on in a step."""
         return {"global_batch": self.batch_size * self.trainer.world_size} if self.trainer else {}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Divide the rows of the checkpoint's steps among the present processes.
+        """Set the batch size so that a step of all processes has as many rows as in the checkpoint.
 
         Raises:
-            UserError: equal shares are not possible.
-            SystemExit: the same, in all processes but the first.
+            UserError: the rows cannot be shared equally.
+            SystemExit: the same error in all processes but the first.
         """
         assert self.trainer is not None
         rows, processes = state_dict["global_batch"], self.trainer.world_size
         if rows % processes:
-            if not self.trainer.is_global_zero:  # the first process reports it
-                raise SystemExit(2)
-            raise UserError(
-                f"trainer.devices: {processes} processes cannot share the run's {rows} rows a step equally"
-            )
+            if not self.trainer.is_global_zero:  # the first process reports the error
+                raise SystemExit(USER_ERROR)
+            what = f"{processes} processes cannot share the run's {rows} rows a step equally"
+            raise UserError(f"trainer.devices: {what}")
         self.batch_size = rows // processes
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -133,7 +130,7 @@ class DataModule(pl.LightningDataModule):
 
 
 def labels_of(data: Any, split: str, count: int) -> Tensor:
-    """The first `count` labels [N, T] of `val` or `test` as the data module has them, before any rounding."""
+    """The first `count` labels [N, T] of `val` or `test`, without the rounding of the trainer's precision."""
     if isinstance(data, DataModule):
         return data.dataset.splits[split].labels[..., :count, :]
     parts = [batch.labels.cpu() for batch in getattr(data, f"{split}_dataloader")()]

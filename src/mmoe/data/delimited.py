@@ -1,8 +1,8 @@
 """Read the inputs of a run from delimited text.
 
 A file has a header with the column names, in any order, or it is in the official format, with or without the
-label. Fields may be quoted, the first field may count the rows, and the separator may be a comma, a tab, a
-semicolon or a bar. The first lines settle the layout, and every other line must follow it.
+label. Fields may be quoted, the first field may be the row number, and the separator may be a comma, a tab, a
+semicolon or a bar. The first lines determine the layout, and every other line must follow it.
 """
 
 from collections.abc import Generator, Iterator
@@ -17,12 +17,12 @@ import pyarrow as pa
 from mmoe.data import columns, headerless_csv
 from mmoe.data.layout import SEPARATORS, Layout, find_layout, guess_encoding, parse_line
 from mmoe.data.schema import Schema
-from mmoe.data.text_blocks import Block, blocks, split_lines
+from mmoe.data.text_blocks import Block, blocks, count_line_ends, split_lines
 from mmoe.errors import UserError
 
 
 def read_delimited(path: Path, schema: Schema) -> Generator[pd.DataFrame]:
-    """Raw rows with the inputs of `schema`, in frames of about 4 MiB of the file.
+    """Raw rows with the inputs of `schema`, one frame for about every 4 MiB of the file.
 
     Without a header, all columns of the official format are read and checked.
 
@@ -43,7 +43,7 @@ def read_delimited(path: Path, schema: Schema) -> Generator[pd.DataFrame]:
             if not block.content.strip(b"\r\n"):
                 continue
             arrays = _parse(path, block, layout)
-            if layout.counts_rows:
+            if layout.has_row_numbers:
                 locate = _locator(path, block, 0, "index")
                 numbers = columns.to_numbers(arrays.pop(), locate)
                 next_number = _check_row_numbers(numbers, next_number, locate)
@@ -55,17 +55,15 @@ def read_delimited(path: Path, schema: Schema) -> Generator[pd.DataFrame]:
 
 
 def _parse(path: Path, block: Block, layout: Layout) -> list[pa.Array]:
-    """The fields of the layout as arrays of bytes, followed by the row numbers if the file counts rows.
+    """The fields of the layout as arrays of bytes, followed by the row numbers if the file has them.
 
     Arrow parses blocks without quotes. Python's csv module is slower, but handles quotes and names the line
     of an error.
     """
-    positions = [field.position for field in layout.fields] + [0] * layout.counts_rows
+    positions = [field.position for field in layout.fields] + [0] * layout.has_row_numbers
     if b'"' not in block.content:
-        wanted = set(positions)
-        types = {
-            str(i): headerless_csv.LEVELS if i in wanted else pa.null() for i in range(layout.num_fields)
-        }
+        types = dict.fromkeys(map(str, range(layout.num_fields)), pa.null())
+        types |= dict.fromkeys(map(str, positions), headerless_csv.LEVEL_TYPE)
         try:
             table = headerless_csv.parse(block.content, types, layout.separator)
             return [table[str(position)].combine_chunks() for position in positions]
@@ -93,7 +91,7 @@ def _locator(path: Path, block: Block, position: int, name: str) -> columns.Loca
 
 
 def _check_row_numbers(numbers: np.ndarray, start: int | None, locate: columns.Locate) -> int:
-    """Check that `numbers` count up from `start`, or from their first number if it is None.
+    """Check that row numbers increase by 1 from `start`, or from the first one if `start` is None.
 
     Returns:
         The number of the next row.
@@ -102,8 +100,7 @@ def _check_row_numbers(numbers: np.ndarray, start: int | None, locate: columns.L
     is_wrong = numbers != np.arange(start, start + len(numbers))
     if is_wrong.any():
         row = int(is_wrong.argmax())
-        rule = f"must count the rows, so it must be {start + row}"
-        raise UserError(f"{locate(row)}: {rule}, is {numbers[row]:g}")
+        raise UserError(f"{locate(row)}: must be the row number {start + row}, is {numbers[row]:g}")
     return start + len(numbers)
 
 
@@ -111,6 +108,5 @@ def _check_utf8(path: Path, block: Block) -> None:
     try:
         block.content.decode()
     except UnicodeDecodeError as error:
-        before = Block(block.number, block.content[: error.start] + b"x", None)
-        number = list(split_lines(before))[-1][0]
+        number = block.number + count_line_ends(block.content[: error.start])
         raise UserError(f"{path}, line {number}: must be UTF-8, like the lines before it") from None

@@ -17,7 +17,7 @@ from mmoe.data.archive import BLOCK_BYTES, MAX_ARCHIVE_BYTES, DownloadError, unp
 from mmoe.data.cache import lock
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 60
-MIN_BYTES_PER_S = 10_000  # on average, after the first READ_TIMEOUT_S
+MIN_BYTES_PER_S = 10_000  # the average speed must not be lower, after READ_TIMEOUT_S of grace
 
 
 def fetch(url: str, target: Path, num_rows: Mapping[str, int], num_fields: int) -> None:
@@ -55,7 +55,7 @@ def fetch(url: str, target: Path, num_rows: Mapping[str, int], num_fields: int) 
                 shutil.rmtree(target)
             (scratch / "kept").replace(target)
         except OSError as error:
-            error.filename, error.filename2 = str(target), None  # the user does not know the scratch files
+            error.filename, error.filename2 = str(target), None  # name the target instead of a scratch file
             raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -94,11 +94,10 @@ def _response(url: str) -> Iterator[bytes]:
                     if received > MAX_ARCHIVE_BYTES:
                         raise DownloadError(f"{url}: must have at most {MAX_ARCHIVE_BYTES:,} bytes")
                     if time.monotonic() - started > READ_TIMEOUT_S + received / MIN_BYTES_PER_S:
-                        raise DownloadError(
-                            f"{url}: must arrive at {MIN_BYTES_PER_S:,} bytes per second or faster"
-                        )
+                        rule = f"must arrive at {MIN_BYTES_PER_S:,} bytes per second or faster"
+                        raise DownloadError(f"{url}: {rule}")
                     bar.update(len(block))
                     yield block
-    # This catches no errors of the disk, because the caller writes the blocks.
+    # Errors of the disk do not occur here, because the caller writes the blocks.
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         raise DownloadError(f"{url}: cannot be downloaded ({type(error).__name__})") from None

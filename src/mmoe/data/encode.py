@@ -1,6 +1,6 @@
 """Encode frames of raw rows as tensors.
 
-N rows, C categorical columns, M numeric columns, T tasks.
+N rows.
 """
 
 from numbers import Integral
@@ -14,7 +14,7 @@ from mmoe.data.schema import Schema
 from mmoe.data.schema_checks import MAX_FLOAT32
 from mmoe.errors import UserError
 
-# What pandas.api.types.infer_dtype says of a column of numbers.
+# The results of pandas.api.types.infer_dtype for columns of numbers.
 NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty")
 
 
@@ -30,13 +30,12 @@ def encode(frame: pd.DataFrame, schema: Schema) -> Batch:
     """
     dtype = np.int16 if schema.num_levels <= np.iinfo(np.int16).max else np.int32
     levels = np.empty((len(frame), len(schema.categorical)), dtype)
-    offset = 0
-    for i, column in enumerate(schema.categorical):
+    for i, (column, offset) in enumerate(zip(schema.categorical, schema.level_offsets, strict=False)):
         codes, found = factorize(frame, column.name)
         known = pd.Index(column.levels, dtype=object).get_indexer(pd.Index(found, dtype=object))
         lookup = np.where(known >= 0, known + offset, schema.num_levels)
-        levels[:, i] = np.append(lookup, schema.num_levels)[codes]  # code -1, a missing level, is unseen too
-        offset += len(column.levels)
+        # A missing level has the code -1, which picks the appended unseen code.
+        levels[:, i] = np.append(lookup, schema.num_levels)[codes]
     numbers = np.empty((len(frame), len(schema.numeric)), np.float32)
     for i, number in enumerate(schema.numeric):
         numbers[:, i] = numbers_of(frame, number.name)
@@ -76,7 +75,7 @@ def column_of(frame: pd.DataFrame, name: str) -> pd.Series:
 
 
 def is_categorical(values: pd.Series) -> bool:
-    """Whether pandas calls a column categorical, or it holds no numbers."""
+    """Whether the column has a categorical or text dtype, or holds anything but numbers."""
     return isinstance(values.dtype, pd.CategoricalDtype | pd.StringDtype) or _kind(values) not in NUMBERS
 
 
@@ -112,19 +111,18 @@ def numbers_of(frame: pd.DataFrame, name: str) -> np.ndarray:
     values = series.to_numpy()
     if values.dtype.kind not in "iuf":
         values = series.to_numpy(np.float64, na_value=np.nan)
-    check_finite(name, values)
+    check_finite_column(name, values)
     return values
 
 
-def check_finite(name: str, values: np.ndarray) -> None:
+def check_finite_column(name: str, values: np.ndarray) -> None:
     """Raise UserError for the first number [N] that is not finite in float32."""
     wrong = ~(np.abs(values) <= MAX_FLOAT32)
     if wrong.any():
         row = int(np.argmax(wrong))
         value = "missing" if np.isnan(values[row]) else values[row]
-        raise UserError(
-            f"column {name}, row {row}: must be a finite number in the range of float32, is {value}"
-        )
+        rule = "must be a finite number in the range of float32"
+        raise UserError(f"column {name}, row {row}: {rule}, is {value}")
 
 
 def _kind(values: pd.Series) -> str:

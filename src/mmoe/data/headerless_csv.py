@@ -21,7 +21,7 @@ from mmoe.data.schema_checks import MAX_FLOAT32
 from mmoe.data.text_blocks import Block, blocks, split_lines
 from mmoe.errors import UserError
 
-LEVELS = pa.dictionary(pa.int32(), pa.binary())
+LEVEL_TYPE = pa.dictionary(pa.int32(), pa.binary())
 
 
 class Format(NamedTuple):
@@ -46,7 +46,7 @@ def read_rows(path: Path, format: Format) -> pd.DataFrame:
         UserError: the file cannot be read, or a field is invalid; names file, line and column.
     """
     columns, numeric, _ = format
-    types = {c: pa.float64() if c in numeric else LEVELS for c in columns}
+    types = {c: pa.float64() if c in numeric else LEVEL_TYPE for c in columns}
     encoding = "latin-1"
     tables = []
     with closing(blocks(path)) as parts:
@@ -90,20 +90,21 @@ def parse(content: bytes, types: Mapping[str, pa.DataType], separator: str = ","
     Raises:
         pyarrow.ArrowInvalid: a line has too few or too many fields, or a field has the wrong type.
     """
-    # Arrow skips a leading byte order mark. In the middle of a file the mark is text; an empty line keeps it.
+    # Arrow skips a byte order mark at the start of the content. But `blocks` has removed the file's mark, so
+    # this mark is text. An empty line before it keeps it.
     guard = b"\n" if content.startswith(codecs.BOM_UTF8) else b""
-    # The content is copied into Arrow's memory. If Arrow's threads held memory of Python when the interpreter
-    # exits, they could abort the process (std::terminate).
+    # This copies the content into Arrow's memory. If Arrow's threads still hold Python's memory when the
+    # interpreter exits, they can abort the process (std::terminate).
     sink = pa.BufferOutputStream()
     sink.write(guard + content)
     wanted = {name: kind for name, kind in types.items() if not pa.types.is_null(kind)}
+    options = {"column_types": wanted, "include_columns": list(wanted), "null_values": []}
     return csv.read_csv(
         pa.BufferReader(sink.getvalue()),
+        # The content is one block, because Arrow rejects lines that are longer than a block.
         csv.ReadOptions(column_names=list(types), use_threads=False, block_size=len(content) + 2),
         csv.ParseOptions(delimiter=separator, quote_char=False, double_quote=False, escape_char=False),
-        csv.ConvertOptions(
-            column_types=wanted, include_columns=list(wanted), null_values=[], check_utf8=False
-        ),
+        csv.ConvertOptions(**options, check_utf8=False),
     )
 
 
@@ -123,8 +124,8 @@ def _categorical(chunks: pa.ChunkedArray, encoding: str) -> pd.Categorical:
     return pd.Categorical.from_codes(codes, categories=pd.Index(levels))
 
 
-def _first_error(path: Path, format: Format, otherwise: str) -> UserError:
-    """The error of the first invalid line. If no line is invalid by itself, the error says `otherwise`."""
+def _first_error(path: Path, format: Format, fallback: str) -> UserError:
+    """The error of the first invalid line. If every line is valid by itself, the message is `fallback`."""
     with closing(blocks(path)) as parts:
         for block in parts:
             for number, line in split_lines(block):
@@ -132,7 +133,7 @@ def _first_error(path: Path, format: Format, otherwise: str) -> UserError:
                     is_header = number == 1 and not any(_is_finite(field) for field in line.split(","))
                     hint = " (a header line? the file must have none)" if is_header else ""
                     return UserError(f"{path}, line {number}{error}{hint}")
-    return UserError(f"{path}: {otherwise}")
+    return UserError(f"{path}: {fallback}")
 
 
 def _line_error(block: Block, line: str, format: Format) -> str:

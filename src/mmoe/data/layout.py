@@ -1,4 +1,7 @@
-"""Find the layout of a delimited text file: its separator, its columns and whether it has a header."""
+"""Determine the layout of a delimited text file: its separator, its columns and whether it has a header.
+
+This module also knows the official format: that of the census files, which have no header.
+"""
 
 import csv
 import re
@@ -14,9 +17,9 @@ from mmoe.data.text_blocks import Block, split_lines
 from mmoe.errors import UserError
 
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
-NUMBERED = re.compile(r"(\D*)([01])")
-# The columns of a file without a header. The field with the empty name counts the rows.
-HEADERLESS = (COLUMNS, COLUMNS[:-1], ("", *COLUMNS), ("", *COLUMNS[:-1]))
+FIRST_COLUMN_NUMBER = re.compile(r"(\D*)([01])")
+# With or without the label, and with or without row numbers, whose field has the empty name.
+OFFICIAL_FORMATS = (COLUMNS, COLUMNS[:-1], ("", *COLUMNS), ("", *COLUMNS[:-1]))
 
 
 class Field(NamedTuple):
@@ -35,11 +38,11 @@ class Layout:
     num_fields: int
     fields: tuple[Field, ...]
     has_header: bool
-    counts_rows: bool  # whether the first field counts the rows
+    has_row_numbers: bool  # in the first field
 
 
 def find_layout(path: Path, block: Block, schema: Schema) -> tuple[Layout, Block]:
-    """The layout of a file, found in its first block, and the block without the header.
+    """Determine the layout of a file from its first block. Also return this block without the header.
 
     Raises:
         UserError: there is no row, or the first line is neither a header with the inputs of `schema` nor a
@@ -68,12 +71,12 @@ def find_layout(path: Path, block: Block, schema: Schema) -> tuple[Layout, Block
         row = f", or a row of {len(COLUMNS)} fields" * is_census
         rule = f"must be a header with the names of the run's inputs{row}"
         raise UserError(f"{where}: {rule}, is {text[:40]!r}")
-    counts_rows = _has_row_names(path, rest, separator, len(names))
-    if counts_rows:
+    has_row_numbers = _has_row_number_field(path, rest, separator, len(names))
+    if has_row_numbers:
         names = ["", *names]
     positions = dict(zip(inputs, columns.find(names, inputs, where), strict=True))
     fields = _fields(positions, numeric, schema)
-    return Layout(separator, len(names), fields, has_header=True, counts_rows=counts_rows), rest
+    return Layout(separator, len(names), fields, True, has_row_numbers), rest
 
 
 def parse_line(path: Path, number: int, line: str, separator: str) -> list[str]:
@@ -103,8 +106,8 @@ def guess_encoding(block: Block) -> str | None:
 def _find_separator(path: Path, number: int, line: str, inputs: Sequence[str]) -> tuple[str, list[str]]:
     """The separator of a file, and the fields of its first line.
 
-    It is the separator that gives the most names of inputs. A tie goes to a separator that gives a number of
-    fields of the official format, then to the one that gives the most fields.
+    The separator that gives the most names of inputs wins. If several give equally many, one that gives as
+    many fields as the official format wins, or else the one that gives the most fields.
     """
     is_tsv = path.name.lower().removesuffix(".gz").endswith(".tsv")
     found = []
@@ -115,16 +118,16 @@ def _find_separator(path: Path, number: int, line: str, inputs: Sequence[str]) -
             error = caught
     if not found:
         raise error
-    sizes = {len(names) for names in HEADERLESS}
+    sizes = {len(names) for names in OFFICIAL_FORMATS}
     return max(
         found, key=lambda pair: (columns.count_found(pair[1], inputs), len(pair[1]) in sizes, len(pair[1]))
     )
 
 
 def _headerless_layout(where: str, first: Sequence[str], separator: str, schema: Schema) -> Layout:
-    """The layout of a file in the official format, found in the fields of its first line."""
+    """Determine the layout of a file in the official format from the fields of its first line."""
     rule = f"must have {len(COLUMNS)} {SEPARATORS[separator]}-separated fields"
-    possible = [names for names in HEADERLESS if len(names) == len(first)]
+    possible = [names for names in OFFICIAL_FORMATS if len(names) == len(first)]
     if not possible:
         without_label = f"{len(COLUMNS) - 1} without the label"
         raise UserError(f"{where}: {rule} ({without_label}), or a header; has {len(first)}")
@@ -135,11 +138,11 @@ def _headerless_layout(where: str, first: Sequence[str], separator: str, schema:
 
     names = next(filter(fits, possible), possible[0])
     if names[0] == "" and first[0] not in ("0", "1"):
-        counter = "after a field that counts rows from 0 or 1"
-        raise UserError(f"{where}: {rule} {counter}; that field is {first[0][:40]!r}")
+        first_number = "after the row number, which must be 0 or 1 in the first row"
+        raise UserError(f"{where}: {rule} {first_number}; it is {first[0][:40]!r}")
     positions = {name: position for position, name in enumerate(names) if name}
     fields = _fields(positions, NUMERIC, schema)
-    return Layout(separator, len(names), fields, has_header=False, counts_rows=names[0] == "")
+    return Layout(separator, len(names), fields, False, has_row_numbers=names[0] == "")
 
 
 def _fields(positions: Mapping[str, int], numeric: Collection[str], schema: Schema) -> tuple[Field, ...]:
@@ -153,15 +156,15 @@ def _fields(positions: Mapping[str, int], numeric: Collection[str], schema: Sche
 def _only_numbers_columns(names: Sequence[str]) -> bool:
     """Whether a header only numbers the columns: 0, 1, ... as in pandas, or V1, V2, ... as in R."""
     numbered = names[names[0] == "" :]
-    begin = NUMBERED.fullmatch(numbered[0]) if numbered else None
+    begin = FIRST_COLUMN_NUMBER.fullmatch(numbered[0]) if numbered else None
     if not begin or len(numbered) not in (len(COLUMNS), len(COLUMNS) - 1):
         return False
     prefix, first = begin[1], int(begin[2])
     return list(numbered) == [f"{prefix}{i}" for i in range(first, first + len(numbered))]
 
 
-def _has_row_names(path: Path, rest: Block, separator: str, num_names: int) -> bool:
-    """Whether rows have one field more than the header, and the first one counts rows, as R writes them."""
+def _has_row_number_field(path: Path, rest: Block, separator: str, num_names: int) -> bool:
+    """Whether rows begin with a row number that has no name in the header, as R writes them."""
     number, line = next(split_lines(rest), (0, ""))
     try:
         fields = parse_line(path, number, line, separator) if number else []

@@ -1,6 +1,6 @@
 """Loaders that cut batches from rows in memory, without Python code for each row and without workers.
 
-N rows, B batch, W ranks.
+B batch, W ranks.
 """
 
 from abc import ABC, abstractmethod
@@ -18,15 +18,15 @@ BLOCK = 2**14  # rows that are gathered at a time and then cut into batches
 class Loader(ABC):
     """A loader whose batches depend on the epoch, with the interface that Lightning expects.
 
-    Lightning sets the epoch. Without it, each iteration after the first one goes on to the next epoch.
+    Lightning sets the epoch. Outside Lightning, the second iteration moves on to the next epoch, and so on.
     """
 
     epoch = 0
-    fixed = False  # True: every epoch has the batches of the first one
-    step = 0  # number of batches that the epoch gave so far
+    repeats_batches = False  # whether every epoch has the batches of the first one
+    step = 0  # number of batches that this epoch has returned so far
     resumed: tuple[int, int] | None = None  # epoch and step of a checkpoint
     batch_sampler = None  # Lightning reads this and `sampler`
-    _iterated = False  # since the epoch was set
+    _iterated = False  # whether an iteration began after the epoch was set
 
     def __iter__(self) -> Iterator[Batch]:
         if self._iterated:
@@ -48,33 +48,33 @@ class Loader(ABC):
         self.epoch, self._iterated = epoch, False
 
     @property
-    def drawn_epoch(self) -> int:
-        """The epoch whose rows or order are drawn."""
-        return 0 if self.fixed else self.epoch
+    def shuffle_epoch(self) -> int:
+        """The epoch that seeds the random order: always 0 if every epoch repeats the same batches."""
+        return 0 if self.repeats_batches else self.epoch
 
     def state_dict(self) -> dict[str, int]:
         """The position, for a checkpoint."""
         return {"epoch": self.epoch, "step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration of the checkpoint's epoch begin at the checkpoint's step."""
+        """Set the epoch of the checkpoint, which then begins at the step of the checkpoint."""
         self.set_epoch(state["epoch"])
         self.resumed = (state["epoch"], state["step"])
 
     def _steps(self, count: int) -> Iterator[int]:
-        """The steps of an epoch with `count` steps, or those that a resumed epoch still lacks."""
+        """The numbers of the `count` steps of an epoch. A resumed epoch has only the remaining ones."""
         epoch, step = self.resumed or (None, 0)
         self.resumed = None
-        for left in range(step if epoch == self.epoch else 0, count):
-            self.step = left + 1
-            yield left
+        for number in range(step if epoch == self.epoch else 0, count):
+            self.step = number + 1
+            yield number
 
 
 class RowLoader(Loader):
     """Batches of rows. Each of `world_size` ranks gets its share of every global batch of W*B rows.
 
-    With a seed, each epoch has an order of its own, which depends on the seed and the epoch alone. Without a
-    seed, the rows come in order. The last batch may be smaller.
+    With a seed, each epoch has its own random order, which depends only on the seed and the epoch. Without a
+    seed, the rows come in order. The last batch may be smaller, or one row larger.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class RowLoader(Loader):
         self.batch_size, self.global_batch = batch_size, batch_size * world_size
 
     def __len__(self) -> int:
-        # All ranks need the same number of steps, so a rest of fewer rows than ranks joins the last batch.
+        # All ranks need the same number of steps. If fewer rows than ranks remain, they join the last batch.
         full, rest = divmod(self.rows.labels.shape[-2], self.global_batch)
         return max(1, full + (rest >= self.world_size))
 
@@ -97,7 +97,8 @@ class RowLoader(Loader):
         for step in self._steps(steps):
             if not left:
                 left = min(max(1, BLOCK // self.global_batch), steps - step)
-                begin, end = (num_rows if s == steps else s * self.global_batch for s in (step, step + left))
+                begin = step * self.global_batch
+                end = num_rows if step + left == steps else begin + left * self.global_batch
                 batches = split(self._share(order, begin, end), self.batch_size, left)
             left -= 1
             yield next(batches)
@@ -113,6 +114,6 @@ class RowLoader(Loader):
     def _order(self, num_rows: int) -> Tensor | None:
         if self.seed is None:
             return None
-        # With seed + epoch, run 1 would have the orders of run 0, one epoch later.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.drawn_epoch)
+        # With seed + epoch, seed 1 would have the order of seed 0 in the epoch after.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.shuffle_epoch)
         return torch.randperm(num_rows, generator=generator).to(self.rows.labels.device)

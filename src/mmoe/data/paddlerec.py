@@ -1,25 +1,26 @@
 """PaddleRec's preprocessed census files: train_all/*.csv and test_all/*.csv, without headers.
 
 A line has the never-married label, the income label and 499 inputs, most of them one-hot. Neighbouring 0/1
-inputs that are never 1 in the same row are encoded as one categorical column; its levels are their numbers,
-from 1. This takes a seventeenth of the memory. `inputs=standard` restores the 499 inputs in another order.
+inputs that are never 1 in the same row become one categorical column, whose levels are the numbers of these
+inputs, from 1. This takes a seventeenth of the memory. `inputs=standard` restores the 499 inputs, in another
+order.
 """
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mmoe.arguments import check_integers, check_seeds
 from mmoe.data import cache, headerless_csv
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule
-from mmoe.data.fit import fit_numeric
+from mmoe.data.fit_schema import fit_numeric
 from mmoe.data.schema import Categorical, Schema, Task
 from mmoe.data.splits import Dataset, assemble
-from mmoe.errors import ArgumentError, UserError
+from mmoe.errors import ArgumentError, UserError, check_integers, check_seeds
 
 LABELS = ("marital", "income")
 NUM_INPUTS = 499
@@ -122,27 +123,26 @@ def _find_binary(paths: Sequence[Path]) -> np.ndarray:
 def _one_hot_groups(paths: Sequence[Path], is_binary: np.ndarray) -> list[list[int]]:
     """Groups of neighbouring binary inputs, counted from 0, that are never 1 in the same row.
 
-    The rows of all files decide, test rows included. This leaks nothing, because grouping only changes how
-    rows are stored: the 499 inputs stay the same.
+    All rows decide the grouping, including the test rows. This leaks nothing, because grouping only changes
+    how rows are stored: the 499 inputs stay the same.
 
     Raises:
-        UserError: a label is not 0 or 1, or an input that is binary in training is not in the test files.
+        UserError: a label is not 0 or 1, or an input that is 0 or 1 in all training rows has another value in
+            the test files.
     """
     checked = np.r_[np.arange(len(LABELS)), np.flatnonzero(is_binary) + len(LABELS)]
-    together = np.zeros((NUM_INPUTS, NUM_INPUTS), np.float32)
+    co_occurrences = np.zeros((NUM_INPUTS, NUM_INPUTS), np.float32)
     for path, before, block in _blocks(paths):
         wrong = np.argwhere((block[:, checked] != 0) & (block[:, checked] != 1))
         if len(wrong):
             row, column = wrong[0][0], checked[wrong[0][1]]
-            raise UserError(
-                f"{path}, row {before + row + 1}, column {column + 1} ({COLUMNS[column]}):"
-                f" must be 0 or 1, is {block[row, column]:g}"
-            )
+            where = f"{path}, row {before + row + 1}, column {column + 1} ({COLUMNS[column]})"
+            raise UserError(f"{where}: must be 0 or 1, is {block[row, column]:g}")
         ones = block[:, len(LABELS) :] * is_binary
-        together += ones.T @ ones
+        co_occurrences += ones.T @ ones
     groups: list[list[int]] = []
     for i in np.flatnonzero(is_binary).tolist():
-        if groups and groups[-1][-1] == i - 1 and not together[i, groups[-1]].any():
+        if groups and groups[-1][-1] == i - 1 and not co_occurrences[i, groups[-1]].any():
             groups[-1].append(i)
         else:
             groups.append([i])
@@ -152,16 +152,14 @@ def _one_hot_groups(paths: Sequence[Path], is_binary: np.ndarray) -> list[list[i
 def _read(
     paths: Sequence[Path], groups: Sequence[Sequence[int]], numeric: np.ndarray, tasks: Sequence[Task]
 ) -> Batch:
-    num_levels = sum(map(len, groups))
+    offsets = [0, *accumulate(map(len, groups))]
     levels, numbers, labels = [], [], []
     for _, _, block in _blocks(paths):
         inputs = block[:, len(LABELS) :]
-        codes = np.full((len(block), len(groups)), num_levels, np.int16)
-        offset = 0
+        codes = np.full((len(block), len(groups)), offsets[-1], np.int16)
         for g, group in enumerate(groups):
             row, level = np.nonzero(inputs[:, group])
-            codes[row, g] = offset + level
-            offset += len(group)
+            codes[row, g] = offsets[g] + level
         levels.append(codes)
         numbers.append(inputs[:, numeric])
         labels.append(block[:, [LABELS.index(task.name) for task in tasks]])

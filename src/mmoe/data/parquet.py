@@ -39,16 +39,15 @@ def read_parquet(path: Path, schema: Schema, chunk_rows: int) -> Generator[pd.Da
     for name, position in positions.items():
         kind = kinds[position].type
         columns.check_type(kind, f"{path}, column {name}")
-        if _contradict(kind, stored := written.get(names[position], kind)):
+        if _types_differ(kind, stored := written.get(names[position], kind)):
             raise _damaged(path, f"column {name} holds {kind}, and was written as {stored}")
     with _parquet_errors(path):
         # Text that is read as a dictionary takes a fraction of the memory.
         text = [names[positions[name]] for name in vocabularies]
         file = parquet.ParquetFile(path, read_dictionary=text, page_checksum_verification=True)
+        batches = file.iter_batches(chunk_rows, columns=[names[i] for i in positions.values()])
     start = 0
     with file:
-        with _parquet_errors(path):
-            batches = file.iter_batches(chunk_rows, columns=[names[i] for i in positions.values()])
         while True:
             with _parquet_errors(path):
                 batch = next(batches, None)
@@ -70,7 +69,7 @@ def _locator(path: Path, column: str, start: int) -> columns.Locate:
 
 
 def _check_codes(batch: pa.RecordBatch) -> None:
-    """Raise ArrowInvalid for a code that its dictionary does not have, which Arrow does not check."""
+    """Raise ArrowInvalid if a code is not in its dictionary. Arrow does not check this when it reads."""
     for array in batch:
         if pa.types.is_dictionary(array.type):
             pa.DictionaryArray.from_arrays(array.indices, pa.nulls(len(array.dictionary)), safe=True)
@@ -92,7 +91,7 @@ def _check_ends(path: Path) -> None:
 
 
 def _written_types(metadata: parquet.FileMetaData) -> dict[str, pa.DataType]:
-    """The types by column that Arrow recorded when it wrote the file; empty if another writer did."""
+    """The types by column that Arrow recorded when it wrote the file; empty if Arrow did not write it."""
     stored = (metadata.metadata or {}).get(b"ARROW:schema")
     if stored is None:
         return {}
@@ -100,8 +99,8 @@ def _written_types(metadata: parquet.FileMetaData) -> dict[str, pa.DataType]:
     return {field.name: field.type for field in schema}
 
 
-def _contradict(kind: pa.DataType, written: pa.DataType) -> bool:
-    """Whether a column's type differs from the type it was written with. The footer has no checksum."""
+def _types_differ(kind: pa.DataType, written: pa.DataType) -> bool:
+    """Whether a damaged footer, which has no checksum, gives a wrong type that would change the numbers."""
     if pa.types.is_decimal(kind) and pa.types.is_decimal(written):
         return bool(kind.scale != written.scale)
     is_float = pa.types.is_floating(kind) or pa.types.is_floating(written)
@@ -118,4 +117,4 @@ def _parquet_errors(path: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path}: not a whole Parquet file ({what}); fetch or copy it again")
+    return UserError(f"{path}: damaged or incomplete Parquet file ({what}); fetch or copy it again")

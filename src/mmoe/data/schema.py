@@ -7,7 +7,8 @@ The classes check their values when they are constructed.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, NoReturn
+from itertools import accumulate
+from typing import Any
 
 from mmoe.data import schema_checks as check
 from mmoe.errors import ArgumentError, UserError
@@ -20,8 +21,8 @@ class Categorical:
     """A categorical column.
 
     `levels` is the vocabulary: the levels in the training file, sorted as text or as integers. Any other
-    level, and a missing one, is encoded as unseen. `mode` is the most frequent level, or empty if unknown;
-    it only affects rounding.
+    level, and a missing one, is encoded as unseen. `mode` is the most frequent level, or empty if unknown.
+    Results do not depend on the mode, except for rounding.
 
     Raises:
         ArgumentError: a value has the wrong type, or the levels are not unique and sorted.
@@ -32,12 +33,11 @@ class Categorical:
     mode: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        _check(self, "categorical.", name=check.text)
-        _check(self, f"categorical.{self.name}.", levels=check.levels)
+        _check_and_store(self, "categorical.", name=check.text)
+        where = f"categorical.{self.name}"
+        _check_and_store(self, f"{where}.", levels=check.levels)
         if self.mode not in ("", *self.levels):
-            raise ArgumentError(
-                f"categorical.{self.name}.mode={self.mode!r}: must be one of its levels, or empty"
-            )
+            raise ArgumentError(f"{where}.mode={self.mode!r}: must be one of its levels, or empty")
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Numeric:
     values: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(self, "numeric.", name=check.text)
+        _check_and_store(self, "numeric.", name=check.text)
         statistics = {"mean": check.number, "std": check.std, "bins": check.bins, "values": check.increasing}
-        _check(self, f"numeric.{self.name}.", **statistics)
+        _check_and_store(self, f"numeric.{self.name}.", **statistics)
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,10 @@ class Task:
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self, "tasks.", name=check.text)
+        _check_and_store(self, "tasks.", name=check.text)
         where = f"tasks.{self.name}"
-        _check(self, f"{where}.", column=check.text, positive=check.texts, mean=check.number, std=check.std)
+        checks = {"column": check.text, "positive": check.texts, "mean": check.number, "std": check.std}
+        _check_and_store(self, f"{where}.", **checks)
         if self.kind not in ("binary", "regression"):
             raise ArgumentError(f"{where}.kind={self.kind}: must be binary or regression")
         if self.is_binary and not self.positive:
@@ -128,7 +129,8 @@ class Schema:
     num_rows: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(self, "", **dict.fromkeys(PARTS, check.sequence), files=check.digests, num_rows=check.counts)
+        parts = dict.fromkeys(PARTS, check.sequence)
+        _check_and_store(self, "", **parts, files=check.digests, num_rows=check.counts)
         for key, kind in PARTS.items():
             if not all(isinstance(part, kind) for part in getattr(self, key)):
                 raise ArgumentError(f"{key}: must be a list of {kind.__name__}")
@@ -138,9 +140,14 @@ class Schema:
             raise ArgumentError(f"rows={self.rows}: must be one of {', '.join(ORIGINS)}")
 
     @property
+    def level_offsets(self) -> list[int]:
+        """The code of each categorical column's first level, followed by `num_levels`; C + 1 integers."""
+        return [0, *accumulate(len(column.levels) for column in self.categorical)]
+
+    @property
     def num_levels(self) -> int:
         """Number of levels in all categorical columns; also the code of an unseen or missing level."""
-        return sum(len(column.levels) for column in self.categorical)
+        return self.level_offsets[-1]
 
     def to_json(self) -> str:
         """The schema as JSON; `from_json` restores an equal schema."""
@@ -153,14 +160,8 @@ class Schema:
         Raises:
             UserError: the text is not the JSON of a valid schema.
         """
-
-        def reject(constant: str) -> NoReturn:
-            raise UserError(f"{constant}: must be a finite number")
-
         try:
-            values = json.loads(text, parse_constant=reject)
-        except UserError:
-            raise
+            values = json.loads(text)
         except (ValueError, RecursionError) as error:  # an integer of 5,000 digits raises ValueError too
             raise UserError(f"must be a schema as JSON ({error})") from None
         values = _check_keys(cls, "schema", values)
@@ -173,7 +174,7 @@ class Schema:
 PARTS: dict[str, type[Any]] = {"categorical": Categorical, "numeric": Numeric, "tasks": Task}
 
 
-def _check(instance: object, prefix: str, **checks: Callable[[str, Any], Any]) -> None:
+def _check_and_store(instance: object, prefix: str, **checks: Callable[[str, Any], Any]) -> None:
     """Check fields of a frozen dataclass that is being constructed, and store what the checks return."""
     for name, checked in checks.items():
         object.__setattr__(instance, name, checked(f"{prefix}{name}", getattr(instance, name)))

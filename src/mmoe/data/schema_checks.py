@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from mmoe.arguments import check_integers, is_a
-from mmoe.errors import ArgumentError
+from mmoe.errors import ArgumentError, check_integers, is_number
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
+MAX_MAGNITUDE = 1e38  # the difference of two larger numbers may overflow in float32
 
 
 def text(where: str, value: Any) -> str:
@@ -28,7 +28,7 @@ def unique(where: str, names: Sequence[str]) -> None:
     """Names that all differ."""
     for name, count in Counter(names).items():
         if count > 1:
-            raise ArgumentError(f"{where}: must have different names, {count} are {name!r}")
+            raise ArgumentError(f"{where}: must have different names; {count} have the name {name!r}")
 
 
 def sequence(where: str, values: Any) -> tuple[Any, ...]:
@@ -59,7 +59,7 @@ def levels(where: str, values: Any) -> tuple[str, ...]:
 
 def number(where: str, value: Any) -> float:
     """A number that is finite in float32."""
-    if not is_a(Real, value) or not abs(value) <= MAX_FLOAT32:
+    if not is_number(value, Real) or not abs(value) <= MAX_FLOAT32:
         raise ArgumentError(f"{where}={value!r}: must be a finite number in the range of float32")
     return float(value)
 
@@ -71,9 +71,8 @@ def increasing(where: str, values: Any) -> tuple[float, ...]:
     increases = rounded[:-1] < rounded[1:]
     if not increases.all():
         i = int(np.argmin(increases))
-        raise ArgumentError(
-            f"{where}: must increase as float32, {numbers[i]} is followed by {numbers[i + 1]}"
-        )
+        what = f"{numbers[i]} is followed by {numbers[i + 1]}"
+        raise ArgumentError(f"{where}: must increase as float32, {what}")
     return numbers
 
 
@@ -81,7 +80,7 @@ def bins(where: str, values: Any) -> tuple[float, ...]:
     """Two or more increasing edges of bins whose widths, and 1 / widths, are finite in float32."""
     edges = increasing(where, values)
     if len(edges) < 2:
-        raise ArgumentError(f"{where}={list(edges)}: must be at least 2 edges")
+        raise ArgumentError(f"{where}={list(edges)}: must have at least 2 edges")
     with np.errstate(over="ignore", divide="ignore"):
         widths = np.diff(np.array(edges, np.float32))
         usable = np.isfinite(widths) & np.isfinite(1 / widths)
@@ -114,7 +113,7 @@ def counts(where: str, values: Any) -> dict[str, int]:
 
 
 def mapping(where: str, values: Any) -> Mapping[str, Any]:
-    """A mapping from text."""
+    """A mapping with text keys."""
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
-        raise ArgumentError(f"{where}={values}: must map text to values")
+        raise ArgumentError(f"{where}={values}: must be a mapping with text keys")
     return values

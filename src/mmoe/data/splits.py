@@ -32,9 +32,9 @@ def split_in_half(num_rows: int, seed: int) -> tuple[Tensor, Tensor]:
 def assemble(
     schema: Schema, train: Batch, held_out: Batch, split_seed: int, sources: tuple[str, str]
 ) -> Dataset:
-    """A data set of the training rows and of the held-out rows, split in half for validation and test.
+    """Make a data set: halve the held-out rows into validation and test rows, and check all labels.
 
-    `sources` are the paths of both, for errors.
+    `sources` are the paths of the training and the held-out rows, for errors.
 
     Raises:
         UserError: a task has only one class in a split.
@@ -63,8 +63,6 @@ def check_labels(labels: Tensor, tasks: Sequence[Task], source: str) -> None:
     """Raise UserError if a binary task has only one class in `labels` [N, T]; `source` names the rows."""
     for task, mean in zip(tasks, labels.double().mean(0).tolist(), strict=True):
         if task.is_binary and mean in (0.0, 1.0):
-            verb = "has" if mean else "lacks"
-            raise UserError(
-                f"{source}, column {task.column}: task {task.name} must have rows of both classes, but every"
-                f" row {verb} one of {list(task.positive)}"
-            )
+            what = f"every row {'has' if mean else 'lacks'} one of {list(task.positive)}"
+            rule = f"task {task.name} must have rows of both classes, but {what}"
+            raise UserError(f"{source}, column {task.column}: {rule}")

@@ -10,16 +10,15 @@ from operator import itemgetter
 
 import torch
 
-from mmoe.arguments import check_integers
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule
 from mmoe.data.loader import Loader
 from mmoe.data.schema import Numeric, Schema, Task
 from mmoe.data.splits import Dataset
-from mmoe.data.synthetic_generator import Device, Generator
-from mmoe.errors import ArgumentError
+from mmoe.data.synthetic_generator import Device, RowGenerator
+from mmoe.errors import ArgumentError, check_integers
 
-BLOCKS = {"train": 0, "val": -1, "test": -2}  # number of the block that holds the fixed rows of a split
+SPLIT_BLOCKS = {"train": 0, "val": -1, "test": -2}  # number of the block that holds the fixed rows of a split
 STREAMED_STEPS = 8  # steps that are drawn at once; more would take more memory and save little time
 
 
@@ -27,7 +26,7 @@ class StreamLoader(Loader):
     """Batches of new rows, which are drawn on the device when they are needed.
 
     Args:
-        draw: a function of a block's number and its number of rows that draws the block.
+        draw: a function that takes the number of a block and a number of rows, and returns the rows.
         num_rows: rows in an epoch.
         batch_size, rank, world_size: see `RowLoader`.
     """
@@ -43,7 +42,7 @@ class StreamLoader(Loader):
 
     def batches(self) -> Iterator[Batch]:
         """The rank's share of the new rows of each step."""
-        first_block = self.drawn_epoch * math.ceil(len(self) / STREAMED_STEPS)
+        first_block = self.shuffle_epoch * math.ceil(len(self) / STREAMED_STEPS)
         drawn, rows = -1, None
         for step in self._steps(len(self)):
             block, step_in_block = divmod(step, STREAMED_STEPS)
@@ -58,9 +57,9 @@ class SyntheticData(DataModule):
     """Data module of generated rows; conf/data/synthetic.yaml gives every argument.
 
     Args:
-        p, c, m, a, b, d, tasks, noise_variance: see `Generator`.
-        rows: training rows in an epoch.
-        eval_rows: validation rows, and also test rows.
+        p, c, m, a, b, d, tasks, noise_variance: see `RowGenerator`.
+        rows: number of training rows in an epoch.
+        eval_rows: number of validation rows, and of test rows.
         stream: draw new training rows in every epoch, rather than a fixed set.
         replicas: R. Replica r has the rows and the task weights of seed + r.
         main_task: `task1` to `taskT`. It becomes the first task.
@@ -95,7 +94,7 @@ class SyntheticData(DataModule):
         super().__init__(self._draw_dataset, batch_size, eval_batch_size, resident, seed)
         check_integers(1, replicas=replicas)
         check_integers(2, rows=rows, eval_rows=eval_rows)
-        self.generator = Generator(p, c, m, a, b, d, tasks, noise_variance)
+        self.generator = RowGenerator(p, c, m, a, b, d, tasks, noise_variance)
         self.names = [f"task{k}" for k in range(1, tasks + 1)]
         if main_task not in self.names:
             raise ArgumentError(f"main_task={main_task}: must be one of {', '.join(self.names)}")
@@ -103,15 +102,15 @@ class SyntheticData(DataModule):
         self.num_rows = {"train": rows, "val": eval_rows, "test": eval_rows}
         self.stream, self.seeds = stream, range(seed, seed + replicas)
 
-    def raw_train_loader(self) -> Loader:
+    def unencoded_train_loader(self) -> Loader:
         """Batches of new rows, or shuffled batches of the fixed rows."""
         if not self.stream:
-            return super().raw_train_loader()
+            return super().unencoded_train_loader()
         device: Device = self.trainer.strategy.root_device if self.trainer else "cpu"
         rank, size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         draw = partial(self.generator.rows, self.seeds, device=device)
         loader = StreamLoader(draw, self.num_rows["train"], self.batch_size, rank, size)
-        loader.fixed = self.overfits
+        loader.repeats_batches = self.repeats_batches
         return loader
 
     def _draw_dataset(self) -> Dataset:
@@ -124,5 +123,5 @@ class SyntheticData(DataModule):
             num_rows=self.num_rows,
         )
         counts = {name: n for name, n in self.num_rows.items() if name != "train" or not self.stream}
-        splits = {name: self.generator.rows(self.seeds, BLOCKS[name], n) for name, n in counts.items()}
+        splits = {name: self.generator.rows(self.seeds, SPLIT_BLOCKS[name], n) for name, n in counts.items()}
         return Dataset(schema, splits, {name: torch.arange(n) for name, n in counts.items()})

@@ -11,19 +11,16 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from mmoe.arguments import check_finite, check_integers
 from mmoe.data.batch import Batch
-from mmoe.errors import ArgumentError
+from mmoe.errors import ArgumentError, check_finite, check_integers
 
 Device = torch.device | str
-WEIGHTS, SINES = (
-    -3,
-    -4,
-)  # numbers of two more random streams beside the blocks of rows, which are -2 and above
+# Each block of rows is a random stream with the number of the block, from -2. These are two more streams.
+WEIGHTS, SINES = -3, -4
 
 
 @dataclass(frozen=True)
-class Generator:
+class RowGenerator:
     """Generator of x ~ N(0, I) and y_k = w_k . x + sum_i sin(a_i w_k . x + b_i) + e_k (equations 2 to 4).
 
     The weights of any two tasks have the cosine p and the norm c: w_k = c (L u)_k. Here u is orthonormal, and
@@ -60,11 +57,10 @@ class Generator:
         check_finite(-1, p=self.p)
         if self.p > 1:
             raise ArgumentError(f"p={self.p}: must be a cosine in [-1, 1]")
-        if self.p < -1 / (self.tasks - 1):
-            raise ArgumentError(
-                f"p={self.p}: must be at least {-1 / (self.tasks - 1):.4g}, the lowest cosine that all pairs"
-                f" of {self.tasks} tasks can have"
-            )
+        lowest = -1 / (self.tasks - 1)
+        if self.p < lowest:
+            what = f"the lowest cosine that all pairs of {self.tasks} tasks can have"
+            raise ArgumentError(f"p={self.p}: must be at least {lowest:.4g}, {what}")
         if self.d < self.tasks:
             raise ArgumentError(f"d={self.d}: must be at least the number of tasks, {self.tasks}")
         for name, values in (("a", self.a), ("b", self.b)):
@@ -98,8 +94,8 @@ class Generator:
     def rows(self, seeds: Sequence[int], block: int, num_rows: int, device: Device = "cpu") -> Batch:
         """Draw block number `block` for each of R seeds.
 
-        A seed's block does not depend on earlier calls or on the other seeds. Another kind of device draws
-        other numbers.
+        A seed's block does not depend on earlier calls or on the other seeds. A different kind of device
+        draws different numbers.
 
         Returns:
             Rows with numbers x [R, N, D] and labels [R, N, T], without the dimension R if there is one seed.
@@ -112,16 +108,11 @@ class Generator:
             noise[r].normal_(generator=random)
         weights = torch.stack([self.weights(seed) for seed in seeds]).to(x)
         a, b = (torch.stack(part).to(x) for part in zip(*map(self.sines, seeds), strict=True))  # [R, M]
-        labels = self.signal(torch.einsum("rnd,rtd->rnt", x, weights), a, b)
-        labels += math.sqrt(self.noise_variance) * noise
+        s = torch.einsum("rnd,rtd->rnt", x, weights)
+        angles = torch.einsum("rnt,rm->rntm", s, a) + b[:, None, None]
+        labels = s + angles.sin().sum(-1) + math.sqrt(self.noise_variance) * noise
         rows = Batch(x.new_empty(len(seeds), num_rows, 0, dtype=torch.int16), x, labels)
         return rows if len(seeds) > 1 else rows.map(itemgetter(0))
-
-    @staticmethod
-    def signal(s: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """The labels without noise: s + sum_i sin(a_i s + b_i), for s [R, N, T] and a, b [R, M]."""
-        angles = torch.einsum("rnt,rm->rntm", s, a) + b[:, None, None]
-        return s + angles.sin().sum(-1)
 
 
 def _random(seed: int, block: int, device: Device = "cpu") -> torch.Generator:

@@ -17,9 +17,9 @@ from typing import IO, NamedTuple, cast
 from mmoe.errors import UserError
 
 BLOCK_BYTES = 1 << 22  # bytes that are read at once
-MAX_LINE_BYTES = 1 << 24  # no row of a table is longer than this
+MAX_LINE_BYTES = 1 << 24  # longer lines are rejected
 GZIP = b"\x1f\x8b"
-# UTF-32 comes first, because the mark of its little-endian form begins like that of UTF-16.
+# UTF-32-LE stands before UTF-16-LE, because its byte order mark begins with that of UTF-16-LE.
 ENCODINGS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -47,25 +47,30 @@ def blocks(path: Path) -> Generator[Block]:
     Raises:
         UserError: the file cannot be read, is not in its declared encoding, or has a line that is too long.
     """
-    with file_errors(path), _open(path) as file:
+    with file_errors(path), path.open("rb") as raw:
+        is_gzip = path.suffix.lower() == ".gz" or raw.peek(2).startswith(GZIP)
+        file = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if is_gzip else raw)
         first = file.read(BLOCK_BYTES)
         mark = next((mark for mark in ENCODINGS if first.startswith(mark)), b"")
         encoding = "utf-8" if mark else None
         number, rest = 1, b""
         try:
-            pieces = chain([first.removeprefix(mark)], iter(partial(file.read, BLOCK_BYTES), b""))
-            for piece in _in_utf8(pieces, ENCODINGS.get(mark)):
+            others = iter(partial(file.read, BLOCK_BYTES), b"")
+            pieces: Iterator[bytes] = chain([first.removeprefix(mark)], others)
+            if mark:
+                pieces = (text.encode() for text in codecs.iterdecode(pieces, ENCODINGS[mark]))
+            for piece in pieces:
                 rest += piece
                 # A carriage return at the very end may be the first half of a line end.
                 end = max(rest.rfind(b"\n"), rest.rfind(b"\r", 0, -1)) + 1
                 block, rest = rest[:end], rest[end:]
                 if block.strip(b"\r\n"):
                     yield Block(number, block, encoding)
-                number += _count_line_ends(block)
+                number += count_line_ends(block)
                 if len(rest) > MAX_LINE_BYTES:
                     raise UserError(f"{path}, line {number}: must be shorter than {MAX_LINE_BYTES >> 20} MiB")
         except UnicodeDecodeError as error:
-            number += _count_line_ends(rest + error.object[: error.start].decode(error.encoding).encode())
+            number += count_line_ends(rest + error.object[: error.start].decode(error.encoding).encode())
             what = f"must be {error.encoding.upper()}, as the byte order mark of the file says"
             raise UserError(f"{path}, line {number}: {what}") from None
         if rest.strip(b"\r\n"):
@@ -93,28 +98,12 @@ def file_errors(path: Path) -> Iterator[None]:
     except IsADirectoryError:
         raise UserError(f"{path}: is a directory; name a file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: not a whole gzip file ({error}); fetch or copy it again") from None
+        what = f"damaged or incomplete gzip file ({error})"
+        raise UserError(f"{path}: {what}; fetch or copy it again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of the file, decompressed if its name ends with .gz or its content is gzip."""
-    with path.open("rb") as file:
-        if path.suffix.lower() == ".gz" or file.peek(2).startswith(GZIP):
-            with gzip.open(file) as unpacked:
-                yield cast(IO[bytes], unpacked)
-        else:
-            yield file
-
-
-def _in_utf8(pieces: Iterator[bytes], encoding: str | None) -> Iterator[bytes]:
-    """Re-encode the pieces as UTF-8 if the file declares an encoding."""
-    if encoding is None:
-        return pieces
-    return (text.encode() for text in codecs.iterdecode(pieces, encoding))
-
-
-def _count_line_ends(content: bytes) -> int:
+def count_line_ends(content: bytes) -> int:
+    r"""The number of line ends: \n, \r or \r\n."""
     return content.count(b"\n") + content.count(b"\r") - content.count(b"\r\n")

@@ -1,6 +1,6 @@
 """Cross-stitch networks (Misra et al., CVPR 2016): task networks that learn what to share.
 
-B batch, I inputs, T tasks, S the T tasks that a unit mixes, U width.
+B batch, I inputs, T tasks, S the same tasks as sources, U units of a layer.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mmoe.arguments import check_integers, check_probabilities, check_widths
+from mmoe.errors import check_integers, check_probabilities, check_widths
 from mmoe.models.layers import SharedInputLinear, StackedLinear, activation_layers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from mmoe.arguments import check_integers
-from mmoe.errors import ArgumentError
+from mmoe.errors import ArgumentError, check_integers
 from mmoe.models.network import Output
 from mmoe.models.replicas import Replicas
 
@@ -27,8 +26,8 @@ class Ensemble(nn.Module):
         ArgumentError: an argument is outside its range, or the members have a `penalty`.
 
     Shape:
-        x: [B, I]; output: the mean's logits [B, T]; in training, all members' logits [M, B, T]. There are no
-        gates, because expert e of one member has nothing to do with expert e of another.
+        x: [B, I]; output: the averaged logits [B, T]; in training, all members' logits [M, B, T]. There are
+        no gates, because expert e of one member has nothing to do with expert e of another.
     """
 
     def __init__(
@@ -55,9 +54,9 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Output:
         logits = self.members(x).logits  # [M, B, T]
         gates = logits.new_zeros(*logits.shape[1:], 0)
-        return Output(logits if self.training else self.mean(logits), gates)
+        return Output(logits if self.training else self.average(logits), gates)
 
-    def mean(self, logits: Tensor) -> Tensor:
+    def average(self, logits: Tensor) -> Tensor:
         """Average the members' logits [M, B, T] to logits [B, T]."""
         if self.averages_probabilities:  # the logit of the mean, without overflow
             return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mmoe.arguments import check_probabilities
-from mmoe.errors import ArgumentError
+from mmoe.errors import ArgumentError, check_probabilities
 from mmoe.models.sparse_inputs import SparseInputs, linear
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -86,7 +85,7 @@ def softmax(logits: Tensor) -> Tensor:
 def mix(gates: Tensor, experts: Tensor) -> Tensor:
     """Mix the experts for each task: einsum("bte,beh->bth", gates, experts).
 
-    `torch.bmm` is slow for small matrices on CPU, so the gates of large batches are padded with zeros.
+    On CPU, `torch.bmm` is slow for small matrices. In large batches, rows of zeros make the gates larger.
     """
     num_rows, num_tasks, num_experts = gates.shape
     if gates.device.type == "cpu" and not torch.compiler.is_compiling() and num_rows >= PAD_MIN_ROWS:

@@ -1,6 +1,7 @@
 """Multi-gate mixture-of-experts and its one-gate variant (Ma et al., KDD 2018, section 4).
 
-B batch, I inputs, E experts, H width of an expert, T tasks, G width of a gate's first layer.
+B batch, I inputs, E experts, F width of an expert's first layer, H width of its last layer, T tasks, G width
+of a gate's first layer.
 """
 
 import math
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmoe.arguments import check_finite, check_integers, check_probabilities, check_widths
+from mmoe.errors import check_finite, check_integers, check_probabilities, check_widths
 from mmoe.models.layers import StackedLinear, activation_layers, deeper_layers, mix, softmax
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs, linear
@@ -35,8 +36,8 @@ class MMoE(nn.Module):
         ArgumentError: an argument is outside its range.
 
     Shape:
-        x: [B, I]; output: logits [B, T] and gates [B, T, E]. In the first layers, H is expert_units[0]
-        and G is gate_units[0] (E for linear gates); the experts return H = expert_units[-1].
+        x: [B, I]; output: logits [B, T] and gates [B, T, E]. F is expert_units[0], H is expert_units[-1], and
+        G is gate_units[0] (E for linear gates).
     """
 
     takes_sparse_inputs = True
@@ -67,7 +68,7 @@ class MMoE(nn.Module):
         num_gates = 1 if self.one_gate else num_tasks
         gate_widths, tower_widths = [*gate_units, num_experts], [*tower_units, 1]
 
-        # The first layers of all experts and gates share one weight [I, E*H + T*G] and one product.
+        # The first layers of all experts and gates share one weight [I, E*F + T*G] and one product.
         self.first_widths = [num_experts * expert_units[0], num_gates * gate_widths[0]]
         self.gate_width = gate_widths[0]
         bound = 1 / math.sqrt(num_inputs)  # as in nn.Linear
@@ -84,8 +85,8 @@ class MMoE(nn.Module):
         )
 
     def forward(self, x: Tensor | SparseInputs) -> Output:
-        first = linear(x, self.weight, self.bias)  # [B, E*H + T*G]
-        expert_hidden, gate_hidden = torch.split(first, self.first_widths, dim=1)  # [B, E*H], [B, T*G]
+        first = linear(x, self.weight, self.bias)  # [B, E*F + T*G]
+        expert_hidden, gate_hidden = torch.split(first, self.first_widths, dim=1)  # [B, E*F], [B, T*G]
         experts = self.experts(torch.unflatten(expert_hidden, 1, (self.num_experts, -1)))  # [B, E, H]
         gate_hidden = torch.unflatten(gate_hidden, 1, (-1, self.gate_width))  # [B, T, G]; OMoE: [B, 1, G]
         gate_logits = self.gates(gate_hidden)  # [B, T, E]; OMoE: [B, 1, E]

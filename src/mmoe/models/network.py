@@ -16,7 +16,7 @@ class Output(NamedTuple):
 
     Shape:
         logits: [B, T]; the loss and the metrics apply the sigmoid.
-        gates: [B, T, E]; they sum to 1 over E. A method without gates has E = 0.
+        gates: [B, T, E]; the E weights of a task sum to 1. A model without gates has E = 0.
     """
 
     logits: Tensor
@@ -28,12 +28,12 @@ class Output(NamedTuple):
 
 
 class Network(nn.Module):
-    """A model behind its inputs: all that is trained, saved and exported.
+    """The input layer followed by a model: everything that is trained, saved and exported.
 
     A model with `takes_sparse_inputs` may get `SparseInputs` from its inputs; others get a tensor.
 
     Shape:
-        levels: [B, C]; numbers: [B, M]; sparse: as in `Batch`; output: the model's.
+        levels: [B, C]; numbers: [B, M]; sparse: see `Batch`; output: the output of the model.
     """
 
     def __init__(self, inputs: Inputs, model: nn.Module) -> None:

@@ -9,15 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmoe.arguments import check_integers, check_widths
-from mmoe.models.layers import (
-    SharedInputLinear,
-    StackedLinear,
-    activation_layers,
-    deeper_layers,
-    mix,
-    softmax,
-)
+from mmoe.errors import check_integers, check_widths
+from mmoe.models import layers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs
 
@@ -31,9 +24,6 @@ class ExtractionLevel(nn.Module):
     Shape:
         x: [B, I] in the first level, [B, S, I] in the others; output: mixtures [B, S, H] and gates [B, S, E].
     """
-
-    source: Tensor
-    is_masked: Tensor
 
     def __init__(
         self,
@@ -53,22 +43,22 @@ class ExtractionLevel(nn.Module):
         source = torch.cat([tasks, torch.full((shared_experts,), shared)])  # [E]
         gate = torch.arange(num_tasks if is_last else num_tasks + 1)[:, None]
         is_masked = (source != gate) & (source != shared) & (gate != shared)  # [S, E]
-        self.register_buffer("source", source, persistent=False)
-        self.register_buffer("is_masked", is_masked, persistent=False)
+        self.source = nn.Buffer(source, persistent=False)
+        self.is_masked = nn.Buffer(is_masked, persistent=False)
         self.is_first = is_first
-        layer = SharedInputLinear if is_first else StackedLinear
+        layer = layers.SharedInputLinear if is_first else layers.StackedLinear
         self.experts = nn.Sequential(
             layer(len(source), num_inputs, units[0]),
-            *deeper_layers(len(source), units, activation, dropout),
-            *activation_layers(activation, dropout),
+            *layers.deeper_layers(len(source), units, activation, dropout),
+            *layers.activation_layers(activation, dropout),
         )
         self.gates = layer(len(gate), num_inputs, len(source))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         experts = self.experts(x if self.is_first else x.index_select(1, self.source))  # [B, E, H]
         gates = self.gates(x if self.is_first else x[:, : len(self.is_masked)])  # [B, S, E]
-        gates = softmax(gates.masked_fill(self.is_masked, -math.inf))
-        return mix(gates, experts), gates
+        gates = layers.softmax(gates.masked_fill(self.is_masked, -math.inf))
+        return layers.mix(gates, experts), gates
 
 
 class PLE(nn.Module):
@@ -129,8 +119,8 @@ class PLE(nn.Module):
             for level in range(num_levels)
         )
         self.towers = nn.Sequential(
-            StackedLinear(num_tasks, h, tower_widths[0]),
-            *deeper_layers(num_tasks, tower_widths, activation, dropout),
+            layers.StackedLinear(num_tasks, h, tower_widths[0]),
+            *layers.deeper_layers(num_tasks, tower_widths, activation, dropout),
         )
 
     def forward(self, x: Tensor | SparseInputs) -> Output:

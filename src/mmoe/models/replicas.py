@@ -5,6 +5,7 @@ R replicas, M members of an ensemble.
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ class Replicas(nn.Module):
         modules: R modules that differ only in the values of their parameters.
 
     Shape:
-        rows: tensors that all replicas share, or with `own_rows` tensors [R, ...], one slice per replica.
-        output: a module's output with R in front.
+        rows: tensors that all replicas share. With `own_rows`, tensors [R, ...] with one slice per replica.
+        output: the output of a module, with R as an additional first dimension.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
@@ -37,15 +38,12 @@ class Replicas(nn.Module):
         use_dense_inputs(self.stacked)
 
     def forward(self, *rows: Tensor, own_rows: bool = False) -> Any:
-        def apply(parameters: dict[str, Tensor], *rows: Tensor) -> Any:
-            return functional_call(self.stacked, parameters, rows)
-
-        in_dims = (0, *([0 if own_rows else None] * len(rows)))
-        inputs = [module for module in self.stacked.modules() if isinstance(module, Inputs)]
-        for part in inputs:
-            levels, numbers = (tensor.flatten(0, 1) if own_rows else tensor for tensor in rows[:2])
-            part.numbers_in_range = part.check(levels, numbers)
-        return torch.vmap(apply, in_dims, randomness="different")(self.parameters_by_name(), *rows)
+        for part in self.stacked.modules():
+            if isinstance(part, Inputs):
+                levels, numbers = (tensor.flatten(0, 1) if own_rows else tensor for tensor in rows[:2])
+                part.numbers_in_range = part.check(levels, numbers)
+        apply, in_dims = partial(functional_call, self.stacked), (0, 0 if own_rows else None)
+        return torch.vmap(apply, in_dims, randomness="different")(self.parameters_by_name(), rows)
 
     def parameters_by_name(self) -> dict[str, Tensor]:
         """The stacked parameters [R, ...] by their names in a single module."""

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 from torch.nn.utils.rnn import pad_sequence
 
-from mmoe.arguments import check_matrix
 from mmoe.data.schema import Schema
+from mmoe.errors import UserError
 
 CHUNK = 2**14  # rows that are encoded at a time, to bound the memory
-GROUP = 7  # consecutive bins that have one basis row; about the square root of a column's number of bins
+GROUP = 7  # bins per group; about the square root of a column's number of bins
 
 
 class SparseMatrix:
@@ -51,7 +51,7 @@ class SparseMatrix:
         return cls(offsets, columns, values, matrix.shape[1])
 
     def to_scipy(self) -> sparse.csr_array:
-        """The same matrix, for what torch cannot do."""
+        """The same matrix, because scipy can transpose and index it and torch cannot."""
         arrays = (self.values.numpy(), self.columns.numpy(), self.row_offsets.numpy())
         return sparse.csr_array(arrays, shape=(len(self.row_offsets) - 1, self.width))
 
@@ -72,15 +72,16 @@ class SparseMatrix:
         return SparseMatrix.from_scipy(self.to_scipy()[index.numpy()])
 
     def split(self, sizes: Sequence[int]) -> list["SparseMatrix"]:
-        """Consecutive parts with these numbers of rows.
+        """Split the rows into consecutive parts of these sizes.
 
-        One call transposes all of them, because scipy's overhead of a call is large for small parts: part i
-        gets the columns i * W, ..., so that the rows of the transposed matrix are those of the parts in turn.
+        All parts are transposed in one scipy call, because a call has a large overhead. For this, the parts
+        are placed on a block diagonal: the columns of part i are shifted by i * W.
         """
         first_rows = np.cumsum([0, *sizes])
         first_columns = np.arange(len(sizes) + 1) * self.width
         num_entries = np.diff(self.row_offsets.numpy()[first_rows])
-        dtype = np.min_scalar_type(-first_columns[-1])  # not int64 where int32 will do: it is faster
+        # int32 is faster than int64. The minus makes numpy choose a signed type.
+        dtype = np.min_scalar_type(-first_columns[-1])
         columns = self.columns.numpy() + np.repeat(first_columns[:-1].astype(dtype), num_entries)
         arrays = (self.values.numpy(), columns, self.row_offsets.numpy())
         transposed = sparse.csr_array(arrays, shape=(first_rows[-1], first_columns[-1])).T.tocsr()
@@ -105,14 +106,20 @@ class SparseInputs(NamedTuple):
     """Inputs [B, I] in the factored form that the top of this file describes.
 
     Shape:
-        coefficients: [B, S]; basis: [S, I]; is_frequent: [B, C], which columns have their most frequent
-        level; frequent: [C], the inputs of these levels.
+        coefficients: [B, S]; basis: [S, I]; has_mode: [B, C], whether a column has its most frequent level;
+        mode_inputs: [C], the positions of the inputs of these levels.
     """
 
     coefficients: SparseMatrix
     basis: SparseMatrix
-    is_frequent: Tensor
-    frequent: Tensor
+    has_mode: Tensor
+    mode_inputs: Tensor
+
+
+def check_matrix(x: Any, width: int) -> None:
+    """Check that a model's input is a matrix [B, width]."""
+    if x.ndim != 2 or x.shape[1] != width:
+        raise UserError(f"x of shape {list(x.shape)}: must be [B, {width}], one row of inputs per example")
 
 
 def linear(x: Tensor | SparseInputs, weight: Tensor, bias: Tensor) -> Tensor:
@@ -129,17 +136,17 @@ class _SparseLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, x: SparseInputs) -> Tensor:
-        ctx.x, ctx.is_frequent = x, x.is_frequent.to(weight.dtype)
-        product = torch.addmm(bias, ctx.is_frequent, weight.index_select(0, x.frequent))
+        ctx.x, ctx.has_mode = x, x.has_mode.to(weight.dtype)
+        product = torch.addmm(bias, ctx.has_mode, weight.index_select(0, x.mode_inputs))
         return product.add_(x.coefficients @ (x.basis @ weight))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x = ctx.x
-        of_weight = x.basis.transposed @ (x.coefficients.transposed @ gradient.contiguous())
-        of_weight.index_copy_(0, x.frequent, ctx.is_frequent.to(gradient.dtype).T @ gradient)
-        return of_weight, gradient.sum(0), None
+        weight_gradient = x.basis.transposed @ (x.coefficients.transposed @ gradient.contiguous())
+        weight_gradient.index_copy_(0, x.mode_inputs, ctx.has_mode.to(gradient.dtype).T @ gradient)
+        return weight_gradient, gradient.sum(0), None
 
 
 def float32(values: Sequence[float]) -> Tensor:
@@ -154,28 +161,28 @@ def _starts(sizes: Sequence[int]) -> Tensor:
 
 def _padded(columns: Sequence[Tensor]) -> Tensor:
     """The values of each column as one row, [M, at least 1], padded with infinity."""
+    # The extra column, which is cut off, makes this work without columns and without values.
     return pad_sequence([float32([0.0]), *columns], batch_first=True, padding_value=torch.inf)[1:]
 
 
-class Levels:
+class SparseLevels:
     """One-hot levels: one basis row for each level, with a single 1.
 
-    This class and the next three have a `basis` [S, I], and `encode`, which gives the basis rows of each row
-    [B, K] and their coefficients [B, K].
+    This class and the next three are encoders: each has a `basis` [S, I] and a method `encode`, which returns
+    for each row the indices of basis rows [B, K] and their coefficients [B, K].
     """
 
     def __init__(self, schema: Schema) -> None:
-        sizes = [len(column.levels) for column in schema.categorical]
         modes = [column.levels.index(column.mode) if column.mode else 0 for column in schema.categorical]
-        self.frequent = _starts(sizes) + torch.tensor(modes, dtype=torch.long)  # [C]
-        self.basis = sparse.eye_array(sum(sizes))
+        self.mode_inputs = torch.tensor(schema.level_offsets)[:-1] + torch.tensor(modes, dtype=torch.long)
+        self.basis = sparse.eye_array(schema.num_levels)
 
     def encode(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """A coefficient of 1, or 0 for an unseen level and for the most frequent one."""
-        return levels, (levels != self.frequent) & (levels < self.basis.shape[0])
+        return levels, (levels != self.mode_inputs) & (levels < self.basis.shape[0])
 
 
-class ZScores:
+class SparseZScores:
     """Standardised numbers: one basis row for each column, whose coefficient is the z-score."""
 
     def __init__(self, schema: Schema) -> None:
@@ -188,12 +195,12 @@ class ZScores:
         return torch.arange(numbers.shape[1]).expand_as(numbers), (numbers - self.mean) / self.std
 
 
-class Bins:
-    """Piecewise-linear bins: three coefficients for a number that fills k of its n bins.
+class SparseBins:
+    """Piecewise-linear bins: three coefficients for a number with k of its column's n bins below it.
 
-    The basis has rows for the k // GROUP full groups of bins, for the k % GROUP full bins after them, and for
-    the bin that is filled in part, whose coefficient is the share. A number beyond the last edge counts
-    as n full bins, and the last bin gets the rest.
+    One basis row sums the k // GROUP full groups of bins, one sums the k % GROUP bins after them, and one is
+    the number's own bin, whose coefficient is the share of the bin below the number. A number above the last
+    edge has k = n, and the last bin gets a coefficient for the part above the edge.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -202,19 +209,19 @@ class Bins:
         self.first = _starts([size + 1 for size in sizes])
         self.first_group = _starts([size // GROUP + 1 for size in sizes])
         widths = [torch.cat([edge.diff(), edge[-1:] - edge[-2]]) for edge in edges]
-        self.begin = torch.cat([float32([]), *edges])  # of the bin that is filled in part
+        self.begin = torch.cat([float32([]), *edges])  # left edge of the number's own bin
         self.width = torch.cat([float32([]), *widths])
         self.ends = _padded([edge[1:] for edge in edges])
-        groups, others, parts = ([np.empty((0, 0))] for _ in range(3))
+        groups, rests, partials = ([np.empty((0, 0))] for _ in range(3))
         for size in sizes:
             full = np.tri(size + 1, size, -1)  # row k has k ones
             groups.append(full[::GROUP])
-            others.append(full - full[np.arange(size + 1) // GROUP * GROUP])
-            parts.append(np.eye(size)[[*range(size), size - 1]])
-        self.basis = sparse.vstack([sparse.block_diag(blocks) for blocks in (groups, others, parts)])
+            rests.append(full - full[np.arange(size + 1) // GROUP * GROUP])
+            partials.append(np.eye(size)[[*range(size), size - 1]])
+        self.basis = sparse.vstack([sparse.block_diag(blocks) for blocks in (groups, rests, partials)])
 
     def encode(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Full groups, full bins after them, and the bin that is filled in part."""
+        """The full groups, the full bins after them, and the number's own bin."""
         num_full = torch.searchsorted(self.ends, numbers.T.contiguous(), right=True).T  # [B, M]
         place, count = self.first + num_full, len(self.begin)
         share = (numbers - self.begin[place]) / self.width[place]
@@ -223,7 +230,7 @@ class Bins:
         return torch.cat(rows, dim=1), torch.cat([num_full >= GROUP, num_full % GROUP > 0, share], dim=1)
 
 
-class Values:
+class SparseValues:
     """Frequent values of numbers: one basis row for each, with a single 1."""
 
     def __init__(self, schema: Schema) -> None:
@@ -238,19 +245,24 @@ class Values:
         return self.first + place.T, (self.values.gather(1, place) == x).T
 
 
+SparseNumbers = SparseZScores | SparseBins | SparseValues
+
+
 class SparseEncoder:
-    """From rows to `SparseInputs`. Numbers must be finite.
+    """Encode rows as `SparseInputs`. Numbers must be finite.
 
     Args:
-        schema: the data set's.
-        numbers: how numbers are encoded; these inputs are side by side.
+        schema: the schema of the data set.
+        numbers: the encoders of numbers. Their inputs stand side by side, after those of the levels.
     """
 
-    def __init__(self, schema: Schema, numbers: Sequence[type[ZScores | Bins | Values]]) -> None:
-        levels = Levels(schema)
-        self.frequent, self.parts = levels.frequent, [levels, *(part(schema) for part in numbers)]
-        self.starts = _starts([part.basis.shape[0] for part in self.parts]).tolist()
-        basis = sparse.block_diag([part.basis for part in self.parts], format="csr", dtype=np.float32)
+    def __init__(self, schema: Schema, numbers: Sequence[type[SparseNumbers]]) -> None:
+        levels = SparseLevels(schema)
+        self.mode_inputs = levels.mode_inputs
+        self.encoders = [levels, *(encoder(schema) for encoder in numbers)]
+        bases = [encoder.basis for encoder in self.encoders]
+        self.starts = _starts([basis.shape[0] for basis in bases]).tolist()
+        basis = sparse.block_diag(bases, format="csr", dtype=np.float32)
         basis.eliminate_zeros()
         self.basis = SparseMatrix.from_scipy(basis)
 
@@ -262,15 +274,14 @@ class SparseEncoder:
 
     def inputs(self, levels: Tensor, coefficients: SparseMatrix) -> SparseInputs:
         """The inputs of a batch with these levels [B, C] and coefficients [B, S]."""
-        is_frequent = levels == self.frequent.to(levels.dtype)  # equal types compare faster
-        return SparseInputs(coefficients, self.basis, is_frequent, self.frequent)
+        has_mode = levels == self.mode_inputs.to(levels.dtype)  # equal dtypes compare faster
+        return SparseInputs(coefficients, self.basis, has_mode, self.mode_inputs)
 
     def _encode(self, levels: Tensor, numbers: Tensor) -> sparse.csr_array:
-        encoded = [part.encode(levels, numbers) for part in self.parts]
-        columns = torch.cat(
-            [start + rows for start, (rows, _) in zip(self.starts, encoded, strict=True)], dim=1
-        )
-        values = torch.cat([coefficients for _, coefficients in encoded], dim=1)
+        encoded = (encoder.encode(levels, numbers) for encoder in self.encoders)
+        rows, coefficients = zip(*encoded, strict=True)
+        columns = torch.cat([start + row for start, row in zip(self.starts, rows, strict=True)], dim=1)
+        values = torch.cat(coefficients, dim=1)
         kept = values != 0
         offsets = nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
         arrays = (part.numpy() for part in (values[kept], columns[kept].int(), offsets.int()))

@@ -10,9 +10,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mmoe.arguments import check_integers, check_matrix, check_widths
+from mmoe.errors import check_integers, check_widths
 from mmoe.models.layers import activation_layers
 from mmoe.models.network import Output
+from mmoe.models.sparse_inputs import check_matrix
 
 
 class FactorizedLinear(nn.Module):

@@ -12,8 +12,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from mmoe.arguments import check_integers
-from mmoe.errors import END_SIGNALS, Stopped, UserError
+from mmoe.errors import END_SIGNALS, Stopped, UserError, check_integers
 from mmoe.training import checkpoints
 
 
@@ -32,10 +31,6 @@ class Last(Checkpoint):
     stops at once. With several processes it saves only at the end of epochs, where all are at the same step,
     and stores the first process's random state.
 
-    Args:
-        dirpath: folder of the two files.
-        every_n_steps: optimizer steps between two checkpoints within an epoch.
-
     Raises:
         ArgumentError: `every_n_steps` is below 1.
     """
@@ -43,14 +38,14 @@ class Last(Checkpoint):
     def __init__(self, dirpath: str, every_n_steps: int = 1000) -> None:
         (self.every_n_steps,) = check_integers(1, every_n_steps=every_n_steps)
         self.folder = Path(dirpath)
-        self.interrupted = 0  # number of the received signal; 0: none
+        self.received_signal = 0  # its number; 0: none
         self._due = False
         self._saved = -1  # step of the newest checkpoint
         self._handlers: dict[int, Any] = {}  # the previous handlers, by signal
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         def handle(number: int, _: Any) -> None:
-            self.interrupted = number
+            self.received_signal = number
             self._restore_handlers()
 
         if threading.current_thread() is threading.main_thread():
@@ -69,7 +64,7 @@ class Last(Checkpoint):
     ) -> None:
         step = trainer.global_step
         self._due |= step > 0 and step % self.every_n_steps == 0 and step != self._saved
-        if not (self._due or self.interrupted) or trainer.world_size > 1:
+        if not (self._due or self.received_signal) or trainer.world_size > 1:
             return
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         # A run that resumes from a checkpoint right before a validation would skip that validation.
@@ -79,14 +74,14 @@ class Last(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.world_size > 1:  # any process may have received the signal
-            number = torch.tensor(self.interrupted, device=trainer.strategy.root_device)
-            self.interrupted = int(trainer.strategy.reduce(number, reduce_op="max"))
+            number = torch.tensor(self.received_signal, device=trainer.strategy.root_device)
+            self.received_signal = int(trainer.strategy.reduce(number, reduce_op="max"))
         self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore_handlers()
-        if self.interrupted:  # after the last checkpoint was saved
-            raise Stopped(self.interrupted)
+        if self.received_signal:  # after the last checkpoint was saved
+            raise Stopped(self.received_signal)
 
     def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
         self._restore_handlers()
@@ -97,8 +92,8 @@ class Last(Checkpoint):
             last.replace(self.folder / "previous.ckpt")
         trainer.save_checkpoint(last)
         self._due, self._saved = False, trainer.global_step
-        if self.interrupted:
-            raise Stopped(self.interrupted)
+        if self.received_signal:
+            raise Stopped(self.received_signal)
 
 
 class Best(ModelCheckpoint):

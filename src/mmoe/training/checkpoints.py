@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmoe.arguments import is_a
 from mmoe.atomic import remove_abandoned, write
-from mmoe.errors import UNWRITABLE, UserError, first_line
+from mmoe.errors import UserError, first_line, is_disk_error, is_number
 
 log = logging.getLogger(__name__)
 
@@ -44,18 +43,17 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch ignores the checksums
+            changed = archive.testzip()  # torch ignores the checksums
             folders = [entry.filename for entry in archive.infolist() if entry.external_attr & FOLDER_BIT]
-        if damaged := damaged or next(iter(folders), None):
-            raise UserError(f"{path}: not a whole checkpoint ({damaged} has changed)")
-        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
+        damaged = [changed] if changed else folders
+        checkpoint: Any = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile and torch may raise anything for a damaged file
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        if is_disk_error(error):
             raise
         why = first_line(error)
-        raise UserError(f"{path}: not a whole checkpoint of tensors and plain values ({why})") from None
+        raise UserError(f"{path}: damaged, or holds more than tensors and plain values ({why})") from None
+    if damaged:
+        raise UserError(f"{path}: damaged ({damaged[0]} has changed)")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path}: not a checkpoint of a training")
     return checkpoint
@@ -84,8 +82,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> N
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        why = " ".join(line.strip() for line in str(error).splitlines()[1:2])
-        raise UserError(f"{path}: does not fit the network of config.yaml and schema.json ({why})") from None
+        raise UserError(f"{path}: does not fit the network of config.yaml and schema.json; {error}") from None
 
 
 def network_weights(
@@ -104,7 +101,7 @@ def network_weights(
 
 def check_replica(replicas: int, replica: int | None) -> None:
     """Raise UserError unless `replica` is below `replicas`, or None if the run has no replicas."""
-    is_valid = is_a(Integral, replica) and 0 <= replica < replicas  # type: ignore[operator]
+    is_valid = is_number(replica, Integral) and 0 <= replica < replicas  # type: ignore[operator]
     if replicas > 1 and not is_valid:
         given = "replica" if replica is None else f"replica={replica}"
         raise UserError(f"{given}: must be 0 to {replicas - 1}, because the run has {replicas} replicas")
@@ -113,7 +110,7 @@ def check_replica(replicas: int, replica: int | None) -> None:
 
 
 def newest(folder: Path, tidy: bool = True) -> Path | None:
-    """Find the newest whole checkpoint in a run folder to resume from; None if there is none.
+    """Find the newest complete checkpoint in a run folder to resume from; None if there is none.
 
     With `tidy`, which only the first process sets, it warns of damaged checkpoints, removes them, and removes
     scratch files.
@@ -132,10 +129,10 @@ def newest(folder: Path, tidy: bool = True) -> Path | None:
             return path
         except UserError as error:
             if tidy:
-                log.warning("%s; the one before is taken", error)
+                log.warning("%s; using the one before it", error)
                 path.unlink(missing_ok=True)  # else it would become previous.ckpt
     if tidy:
-        log.warning("%s: no checkpoint to resume from; training starts again", folder)
+        log.warning("%s: no checkpoint to resume from; training starts from the beginning", folder)
     return None
 
 

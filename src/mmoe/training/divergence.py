@@ -1,6 +1,6 @@
-"""Find where a training diverged (step, tasks, rows), and which task has stopped learning.
+"""Find where a training diverged: step, tasks and rows.
 
-B batch, N rows, T tasks, R replicas.
+B batch, T tasks, R replicas.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Diverged(UserError):
         epoch: index from 0.
         batch: index in the epoch, from 0: the first batch with logits that are not finite, else the last.
         step: optimizer step of that batch, from 1.
-        tasks: names of the tasks with logits that are not finite.
+        tasks: names of the tasks with logits that are not finite; empty if only weights are not finite.
         replica: index from 0; None without replicas.
     """
 
@@ -34,42 +34,32 @@ class Diverged(UserError):
     ) -> None:
         self.epoch, self.batch, self.replica = epoch, batch, replica
         of = "" if replica is None else f" of replica {replica}"
+        what = f"the logits of {', '.join(tasks)}" if tasks else "the weights"
         super().__init__(
-            f"training{of} diverged in step {step} (epoch {epoch + 1}, batch {batch + 1}): {', '.join(tasks)}"
-            " not finite; lower the learning rate (learner.optimizer.lr)"
+            f"training{of} diverged in step {step} (epoch {epoch + 1}, batch {batch + 1}): {what} are not"
+            " finite; lower the learning rate (learner.optimizer.lr)"
         )
 
 
 def find_divergence(
-    trainer: pl.Trainer, tasks: Sequence[str], batches: Sequence[Tensor], bad_tasks: Tensor
+    trainer: pl.Trainer, tasks: Sequence[str], batches: Sequence[Tensor], bad: Tensor, is_weight: bool = False
 ) -> Diverged:
     """Find the epoch's first training batch with logits that are not finite.
 
-    `batches` are the logits [B, T] or [R, B, T] of the training batches so far. If all are finite, the last
-    batch is taken, and `bad_tasks` ([T] or [R, T]) says which tasks to name.
+    `batches` are the logits [B, T] of the training batches so far, or their means [R, 1, T] for replicas.
+    If all are finite, the last batch is taken. `bad` ([T] or [R, T]) then says which tasks have validation
+    logits that are not finite or, with `is_weight`, which replicas have such weights.
     """
     finite = [bool(batch.isfinite().all()) for batch in batches]
     last = max(len(batches) - 1, 0)
     first = finite.index(False) if False in finite else last
     step = trainer.global_step - (last - first) // trainer.accumulate_grad_batches
-    bad = ~batches[first].isfinite().all(-2) if False in finite else bad_tasks  # [T] or [R, T]
+    if False in finite:
+        bad, is_weight = ~batches[first].isfinite().all(-2), False  # [T] or [R, T]
     replica = int(bad.any(-1).nonzero()[0]) if bad.ndim == 2 else None
     bad = bad if replica is None else bad[replica]  # [T]
-    names = [task for task, is_bad in zip(tasks, bad, strict=True) if is_bad]
+    names = [task for task, is_bad in zip(tasks, bad, strict=True) if is_bad and not is_weight]
     return Diverged(trainer.current_epoch, first, step, names, replica)
-
-
-def describe_constant_task(logits: Tensor, tasks: Sequence[str]) -> str | None:
-    """Describe a task whose logits, in [N, T] or [R, N, T], are the same in all rows; None if there is none.
-
-    This happens when all units of a tower are 0 in every row, so no gradient reaches them.
-    """
-    same = (logits.amax(-2) == logits.amin(-2)).reshape(-1, len(tasks))  # [R, T]
-    if logits.shape[-2] < 2 or not same.any():
-        return None
-    r, t = same.nonzero()[0].tolist()
-    where = f" in replica {r}" if logits.ndim == 3 else ""
-    return f"the predictions of {tasks[t]}{where} are the same for all validation rows"
 
 
 def write_batches(error: Diverged, loader: Loader, schema: Schema, path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Statistics of gate weights, and dead ReLU units.
+"""Statistics of gate weights, tasks with constant predictions, and dead ReLU units.
 
-B batch, T tasks, U the same tasks again, E experts. With replicas, every shape starts with R.
+B batch, N rows, T tasks, U the same tasks again, E experts. With replicas, every shape starts with R.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,8 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmoe.data.batch import Batch
-from mmoe.data.schema import Schema
 from mmoe.models.replicas import Replicas
 
 POLARISED = 0.9  # a row is polarised if its largest gate weight is above this
@@ -91,6 +89,19 @@ class GateStatistics:
         return summary
 
 
+def describe_constant_task(logits: Tensor, tasks: Sequence[str]) -> str | None:
+    """Describe the first task whose logits, in [N, T], are the same in all rows; None if there is none.
+
+    This happens when all units of a tower are 0 in every row, so no gradient reaches them.
+    """
+    same = (logits.amax(-2) == logits.amin(-2)).reshape(-1, len(tasks))  # [R, T]
+    if logits.shape[-2] < 2 or not same.any():
+        return None
+    r, t = same.nonzero()[0].tolist()
+    where = f" in replica {r}" if logits.ndim == 3 else ""
+    return f"the predictions of {tasks[t]}{where} are the same for all validation rows"
+
+
 @torch.inference_mode()
 def dead_units(network: nn.Module, levels: Tensor, numbers: Tensor) -> dict[str, Tensor]:
     """For each ReLU, by module name, return a mask [units...]: True where a unit is 0 in every row.
@@ -114,12 +125,3 @@ def dead_units(network: nn.Module, levels: Tensor, numbers: Tensor) -> dict[str,
         for hook in hooks:
             hook.remove()
     return dead
-
-
-def blank_rows(schema: Schema) -> Batch:
-    """Two rows of unseen levels and zeros, for finding the shapes of a network's outputs."""
-    return Batch(
-        torch.full((2, len(schema.categorical)), schema.num_levels),
-        torch.zeros(2, len(schema.numeric)),
-        torch.zeros(2, len(schema.tasks)),
-    )

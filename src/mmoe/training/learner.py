@@ -11,25 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmoe.arguments import check_integers
 from mmoe.data.batch import Batch
-from mmoe.errors import ArgumentError, UserError
+from mmoe.errors import ArgumentError, UserError, check_integers
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.inputs import Inputs
 from mmoe.models.mmoe import MMoE
 from mmoe.models.network import Output
 from mmoe.models.replicas import clip_grad_norm_per_copy
-from mmoe.training.divergence import describe_constant_task, find_divergence
+from mmoe.training.divergence import find_divergence
 from mmoe.training.epoch_outputs import EpochOutputs
-from mmoe.training.gate_statistics import GateStatistics, dead_units
+from mmoe.training.gate_statistics import GateStatistics, dead_units, describe_constant_task
 from mmoe.training.lightning_speedups import LightModule
-from mmoe.training.objective import Objective, Outcome
-from mmoe.training.schedules import Schedule, build_optimizer
-from mmoe.training.tasks import METRICS, TaskMetrics, predicted, validation_metrics
+from mmoe.training.objective import LossAndOutput, Objective
+from mmoe.training.optimizers import build_optimizer
+from mmoe.training.schedules import Schedule
+from mmoe.training.tasks import TaskMetrics, main_metric, to_predictions, validation_metrics
+from mmoe.training.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
-SOME_ROWS = 2048  # a ReLU unit that is 0 in this many validation rows counts as dead
+DEAD_UNIT_ROWS = 2048  # a ReLU unit that is 0 in this many validation rows counts as dead
 COLLAPSE_REMEDY = (
     "; a larger model.gate_temperature (such as 10) or model.gate_dropout=0.1 makes it use other experts too"
 )
@@ -75,16 +76,18 @@ class Learner(LightModule):
         self.metrics = TaskMetrics(objective.tasks)
         self.gates = GateStatistics()
         main_task = objective.tasks[0]
-        self.monitor = monitor or f"val/{main_task.name}/{next(iter(METRICS[main_task.kind]))}"
+        self.monitor = monitor or f"val/{main_task.name}/{main_metric(main_task)}"
         self._optimizer = optimizer
         metrics = validation_metrics(objective.tasks)
         self.schedule = Schedule(scheduler, interval, frequency, self.monitor, metrics)
-        self.values: dict[str, Tensor] = {}  # `{stage}/{task}/{metric}` of each stage's last epoch
+        self.metric_values: dict[str, Tensor] = {}  # `{stage}/{task}/{metric}` of each stage's last epoch
         self.num_rows: dict[str, int] = {}  # rows in each stage's last epoch, in all processes
         self.history: list[tuple[int, int, dict[str, Tensor]]] = []  # epoch, step, values of each validation
-        # This process's logits in the evaluation after training, by stage.
-        self.evaluated: dict[str, Tensor] = {}
+        self.final_logits: dict[
+            str, Tensor
+        ] = {}  # this process's, by stage of the last evaluation outside training
         self.test_gates: list[Tensor] = []  # gates of each test batch
+        self.throughput = Throughput()
         self._outputs = EpochOutputs()
         self._task_names = [task.name for task in objective.tasks]
         self._collapse_remedy = COLLAPSE_REMEDY if isinstance(objective.network.model, MMoE) else ""
@@ -93,14 +96,20 @@ class Learner(LightModule):
         self._rng_states: list[Tensor] = []  # from a checkpoint
         self._should_stop = False
 
+    @property
+    def has_replicas(self) -> bool:
+        """Whether several networks are trained side by side."""
+        return self.stacked_dims > 0
+
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self._optimizer, self.objective.parameters())
         return self.schedule.configure(optimizer, self._trainer)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients, without the profiler's context that torch's method opens."""
-        for parameter in self.objective.parameters():
-            parameter.grad = None
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def check_optimizer(self) -> None:
         """Raise UserError before training if the optimizer or the schedule refuses its arguments."""
@@ -117,7 +126,7 @@ class Learner(LightModule):
         _, logits, gates = self._compute(batch)
         return Output(logits, gates)
 
-    def _compute(self, batch: Batch) -> Outcome:
+    def _compute(self, batch: Batch) -> LossAndOutput:
         return self.objective(*batch)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, stage: str, number: int) -> Tensor:
@@ -132,8 +141,11 @@ class Learner(LightModule):
         return loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.throughput.add(batch.labels.shape[-2])
         loss = self._step(batch, "train", batch_idx)
-        if self.trainer.world_size > 1 and self.trainer.is_last_batch:  # only the last batch can be smaller
+        if (
+            self.trainer.world_size > 1 and self.trainer.is_last_batch
+        ):  # only then may processes have different numbers of rows
             loss = loss * self._weight_of_process(batch)
         # log() takes longer than the step, so it is called only when its value is written.
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -160,7 +172,7 @@ class Learner(LightModule):
 
     def predictions_of(self, logits: Tensor) -> Tensor:
         """Turn logits [..., T] into predictions [..., T] in float64."""
-        columns = [predicted(logits[..., i], task) for i, task in enumerate(self.metrics.tasks)]
+        columns = [to_predictions(logits[..., i], task) for i, task in enumerate(self.metrics.tasks)]
         return torch.stack(columns, dim=-1)
 
     @torch.inference_mode()
@@ -170,10 +182,13 @@ class Learner(LightModule):
         precision = self.trainer.precision_plugin
         parts = []
         for batch in batches:
-            rows = Batch(*(precision.convert_input(tensor.to(self.device)) for tensor in batch[:3]))
+            rows = batch.map(lambda tensor: precision.convert_input(tensor.to(self.device)))
             with precision.forward_context():
                 parts.append(self._compute(rows).logits.cpu())
         return self.predictions_of(torch.cat(parts, dim=-2))
+
+    def on_validation_start(self) -> None:
+        self.throughput.pause(self.device)
 
     def on_train_epoch_end(self) -> None:
         self._log_metrics("train")
@@ -182,15 +197,15 @@ class Learner(LightModule):
         self._log_metrics("val")
         statistics = self._log_gates()
         if self.is_in_training:
-            values = {name: value.cpu() for name, value in self.values.items() if name.startswith("val/")}
-            self.history.append((self.current_epoch + 1, self.global_step, values | statistics))
+            metrics = {k: value.cpu() for k, value in self.metric_values.items() if k.startswith("val/")}
+            self.history.append((self.current_epoch + 1, self.global_step, metrics | statistics))
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:
         values = self.metrics(stage, *self._finish_epoch(stage))
-        self.values |= values
+        self.metric_values |= values
         for name, value in values.items():
             self.log(name, value, prog_bar=name == self.monitor)
 
@@ -200,9 +215,10 @@ class Learner(LightModule):
         Raises:
             UserError: a logit is not finite.
         """
+        self.throughput.pause(self.device)
         train_batches = self._outputs.logits("train")
         # Logits that were moved to the CPU stay there unless processes must exchange them.
-        logits, labels = self._outputs.pop(stage, self.device, stay=self.trainer.world_size == 1)
+        logits, labels = self._outputs.pop(stage, self.device, self.trainer.world_size == 1)
         self.metrics.to(logits.device)
         count = torch.tensor(logits.shape[-2], device=self.device)
         self.num_rows[stage] = int(self.trainer.strategy.reduce(count, reduce_op="sum"))
@@ -211,7 +227,7 @@ class Learner(LightModule):
                 raise UserError(f"the {stage} rows have logits that are not finite")
             raise find_divergence(self.trainer, self._task_names, train_batches, ~logits.isfinite().all(-2))
         if self.trainer.state.fn != "fit":
-            self.evaluated[stage] = logits.cpu()
+            self.final_logits[stage] = logits.cpu()
         if stage == "val" and self.trainer.is_global_zero:
             self._warn_once(describe_constant_task(logits, self._task_names), DEAD_TOWER_REMEDY)
         return logits, labels
@@ -240,7 +256,7 @@ class Learner(LightModule):
     def _dead_units(self) -> dict[str, Tensor]:
         """The share of ReLU units that are 0 in every one of the first validation rows."""
         batch = self._first_val_batch
-        levels, numbers = batch.levels[:SOME_ROWS], batch.numbers[:SOME_ROWS]
+        levels, numbers = batch.levels[:DEAD_UNIT_ROWS], batch.numbers[:DEAD_UNIT_ROWS]
         precision = self.trainer.precision_plugin
         with precision.forward_context():
             network: Any = self.objective.network
@@ -256,7 +272,8 @@ class Learner(LightModule):
         """
         bad = self._bad_weights()
         if bad.any():
-            raise find_divergence(self.trainer, self._task_names, self._outputs.logits("train"), bad)
+            batches = self._outputs.logits("train")
+            raise find_divergence(self.trainer, self._task_names, batches, bad, is_weight=True)
         rng_states = [torch.get_rng_state()]
         if torch.cuda.is_available():
             rng_states += torch.cuda.get_rng_state_all()
@@ -265,7 +282,7 @@ class Learner(LightModule):
             "generators": rng_states,
             "outputs": self._outputs.state_dict(),
             "history": self.history,
-            "values": self.values,
+            "values": self.metric_values,
         }
 
     def _bad_weights(self) -> Tensor:
@@ -277,7 +294,7 @@ class Learner(LightModule):
         stored = checkpoint["mmoe"]
         self._rng_states, self._should_stop = stored["generators"], stored["should_stop"]
         self._outputs.load_state_dict(stored["outputs"])
-        self.history, self.values = list(stored["history"]), dict(stored["values"])
+        self.history, self.metric_values = list(stored["history"]), dict(stored["values"])
 
     def on_train_start(self) -> None:
         """Restore the checkpoint's state, in the last hook before the first random number is drawn."""
@@ -285,7 +302,7 @@ class Learner(LightModule):
         self._outputs.to(self.device)
         rank = self.trainer.global_rank
         if rank:  # the checkpoint holds rank 0's outputs; each rank needs its own dropout
-            self._outputs.clear()
+            self._outputs = EpochOutputs()
             torch.manual_seed(torch.initial_seed() + 1_000_003 * rank + self.global_step)
         elif self._rng_states:
             torch.set_rng_state(self._rng_states[0].cpu())
@@ -297,9 +314,10 @@ class Learner(LightModule):
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Clip the gradients of each replica, and of each member of an ensemble, by its own norm."""
+        if not gradient_clip_val:
+            return
         ensembles = [m for m in self.objective.modules() if isinstance(m, Ensemble)]
-        has_copies = self.stacked_dims or ensembles
-        if not gradient_clip_val or gradient_clip_algorithm == "value" or not has_copies:
+        if gradient_clip_algorithm == "value" or not (self.stacked_dims or ensembles):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         members = {id(p) for ensemble in ensembles for p in ensemble.members.parameters()}

@@ -52,7 +52,7 @@ class ProgressBar(RichProgressBar):
 
 
 class LightModule(pl.LightningModule):
-    """A LightningModule that skips nn.Module's checks when it sets its hook name, 40 times per step."""
+    """Skip nn.Module's checks when Lightning stores the name of the current hook, 40 times per step."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_current_fx_name":

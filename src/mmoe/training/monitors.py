@@ -1,4 +1,4 @@
-"""Check before training that every monitored metric is logged.
+"""Check before training that callbacks and schedules find the metrics that they monitor.
 
 T tasks, E experts.
 """
@@ -11,9 +11,10 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 
+from mmoe.data.batch import blank_rows
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError
-from mmoe.training.gate_statistics import GateStatistics, blank_rows
+from mmoe.training.gate_statistics import GateStatistics
 from mmoe.training.learner import Learner
 from mmoe.training.tasks import validation_metrics
 
@@ -59,9 +60,8 @@ def check_callbacks(callbacks: Mapping[str, Any], learner: Any, schema: Schema, 
         else:
             continue
         if monitor.startswith("train/") and not after_training:
-            raise UserError(
-                f"callbacks.{name}.{option}: must be true, because {monitor} is logged at the end of an epoch"
-            )
+            rule = f"must be true, because {monitor} is logged at the end of an epoch"
+            raise UserError(f"callbacks.{name}.{option}: {rule}")
         if monitor.startswith("val/") and after_training and not validates_each_epoch(trainer):
             raise UserError(f"callbacks.{name}.monitor={monitor}: needs a validation in every epoch")
 
@@ -72,19 +72,26 @@ def validates_each_epoch(trainer: pl.Trainer) -> bool:
 
 
 def logged_metrics(learner: Learner, schema: Schema) -> dict[str, bool | None]:
-    """All metrics that a learner logs, and whether larger values are better; None if neither is."""
+    """All metrics that a learner may log, and whether larger values are better; None allows both modes."""
     metrics = validation_metrics(schema.tasks)
     known: dict[str, bool | None] = {**metrics}
     known |= {f"train/{name.removeprefix('val/')}": larger for name, larger in metrics.items()}
     known |= dict.fromkeys(("train/loss", "epoch", "step"))
-    is_training = learner.training
-    with torch.inference_mode():
-        gates = learner.eval()(blank_rows(schema)).gates  # [..., 2, T, E]
-    learner.train(is_training)
+    gates = run_blank_rows(learner, schema).gates  # [..., 2, T, E]
     if gates.shape[-1]:
         statistics = GateStatistics()
         statistics.update(gates)
         known |= dict.fromkeys(statistics.summary().by_name([task.name for task in schema.tasks]))
-    if not learner.stacked_dims and any(isinstance(module, nn.ReLU) for module in learner.modules()):
+    if not learner.has_replicas and any(isinstance(module, nn.ReLU) for module in learner.modules()):
         known["val/units/dead"] = None
     return known
+
+
+@torch.inference_mode()
+def run_blank_rows(module: nn.Module, schema: Schema) -> Any:
+    """Run a learner or a network in evaluation mode on two blank rows, to find the shapes of its outputs."""
+    rows, was_training = blank_rows(schema), module.training
+    inputs = (rows,) if isinstance(module, Learner) else (rows.levels, rows.numbers)
+    output = module.eval()(*inputs)
+    module.train(was_training)
+    return output

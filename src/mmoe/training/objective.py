@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from mmoe.arguments import check_finite
 from mmoe.data.schema import Task
-from mmoe.errors import ArgumentError
+from mmoe.errors import ArgumentError, check_finite
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.network import Network
 from mmoe.models.sparse_inputs import SparseMatrix
 
 
-class Outcome(NamedTuple):
+class LossAndOutput(NamedTuple):
     """The output of an objective.
 
     Shape:
@@ -63,18 +62,14 @@ class Objective(nn.Module):
 
     The loss of a binary task is the binary cross-entropy. The loss of a regression is the squared error
     between its logit and the standardised label. If the model has a `penalty()`, like `L2Constrained`, it is
-    added. The loss of an `Ensemble` is the sum of its members' losses.
-
-    Args:
-        network: maps levels and numbers to logits and gates.
-        tasks: the tasks, in the order of the label columns.
-        task_weights: weights in the loss by task name; the default is 1.
+    added. The loss of an `Ensemble` is the sum of its members' losses. `tasks` have the order of the label
+    columns, and `task_weights` are by task name.
 
     Raises:
         ArgumentError: a weight is negative, not finite, or names no task, or all weights are 0.
 
     Shape:
-        levels: [B, C]; numbers: [B, M]; labels: [B, T]; sparse: see `Batch`; output: an `Outcome`.
+        levels: [B, C]; numbers: [B, M]; labels: [B, T]; sparse: see `Batch`; output: a `LossAndOutput`.
     """
 
     task_weights: Tensor
@@ -97,7 +92,7 @@ class Objective(nn.Module):
         self.kind = kinds.pop() if len(kinds) == 1 else "mixed"
         values = torch.tensor([float(weights.get(name, 1.0)) for name in names])
         if not values.isfinite().all() or not values.any():
-            raise ArgumentError(f"task_weights={weights}: must be finite as float32, and above 0 for a task")
+            raise ArgumentError(f"task_weights={weights}: must be finite as float32, and one must be above 0")
         self.register_buffer("task_weights", values, persistent=False)
         binary = torch.tensor([task.is_binary for task in tasks])
         self.register_buffer("is_binary", binary, persistent=False)
@@ -105,22 +100,23 @@ class Objective(nn.Module):
 
     def forward(
         self, levels: Tensor, numbers: Tensor, labels: Tensor, sparse: SparseMatrix | None = None
-    ) -> Outcome:
+    ) -> LossAndOutput:
         # A custom network may take only levels and numbers.
         output = self.network(levels, numbers) if sparse is None else self.network(levels, numbers, sparse)
         logits, gates = output
         labels = self.scale(labels) if self.scale else labels
-        # In training, an ensemble returns the logits of every member, [M, B, T].
+        # In training, an ensemble returns the logits of every member, [members, B, T].
         members = logits.shape[0] if logits.ndim > labels.ndim else 1
+        # `_error` is the mean over members and tasks, and the loss is the sum over both.
         loss = len(self.tasks) * members * self._error(logits, labels.expand_as(logits))
         penalty = getattr(self.network.model, "penalty", None)
         loss = loss + penalty() if penalty else loss
         if isinstance(self.network.model, Ensemble) and logits.ndim > labels.ndim:
-            logits = self.network.model.mean(logits)
-        return Outcome(loss, logits, gates)
+            logits = self.network.model.average(logits)
+        return LossAndOutput(loss, logits, gates)
 
     def _error(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean weighted loss over rows and tasks. Only the losses that the tasks need are computed."""
+        """The mean weighted loss over rows, members and tasks. Kinds without a task are not computed."""
         weights = self.task_weights
         if self.kind == "binary":
             return binary_cross_entropy_with_logits(logits, labels, weights)

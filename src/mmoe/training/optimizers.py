@@ -1,25 +1,41 @@
-"""Muon for a whole network, because torch's Muon accepts only matrices."""
+"""Build an optimizer. Torch's Muon takes only matrices, so AdamW takes the other parameters."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmoe.errors import ArgumentError
+from mmoe.errors import ArgumentError, UserError
+
+FUSED = (torch.optim.Adam, torch.optim.AdamW)
+
+
+def build_optimizer(
+    make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer], parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Build an optimizer. Adam and AdamW use torch's fused kernel, and Muon becomes `MuonAndAdamW`.
+
+    Raises:
+        UserError: the optimizer refuses its arguments.
+    """
+    if isinstance(make, partial) and make.func is getattr(torch.optim, "Muon", None):
+        make = partial(MuonAndAdamW, *make.args, **make.keywords)
+    elif isinstance(make, partial) and make.func in FUSED and not make.keywords.keys() & {"fused", "foreach"}:
+        make = partial(make, fused=True)
+    try:
+        return make(parameters)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"learner.optimizer: {error}") from error
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
     """`torch.optim.Muon` for matrices, and `torch.optim.AdamW` for biases and stacked weights [N, I, O].
 
-    Both use the same learning rate and weight decay, and a schedule changes both.
-
-    Args:
-        params: all parameters.
-        lr: learning rate.
-        weight_decay: decoupled weight decay.
-        muon: further arguments of `torch.optim.Muon`.
+    Both use the same learning rate and weight decay, and a schedule changes both. `muon` holds further
+    arguments of `torch.optim.Muon`.
 
     Raises:
         ArgumentError: no parameter is a matrix.

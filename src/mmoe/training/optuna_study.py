@@ -23,15 +23,15 @@ SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
 
 
 def open_study(
-    folder: Path, sampler: str, seed: int, direction: str, settings: Mapping[str, Any]
+    folder: Path, sampler: str, seed: int, direction: str, identity: Mapping[str, Any]
 ) -> optuna.Study:
     """Open the study in `folder`/journal.log, or create it.
 
-    `sampler` is a key of `SAMPLERS`. `settings` must be equal in all processes and sessions of the study.
+    `sampler` is a key of `SAMPLERS`. `identity` must be equal in all processes and sessions of the study.
 
     Raises:
-        UserError: the sampler is unknown, `folder` is no directory, or the journal is damaged or has
-            another search.
+        UserError: the sampler is unknown, `folder` is not a directory, or the journal is damaged or belongs
+            to another search.
     """
     if sampler not in SAMPLERS:
         raise UserError(f"sampler={sampler}: must be one of {', '.join(SAMPLERS)}")
@@ -55,13 +55,13 @@ def open_study(
     except OSError:
         raise
     except Exception as error:  # Optuna checks nothing, so a damaged line may raise anything
-        raise UserError(f"{journal}: must be a whole journal of Optuna ({type(error).__name__})") from error
+        raise UserError(f"{journal}: damaged, or not a journal of Optuna ({type(error).__name__})") from error
     if known and not study:
-        raise UserError(f"{journal}: must hold the study tune, holds {', '.join(known)}")
+        raise UserError(f"{journal}: must hold the study tune; it holds {', '.join(known)}")
     if study and study.directions != [study_direction]:
         found = ", ".join(found.name.lower() for found in study.directions)
         raise UserError(f"{journal}: must have the direction of this search, {direction}; it has {found}")
-    texts = {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}
+    texts = {key: json.dumps(value, sort_keys=True) for key, value in identity.items()}
     stored = study.user_attrs if study else {}
     for key, text in texts.items():
         if stored.get(key, text) != text:
@@ -86,16 +86,12 @@ def _remove_unfinished_line(journal: Path, lock: JournalFileSymlinkLock) -> None
     lock.acquire()
     try:
         with journal.open("r+b") as file:
-            last = b""
-            for line in file:
-                last = line
-            if last.endswith(b"\n"):
-                is_good = _is_record(last)
-            else:
-                is_good = last.startswith(RECORD) or RECORD.startswith(last)
-            if not is_good:
-                raise UserError(f"{journal}: must be a whole journal of Optuna; its last line is no record")
-            if not last.endswith(b"\n"):
+            last = [b"", *file][-1]
+            is_finished = last.endswith(b"\n")
+            is_start = last.startswith(RECORD) or RECORD.startswith(last)
+            if not (_is_record(last) if is_finished else is_start):
+                raise UserError(f"{journal}: damaged; its last line is not a record")
+            if not is_finished:
                 file.seek(-len(last), os.SEEK_END)
                 file.truncate()
     finally:
@@ -125,6 +121,5 @@ def run_trials(study: optuna.Study, objective: Callable[[Trial], float], trials:
         stop = MaxTrialsCallback(trials, states=ENDED)
         study.optimize(objective, n_trials=trials - done, callbacks=[stop], show_progress_bar=True)
     if not any(trial.state == TrialState.COMPLETE for trial in study.trials):
-        raise UserError(
-            f"training diverged in all {count_ended(study)} trials: lower the learning rates of space"
-        )
+        remedy = "lower the learning rates (space.all.learner.optimizer.lr)"
+        raise UserError(f"training diverged in all {count_ended(study)} trials; {remedy}")

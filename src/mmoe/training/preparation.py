@@ -1,22 +1,22 @@
-"""Build everything a training needs, and check it before the first step."""
+"""Build the parts of a training, and check them before the first step."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from mmoe.arguments import check_integers, check_seeds
-from mmoe.build import build, build_callbacks, build_learner, build_loggers
+from mmoe.build import build
 from mmoe.data.schema import Schema
-from mmoe.errors import UserError
+from mmoe.errors import UserError, check_integers, check_replicas
+from mmoe.models.ensemble import Ensemble
+from mmoe.models.inputs import use_dense_inputs
+from mmoe.models.network import Network
 from mmoe.training.checkpoint_callbacks import AtomicCheckpointIO
-from mmoe.training.gate_statistics import blank_rows
-from mmoe.training.monitors import check_callbacks, check_monitor, validates_each_epoch
+from mmoe.training.monitors import check_callbacks, check_monitor, run_blank_rows, validates_each_epoch
+from mmoe.training.replica_learner import replica_callback_arguments
 from mmoe.training.tasks import validation_metrics
-from mmoe.training.throughput import Throughput
 
 TRAINER_MINIMUMS = {  # the least value of each integer option
     "max_epochs": -1, "max_steps": -1, "min_epochs": 0, "min_steps": 0, "accumulate_grad_batches": 1,
@@ -27,44 +27,59 @@ REPLACED_BY_REPLICAS = ("best", "early_stopping")  # callbacks whose work `Repli
 
 
 class Training(NamedTuple):
-    """Everything a training needs. `callbacks` also has the callbacks that replicas replace."""
+    """The parts of a training. `callbacks` also holds those that `ReplicaLearner` replaces."""
 
     trainer: pl.Trainer
     data: Any
     learner: Any
     callbacks: dict[str, Any]
     loggers: list[Any]
-    throughput: Throughput
 
 
-def build_trainer(
-    config: DictConfig, folder: Path
-) -> tuple[pl.Trainer, dict[str, Any], list[Any], Throughput]:
-    """Build the trainer of a run folder, its callbacks by name, its loggers and its throughput meter.
+def build_network(config: DictConfig, schema: Schema) -> Network:
+    """Build a network from `config.inputs` and `config.model`."""
+    inputs = build(config, "inputs", schema=schema)
+    model = build(config, "model", num_inputs=inputs.num_outputs, num_tasks=len(schema.tasks))
+    averages_probabilities = isinstance(model, Ensemble) and model.averages_probabilities
+    if averages_probabilities and not all(task.is_binary for task in schema.tasks):
+        raise UserError("model.mean=probability: must be logit, because there are regressions")
+    return Network(inputs, model)
 
-    Raises:
-        UserError: an option is outside its range.
-    """
-    check_seeds(seed=config.seed)
-    check_integers(1, replicas=config.replicas)
-    check_seeds(**{"seed + replicas - 1": config.seed + config.replicas - 1})
-    callbacks, loggers, throughput = build_callbacks(config), build_loggers(config), Throughput()
-    for key, least in TRAINER_MINIMUMS.items():
-        if config.trainer.get(key) is not None:
-            check_integers(least, **{f"trainer.{key}": config.trainer[key]})
-    for key in RESERVED_TRAINER_KEYS:
-        if key in config.trainer:
-            raise UserError(f"trainer.{key}: is set by mmoe; leave it out")
-    replaced = REPLACED_BY_REPLICAS if config.replicas > 1 else ()
-    trainer = build(
-        config,
-        "trainer",
-        callbacks=[*(c for name, c in callbacks.items() if name not in replaced), throughput],
-        logger=loggers or False,
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=folder,
-    )
-    return trainer, callbacks, loggers, throughput
+
+def build_learner(config: Any, schema: Schema) -> Any:
+    """Build the learner for one network, or for `config.replicas` networks with consecutive seeds."""
+    objectives = []
+    for number in range(config.replicas):
+        pl.seed_everything(config.seed + number, verbose=False)
+        network = build_network(config, schema)
+        objectives.append(build(config, "objective", network=network, tasks=schema.tasks))
+    if config.replicas == 1:
+        learner = build(config, "learner", objective=objectives[0])
+    else:
+        target = {"learner": {"_target_": "mmoe.training.replica_learner.ReplicaLearner"}}
+        config = OmegaConf.merge(config, target)
+        arguments = replica_callback_arguments(config)
+        learner = build(config, "learner", objectives=objectives, **arguments)
+    if config.get("compile"):
+        use_dense_inputs(learner.objective)
+        learner.objective.compile()  # in place, so that parameters keep their names
+    return learner
+
+
+def build_callbacks(config: DictConfig) -> dict[str, Any]:
+    """Build the callbacks by name. `last` comes last, because it may end the training."""
+    names = [name for name, callback in (config.callbacks or {}).items() if callback]
+    if "best" not in names:
+        raise UserError("callbacks.best: is missing, but its checkpoint is tested")
+    names.sort(key=lambda name: name == "last")
+    return {str(name): build(config, f"callbacks.{name}") for name in names}
+
+
+def build_loggers(config: DictConfig) -> list[Any]:
+    """Build the loggers. `config.logger` is one logger, or a mapping from names to loggers."""
+    node = config.get("logger") or {}
+    keys = ["logger"] if "_target_" in node else [f"logger.{name}" for name in node if node[name]]
+    return [build(config, key) for key in keys]
 
 
 def prepare(config: DictConfig, folder: Path) -> Training:
@@ -73,7 +88,23 @@ def prepare(config: DictConfig, folder: Path) -> Training:
     Raises:
         UserError: an option is outside its range, or would make the training fail later.
     """
-    trainer, callbacks, loggers, throughput = build_trainer(config, folder)
+    check_replicas(config.replicas, config.seed)
+    callbacks, loggers = build_callbacks(config), build_loggers(config)
+    for key, least in TRAINER_MINIMUMS.items():
+        if config.trainer.get(key) is not None:
+            check_integers(least, **{f"trainer.{key}": config.trainer[key]})
+    for key in RESERVED_TRAINER_KEYS:
+        if key in config.trainer:
+            raise UserError(f"trainer.{key}: is set by mmoe; leave it out")
+    replaced = REPLACED_BY_REPLICAS if config.replicas > 1 else ()
+    trainer: pl.Trainer = build(
+        config,
+        "trainer",
+        callbacks=[c for name, c in callbacks.items() if name not in replaced],
+        logger=loggers or False,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder,
+    )
     if trainer.limit_train_batches == 0:
         raise UserError("trainer.limit_train_batches=0: must be above 0, because nothing would be trained")
     data = build(config, "data")
@@ -85,7 +116,7 @@ def prepare(config: DictConfig, folder: Path) -> Training:
         raise UserError("learner.scheduler: ReduceLROnPlateau needs a validation in every epoch")
     check_model_output(learner, data.schema)
     check_callbacks(callbacks, learner, data.schema, trainer)
-    return Training(trainer, data, learner, callbacks, loggers, throughput)
+    return Training(trainer, data, learner, callbacks, loggers)
 
 
 def check_data_module(data: Any, target: str, trainer: pl.Trainer) -> None:
@@ -95,26 +126,21 @@ def check_data_module(data: Any, target: str, trainer: pl.Trainer) -> None:
     for name, limit in (("val", trainer.limit_val_batches), ("test", trainer.limit_test_batches)):
         hook = f"{name}_dataloader"
         if limit and getattr(type(data), hook) is getattr(pl.LightningDataModule, hook):
-            raise UserError(
-                f"data._target_={target}: must have a {hook}, or give trainer.limit_{name}_batches=0"
-            )
+            rule = f"must have a {hook}, or give trainer.limit_{name}_batches=0"
+            raise UserError(f"data._target_={target}: {rule}")
 
 
-@torch.inference_mode()
 def check_model_output(learner: Any, schema: Schema) -> None:
     """Raise UserError unless a model, perhaps the user's own, returns logits and gates."""
-    rows, num_tasks = blank_rows(schema), len(schema.tasks)
-    network = getattr(learner.objective, "network", None)  # None for replicas
-    if network is None:
+    if learner.has_replicas:
         return
-    was_training = network.training
-    output = network.eval()(rows.levels, rows.numbers)
-    network.train(was_training)
+    network, num_tasks = learner.objective.network, len(schema.tasks)
+    output = run_blank_rows(network, schema)
     shapes = [list(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in output]
-    good = len(shapes) == 2 and shapes[0] == [len(rows.levels), num_tasks] and shapes[1][:-1] == shapes[0]
+    good = len(shapes) == 2 and shapes[0] == [2, num_tasks] and shapes[1][:-1] == shapes[0]
     if not isinstance(output, tuple) or not good:
         name = type(network.model).__name__
         raise UserError(
             f"model={name}: must return logits [B, {num_tasks}] and gates [B, {num_tasks}, E], as"
-            f" mmoe.Output; for {len(rows.levels)} rows it returns {shapes}"
+            f" mmoe.Output; for 2 rows it returns {shapes}"
         )

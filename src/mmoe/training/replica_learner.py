@@ -8,26 +8,33 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from mmoe.arguments import check_finite, check_integers
 from mmoe.data.batch import Batch
-from mmoe.errors import ArgumentError
+from mmoe.errors import ArgumentError, UserError, check_finite, check_integers
 from mmoe.models.replicas import Replicas
 from mmoe.training.learner import Learner
-from mmoe.training.objective import Objective, Outcome
+from mmoe.training.objective import LossAndOutput, Objective
 from mmoe.training.tasks import validation_metrics
 
 SIGNS = {"max": 1, "min": -1}
+# Settings of the callbacks `best` and `early_stopping` that are allowed with replicas.
+REPLICA_BEST_KEYS = (
+    "_target_", "monitor", "mode", "dirpath", "filename", "enable_version_counter", "verbose"
+)  # fmt: skip
+REPLICA_STOP_KEYS = (
+    "_target_", "monitor", "mode", "patience", "min_delta", "check_on_train_epoch_end", "strict", "verbose"
+)  # fmt: skip
 
 
 class ReplicaLearner(Learner):
     """Train R objectives side by side, minimising the sum of their losses.
 
     Each replica trains as it would alone. Its weights are copied after every validation that improves its
-    monitored metric. After `patience` validations without a better value it stops: later epochs do not count
-    for it, and training ends when all replicas have stopped. Gradients are clipped per replica. There are no
-    training metrics, because computing them would take longer than the training.
+    monitored metric. After `patience` validations without a better value the replica has stopped: later
+    epochs do not count for it. Training ends when all replicas have stopped. Gradients are clipped per
+    replica. There are no training metrics, because computing them would take longer than the training.
 
     Args:
         objectives: R objectives, each with its own initial weights.
@@ -77,10 +84,11 @@ class ReplicaLearner(Learner):
         for name, metric in (("best_monitor", self.best_monitor), ("stop_monitor", self.stop_monitor)):
             if metric not in known:
                 raise ArgumentError(f"{name}={metric}: must be one of {', '.join(known)}")
-        for mode in (best_mode, stop_mode or best_mode):
+        stop_mode = stop_mode or best_mode
+        for name, mode in (("best_mode", best_mode), ("stop_mode", stop_mode)):
             if mode not in SIGNS:
-                raise ArgumentError(f"mode={mode}: must be max or min")
-        self.best_sign, self.stop_sign = SIGNS[best_mode], SIGNS[stop_mode or best_mode]
+                raise ArgumentError(f"{name}={mode}: must be max or min")
+        self.best_sign, self.stop_sign = SIGNS[best_mode], SIGNS[stop_mode]
         if patience is not None:
             check_integers(0, patience=patience)
         check_finite(0, min_delta=min_delta)
@@ -97,8 +105,8 @@ class ReplicaLearner(Learner):
         """Return the rows unchanged, because replicas use dense inputs."""
         return rows
 
-    def _compute(self, batch: Batch) -> Outcome:
-        """Losses [R], logits [R, B, T], gates [R, B, T, E]. The batch is shared or starts with R."""
+    def _compute(self, batch: Batch) -> LossAndOutput:
+        """Losses [R], logits [R, B, T] and gates [R, B, T, E] of a batch, whose tensors may start with R."""
         has_own_rows = batch.labels.ndim == 3
         return self.objective(*batch[:3], own_rows=has_own_rows)  # type: ignore[no-any-return]
 
@@ -114,10 +122,11 @@ class ReplicaLearner(Learner):
 
     def _log_metrics(self, stage: str) -> None:
         logits, labels = self._finish_epoch(stage)
-        every = [self.metrics(stage, x, y) for x, y in zip(logits, labels.expand_as(logits), strict=True)]
-        for name in every[0]:
-            self.values[name] = torch.stack([metrics[name] for metrics in every])  # [R]
-            self.log(name, self.values[name].mean(), prog_bar=name == self.monitor)
+        labels = labels.expand_as(logits)  # [R, N, T]
+        metrics = [self.metrics(stage, x, y) for x, y in zip(logits, labels, strict=True)]
+        for name in metrics[0]:
+            self.metric_values[name] = torch.stack([values[name] for values in metrics])  # [R]
+            self.log(name, self.metric_values[name].mean(), prog_bar=name == self.monitor)
 
     def on_train_epoch_end(self) -> None:
         self._finish_epoch("train")  # checks that the logits are finite
@@ -126,12 +135,12 @@ class ReplicaLearner(Learner):
         super().on_validation_epoch_end()
         if self.is_in_training:
             self._keep_best(
-                self.best_sign * self.values[self.best_monitor],
-                self.stop_sign * self.values[self.stop_monitor],
+                self.best_sign * self.metric_values[self.best_monitor],
+                self.stop_sign * self.metric_values[self.stop_monitor],
             )
 
     def _bad_weights(self) -> Tensor:
-        """[R, T], whether a weight of the replica is not finite; equal for all tasks."""
+        """[R, T], True in all tasks of a replica that has a weight that is not finite."""
         finite = [weight.isfinite().flatten(1).all(1) for weight in self.objective.parameters()]
         return ~torch.stack(finite).all(0)[:, None].expand(-1, len(self._task_names))
 
@@ -158,8 +167,8 @@ class ReplicaLearner(Learner):
             self.trainer.should_stop = True
 
     @property
-    def best_epochs(self) -> Tensor:
-        """[R], the epoch (from 1) of each replica's best weights; the last epoch if nothing was validated."""
+    def chosen_epochs(self) -> Tensor:
+        """[R], the epoch (from 1) of each replica's best weights, or the last one without validations."""
         now = torch.full_like(self.best_epoch, self.current_epoch)
         return torch.where(self.best_epoch > 0, self.best_epoch, now)
 
@@ -169,3 +178,33 @@ class ReplicaLearner(Learner):
         with torch.no_grad():
             for name, weight in self.objective.parameters_by_name().items():  # type: ignore[operator]
                 weight[self.best_epoch > 0] = best[name][self.best_epoch > 0]
+
+
+def replica_callback_arguments(config: DictConfig) -> dict[str, Any]:
+    """Turn the settings of the callbacks `best` and `early_stopping` into arguments of `ReplicaLearner`."""
+
+    def setting(key: str, default: Any) -> Any:
+        return OmegaConf.select(config, f"callbacks.{key}", default=default)
+
+    for name, target, known in (
+        ("best", "mmoe.training.checkpoint_callbacks.Best", REPLICA_BEST_KEYS),
+        ("early_stopping", "pytorch_lightning.callbacks.EarlyStopping", REPLICA_STOP_KEYS),
+    ):
+        node: Any = OmegaConf.select(config, f"callbacks.{name}") or {}
+        for key in node:
+            if key not in known:
+                raise UserError(f"callbacks.{name}.{key}: replicas do not have it; leave it out")
+        if node and node._target_ != target:
+            raise UserError(f"callbacks.{name}._target_={node._target_}: must be {target} for replicas")
+    chosen = {
+        "best_monitor": setting("best.monitor", config.monitor),
+        "best_mode": setting("best.mode", config.get("monitor_mode", "max")),
+    }
+    if setting("early_stopping", None):
+        chosen |= {
+            "stop_monitor": setting("early_stopping.monitor", None),
+            "stop_mode": setting("early_stopping.mode", "min"),
+            "patience": setting("early_stopping.patience", 3),
+            "min_delta": setting("early_stopping.min_delta", 0.0),
+        }
+    return chosen

@@ -23,7 +23,7 @@ from mmoe.training.tasks import METRICS, prediction_column
 if TYPE_CHECKING:
     from mmoe.training.preparation import Training
 
-ROWS = {
+ROW_ORIGINS = {
     "official": "official rows",
     "sample": "bundled sample",
     "synthetic": "generated rows",
@@ -31,7 +31,7 @@ ROWS = {
 }
 
 
-def results(values: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, float]]]:
+def nest_metrics(values: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, float]]]:
     """Nest validation and test values named `{stage}/{task}/{metric}`, averaged over replicas."""
     tree: dict[str, dict[str, dict[str, float]]] = {}
     for key, value in values.items():
@@ -50,7 +50,9 @@ def metrics(
     the time since the program started.
     """
     trainer, learner, schema = training.trainer, training.learner, training.data.schema
-    batch_size = getattr(training.data, "batch_size", None) or training.throughput.batch_rows
+    throughput = learner.throughput
+    speed = throughput.samples_per_second
+    batch_size = getattr(training.data, "batch_size", None) or throughput.batch_rows
     found = {
         "rows": schema.rows,
         "num_rows": {split: count for split, count in learner.num_rows.items() if split != "train"},
@@ -63,12 +65,12 @@ def metrics(
         "processes": trainer.world_size,
         "global_batch": batch_size * trainer.world_size * trainer.accumulate_grad_batches,
         "learning_rate": trainer.optimizers[0].defaults.get("lr"),
-        "samples_per_second": training.throughput.samples_per_second,
+        "samples_per_second": speed and speed * trainer.world_size,
         "seconds": seconds,
-        **results(learner.values),
+        **nest_metrics(learner.metric_values),
     }
     if config.replicas > 1:
-        found |= replica_results(learner.values, config.seed, learner.best_epochs)
+        found |= replica_results(learner.metric_values, config.seed, learner.chosen_epochs)
     return found
 
 
@@ -82,10 +84,10 @@ def replica_results(values: Mapping[str, Tensor], seed: int, epochs: Tensor) -> 
     half = {key: torch.tensor(half_interval(pd.Series(value.tolist()))) for key, value in values.items()}
     return {
         "replicas": count,
-        "std": results(std),
-        "half_interval": results(half),
+        "std": nest_metrics(std),
+        "half_interval": nest_metrics(half),
         "runs": [
-            {"seed": seed + r, "epoch": epochs[r].item()} | results({k: v[r] for k, v in values.items()})
+            {"seed": seed + r, "epoch": epochs[r].item()} | nest_metrics({k: v[r] for k, v in values.items()})
             for r in range(count)
         ],
     }
@@ -97,9 +99,8 @@ def history(epochs: Sequence[tuple[int, int, Mapping[str, Tensor]]], seed: int) 
     for epoch, step, values in epochs:
         columns = {name: value.reshape(-1).tolist() for name, value in values.items()}
         for r, line in enumerate(zip(*columns.values(), strict=True)):
-            lines.append(
-                {"seed": seed + r, "epoch": epoch, "step": step} | dict(zip(columns, line, strict=True))
-            )
+            named = dict(zip(columns, line, strict=True))
+            lines.append({"seed": seed + r, "epoch": epoch, "step": step} | named)
     return pd.DataFrame(lines)
 
 
@@ -113,10 +114,8 @@ def predictions(tasks: Sequence[Task], positions: Tensor, labels: Tensor, predic
     for i, task in enumerate(tasks):
         for name, values in ((f"{task.name}_label", labels), (prediction_column(task), predicted)):
             dtype = "int8" if values is labels and task.is_binary else None
-            named = (
-                [(name, values)] if values.ndim == 2 else [(f"{name}_{r}", v) for r, v in enumerate(values)]
-            )
-            columns |= {key: value[:, i].numpy().astype(dtype) for key, value in named}
+            parts = {name: values} if values.ndim == 2 else {f"{name}_{r}": v for r, v in enumerate(values)}
+            columns |= {key: part[:, i].numpy().astype(dtype) for key, part in parts.items()}
     return pd.DataFrame(columns)
 
 
@@ -131,7 +130,7 @@ def log_figures(loggers: Sequence[Logger], figures: Mapping[str, Any]) -> None:
 
 def show_evaluation(found: Mapping[str, Any]) -> None:
     """Print each checkpoint's metrics with their confidence intervals."""
-    title = f"{found['num_rows']:,} {found['split']} rows, {ROWS[found['rows']]}"
+    title = f"{found['num_rows']:,} {found['split']} rows, {ROW_ORIGINS[found['rows']]}"
     table = Table(title=title, title_justify="left")
     for name in ("checkpoint", "epoch", "task", "metric", "value", "95 % interval"):
         table.add_column(name, justify="right" if name in ("epoch", "value") else "left")
@@ -141,14 +140,14 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
                 low, high = line["intervals"][task][name] if "intervals" in line else (None, None)
                 interval = "-" if low is None else f"{low:.4f} to {high:.4f}"
                 label = name.replace("_", " ")
-                epoch = str(line["epoch"] or "own")
+                epoch = str(line["epoch"] or "per replica")
                 table.add_row(line["checkpoint"], epoch, task, label, f"{value:.4f}", interval)
     Console().print(table)
 
 
 def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     """Print each task's metrics, and the facts needed to interpret them."""
-    table = Table(title=f"Best epoch on the {ROWS[schema.rows]}", title_justify="left")
+    table = Table(title=f"Best epoch on the {ROW_ORIGINS[schema.rows]}", title_justify="left")
     for name in ("task", "rows"):
         table.add_column(name)
     names = list(dict.fromkeys(name for task in schema.tasks for name in METRICS[task.kind]))
@@ -182,8 +181,7 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     console.print(
         f"rows: {counts}\n"
         f"{chosen}, {why}\n"
-        f"{metrics['steps']:,} steps of {metrics['global_batch']:,} rows{shared}, learning rate"
-        f" {rate}\n"
+        f"{metrics['steps']:,} steps of {metrics['global_batch']:,} rows{shared}, learning rate {rate}\n"
         f"{metrics['parameters']:,} parameters, {speed} samples/s, {metrics['seconds']:.0f} s in all\n"
         f"run folder: {os.path.relpath(folder)}",
         soft_wrap=True,

@@ -14,13 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmoe import run_folder
 from mmoe.analysis.figures import has_all_figures, write_figures
-from mmoe.atomic import remove_abandoned
+from mmoe.atomic import remove_abandoned, remove_if_empty
+from mmoe.build import built_packages
 from mmoe.data.schema import Schema
-from mmoe.errors import Stopped, UserError, exit_code, remove_if_empty
+from mmoe.errors import Stopped, UserError, exit_code
 from mmoe.run import load
 from mmoe.training import checkpoints
 from mmoe.training.sweep_jobs import in_sweep
-from mmoe.trust import packages
 
 log = logging.getLogger(__name__)
 
@@ -59,23 +59,21 @@ def resume(run: Path, hydra_folder: Path, overrides: list[str], given: DictConfi
     changes = [f"trainer.{key}" for key in (*HARDWARE, *LENGTH)]
     others = [o for name, o in names.items() if name not in ("resume", "trust", "trainer", *changes)]
     if others:
-        raise UserError(
-            f"resume={run}: goes on with the run's own configuration; leave out {', '.join(others)}"
-        )
-    trust = given.get("trust") or ()
-    config = run_folder.read_config(run, (*run_folder.BUILT, "callbacks", "logger"), trust)
-    run_folder.read_schema(run)  # raises if the file is damaged
+        rule = f"continues with the run's own configuration; leave out {', '.join(others)}"
+        raise UserError(f"resume={run}: {rule}")
+    opened = load(run, given.get("trust") or ())
+    opened.check_trust(*run_folder.REQUIRED_PARTS, "callbacks", "logger")
+    config = opened.config
     longer = {key: given.trainer[key] for key in LENGTH if f"trainer.{key}" in names}
     if run_folder.has_ended(run):
         run_folder.read_metrics(run)  # raises if the file is damaged
         if longer:
             _check_longer(run, longer, config)
-        elif not config.get("figures") or has_all_figures(load(run, trust)):
+        elif not config.get("figures") or has_all_figures(opened):
             with run_folder.locked(run):
                 remove_abandoned(run)  # scratch files of a process that was killed at its end
             raise UserError(
-                f"resume={run}: the run has ended, as its metrics.json says; a larger trainer.max_epochs=..."
-                " trains it longer"
+                f"resume={run}: the run has already ended; a larger trainer.max_epochs=... trains it longer"
             )
     remove_if_empty(hydra_folder)
     folder = run.absolute()
@@ -97,15 +95,15 @@ def _check_longer(run: Path, longer: dict[str, Any], config: DictConfig) -> None
             raise UserError(f"trainer.{key}={limit}: must be more than the {done} that the run has")
     schedule = OmegaConf.select(config, "learner.scheduler") or {}
     name = schedule.get("_target_")
+    # An argument `total_steps`, or one whose value is the text `total_steps`, fixes the schedule's length.
     if "total_steps" in schedule.values() or "total_steps" in schedule:
         raise UserError(f"resume={run}: its schedule {name} ends with the training that it was made for")
     if name:
-        log.warning("%s: its schedule %s goes on as it was made", run, name)
+        log.warning("%s: its schedule %s continues unchanged", run, name)
     last = checkpoints.newest(run, tidy=False)
     if last and checkpoints.load(last).get("mmoe", {}).get("should_stop"):
-        raise UserError(
-            f"resume={run}: early stopping ended the run after epoch {metrics['epochs']}, and would again"
-        )
+        ended = f"early stopping ended the run after epoch {metrics['epochs']}"
+        raise UserError(f"resume={run}: {ended}, and would end it again")
 
 
 def _rename_csv_logs(folder: Path, logger: Any) -> None:
@@ -117,18 +115,18 @@ def _rename_csv_logs(folder: Path, logger: Any) -> None:
             _rename_csv_logs(folder, child)
 
 
-def has_ended(folder: Path, config: DictConfig) -> bool:
+def is_complete(folder: Path, config: DictConfig) -> bool:
     """Whether the run in a folder has trained as long as the configuration says."""
     return run_folder.has_ended(folder) and not _has_other_length(folder, config)
 
 
-def complete(folder: Path, config: DictConfig) -> None:
+def draw_missing_figures(folder: Path, config: DictConfig) -> None:
     """Draw missing figures, in case the run was killed after its training had ended."""
     with run_folder.locked(folder):
         remove_abandoned(folder)
-        run = load(folder, packages(config))
+        run = load(folder, built_packages(config))
         if not config.get("figures") or has_all_figures(run):
-            print(f"{os.path.relpath(folder)}: has ended before")
+            print(f"{os.path.relpath(folder)}: has already ended")
         else:
             write_figures(run)
             print(f"run folder: {os.path.relpath(folder)}")
@@ -140,32 +138,33 @@ def _has_other_length(folder: Path, config: DictConfig) -> bool:
 
 
 @contextmanager
-def working_in(
-    folder: Path, config: DictConfig, schema: Schema, is_resumed: bool, is_first: bool
+def in_run_folder(
+    folder: Path, config: DictConfig, schema: Schema, is_resumed: bool, is_rank_zero: bool
 ) -> Iterator[None]:
-    """Lock a run folder during a training. After a signal, print the resume command and exit.
+    """Write a new run's first files, and lock the folder. After a signal, print the command that resumes it.
 
-    A new run's first files are written. Only the first process locks and writes.
+    Only the first process does this.
 
     Raises:
         UserError: the folder holds another run, the rows have changed, or another process uses the folder.
     """
     if is_resumed and schema != run_folder.read_schema(folder):
         raise UserError(f"resume={folder}: its rows are no longer those of its schema.json")
-    if is_first and not is_resumed:
-        run_folder.start(folder, config, schema)
+    if is_rank_zero and not is_resumed:
+        run_folder.start(folder, run_folder.portable_yaml(config), schema)
     try:
-        with run_folder.locked(folder) if is_first else nullcontext():
-            if is_first and is_resumed:
-                _note_length(folder, config)
+        with run_folder.locked(folder) if is_rank_zero else nullcontext():
+            if is_rank_zero and is_resumed:
+                _store_length(folder, config)
             yield
     except (KeyboardInterrupt, Stopped) as stop:
-        if is_first and (folder / "config.yaml").exists():
-            print(f"stopped; go on with: {command(folder)}", flush=True)
+        if is_rank_zero and (folder / "config.yaml").exists():
+            argument = shlex.quote(quote_override("resume", os.path.relpath(folder)))
+            print(f"stopped; continue with: python -m mmoe.train {argument}", flush=True)
         raise SystemExit(exit_code(stop)) from None
 
 
-def _note_length(folder: Path, config: DictConfig) -> None:
+def _store_length(folder: Path, config: DictConfig) -> None:
     """Store a run's new length. The run counts as stopped until it ends again."""
     if _has_other_length(folder, config):
         stored = OmegaConf.create(run_folder.stored_config(folder))
@@ -174,13 +173,8 @@ def _note_length(folder: Path, config: DictConfig) -> None:
         run_folder.write_config(folder, run_folder.to_yaml(stored))
 
 
-def command(folder: Path) -> str:
-    """The command that resumes a run, quoted for a shell."""
-    return f"python -m mmoe.train {shlex.quote(override('resume', os.path.relpath(folder)))}"
-
-
-def override(key: str, value: str) -> str:
-    """`key=value`, quoted for Hydra, which needs a doubled backslash before a quote."""
+def quote_override(key: str, value: str) -> str:
+    """Return `key=value`, quoted for Hydra, which needs a doubled backslash before a quote."""
     escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value)
     is_plain = re.fullmatch(r"[a-zA-Z_./-]*/[\w./-]*|[a-z]+", value) and value not in KEYWORDS
     return f"{key}={value}" if is_plain else f"{key}='{escaped}'"

@@ -1,19 +1,16 @@
-"""Build and check the optimizer and the learning-rate schedule of a training."""
+"""Build and check the learning-rate schedule of a training."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from mmoe.errors import UserError
-from mmoe.training.optimizers import MuonAndAdamW
 
-FUSED = (torch.optim.Adam, torch.optim.AdamW)
-SOME_STEPS = 1000  # length of a schedule that is built only to check its arguments
+CHECK_STEPS = 1000  # length of a schedule that is built only to check its arguments
 
 
 class Schedule:
@@ -58,14 +55,14 @@ class Schedule:
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **how}}
 
     def build(self, optimizer: torch.optim.Optimizer, trainer: pl.Trainer | None) -> Any:
-        """Build the schedule; without a trainer, `total_steps` means `SOME_STEPS`.
+        """Build the schedule; without a trainer, `total_steps` means `CHECK_STEPS`.
 
         Raises:
             UserError: the schedule refuses its arguments.
         """
         make = self.make
         if isinstance(make, partial) and "total_steps" in make.keywords.values():
-            steps = trainer.estimated_stepping_batches if trainer else SOME_STEPS
+            steps = trainer.estimated_stepping_batches if trainer else CHECK_STEPS
             if steps == float("inf"):
                 raise UserError("learner.scheduler: total_steps needs a trainer.max_epochs or max_steps")
             given = {name: steps if v == "total_steps" else v for name, v in make.keywords.items()}
@@ -89,25 +86,5 @@ class Schedule:
         steps = trainer.estimated_stepping_batches
         count = (steps if interval == "step" else trainer.max_epochs or steps) // self.frequency
         if count > scheduler.total_steps:
-            raise UserError(
-                f"learner.scheduler.total_steps={scheduler.total_steps}: must be at least {count}, the"
-                f" {interval}s of the training"
-            )
-
-
-def build_optimizer(
-    make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer], parameters: Iterable[nn.Parameter]
-) -> torch.optim.Optimizer:
-    """Build the optimizer. Adam and AdamW use torch's fused kernel. Muon gets the matrices, AdamW the rest.
-
-    Raises:
-        UserError: the optimizer refuses its arguments.
-    """
-    if isinstance(make, partial) and make.func is getattr(torch.optim, "Muon", None):
-        make = partial(MuonAndAdamW, *make.args, **make.keywords)
-    elif isinstance(make, partial) and make.func in FUSED and not make.keywords.keys() & {"fused", "foreach"}:
-        make = partial(make, fused=True)
-    try:
-        return make(parameters)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"learner.optimizer: {error}") from error
+            rule = f"must be at least {count}, because the training advances it so many times"
+            raise UserError(f"learner.scheduler.total_steps={scheduler.total_steps}: {rule}")

@@ -1,4 +1,4 @@
-"""Keep a sweep running when a job fails, and list the failed jobs at its end."""
+"""Run the jobs of a sweep: continue when a job fails, and list the failed jobs at the end."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mmoe.errors import SIGNAL_EXIT_CODES, USER, Stopped
+from mmoe.errors import SIGNAL_EXIT_CODES, USER_ERROR, Stopped
 
 ERROR = "error.txt"  # file in a failed job's folder with its overrides, then the reason
 UNWRITTEN: dict[Path, str] = {}  # the text of each error file that could not be written
 
 
 def in_sweep() -> bool:
-    """Whether this is the main process of a job in a sweep that lists its failed jobs."""
+    """Whether this is the first process of a job in a sweep with the callback `failed_jobs`."""
     hydra = HydraConfig.get()
     return (
         hydra.mode == RunMode.MULTIRUN
@@ -99,7 +99,6 @@ class FailedJobs(Callback):
         for note, text in notes.items():
             overrides, _, reason = text.rstrip("\n").partition("\n")
             print(f"  {note.parent} ({overrides}): {reason}", file=sys.stderr)
-        print(
-            f"to run the unfinished jobs, repeat the command with hydra.sweep.dir={folder}", file=sys.stderr
-        )
-        raise SystemExit(USER)
+        advice = f"repeat the command with hydra.sweep.dir={folder}"
+        print(f"to run the unfinished jobs, {advice}", file=sys.stderr)
+        raise SystemExit(USER_ERROR)

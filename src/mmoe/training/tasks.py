@@ -6,6 +6,7 @@ N rows, T tasks.
 from collections.abc import Callable, Sequence
 
 import torch
+from scipy.special import expit
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
@@ -26,6 +27,11 @@ def validation_metrics(tasks: Sequence[Task]) -> dict[str, bool]:
     return {f"val/{t.name}/{name}": larger for t in tasks for name, larger in METRICS[t.kind].items()}
 
 
+def main_metric(task: Task) -> str:
+    """Name the first metric of a task's kind, which figures and sweeps show: AUROC or MSE."""
+    return next(iter(METRICS[task.kind]))
+
+
 def prediction_column(task: Task) -> str:
     """Name the column that holds a task's predictions."""
     return f"{task.name}_{'probability' if task.is_binary else 'prediction'}"
@@ -36,10 +42,13 @@ def gate_column(task: Task, expert: int) -> str:
     return f"{task.name}_gate_{expert}"
 
 
-def predicted(logits: Tensor, task: Task) -> Tensor:
+def to_predictions(logits: Tensor, task: Task) -> Tensor:
     """Turn a task's logits into predictions in float64: probabilities, or values in the label's unit."""
     # float32 rounds the sigmoid of logits above 17 to 1, which would tie rows that differ.
     exact = logits.double()
+    if task.is_binary and exact.device.type == "cpu":
+        # On a CPU, torch rounds the sigmoid of a tensor's last elements differently.
+        return torch.from_numpy(expit(exact.numpy()))
     if task.is_binary:
         return exact.sigmoid()
     return exact * task.std + task.mean if task.is_scaled else exact
@@ -119,7 +128,7 @@ class TaskMetrics(nn.Module):
         for i, (task, collection) in enumerate(zip(self.tasks, self.collections, strict=True)):
             assert isinstance(collection, MetricCollection)
             values = labels[:, i].int() if task.is_binary else labels[:, i].double()
-            collection.update(predicted(logits[:, i], task), values)
+            collection.update(to_predictions(logits[:, i], task), values)
             result |= {f"{stage}/{task.name}/{name}": value for name, value in collection.compute().items()}
             collection.reset()
         return result

@@ -13,11 +13,11 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from mmoe import run_folder
-from mmoe.atomic import write
+from mmoe.atomic import remove_if_empty, write
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule, labels_of
 from mmoe.data.loader import RowLoader
-from mmoe.errors import USER, UserError, remove_if_empty
+from mmoe.errors import USER_ERROR, UserError
 from mmoe.models.network import Output
 from mmoe.training import checkpoints, report
 from mmoe.training.divergence import Diverged, write_batches
@@ -29,37 +29,34 @@ def fit(training: Training, folder: Path, is_resumed: bool) -> Path:
     """Train; a resumed run starts from its newest checkpoint.
 
     Returns:
-        The first process's run folder. If this process made another folder, that is removed.
+        The run folder of the first process. The folders that other processes made are removed.
 
     Raises:
         UserError: Lightning refuses the configuration, or training diverges. A new run is removed unless it
             has trained a step.
     """
     trainer, data, learner = training.trainer, training.data, training.learner
-    is_first = trainer.is_global_zero
+    is_rank_zero = trainer.is_global_zero
     try:
-        last = checkpoints.newest(folder, tidy=is_first) if is_resumed else None
+        last = checkpoints.newest(folder, tidy=is_rank_zero) if is_resumed else None
         with flush_denormals():
             trainer.fit(learner, data, ckpt_path=last, weights_only=True)
-        if is_first:
+        if is_rank_zero:
             checkpoints.remove_requeued(folder)
         trainer.strategy.barrier()
-    except Diverged as error:
-        if not is_first:  # the first process prints the message
-            raise SystemExit(USER) from None
-        if not isinstance(data, DataModule):
-            raise
-        path = folder / "diverged.parquet"
-        write_batches(error, data.raw_train_loader(), data.schema, path)
-        raise UserError(f"{error}; the batch's rows are in {os.path.relpath(path)}") from None
     except (MisconfigurationException, UserError) as error:
-        if not is_first:
-            raise SystemExit(USER) from None
+        if not is_rank_zero:  # the first process prints the message
+            raise SystemExit(USER_ERROR) from None
+        if isinstance(error, Diverged) and isinstance(data, DataModule):
+            path = folder / "diverged.parquet"
+            write_batches(error, data.unencoded_train_loader(), data.schema, path)
+            raise UserError(f"{error}; the batch's rows are in {os.path.relpath(path)}") from None
         if not is_resumed and trainer.global_step == 0:
             run_folder.forget(folder)
         if isinstance(error, UserError):
             raise
         raise UserError(f"trainer: {error}") from error
+    # Hydra names a folder after the time, so every process may have made its own.
     first_folder = Path(trainer.strategy.broadcast(str(folder)))
     if folder != first_folder:
         remove_if_empty(folder)
@@ -77,16 +74,16 @@ def restore_best(training: Training, folder: Path) -> tuple[int, str | None]:
     trainer, learner = training.trainer, training.learner
     best = folder / checkpoints.BEST
     chosen = getattr(training.callbacks["best"], "best_model_path", "")
-    if learner.stacked_dims:
+    if learner.has_replicas:
         learner.restore_best()
-    if learner.stacked_dims or not chosen:
+    if learner.has_replicas or not chosen:
         trainer.save_checkpoint(best)
     elif trainer.is_global_zero and Path(chosen) != best:
         write(best, lambda scratch: shutil.copyfile(chosen, scratch))
     trainer.strategy.barrier()
     stored = checkpoints.load(best)
     checkpoints.load_weights(learner, stored["state_dict"], best)
-    was_chosen = bool(learner.best_epoch.any() if learner.stacked_dims else chosen)
+    was_chosen = bool(learner.best_epoch.any() if learner.has_replicas else chosen)
     monitor = getattr(training.callbacks["best"], "monitor", None)
     return int(stored["epoch"]) + 1, monitor if was_chosen else None
 
@@ -94,7 +91,7 @@ def restore_best(training: Training, folder: Path) -> tuple[int, str | None]:
 def test(training: Training) -> None:
     """Compute validation and test metrics; limit_val_batches=0 or limit_test_batches=0 skips one."""
     trainer, data, learner = training.trainer, training.data, training.learner
-    learner.values.clear()
+    learner.metric_values.clear()
     loggers, trainer.loggers = trainer.loggers, []  # this epoch's validation is already logged
     if trainer.limit_val_batches:
         trainer.validate(learner, data, verbose=False)
@@ -106,8 +103,9 @@ def test(training: Training) -> None:
 def test_predictions(training: Training) -> tuple[pd.DataFrame | None, Output | None]:
     """The content of predictions.parquet, and logits [N, T] and gates [N, T, E] of the test rows.
 
-    Both are None if no row was tested. The output is also None for replicas, which keep no gates, and for
-    several processes. Each process tests only some of the rows, so this one predicts all of them.
+    Both are None if no row was tested. The logits and gates are also None for replicas, which keep no gates,
+    and for several processes. Each of several processes has tested only some of the rows, so the first one
+    predicts all of them.
     """
     learner, data = training.learner, training.data
     count = learner.num_rows.get("test", 0)
@@ -118,9 +116,9 @@ def test_predictions(training: Training) -> tuple[pd.DataFrame | None, Output | 
         learner.to(training.trainer.strategy.root_device)
         predicted = predict_rows(learner, data, count)
     else:
-        logits = learner.evaluated["test"]
+        logits = learner.final_logits["test"]
         predicted = learner.predictions_of(logits)
-        if not learner.stacked_dims:
+        if not learner.has_replicas:
             output = Output(logits.float(), torch.cat(learner.test_gates).float())
     is_ours = isinstance(data, DataModule)
     positions = data.dataset.positions["test"][:count] if is_ours else torch.arange(count)

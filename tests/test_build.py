@@ -13,9 +13,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from mmoe import analysis, load, run_folder
+from mmoe.build import check_targets
 from mmoe.data.census_files import SAMPLE_DIR
 from mmoe.errors import UserError
-from mmoe.trust import check_targets
 
 ROWS = SAMPLE_DIR / "census-income.test.gz"
 SHELL = "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler"

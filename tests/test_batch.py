@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from mmoe.data.check_levels import check_levels
+from mmoe.data.batch import check_levels
 from mmoe.data.schema import Categorical, Schema
 from mmoe.errors import UserError
 

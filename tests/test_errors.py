@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from mmoe import PLE, CrossStitch, L2Constrained, MMoE, OMoE, SharedBottom, SingleTask, TensorFactorization
-from mmoe.arguments import check_finite, check_integers, check_probabilities, check_widths
-from mmoe.errors import UserError
+from mmoe.errors import UserError, check_finite, check_integers, check_probabilities, check_widths
 from mmoe.models.ensemble import Ensemble
 
 MODELS = {

@@ -11,14 +11,13 @@ import pandas as pd
 import torch
 from rtdl_num_embeddings import compute_bins
 
-from mmoe.arguments import check_integers
 from mmoe.data import encode
 from mmoe.data.schema import Categorical, Numeric, Schema, Task
-from mmoe.errors import UserError
+from mmoe.data.schema_checks import MAX_MAGNITUDE
+from mmoe.errors import UserError, check_integers
 
 FREQUENT_ROWS = 10  # a value is frequent if it occurs in at least this many training rows
 MAX_QUANTILE_VALUES = 2**24  # torch.quantile takes no more values than this
-MAX_MAGNITUDE = 1e38  # larger numbers are clipped, because differences of float32 numbers must not overflow
 MIN_BIN_WIDTH = 1e-30  # 1 / width must not overflow
 
 
@@ -39,19 +38,14 @@ def fit_schema(frame: pd.DataFrame, features: Sequence[str], tasks: Sequence[Tas
         for level in task.positive:
             # If no positive level occurs, `check_labels` raises a better error.
             if level not in levels and set(levels) & set(task.positive):
-                raise UserError(
-                    f"data.tasks.{task.name}.positive: {level!r} is not a level of {task.column} in the"
-                    f" training file; the levels are {levels}"
-                )
+                what = f"{level!r} is not a level of {task.column} in the training file"
+                raise UserError(f"data.tasks.{task.name}.positive: {what}; the levels are {levels}")
     categorical = [name for name in features if encode.is_categorical(encode.column_of(frame, name))]
     numeric = [name for name in features if name not in categorical]
     return Schema(
         tuple(Categorical(name, tuple(_vocabulary(*encode.factorize(frame, name)))) for name in categorical),
         tuple(fit_numeric(name, encode.numbers_of(frame, name), num_bins) for name in numeric),
-        tuple(
-            task if task.is_binary else _fit_task(task, encode.numbers_of(frame, task.column))
-            for task in tasks
-        ),
+        tuple(_fit_task(task, frame) for task in tasks),
     )
 
 
@@ -63,12 +57,12 @@ def fit_numeric(name: str, values: np.ndarray, num_bins: int) -> Numeric:
     """
     if not len(values):
         raise UserError(f"column {name}: must have at least one row")
-    encode.check_finite(name, values)
+    encode.check_finite_column(name, values)
     if np.abs(values).max() > MAX_MAGNITUDE:
         values = np.clip(values, -MAX_MAGNITUDE, MAX_MAGNITUDE)
     mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-    # These are quantiles of the distinct values. A money column is 0 in 96 of 100 rows, so quantiles of all
-    # values would give it a single bin.
+    # The edges are quantiles of the distinct values. With quantiles of all values, a column such as
+    # capital_gains, which is 0 in 96 of 100 rows, would have a single bin.
     distinct, counts = np.unique(values.astype(np.float32), return_counts=True)
     frequent = tuple(distinct[counts >= FREQUENT_ROWS].tolist())
     edges = torch.from_numpy(distinct)
@@ -84,7 +78,7 @@ def fit_numeric(name: str, values: np.ndarray, num_bins: int) -> Numeric:
 
 
 def _drop_narrow_bins(edges: Sequence[float]) -> tuple[float, ...]:
-    """Increasing edges without those that are closer than `MIN_BIN_WIDTH` to the edge before."""
+    """Drop each edge that is closer than `MIN_BIN_WIDTH` to the last edge that is kept."""
     kept = [edges[0]]
     for edge in edges[1:]:
         if edge - kept[-1] >= MIN_BIN_WIDTH:
@@ -93,16 +87,18 @@ def _drop_narrow_bins(edges: Sequence[float]) -> tuple[float, ...]:
 
 
 def _bin_of_constant(value: float) -> tuple[float, float]:
-    """A bin of width 1 that begins at `value`, or of the smallest width in float32 if 1 is below that."""
+    """A bin from `value` to `value + 1`, or to the next float32 number if these two are equal in float32."""
     if np.float32(value) < np.float32(value + 1):
         return value, value + 1
     rounded = np.float32(value)
     return float(rounded), float(np.nextafter(rounded, np.float32(np.inf)))
 
 
-def _fit_task(task: Task, values: np.ndarray) -> Task:
-    """A regression with the scale of its training labels [N], rounded to float32 as labels are."""
-    values = values.astype(np.float64)
+def _fit_task(task: Task, frame: pd.DataFrame) -> Task:
+    """Give a regression the mean and the std of its training labels, rounded to float32."""
+    if task.is_binary:
+        return task
+    values = encode.numbers_of(frame, task.column).astype(np.float64)
     mean, std = np.float32(values.mean()), np.float32(values.std())
     is_constant = not std > 0 or values.min() == values.max()
     return replace(task, mean=float(mean), std=1.0 if is_constant else float(std))
