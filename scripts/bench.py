@@ -91,7 +91,7 @@ class Bench:
         """Train; return what `contestants.Clock` measured, the seconds and the peak memory in MB."""
         path = folder / "clock.json"
         clock = f"+callbacks.clock={{_target_: contestants.Clock, path: '{path}'}}"
-        command = ["experiment=census", *FIXED_LENGTH, *self.overrides, *overrides, clock]
+        command = ["experiment=census_paper", *FIXED_LENGTH, *self.overrides, *overrides, clock]
         command.append(f"hydra.run.dir={tempfile.mkdtemp(dir=folder)}")
         _, seconds, memory = self.run("-m", "mmoe.train", *command)
         return json.loads(path.read_text()), seconds, memory
@@ -187,7 +187,7 @@ def bench_start(bench: Bench, folder: Path) -> dict[str, Any]:
         clock, *_ = bench.train(folder, "trainer.max_epochs=1", "+trainer.limit_train_batches=20")
         found["first training step, cached rows"] = clock["first_step"] - started
         with tempfile.TemporaryDirectory() as empty:
-            arguments = ["experiment=census", *bench.overrides, f"data.cache_dir={empty}"]
+            arguments = ["experiment=census_paper", *bench.overrides, f"data.cache_dir={empty}"]
             found["raw files to cached tensors"] = float(bench.run("-c", encode, *arguments)[0])
         rounds.append(found)
     return {"rounds": rounds, "seconds": medians(rounds)}

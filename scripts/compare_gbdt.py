@@ -9,7 +9,7 @@ usage: python scripts/compare_gbdt.py data.dir=... [option=value ...]
     threads=2            threads of each training
     folder=runs/compare_gbdt   run folders and results; finished ones are used again
     out=docs/results/gbdt      folder for the table and the results of all runs
-    sample=false         true: allow the bundled sample, whose numbers mean nothing
+    sample=false         true: allow the bundled sample, which is synthetic
 
 All other arguments are overrides for the trainings of mmoe. A stopped script continues when it is started
 again. It needs pip install 'mmoe[bench]'.

@@ -1,4 +1,4 @@
-"""Measure training loops without Lightning, on the rows and the network of `experiment=census`.
+"""Measure training loops without Lightning, on the rows and the network of `experiment=census_paper`.
 
 usage: python scripts/contestants.py BATCH_SIZE SECONDS [overrides]
 
@@ -120,7 +120,7 @@ def main() -> None:
     torch.set_flush_denormal(True)  # as mmoe.train does
     batch_size, seconds, overrides = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config = compose("train", ["experiment=census", f"data.batch_size={batch_size}", *overrides])
+        config = compose("train", ["experiment=census_paper", f"data.batch_size={batch_size}", *overrides])
     config.callbacks = None
     data = build(config, "data")
     learner = build_learner(config, data.schema)

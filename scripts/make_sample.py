@@ -1,8 +1,8 @@
 """Make the bundled sample: synthetic rows in the official format. No row equals a real row.
 
-A Chow-Liu tree (Chow and Liu, 1968) is the spanning tree of the columns with the largest mutual information.
-It is fitted to the real rows. Then each column of a new row is drawn given its parent in the tree. A number
-that few real rows have is replaced by an interval, and a new number is drawn uniformly from the interval.
+The columns are drawn one after the other. For each column, a decision tree is fitted to the official training
+rows, given the columns before it. A new row takes the value of a random real row in its leaf (sequential
+synthesis with CART; Reiter, Journal of Official Statistics, 2005).
 
 usage: python scripts/make_sample.py DATA_DIR [--out FOLDER]
 """
@@ -11,106 +11,113 @@ import argparse
 import gzip
 from pathlib import Path
 
-import networkx as nx
 import numpy as np
 import pandas as pd
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from mmoe.data.census import COLUMNS, NUMERIC, read
 from mmoe.data.census_files import NAMES, SAMPLE_DIR, find_files
 
 SEED = 20181
-NUM_ROWS = {"train": 6000, "test": 3000}
-MIN_ROWS = 200  # a number that so many real rows have is drawn as it is
-NUM_INTERVALS = 100  # quantile intervals of a column for all other numbers
+WEIGHT = COLUMNS.index("instance_weight")
+NUM_ROWS = {"train": 20_000, "test": 10_000}
+MIN_LEAF_ROWS = 25  # real rows in each leaf of a tree
+MAX_CHANGE = 0.05  # of a weight; a weight with two decimals nearly identifies a real row
+# Columns that others depend on come first. The income comes early, so that many columns depend on it.
+ORDER = (
+    "age", "sex", "education", "marital_status", "income", "household_and_family", "household_summary",
+    "family_under_18", "race", "hispanic_origin", "country_of_self", "country_of_mother",
+    "country_of_father", "citizenship", "enrolled_last_week", "weeks_worked", "class_of_worker",
+    "full_or_part_time", "number_worked_for", "major_occupation", "occupation_code", "major_industry",
+    "industry_code", "tax_filer_status", "capital_gains", "capital_losses", "dividends", "wage_per_hour",
+    "union_member", "unemployment_reason", "own_business", "veterans_benefits", "veterans_questionnaire",
+    "year", "same_house", "migration_msa", "migration_region", "migration_within_region",
+    "previous_sunbelt", "previous_region", "previous_state", "instance_weight",
+)  # fmt: skip
 
 
-class Discretized:
-    """A column of the real rows as integer codes, each of which stands for a level or an interval."""
-
-    def __init__(self, name: str, values: pd.Series) -> None:
-        self.is_weight = name == "instance_weight"
+def encode(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """Columns as numbers: levels are numbered in the order of their rate of high incomes. Also the levels."""
+    is_rich = frame["income"].astype(str) == "50000+."
+    encoded, levels = {}, {}
+    for name in COLUMNS:
         if name in NUMERIC:
-            self._encode_numbers(values)
+            encoded[name] = frame[name].to_numpy(np.float32)
         else:
-            categories = values.astype("category").cat
-            self.levels, self.codes = list(categories.categories), categories.codes.to_numpy()
-            self.size = len(self.levels)
-        self.rows_of_code = [np.flatnonzero(self.codes == code) for code in range(self.size)]
-
-    def _encode_numbers(self, values: pd.Series) -> None:
-        numbers, counts = values.to_numpy(), values.value_counts()
-        self.levels = sorted(counts.index[(counts >= MIN_ROWS) & (not self.is_weight)])
-        is_level = np.isin(numbers, self.levels)
-        rest = numbers[~is_level]
-        quantiles = np.linspace(0, 1, NUM_INTERVALS + 1)
-        self.edges = np.unique(np.quantile(rest, quantiles)) if len(rest) else [0, 1]
-        self.size = len(self.levels) + len(self.edges) - 1
-        interval = np.clip(np.searchsorted(self.edges, numbers, "right") - 1, 0, len(self.edges) - 2)
-        level = np.searchsorted(self.levels, numbers) if self.levels else 0
-        self.codes = np.where(is_level, level, len(self.levels) + interval)
-
-    def text(self, code: int, random: np.random.Generator) -> str:
-        """The field that a code stands for. For an interval, draw a number from it."""
-        if code < len(self.levels):
-            level = self.levels[code]
-            return level if isinstance(level, str) else f"{level:.0f}"
-        low, high = self.edges[code - len(self.levels) :][:2]
-        return f"{random.uniform(low, high):.{2 if self.is_weight else 0}f}"
+            text = frame[name].astype(str)
+            levels[name] = list(is_rich.groupby(text).mean().sort_values(kind="stable").index)
+            encoded[name] = pd.Categorical(text, levels[name]).codes.astype(np.float32)
+    return pd.DataFrame(encoded), levels
 
 
-def mutual_information(a: Discretized, b: Discretized) -> float:
-    """Mutual information of two columns, in nats."""
-    index = a.codes.astype(np.int64) * b.size + b.codes
-    counts = np.bincount(index, minlength=a.size * b.size).reshape(a.size, b.size)
-    joint = counts / len(a.codes)
-    outer = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-    seen = joint > 0
-    return float((joint[seen] * np.log(joint[seen] / outer[seen])).sum())
+def synthesize(real: pd.DataFrame, count: int, random: np.random.Generator) -> pd.DataFrame:
+    """Draw `count` rows of numbers, column by column in `ORDER`."""
+    new = pd.DataFrame({ORDER[0]: random.choice(real[ORDER[0]], count)})
+    for i, name in enumerate(ORDER[1:], 1):
+        make = DecisionTreeRegressor if name in NUMERIC else DecisionTreeClassifier
+        tree = make(min_samples_leaf=MIN_LEAF_ROWS, random_state=SEED)
+        given = list(ORDER[:i])
+        tree.fit(real[given], real[name])
+        leaf_of_real, leaf_of_new = tree.apply(real[given]), tree.apply(new[given])
+        by_leaf = np.argsort(leaf_of_real, kind="stable")
+        ends = np.searchsorted(leaf_of_real[by_leaf], np.arange(tree.tree_.node_count + 1))
+        first, end = ends[leaf_of_new], ends[leaf_of_new + 1]
+        new[name] = real[name].to_numpy()[by_leaf[random.integers(first, end)]]
+    return new
 
 
-def draw(columns: list[Discretized], edges: list[tuple[int, int]], random: np.random.Generator) -> list[str]:
-    """Draw one row: the root from its distribution, every other column given its parent."""
-    codes = {0: int(random.choice(columns[0].codes))}
-    for parent, child in edges:
-        # Take the child of a random real row that has the parent's code.
-        rows = columns[parent].rows_of_code[codes[parent]]
-        codes[child] = int(columns[child].codes[random.choice(rows)])
-    return [column.text(codes[i], random) for i, column in enumerate(columns)]
+def to_lines(rows: pd.DataFrame, levels: dict[str, list[str]]) -> list[str]:
+    """Format rows as in the official files."""
+    fields = [
+        [levels[name][int(code)] for code in rows[name]]
+        if name in levels
+        else [f"{value:.{2 if name == 'instance_weight' else 0}f}" for value in rows[name]]
+        for name in COLUMNS
+    ]
+    return [", ".join(row) for row in zip(*fields, strict=True)]
+
+
+def values(line: str) -> tuple[str, ...]:
+    """The fields of a line in one spelling; the official files write 10.00 as 10 and add some spaces."""
+    fields = [field.strip() for field in line.split(",")]
+    fields[WEIGHT] = f"{float(fields[WEIGHT]):.2f}"
+    return tuple(fields)
+
+
+def read_rows(path: Path) -> set[tuple[str, ...]]:
+    """The rows of a file, which may be compressed, as `values`."""
+    content = path.read_bytes()
+    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("latin-1")
+    return set(map(values, text.splitlines()))
 
 
 def main() -> None:
-    """Fit the tree, draw the rows and write both files."""
+    """Fit the trees, draw the rows and write both files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data_dir", help="directory of the two real files")
+    parser.add_argument("data_dir", help="directory of the two official files")
     parser.add_argument("--out", type=Path, default=SAMPLE_DIR, help="folder for the sample")
     arguments = parser.parse_args()
     files = find_files(arguments.data_dir, "official", "", Path())
-    frame = pd.concat([read(files.train), read(files.test)], ignore_index=True)
-    columns = [Discretized(name, frame[name]) for name in COLUMNS]
-
-    graph = nx.Graph()
-    for i, a in enumerate(columns):
-        for j in range(i):
-            graph.add_edge(i, j, weight=mutual_information(a, columns[j]))
-    tree = nx.maximum_spanning_tree(graph)
-    edges = list(nx.bfs_edges(tree, 0))
-    for parent, child in edges:
-        print(f"{COLUMNS[parent]} -> {COLUMNS[child]}: {tree[parent][child]['weight']:.3f} nats")
-
-    real = set(frame.astype(str).agg(",".join, axis=1))
+    real, levels = encode(read(files.train))
+    total = sum(NUM_ROWS.values())
     random = np.random.default_rng(SEED)
+    drawn = synthesize(real, total, random)
+    weights, is_real = drawn["instance_weight"].to_numpy(np.float64), np.ones(total, dtype=bool)
+    real_rows = read_rows(files.train) | read_rows(files.test)
+    while is_real.any():
+        change = random.uniform(-MAX_CHANGE, MAX_CHANGE, total)
+        drawn["instance_weight"] = np.where(is_real, weights * (1 + change), drawn["instance_weight"])
+        lines = to_lines(drawn, levels)
+        is_real = np.array([values(line) in real_rows for line in lines])
+        print(f"{is_real.sum():,} rows equal a real row and get another weight")
+    start = 0
     for name, count in NUM_ROWS.items():
-        rows: list[str] = []
-        while len(rows) < count:
-            fields = draw(columns, edges, random)
-            as_read = [str(float(f)) if c in NUMERIC else f for c, f in zip(COLUMNS, fields, strict=True)]
-            if ",".join(as_read) not in real:
-                rows.append(", ".join(fields))
-        text = "".join(f"{row}\n" for row in rows).encode("latin-1")
+        text = "".join(f"{line}\n" for line in lines[start : start + count]).encode("latin-1")
+        start += count
         path = arguments.out / f"{NAMES[name]}.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(text, 9, mtime=0))
-        print(f"{path}: {count} rows, {path.stat().st_size:,} bytes")
+        print(f"{path}: {count:,} rows, {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

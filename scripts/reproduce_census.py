@@ -9,7 +9,7 @@ usage: python scripts/reproduce_census.py group=1 data.dir=... [option=value ...
     methods=all        or some of them, separated by commas
     folder=runs/reproduce_census   studies and run folders; finished ones are used again
     out=docs/results/census        folder for tables, figure and tuned configurations
-    sample=false       true: allow the bundled sample, whose numbers mean nothing
+    sample=false       true: allow the bundled sample, which is synthetic
 
 All other arguments are overrides for the training, such as data.dir. A stopped script continues when it is
 started again.

@@ -15,7 +15,7 @@ def describe_rows(schema: Schema) -> str:
     """A sentence with the origin of the rows and their number in each split."""
     origin = {
         "official": "The rows are from the official files",
-        "sample": "The rows are THE BUNDLED SAMPLE, which is synthetic, so these numbers mean nothing",
+        "sample": "The rows are THE BUNDLED SAMPLE, which is synthetic: these numbers are a first look",
         "custom": "The rows are from other files than the official ones, so published numbers do not compare",
     }[schema.rows]
     counts = ", ".join(f"{count:,} {split}" for split, count in schema.num_rows.items())

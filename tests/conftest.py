@@ -26,9 +26,12 @@ def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MMOE_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("MMOE_CENSUS_DIR", raising=False)
-    state = torch.get_rng_state()
+    # Scripts that run in this process set the number of threads, which changes the last bits of results.
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
     yield
     torch.set_rng_state(state)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

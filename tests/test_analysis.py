@@ -31,7 +31,8 @@ def known(tmp_path_factory: pytest.TempPathFactory, smoke_run: Path) -> Path:
     folder = tmp_path_factory.mktemp("known") / "run"
     shutil.copytree(smoke_run, folder)
     text = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(text.replace("num_experts: 8", "num_experts: 2"))
+    text = text.replace("num_experts: 8", "num_experts: 2")
+    (folder / "config.yaml").write_text(text.replace("gate_temperature: 10.0", "gate_temperature: 1.0"))
     schema = load(folder).schema
     path = folder / "checkpoints/best.ckpt"
     checkpoint = checkpoints.load(path)
@@ -57,7 +58,7 @@ def test_scored_rows_are_those_of_the_run(known: Path, smoke_run: Path):
     np.testing.assert_allclose(rows["income_probability"], predictions["income_probability"], atol=1e-12)
     assert rows["marital_label"].tolist() == predictions["marital_label"].tolist()
     assert set(rows["sex"]) == {"Female", "Male"}
-    assert len(load(known).scored("val")) == 1500
+    assert len(load(known).scored("val")) == 5000
     with pytest.raises(ValueError, match="split=half: must be one of train, val, test"):
         load(known).scored("half")
 
@@ -73,11 +74,11 @@ def test_gate_weights_by_hand(known: Path):
 def test_gate_weights_of_subgroups(known: Path):
     table = analysis.gate_weights_by(known, "sex")
     assert {sex: table.loc[sex, ("income", 1)] for sex in SHARE} == pytest.approx(SHARE)
-    assert table["rows"].sum().item() == 1500
+    assert table["rows"].sum().item() == 5000
     # A column that is no input comes from the file; every row has its own.
     education = analysis.gate_weights_by(known, "education")
-    assert education["rows"].sum().item() == 1500
-    weighted = (education["income", 1] * education["rows"].squeeze()).sum() / 1500
+    assert education["rows"].sum().item() == 5000
+    weighted = (education["income", 1] * education["rows"].squeeze()).sum() / 5000
     assert weighted == pytest.approx(analysis.gate_weights(known).loc["income", 1])
     with pytest.raises(ValueError, match="column=shoe_size: must be a column of the run's rows, such as"):
         analysis.gate_weights_by(known, "shoe_size")
@@ -153,8 +154,8 @@ def test_curves(smoke_run: Path):
         assert table["recall"].iloc[-1] == 0
     predictions = pd.read_parquet(smoke_run / "predictions.parquet")
     table = analysis.calibration(smoke_run, bins=4)["income"]
-    assert table["rows"].tolist() == [375] * 4
-    lowest = predictions.nsmallest(375, "income_probability", keep="first")
+    assert table["rows"].tolist() == [1250] * 4
+    lowest = predictions.nsmallest(1250, "income_probability", keep="first")
     assert table.loc[0, "predicted"] == pytest.approx(lowest["income_probability"].mean())
     assert (table["observed"] * table["rows"]).sum() == predictions["income_label"].sum()
     assert analysis.training_curves(smoke_run)["epoch"].tolist() == [1, 2, 3, 4]

@@ -186,7 +186,7 @@ def test_what_users_bring_they_use_to_the_end(command: Callable, own: None, what
     done = train(*overrides, "hydra.run.dir=run", "figures=true")
     assert done.code == 0, done.err
     assert Path("run/figures/roc.png").exists()
-    assert len(pd.read_parquet("run/predictions.parquet")) == 1500
+    assert len(pd.read_parquet("run/predictions.parquet")) == 5000
 
     # Going on, from where it was stopped.
     for name in ("metrics.json", "predictions.parquet"):
@@ -208,7 +208,7 @@ def test_what_users_bring_they_use_to_the_end(command: Callable, own: None, what
     assert done.code == 0, done.err
     if what != "plain data":
         opened = load("run", trust=["own_classes_of_a_test"])
-        assert len(opened.scored()) == 1500
+        assert len(opened.scored()) == 5000
         assert len(analysis.expert_ablation(opened)) == 8
     assert load("run", trust=["own_classes_of_a_test"]).network()
 

@@ -101,7 +101,7 @@ def test_lightning_can_predict(replicas: int):
     output = learner.eval()(rows)
     assert isinstance(output, Output)
     assert predicted.shape == output.logits.shape
-    assert predicted.shape[-2:] == (1500, 2)
+    assert predicted.shape[-2:] == (5000, 2)
     torch.testing.assert_close(predicted, output.logits.double().sigmoid(), atol=1e-6, rtol=0)
 
 

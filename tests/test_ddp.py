@@ -79,7 +79,7 @@ def test_two_processes_are_one_run(train: Callable, command: Callable):
 
     frame = pd.read_parquet(folder / "predictions.parquet")
     assert frame["row"].is_unique
-    assert len(frame) == 1500
+    assert len(frame) == 5000
     for task in ("income", "marital"):
         logits = torch.tensor(logit(frame[f"{task}_probability"]))[:, None]
         labels = torch.tensor(frame[f"{task}_label"])[:, None].float()

@@ -33,7 +33,7 @@ def test_the_best_checkpoint_has_the_numbers_that_training_printed(evaluate, smo
             low, high = line["intervals"][task][name]
             assert low < value < high
             assert f"{value:.4f} │ {low:.4f} to {high:.4f}" in result.out
-    assert "1,500" in result.out
+    assert "5,000" in result.out
     assert "bundled sample" in result.out
 
 

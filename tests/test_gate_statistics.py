@@ -74,7 +74,7 @@ def test_dead_units():
 
 
 def test_training_logs_gate_statistics_every_epoch(train: Train):
-    assert train("experiment=smoke").code == 0
+    assert train("experiment=smoke", "activation=relu").code == 0
     history = pd.read_csv(only_run() / "history.csv")
     weights = history[[f"val/income/gate_{e}" for e in range(8)]]
     assert weights.sum(axis=1).tolist() == pytest.approx([1] * len(history))

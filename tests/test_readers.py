@@ -17,6 +17,7 @@ import pytest
 from conftest import sample_lines
 
 from mmoe.data.census import COLUMNS, NUMERIC
+from mmoe.data.columns import to_numbers
 from mmoe.data.readers import read_chunks
 from mmoe.data.schema import Categorical, Numeric, Schema
 from mmoe.data.text_blocks import BLOCK_BYTES, MAX_LINE_BYTES
@@ -341,6 +342,14 @@ def test_columns_of_parquet(kind: str):
     name, make = COLUMN_KINDS[kind]
     pq.write_table(with_column(name, make()), "a.parquet")
     assert_same("a.parquet")
+
+
+@pytest.mark.parametrize("kind", [pa.decimal128(30, 9), pa.decimal256(50, 9), pa.decimal128(30, 20)])
+def test_decimals_are_exact(kind: pa.DataType):
+    numbers = [*range(0, 3000, 7), 0.1, -2.675]
+    array = pa.array([decimal.Decimal(str(number)) for number in numbers]).cast(kind)
+    for given in (array, array.dictionary_encode()):
+        assert to_numbers(given, str).tolist() == numbers
 
 
 @pytest.mark.parametrize("name", ["a.pq", "a.parq", "A.PARQUET"])

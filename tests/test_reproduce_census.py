@@ -26,7 +26,7 @@ def test_tables_figure_and_configurations():
     assert done.returncode == 0, done.stderr
     text = Path("out/group1.md").read_text()
     assert "THE BUNDLED SAMPLE" in text
-    assert "6,000 train, 1,500 val, 1,500 test" in text
+    assert "20,000 train, 5,000 val, 5,000 test" in text
     assert text in done.stdout
     runs = pd.read_csv("out/group1.csv")
     assert len(runs) == 6

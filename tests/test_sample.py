@@ -3,12 +3,14 @@
 import gzip
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from mmoe import load
 from mmoe.data.census import COLUMNS, NUMERIC, read
 from mmoe.data.census_files import SAMPLE_DIR
 
@@ -17,8 +19,8 @@ NAMES = ("census-income.data.gz", "census-income.test.gz")
 
 
 def test_number_of_rows_and_bytes():
-    assert [len(read(SAMPLE_DIR / name)) for name in NAMES] == [6000, 3000]
-    assert sum((SAMPLE_DIR / name).stat().st_size for name in NAMES) <= 400_000
+    assert [len(read(SAMPLE_DIR / name)) for name in NAMES] == [20_000, 10_000]
+    assert sum((SAMPLE_DIR / name).stat().st_size for name in NAMES) <= 1_000_000
 
 
 def test_columns_depend_on_each_other():
@@ -55,10 +57,33 @@ def test_no_row_is_real_and_distributions_are_close(real_dir: Path):
 
 
 @pytest.mark.slow
+def test_a_network_learns_as_from_real_rows(real_dir: Path, train: Callable, tmp_path: Path):
+    """Trained on the sample, it is nearly as good on sample and real rows as one trained on real rows."""
+    subset = tmp_path / "subset"
+    subset.mkdir()
+    for name, count in zip(NAMES, (20_000, 10_000), strict=True):
+        lines = gzip.decompress((real_dir / name).read_bytes()).splitlines(keepends=True)
+        chosen = np.random.default_rng(0).choice(len(lines), count, replace=False)
+        (subset / name).write_bytes(gzip.compress(b"".join(lines[i] for i in chosen)))
+    areas = {}
+    for name, source in (("sample", "data.source=sample"), ("real", f"data.dir={subset}")):
+        assert (
+            train("experiment=census", source, "replicas=3", "logger=none", f"hydra.run.dir={name}").code == 0
+        )
+        test = load(name).metrics["test"]
+        areas[name] = [test[task]["auroc"] for task in ("income", "marital")]
+    assert abs(areas["sample"][0] - areas["real"][0]) < 0.015
+    assert abs(areas["sample"][1] - areas["real"][1]) < 0.003
+    assert train("experiment=census", "data.source=sample", "logger=none", "hydra.run.dir=one").code == 0
+    (found,) = load("one").evaluate(data_dir=str(real_dir), resamples=0)["checkpoints"]
+    assert found["metrics"]["income"]["auroc"] >= 0.92
+    assert found["metrics"]["marital"]["auroc"] >= 0.985
+
+
+@pytest.mark.slow
 def test_the_script_makes_the_committed_files(real_dir: Path, tmp_path: Path):
     script = [sys.executable, str(ROOT / "scripts/make_sample.py"), str(real_dir), "--out", str(tmp_path)]
-    out = subprocess.run(script, check=True, capture_output=True, text=True).stdout
-    assert out.count(" nats") == len(COLUMNS) - 1
+    subprocess.run(script, check=True, capture_output=True)
     for name in NAMES:
         made, committed = (gzip.decompress((root / name).read_bytes()) for root in (tmp_path, SAMPLE_DIR))
         assert made == committed

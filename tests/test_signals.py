@@ -34,7 +34,7 @@ train.main()
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that was never stopped: 3 epochs of 94 steps."""
+    """The run that was never stopped: 3 epochs of 79 steps."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     arguments = [*OPTIONS, "trainer.max_epochs=3", f"hydra.run.dir={folder}"]
     subprocess.run([sys.executable, "-m", "mmoe.train", *arguments], check=True, capture_output=True)

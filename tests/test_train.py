@@ -79,7 +79,7 @@ def test_the_smoke_experiment_ends_with_a_table_and_a_whole_run_folder():
 
     # The best checkpoint was tested: its network gives the written predictions, and they the metrics.
     frame = pd.read_parquet(folder / "predictions.parquet")
-    assert len(frame) == 1500
+    assert len(frame) == 5000
     lines = sample_lines("census-income.test")
     labels = torch.tensor(frame[["income_label", "marital_label"]].to_numpy(), dtype=torch.float32)
     assert [line.endswith("50000+.") for line in np.array(lines)[frame["row"]]] == labels[
@@ -408,15 +408,15 @@ def test_bad_options_are_refused_in_one_line(train: Train, census_dir: Path, ove
 
 
 LIMITS = {
-    "half of the validation rows": (["+trainer.limit_val_batches=0.5"], {"val": 800, "test": 1500}),
+    "half of the validation rows": (["+trainer.limit_val_batches=0.5"], {"val": 2400, "test": 5000}),
     "some of both": (
         ["+trainer.limit_val_batches=1", "+trainer.limit_test_batches=2"],
         {"val": 400, "test": 800},
     ),
-    "no validation": (["+trainer.limit_val_batches=0"], {"test": 1500}),
-    "no test": (["+trainer.limit_test_batches=0"], {"val": 1500}),
+    "no validation": (["+trainer.limit_val_batches=0"], {"test": 5000}),
+    "no test": (["+trainer.limit_test_batches=0"], {"val": 5000}),
     "neither": (["+trainer.limit_val_batches=0", "+trainer.limit_test_batches=0"], {}),
-    "no validation in time": (["+trainer.check_val_every_n_epoch=5"], {"val": 1500, "test": 1500}),
+    "no validation in time": (["+trainer.check_val_every_n_epoch=5"], {"val": 5000, "test": 5000}),
     "one batch of each": (["+trainer.fast_dev_run=true"], {"val": 400, "test": 400}),
 }
 
@@ -433,8 +433,8 @@ def test_limits_are_said_and_the_rows_are_those_that_were_scored(train: Train, l
     assert metrics["num_rows"] == rows
     for split in ("val", "test"):
         assert (split in metrics) == (split in rows)
-        partly = f"{rows.get(split, 0):,} of 1,500 {split}"
-        assert (partly in result.out) == (0 < rows.get(split, 0) < 1500)
+        partly = f"{rows.get(split, 0):,} of 5,000 {split}"
+        assert (partly in result.out) == (0 < rows.get(split, 0) < 5000)
     no_validation = limit.startswith("no validation") or limit == "neither"
     no_validation |= limit == "one batch of each" and replicas == 1  # Lightning keeps no checkpoints then
     assert ("the last, because no validation chose one" in result.out) == no_validation
@@ -703,7 +703,7 @@ def test_a_task_that_died_is_warned_of_once(
             self.towers[0].bias[0] = -1
 
     monkeypatch.setattr(MMoE, "__init__", dead)
-    result = train("experiment=smoke", "trainer.max_epochs=2", f"replicas={replicas}")
+    result = train("experiment=smoke", "activation=relu", "trainer.max_epochs=2", f"replicas={replicas}")
     assert result.code == 0, result.err
     said = f"the predictions of income{where} are the same for all validation rows"
     assert (result.out + result.err).count(said) == 1

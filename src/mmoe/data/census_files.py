@@ -45,8 +45,8 @@ def find_files(dir: str | None, source: str, url: str, cache_dir: Path) -> Files
         if source == "official":
             raise UserError(f"data.source=official: {error}; give data.dir or set MMOE_CENSUS_DIR") from None
         log.warning(
-            "%s. FALLING BACK TO THE BUNDLED SAMPLE: its rows are synthetic, so results say nothing about the"
-            " real data set. Give data.dir=... or set MMOE_CENSUS_DIR to use the real files.",
+            "%s. FALLING BACK TO THE BUNDLED SAMPLE: its rows are synthetic, so results only resemble those"
+            " of the real data set. Give data.dir=... or set MMOE_CENSUS_DIR to use the real files.",
             error,
         )
         return Files(*_paths(SAMPLE_DIR), is_sample=True)

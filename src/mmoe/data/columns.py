@@ -111,6 +111,8 @@ def to_numbers(array: pa.Array, locate: Locate, encoding: str = "utf-8") -> np.n
         result: np.ndarray = np.array([*map(_number, values), math.nan])[codes]
     else:
         plain = array.dictionary_decode() if is_dictionary else array
+        if pa.types.is_decimal(plain.type):  # Arrow rounds 637.000000000 to 637.0000000000001
+            plain = pc.cast(plain, pa.string())
         result = pc.cast(plain, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     is_invalid = ~(np.abs(result) <= MAX_FLOAT32)
     if is_invalid.any():
