@@ -186,7 +186,10 @@ def test_shares_must_be_equal(train: Callable):
     done = run("resume=cut", "trainer=ddp_cpu")
     assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
-    assert "error: trainer.devices: 2 processes cannot share the run's 33 rows a step equally" in done.stderr
+    assert (
+        "error: trainer.devices: the run's 33 rows per step cannot be divided equally among 2 processes"
+        in done.stderr
+    )
 
 
 @pytest.mark.slow

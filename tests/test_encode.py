@@ -70,8 +70,8 @@ def test_more_levels_than_int16_can_number():
 
 def test_a_label_with_one_class_is_refused():
     check_labels(torch.tensor([[0.0], [1.0]]), TASKS, "rows")
-    for value, word in ((0.0, "lacks"), (1.0, "has")):
-        with pytest.raises(ValueError, match=f"^rows, column label: task t must have.*{word} one of"):
+    for value, word in ((0.0, "no"), (1.0, "every")):
+        with pytest.raises(ValueError, match=f"^rows, column label: task t must have.*{word} row has one of"):
             check_labels(torch.full((3, 1), value), TASKS, "rows")
 
 

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 6  # increment this when the same files and options are stored or encoded differently
 FIELDS = ("levels", "numbers", "labels")  # of a Batch
-# errno values if a path is not a directory and cannot become one.
+# errno values of a missing file, and of a path that is not a directory and cannot become one.
 NOT_A_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
 
 

@@ -115,7 +115,7 @@ class CensusData(DataModule):
             "num_bins": self.num_bins,
             "split_seed": self.split_seed,
         }
-        # Fitting the run's own files would give the same schema, so they share its cache entry.
+        # For the run's own files, fitting would give the given schema, so both cases use one cache entry.
         if self.given_schema and self.given_schema.files != digests:
             key["schema"] = self.given_schema.to_json()
 

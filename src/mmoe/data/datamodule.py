@@ -120,7 +120,7 @@ class DataModule(pl.LightningDataModule):
         if rows % processes:
             if not self.trainer.is_global_zero:  # the first process reports the error
                 raise SystemExit(USER_ERROR)
-            what = f"{processes} processes cannot share the run's {rows} rows a step equally"
+            what = f"the run's {rows} rows per step cannot be divided equally among {processes} processes"
             raise UserError(f"trainer.devices: {what}")
         self.batch_size = rows // processes
 

@@ -1,8 +1,9 @@
 """Read the inputs of a run from delimited text.
 
-A file has a header with the column names, in any order, or it is in the official format, with or without the
-label. Fields may be quoted, the first field may be the row number, and the separator may be a comma, a tab, a
-semicolon or a bar. The first lines determine the layout, and every other line must follow it.
+A file has a header with the column names, in any order, or no header and the columns of the census files,
+with or without the label. Fields may be quoted, the first field may be the row number, and the separator may
+be a comma, a tab, a semicolon or a bar. The first lines determine the layout, and every other line must
+follow it.
 """
 
 from collections.abc import Generator, Iterator

@@ -80,7 +80,7 @@ def is_categorical(values: pd.Series) -> bool:
 
 
 def factorize(frame: pd.DataFrame, name: str) -> tuple[np.ndarray, list[str]]:
-    """The codes [N] of a categorical column and its levels, as pandas.factorize: a missing level is -1."""
+    """The codes [N] of a categorical column (-1: missing) and its levels, as by pandas.factorize."""
     values = column_of(frame, name)
     if isinstance(values.dtype, pd.CategoricalDtype):
         codes, levels = values.cat.codes.to_numpy(), values.cat.categories

@@ -30,7 +30,7 @@ def fit_schema(frame: pd.DataFrame, features: Sequence[str], tasks: Sequence[Tas
 
     Raises:
         UserError: a column is missing, occurs twice or has the wrong type, a number or a label is missing or
-            not finite, or a positive level of a task does not occur.
+            not finite, or only some of a task's positive levels occur.
     """
     check_integers(2, num_bins=num_bins)
     for task in tasks:

@@ -57,7 +57,7 @@ class Loader(ABC):
         return {"epoch": self.epoch, "step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Set the epoch of the checkpoint, which then begins at the step of the checkpoint."""
+        """Go to the epoch of the checkpoint. Its next iteration begins at the step of the checkpoint."""
         self.set_epoch(state["epoch"])
         self.resumed = (state["epoch"], state["step"])
 
@@ -114,6 +114,6 @@ class RowLoader(Loader):
     def _order(self, num_rows: int) -> Tensor | None:
         if self.seed is None:
             return None
-        # With seed + epoch, seed 1 would have the order of seed 0 in the epoch after.
+        # With seed + epoch, each order of seed 1 would be the order that seed 0 has one epoch later.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.shuffle_epoch)
         return torch.randperm(num_rows, generator=generator).to(self.rows.labels.device)

@@ -63,6 +63,6 @@ def check_labels(labels: Tensor, tasks: Sequence[Task], source: str) -> None:
     """Raise UserError if a binary task has only one class in `labels` [N, T]; `source` names the rows."""
     for task, mean in zip(tasks, labels.double().mean(0).tolist(), strict=True):
         if task.is_binary and mean in (0.0, 1.0):
-            what = f"every row {'has' if mean else 'lacks'} one of {list(task.positive)}"
+            what = f"{'every' if mean else 'no'} row has one of {list(task.positive)}"
             rule = f"task {task.name} must have rows of both classes, but {what}"
             raise UserError(f"{source}, column {task.column}: {rule}")

@@ -15,7 +15,7 @@ from mmoe.data.batch import Batch
 from mmoe.errors import ArgumentError, check_finite, check_integers
 
 Device = torch.device | str
-# Each block of rows is a random stream with the number of the block, from -2. These are two more streams.
+# Each block of rows has its own random stream, numbered as the block, from -2 up. These are two more streams.
 WEIGHTS, SINES = -3, -4
 
 

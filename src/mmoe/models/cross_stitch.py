@@ -1,6 +1,6 @@
 """Cross-stitch networks (Misra et al., CVPR 2016): task networks that learn what to share.
 
-B batch, I inputs, T tasks, S the same tasks as sources, U units of a layer.
+B batch, I inputs, T tasks, S the tasks again, as sources of a weighted sum, U units of a layer.
 """
 
 from collections.abc import Sequence

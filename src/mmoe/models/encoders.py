@@ -14,7 +14,7 @@ from mmoe.data.schema import Schema
 from mmoe.errors import check_integers
 from mmoe.models.sparse_inputs import float32
 
-MAX_EDGE_PER_WIDTH = 2.0**14  # if an edge is more bin widths than this, rounding changes shares by over 0.001
+MAX_EDGE_PER_WIDTH = 2.0**14  # if an edge exceeds so many bin widths, rounding changes shares by over 0.001
 
 
 class OneHot(nn.Module):

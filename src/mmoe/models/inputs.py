@@ -88,7 +88,7 @@ class Inputs(nn.Module):
         known = type(self.categorical) is OneHot and type(self.numeric) in SPARSE_COUNTERPARTS
         has_levels = len(schema.categorical) > 0 and all(column.levels for column in schema.categorical)
         self.may_be_sparse = known and has_levels
-        # None: `forward` checks each batch. `Replicas` sets the result of `check`, which vmap cannot compute.
+        # None: `forward` checks each batch. `Replicas` stores the result of `check`; vmap cannot run it.
         self.numbers_in_range: bool | None = None
         self._schema = schema
         self._row_shapes = (len(schema.categorical),), (len(schema.numeric),)

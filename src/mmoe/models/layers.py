@@ -85,7 +85,7 @@ def softmax(logits: Tensor) -> Tensor:
 def mix(gates: Tensor, experts: Tensor) -> Tensor:
     """Mix the experts for each task: einsum("bte,beh->bth", gates, experts).
 
-    On CPU, `torch.bmm` is slow for small matrices. In large batches, rows of zeros make the gates larger.
+    On CPU, `torch.bmm` is slow for small matrices, so the gates of large batches are padded with zeros.
     """
     num_rows, num_tasks, num_experts = gates.shape
     if gates.device.type == "cpu" and not torch.compiler.is_compiling() and num_rows >= PAD_MIN_ROWS:

@@ -15,7 +15,7 @@ class Output(NamedTuple):
     """Logits and gate weights of a batch.
 
     Shape:
-        logits: [B, T]; the loss and the metrics apply the sigmoid.
+        logits: [B, T]; before the sigmoid for binary tasks, the scaled value for regressions.
         gates: [B, T, E]; the E weights of a task sum to 1. A model without gates has E = 0.
     """
 

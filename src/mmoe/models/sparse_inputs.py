@@ -51,7 +51,7 @@ class SparseMatrix:
         return cls(offsets, columns, values, matrix.shape[1])
 
     def to_scipy(self) -> sparse.csr_array:
-        """The same matrix, because scipy can transpose and index it and torch cannot."""
+        """The same matrix for scipy, which can transpose and index it; torch cannot."""
         arrays = (self.values.numpy(), self.columns.numpy(), self.row_offsets.numpy())
         return sparse.csr_array(arrays, shape=(len(self.row_offsets) - 1, self.width))
 
@@ -161,7 +161,7 @@ def _starts(sizes: Sequence[int]) -> Tensor:
 
 def _padded(columns: Sequence[Tensor]) -> Tensor:
     """The values of each column as one row, [M, at least 1], padded with infinity."""
-    # The extra column, which is cut off, makes this work without columns and without values.
+    # The extra column, which is cut off, makes this work even if there are no columns or no values.
     return pad_sequence([float32([0.0]), *columns], batch_first=True, padding_value=torch.inf)[1:]
 
 
@@ -199,8 +199,8 @@ class SparseBins:
     """Piecewise-linear bins: three coefficients for a number with k of its column's n bins below it.
 
     One basis row sums the k // GROUP full groups of bins, one sums the k % GROUP bins after them, and one is
-    the number's own bin, whose coefficient is the share of the bin below the number. A number above the last
-    edge has k = n, and the last bin gets a coefficient for the part above the edge.
+    the number's own bin, whose coefficient is the share of that bin that lies below the number. A number
+    above the last edge has k = n, and the last bin gets a coefficient for the part above the edge.
     """
 
     def __init__(self, schema: Schema) -> None:
