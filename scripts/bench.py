@@ -1,6 +1,7 @@
 """Benchmarks on this machine. Programs take turns within one run, so that their ratios are comparable.
 
-usage: python scripts/bench.py train|experts|start|memory|ranks|replicas [option=value ...] [overrides]
+usage: python scripts/bench.py train|experts|start|memory|ranks|replicas|vocabulary|read
+       [option=value ...] [overrides]
 
     train      samples a second in training, by batch size: mmoe, plain loops and other libraries
     experts    samples a second in training, by number of experts: mmoe and plain loops
@@ -8,9 +9,13 @@ usage: python scripts/bench.py train|experts|start|memory|ranks|replicas [option
     memory     peak memory and seconds of encoding and training, by number of rows
     ranks      samples a second with one process and with two
     replicas   R replicas in one process against R separate processes
+    vocabulary samples a second in training, by number of levels of a column
+    read       seconds of reading and encoding a Parquet file of 30 columns
 
-    batches=32,256,1024,8192   batch sizes of `train` and `ranks`
+    batches=32,256,1024,8192   batch sizes of `train`, `ranks` and `vocabulary`
     batch=32                   batch size of `experts` and `replicas`
+    levels=1000,1000000        numbers of levels for `vocabulary`
+    rows=10000000              rows of the file that `read` reads
     experts=1,2,4,8,16,32,64,128
     repeats=1,5,20             `memory` trains on so many copies of the rows
     rounds=3                   each round measures everything once; the tables show medians over rounds
@@ -37,18 +42,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from matplotlib.figure import Figure
 from options import parse, stop
+from pyarrow import parquet
 from tables import table
 
 from mmoe.data.census_files import NAMES
 
 DEFAULTS = {
     "batches": "32,256,1024,8192", "batch": "32", "experts": "1,2,4,8,16,32,64,128", "repeats": "1,5,20",
+    "levels": "1000,1000000", "rows": "10000000",
     "rounds": "3", "seconds": "2", "threads": "2", "replicas": "16", "peers": "", "peers_script": "",
     "out": "",
 }  # fmt: skip
-MINIMUMS = dict.fromkeys(["rounds", "threads", "batch", "replicas"], 1)
+MINIMUMS = dict.fromkeys(["rounds", "threads", "batch", "replicas", "rows"], 1)
 HERE = Path(__file__).parent
 MMOE, LIMIT = "mmoe", "first layer's products alone"
 # Without early stopping, all runs train for the same number of epochs.
@@ -246,6 +255,78 @@ def bench_replicas(bench: Bench, folder: Path) -> dict[str, Any]:
     }
 
 
+def write_table(path: Path, num_rows: int, num_numbers: int, num_levels: Sequence[int]) -> None:
+    """Write random rows as Parquet: numbers, columns of text with so many levels, and two labels."""
+    random = np.random.default_rng(0)
+    columns: dict[str, Any] = {}
+    for i in range(num_numbers):
+        columns[f"number_{i}"] = random.normal(size=num_rows).astype(np.float32)
+    for i, count in enumerate(num_levels):
+        levels = pa.array([f"level {j}" for j in range(count)])
+        codes = pa.array(random.integers(0, count, num_rows, dtype=np.int32))
+        columns[f"level_{i}"] = pa.DictionaryArray.from_arrays(codes, levels)
+    for name in ("first", "second"):
+        columns[name] = random.integers(0, 2, num_rows, dtype=np.int8)
+    parquet.write_table(pa.table(columns), path, row_group_size=1_000_000)
+
+
+def bench_vocabulary(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Samples a second by batch size, for tables with a column of few and of many levels."""
+    config = folder / "data" / "vocabulary.yaml"
+    config.parent.mkdir()
+    found: dict[int, dict[str, float]] = {}
+    write_table(folder / "rows.parquet", 200_000, 5, [10, 50, 100, 5_000_000])
+
+    def measure(batch: int) -> dict[str, float]:
+        for count in bench.integers("levels"):
+            kinds = {f"number_{i}": "numeric" for i in range(5)} | {
+                f"level_{i}": "categorical" for i in range(3)
+            }
+            column = {"kind": "categorical", "encoding": "hash", "buckets": count, "size": 16}
+            tasks = {name: {"column": name} for name in ("first", "second")}
+            values = {
+                "_target_": "mmoe.data.table.datamodule", "train": str(folder / "rows.parquet"),
+                "test": {"fraction": 0.1}, "columns": kinds | {"level_3": column}, "tasks": tasks,
+                "main_task": "first", "cache_dir": str(folder),
+            }  # fmt: skip
+            config.write_text(json.dumps(values))
+            options = [
+                f"+data.batch_size={batch}",
+                "trainer.max_epochs=3",
+                f"hydra.searchpath=[file://{folder}]",
+            ]
+            clock, *_ = bench.train(folder, "data=vocabulary", *options)
+            found.setdefault(batch, {})[f"{count:,} levels"] = clock["steps"]
+        return found[batch]
+
+    return speeds_by("batch size", bench.integers("batches"), bench, measure)
+
+
+def bench_read(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Seconds of reading a Parquet file of 15 numbers and 15 columns of levels, and of encoding its rows."""
+    count, path = int(bench.options["rows"]), folder / "rows.parquet"
+    write_table(path, count, 15, [5, 10, 20, 50, 100, 200, 500, 1000, 2, 3, 4, 8, 16, 32, 64])
+    code = (
+        "import sys, time; from mmoe.data.table import TableData; from mmoe.data.table_files import *\n"
+        "path, cache = sys.argv[1:]; start = time.perf_counter()\n"
+        "for part in read_batches([path], CsvOptions()): pass\n"
+        "read = time.perf_counter(); columns = [f'number_{i}' for i in range(15)]\n"
+        "columns = dict.fromkeys(columns, 'numeric') | {f'level_{i}': 'categorical' for i in range(15)}\n"
+        "data = TableData(train=path, test={'fraction': 0.1}, columns=columns,"
+        " tasks={'first': {'column': 'first'}}, cache_dir=cache)\n"
+        "data._encode(data._sources(), {}); print(read - start, time.perf_counter() - read)"
+    )
+    lines = []
+    for _ in bench.rounds:
+        out, _, memory = bench.run("-c", code, str(path), str(folder))
+        read, encoded = map(float, out.split())
+        lines.append({
+            "rows": count, "reading alone: seconds": read, "reading and encoding: seconds": encoded,
+            "rows a second": count / encoded, "MB": memory,
+        })  # fmt: skip
+    return {"lines": lines}
+
+
 def speed_table(found: Mapping[str, Any]) -> str:
     """Samples a second in thousands. In parentheses: the speed of the first program divided by this speed."""
     speeds = found["samples_per_second"]
@@ -293,7 +374,7 @@ def result_table(found: Mapping[str, Any]) -> str:
 
 BENCHMARKS: dict[str, Callable[[Bench, Path], dict[str, Any]]] = {
     "train": bench_train, "experts": bench_experts, "start": bench_start, "memory": bench_memory,
-    "ranks": bench_ranks, "replicas": bench_replicas,
+    "ranks": bench_ranks, "replicas": bench_replicas, "vocabulary": bench_vocabulary, "read": bench_read,
 }  # fmt: skip
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from mmoe.data.census import COLUMNS, NUMERIC, read
-from mmoe.data.census_files import NAMES, SAMPLE_DIR, find_files
+from mmoe.data.census import read
+from mmoe.data.census_files import COLUMNS, NAMES, NUMERIC, SAMPLE_DIR, find_files
 
 SEED = 20181
 WEIGHT = COLUMNS.index("instance_weight")

@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from mmoe.data.batch import check_levels
+from mmoe.data.batch import Batch, check_levels, concatenate, split, take
 from mmoe.data.schema import Categorical, Schema
 from mmoe.errors import UserError
 
@@ -65,3 +65,24 @@ def test_the_check_is_fast():
         check_levels(levels, schema)
         times.append(time.perf_counter() - started)
     assert min(times) < 0.2  # 0.04 s on one idle core
+
+
+@pytest.mark.parametrize("with_masks", [True, False])
+def test_masks_and_weights_stay_with_their_rows(with_masks: bool):
+    numbers = torch.arange(10.0)[:, None]
+    masks = (numbers > 4, 2 * numbers) if with_masks else (None, None)
+    rows = Batch(numbers.short(), numbers, numbers, *masks)
+    order = torch.tensor([7, 2, 9, 0])
+    for part, expected in [
+        (take(rows, order), order),
+        *zip(split(rows, 4, 3), torch.arange(10).split(4), strict=True),
+        (concatenate(list(split(rows, 3, 2))), torch.arange(10)),
+        (rows.map(lambda tensor: tensor[:2]), torch.arange(2)),
+    ]:
+        assert part.numbers[:, 0].tolist() == expected.tolist()
+        if with_masks:
+            assert torch.equal(part.known, part.numbers > 4)
+            assert torch.equal(part.weights, 2 * part.numbers)
+        else:
+            assert part.known is None
+            assert part.weights is None

@@ -62,6 +62,11 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
     assert one["encoded: MB"] > 50
     assert script("bench", "ranks", "batches=64", *QUICK).code == 0
     assert set(results("ranks")["samples_per_second"]["64"]) == {"one process", "two processes"}
+    small = ["rounds=1", "threads=1", "out=out"]
+    assert script("bench", "read", "rows=20000", *small).code == 0
+    assert results("read")["lines"][0]["rows a second"] > 1000
+    assert script("bench", "vocabulary", "batches=8192", "levels=10,5000", *small).code == 0
+    assert set(results("vocabulary")["samples_per_second"]["8192"]) == {"10 levels", "5,000 levels"}
     options = ["replicas=2", "batch=512", "trainer.max_epochs=1"]
     assert script("bench", "replicas", *options, *QUICK).code == 0
     assert results("replicas")["ratio_to_separate_runs"] > 0
@@ -70,8 +75,8 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "usage: bench.py train|experts|start|memory|ranks|replicas"),
-        (["nothing"], "usage: bench.py train|experts|start|memory|ranks|replicas"),
+        ([], "usage: bench.py train|experts|start|memory|ranks|replicas|vocabulary|read"),
+        (["nothing"], "usage: bench.py train|experts|start|memory|ranks|replicas|vocabulary|read"),
         (["train", "rounds=0"], "rounds=0: must be an integer of at least 1"),
         (["train", "batches=32,x"], "batches=32,x: must be integers of at least 1"),
         (["train", "peers=python"], "peers=...: must be given with peers_script=..."),

@@ -41,6 +41,18 @@ def test_the_files_are_read_only_once(census_dir: Path, monkeypatch: pytest.Monk
     assert len(entries()) == 1
 
 
+def test_unknown_labels_and_weights_are_stored(census_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    masks = ["+data.tasks.marital.where={sex: [Female]}", "+data.tasks.income.weight=instance_weight"]
+    first = load(f"data.dir={census_dir}", *masks)
+    monkeypatch.setattr(census, "read", None)
+    again = load(f"data.dir={census_dir}", *masks)
+    for split, rows in first.splits.items():
+        assert not rows.known[:, 1].all()
+        assert torch.equal(rows.known, again.splits[split].known)
+        assert torch.equal(rows.weights, again.splits[split].weights)
+    assert len(entries()) == 1
+
+
 def test_other_options_and_other_files_get_their_own_entry(census_dir: Path):
     load(f"data.dir={census_dir}")
     load(f"data.dir={census_dir}", "data.num_bins=4")

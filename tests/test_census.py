@@ -7,8 +7,7 @@ from conftest import config, sample_lines
 
 from mmoe.build import build
 from mmoe.data import download
-from mmoe.data.census import COLUMNS, NUMERIC
-from mmoe.data.census_files import NUM_FIELDS, SAMPLE_DIR, find_files
+from mmoe.data.census_files import COLUMNS, NUM_FIELDS, NUMERIC, SAMPLE_DIR, find_files
 from mmoe.data.splits import split_in_half
 
 # The number of levels by column in the official training file: 488 in 29 columns, and marital status.

@@ -19,8 +19,8 @@ from scipy.special import logit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmoe import load, run_folder
-from mmoe.data.schema import Task
-from mmoe.training.tasks import METRICS, TaskMetrics
+from mmoe.tasks import Binary
+from mmoe.training.metrics import TaskMetrics
 
 QUICK = ["experiment=smoke", "figures=false", "trainer.max_epochs=1"]
 STEPS = "+trainer.limit_train_batches=6"
@@ -83,14 +83,28 @@ def test_two_processes_are_one_run(train: Callable, command: Callable):
     for task in ("income", "marital"):
         logits = torch.tensor(logit(frame[f"{task}_probability"]))[:, None]
         labels = torch.tensor(frame[f"{task}_label"])[:, None].float()
-        again = TaskMetrics([Task(task, "c", ("x",))])("test", logits, labels)
-        for name in METRICS["binary"]:
+        again = TaskMetrics([Binary("c", ("x",), name=task)])("test", logits, labels)
+        for name in Binary.METRICS:
             expected = pytest.approx(again[f"test/{task}/{name}"].item(), abs=1e-6)
             assert metrics_of(folder)["test"][task][name] == expected
     assert command("evaluate")(f"run={folder}", "out=found.json").code == 0
     (evaluated,) = json.loads(Path("found.json").read_text())["checkpoints"]
     for task, values in metrics_of(folder)["test"].items():
         assert evaluated["metrics"][task] == pytest.approx(values, abs=1e-6)
+
+
+def test_two_processes_with_unknown_labels_and_weights_are_one_run(train: Callable):
+    """Each loss is divided by the weights in all processes, although a process may have few known labels."""
+    masks = ["+data.tasks.marital.where={sex: [Female]}", "+data.tasks.income.weight=instance_weight"]
+    given = [*QUICK, STEPS, *masks, "logger=none", "learner.optimizer.lr=1e-3"]
+    done = run(*given, "trainer=ddp_cpu", "data.batch_size=8")
+    assert done.returncode == 0, done.stderr
+    folder = only_run()
+    assert train(*given, "data.batch_size=16", "hydra.run.dir=alone").code == 0
+    assert_alike(folder, Path("alone"))
+    frame = pd.read_parquet(folder / "predictions.parquet")
+    assert 0.3 < frame["marital_label"].isna().mean() < 0.7
+    assert frame["income_label"].notna().all()
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def test_a_full_disk_before_the_start():
     done = subprocess.run([sys.executable, "-c", script, *OPTIONS], capture_output=True, text=True)
     assert done.returncode == 3
     assert re.fullmatch(
-        r"error: cache/census-\w+\.npz: File too large; files written earlier are complete",
+        r"error: cache/census-[\w-]+\.npz: File too large; files written earlier are complete",
         done.stderr.splitlines()[-1],
     )
     assert not list(Path().glob("runs/*"))

@@ -15,9 +15,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from mmoe import load
 from mmoe.build import build
 from mmoe.data.census_files import SAMPLE_DIR
-from mmoe.data.schema import Task
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.mmoe import MMoE
+from mmoe.tasks import Binary, Count, Multiclass, Regression, logit_columns
 from mmoe.training.objective import Objective
 from mmoe.training.preparation import build_network
 
@@ -45,7 +45,7 @@ def test_the_prediction_is_the_mean_probability():
     far = ensemble(x * 1e4).logits  # probabilities that float32 rounds to 1
     assert far.isfinite().all()
     assert far.abs().max() > 50
-    ensemble.averages_probabilities = False
+    ensemble.averages_predictions = False
     torch.testing.assert_close(ensemble(x).logits, each.mean(0))
 
 
@@ -106,7 +106,7 @@ def test_regressions_average_the_logits():
             return ensemble(numbers)
 
     x, labels = torch.randn(5, 2), torch.randn(5, 1)
-    objective = Objective(Plain(), [Task("y", "y", kind="regression")])
+    objective = Objective(Plain(), [Regression("y", name="y")])
     each = ensemble(x).logits
     expected = 2 * mse_loss(each, labels.expand_as(each))
     loss, logits, _ = objective(torch.empty(5, 0), x, labels)
@@ -164,7 +164,17 @@ def test_bad_options(train, option: str, message: str):
     assert len(done.err.strip().splitlines()) == 1
 
 
-def test_regressions_cannot_average_probabilities(train):
-    done = train("experiment=synthetic", "model=ensemble", "model.member.num_experts=2")
-    assert done.code == 2
-    assert done.err == "error: model.mean=probability: must be logit, because there are regressions\n"
+def test_each_kind_averages_its_predictions():
+    tasks = [
+        Binary("b", ("x",), name="b"), Multiclass("m", ("x", "y", "z"), name="m"), Regression("r", name="r"),
+        Count("c", name="c", mean=2.5),
+    ]  # fmt: skip
+    outputs = [task.num_outputs for task in tasks]
+    ensemble = Ensemble(6, 4, MEMBER, size=3, task_outputs=outputs, averages=[task.average for task in tasks])
+    x = torch.randn(9, 6)
+    each, together = ensemble(x).logits, ensemble.eval()(x).logits
+    assert each.shape == (3, 9, 6)
+    assert ensemble(x).gates.shape == (9, 4, 0)
+    for task, own in zip(tasks, logit_columns(tasks), strict=True):
+        expected = task.activation(each[..., own]).mean(0)
+        torch.testing.assert_close(task.activation(together[:, own]), expected)

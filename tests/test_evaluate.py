@@ -64,9 +64,8 @@ def test_synthetic_rows_are_drawn_again(evaluate, train):
     assert evaluate("run=run", "bootstrap=50").code == 0
     (line,) = json.loads(Path("run/evaluation_test_best.json").read_text())["checkpoints"]
     assert line["metrics"] == json.loads(Path("run/metrics.json").read_text())["test"]
-    assert evaluate("run=run", "data.dir=.").err == (
-        "error: data.dir=.: only a run on the census files can be evaluated on other files\n"
-    )
+    refused = "mmoe.data.synthetic.SyntheticData cannot encode other rows with the run's schema"
+    assert evaluate("run=run", "data.dir=.").err == f"error: data.dir=.: {refused}\n"
 
 
 def test_other_files_are_encoded_as_the_run_was(evaluate, smoke_run: Path):
@@ -113,7 +112,7 @@ def test_rows_that_have_changed_are_refused(evaluate, train, census_dir: Path):
     result = evaluate("run=run")
     assert result.code == 2
     assert result.err.startswith(
-        f"error: data.dir={census_dir}: its files have changed since the run (their SHA-256"
+        f"error: data.dir={census_dir}: the files have changed since the run (their SHA-256"
     )
     assert not Path("run/evaluation_test_best.json").exists()
 

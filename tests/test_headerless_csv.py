@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmoe.data import headerless_csv
-from mmoe.data.census import COLUMNS, NUMERIC, read
-from mmoe.data.census_files import SAMPLE_DIR
+from mmoe.data.census import read
+from mmoe.data.census_files import COLUMNS, NUMERIC, SAMPLE_DIR
 
 LINE = sample_lines()[0]
 BOM = "\N{BYTE ORDER MARK}".encode().decode("latin-1")

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_metrics import KINDS, rows_of_all_kinds
 
 from mmoe import intervals
-from mmoe.data.schema import Task
-from mmoe.training.tasks import TaskMetrics
+from mmoe.tasks import Binary, Regression, logit_columns
+from mmoe.training.metrics import TaskMetrics
 
-BINARY, NUMBER = Task("one", "c", ("x",)), Task("two", "c", kind="regression")
+BINARY, NUMBER = Binary("c", ("x",), name="one"), Regression("c", name="two")
 
 
 def rows(ties: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -41,9 +42,9 @@ def test_the_metrics_of_a_resample_equal_those_of_its_rows(ties: bool):
     for k in range(5):
         index = np.repeat(np.arange(400), counts[k])
         drawn = TaskMetrics([BINARY, NUMBER])("x", torch.tensor(logits[index]), torch.tensor(labels[index]))
-        for name in ("auroc", "average_precision", "log_loss"):
+        for name in Binary.METRICS:
             assert one[name][k] == pytest.approx(drawn[f"x/one/{name}"].item(), abs=1e-6)
-        for name in ("mse", "r2"):
+        for name in Regression.METRICS:
             assert two[name][k] == pytest.approx(drawn[f"x/two/{name}"].item(), rel=1e-5)
 
 
@@ -112,3 +113,40 @@ def test_draws_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch):
     chunks = list(intervals.draw_rows(400, 5, seed=1))
     assert [len(chunk) for chunk in chunks] == [1] * 5
     assert np.array_equal(np.concatenate(chunks), counts)
+
+
+@pytest.mark.filterwarnings("error")
+def test_resamples_of_all_kinds_with_unknown_labels():
+    logits, labels, known = rows_of_all_kinds(200)
+    predicted = torch.cat(
+        [task.predict(logits[:, own]) for task, own in zip(KINDS, logit_columns(KINDS), strict=True)], 1
+    )
+    (counts,) = intervals.draw_rows(200, 4, seed=1)
+    for i, (task, own) in enumerate(zip(KINDS, logit_columns(KINDS), strict=True)):
+        kept = known[:, i].numpy()
+        measure = task.resampled_metrics(predicted[kept][:, own].numpy(), labels[kept, i].numpy())
+        values = measure(counts[:, kept])
+        assert list(values) == list(task.METRICS)
+        for k in range(4):
+            index = torch.from_numpy(np.repeat(np.arange(200), counts[k]))
+            drawn = TaskMetrics(KINDS)("x", logits[index], labels[index], known[index])
+            for name, value in values.items():
+                assert value[k] == pytest.approx(drawn[f"x/{task.name}/{name}"].item(), abs=1e-6)
+    found = intervals.bootstrap_intervals(KINDS, predicted.numpy(), labels.numpy(), 50, 0, known.numpy())
+    point = TaskMetrics(KINDS)("x", logits, labels, known)
+    for task in KINDS:
+        for name, (low, high) in found[task.name].items():
+            if name != "calibration_error":  # it is larger in resamples, whose rows repeat
+                assert low < point[f"x/{task.name}/{name}"] < high
+    none = intervals.bootstrap_intervals(
+        KINDS, predicted.numpy(), labels.numpy(), 5, 0, np.zeros((200, 4), bool)
+    )
+    assert all(np.isnan(pair).all() for values in none.values() for pair in values.values())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_resample_with_one_class_has_no_area():
+    measure = intervals.MulticlassMetrics(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]))
+    found = measure(np.array([[1, 1], [2, 0]]))
+    assert np.isnan(found["auroc"]).tolist() == [False, True]
+    assert found["accuracy"].tolist() == [1, 1]

@@ -8,12 +8,13 @@ from torch.utils.data import DataLoader
 
 from mmoe import Batch, Learner, MMoE, Network, Objective, Schema
 from mmoe.build import build
-from mmoe.data.schema import Categorical, Numeric, Task
+from mmoe.data.schema import Categorical, Numeric
 from mmoe.models.inputs import Inputs
+from mmoe.tasks import Binary
 from mmoe.training.preparation import build_learner
 
 SCHEMA = Schema((Categorical("a", ("x", "y")),), (Numeric("n", 0.0, 1.0, (0.0, 1.0)),), ())
-TASKS = (Task("one", "c", ("x",)), Task("two", "c", ("x",)))
+TASKS = (Binary("c", ("x",), name="one"), Binary("c", ("x",), name="two"))
 
 
 def learner(**options: object) -> Learner:

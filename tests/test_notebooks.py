@@ -10,9 +10,9 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gate_weights", "sweep"])
+@pytest.mark.parametrize("name", ["gate_weights", "sweep", "your_own_table"])
 def test_a_notebook_runs(name: str, monkeypatch: pytest.MonkeyPatch):
-    for variable in ("MMOE_RUN", "MMOE_SWEEP"):
+    for variable in ("MMOE_RUN", "MMOE_SWEEP", "MMOE_TABLE"):
         monkeypatch.delenv(variable, raising=False)
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     num_plots = sum("analysis.plot_" in cell.source for cell in notebook.cells if cell.cell_type == "code")

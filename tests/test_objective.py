@@ -3,18 +3,23 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from mmoe import L2Constrained, MMoE, Network, Objective, Schema
-from mmoe.data.schema import Categorical, Numeric, Task
+from mmoe import Batch, L2Constrained, MMoE, Network, Objective, Schema
+from mmoe.data.schema import Categorical, Numeric
 from mmoe.models.inputs import Inputs
+from mmoe.tasks import Binary, Count, Multiclass, Regression, Task, logit_columns
 
 SCHEMA = Schema((Categorical("a", ("x", "y")),), (Numeric("n", 0.0, 1.0, (0.0, 1.0)),), ())
-TASKS = (Task("one", "c", ("x",)), Task("two", "c", ("x",)))
+TASKS = (Binary("c", ("x",), name="one"), Binary("c", ("x",), name="two"))
 ROWS = (torch.randint(0, 3, (6, 1)), torch.rand(6, 1), torch.randint(0, 2, (6, 2)).float())
 
 
 def objective(method=MMoE, weights=None, tasks=TASKS, **options: object) -> Objective:
     inputs = Inputs(SCHEMA)
     return Objective(Network(inputs, method(inputs.num_outputs, 2, **options)), tasks, weights)
+
+
+def task(kind: str, **scale: float) -> Task:
+    return Binary("c", ("x",), name=kind) if kind == "binary" else Regression("c", name=kind, **scale)
 
 
 @pytest.mark.parametrize(("weights", "expected"), [(None, (1, 1)), ({"two": 0.25}, (1, 0.25))])
@@ -26,7 +31,7 @@ def test_the_loss_is_the_weighted_sum_over_tasks(weights, expected):
 
 @pytest.mark.parametrize("kinds", [("regression", "regression"), ("binary", "regression")])
 def test_a_regression_has_the_squared_error(kinds):
-    tasks = [Task(k, "c", ("x",) if k == "binary" else (), k) for k in kinds]
+    tasks = [task(kind) for kind in kinds]
     levels, numbers, labels = ROWS
     loss, logits, _ = objective(tasks=tasks)(levels, numbers, labels)
     losses = {"binary": binary_cross_entropy_with_logits, "regression": mse_loss}
@@ -84,10 +89,8 @@ def test_weights_may_be_numbers_of_numpy():
 @pytest.mark.parametrize("kinds", [("regression", "regression"), ("binary", "regression")])
 def test_the_labels_of_a_regression_are_scaled(kinds):
     scales = [(5e4, 2e4) if kind == "regression" else (0.0, 1.0) for kind in kinds]
-    scaled = [
-        Task(k, "c", ("x",) if k == "binary" else (), k, *s) for k, s in zip(kinds, scales, strict=True)
-    ]
-    plain = [Task(k, "c", ("x",) if k == "binary" else (), k) for k in kinds]
+    scaled = [task(k, mean=mean, std=std) for k, (mean, std) in zip(kinds, scales, strict=True)]
+    plain = [task(kind) for kind in kinds]
     torch.manual_seed(0)
     ours = objective(tasks=scaled)
     torch.manual_seed(0)
@@ -98,10 +101,74 @@ def test_the_labels_of_a_regression_are_scaled(kinds):
         ours(levels, numbers, labels * std + mean)[0], theirs(*ROWS)[0], rtol=1e-4, atol=1e-5
     )
     assert set(ours.state_dict()) == set(theirs.state_dict())
-    assert ours.bfloat16().scale.mean.tolist() == mean.tolist()
+    if kinds[0] == "regression":
+        assert ours.bfloat16().mean_loss.mean.tolist() == mean.tolist()
 
 
 def test_labels_far_from_zero_keep_their_digits():
-    tasks = [Task(name, name, kind="regression", mean=1e7 + 1, std=1.0) for name in ("one", "two")]
-    scaled = objective(tasks=tasks).scale(torch.tensor([[1e7, 1e7 + 3]]))
+    tasks = [Regression(name, name=name, mean=1e7 + 1, std=1.0) for name in ("one", "two")]
+    scaled = objective(tasks=tasks).mean_loss.scale(torch.tensor([[1e7, 1e7 + 3]]))
     assert scaled.tolist() == [[-1, 2]]
+
+
+MIXED = (
+    Binary("c", ("x",), name="one", class_weights=[0.5, 2]),
+    Multiclass("c", ("a", "b", "c"), name="two"),
+    Regression("c", name="three", mean=2, std=3, loss="huber"),
+    Count("c", name="four"),
+)
+
+
+def mixed(rows: int = 12) -> tuple[Objective, Batch]:
+    torch.manual_seed(0)
+    inputs = Inputs(SCHEMA)
+    model = MMoE(inputs.num_outputs, 4, task_outputs=[task.num_outputs for task in MIXED])
+    columns = [torch.randint(0, 2, (rows,)), torch.randint(0, 3, (rows,)), torch.randn(rows)]
+    labels = torch.stack([*columns, torch.poisson(torch.full((rows,), 2.0))], dim=1)
+    known = torch.rand(rows, 4) < 0.6
+    levels, numbers = torch.randint(0, 3, (rows, 1)), torch.rand(rows, 1)
+    batch = Batch(levels, numbers, labels * known, known, 3 * torch.rand(rows, 4))
+    return Objective(Network(inputs, model), MIXED, {"two": 0.5}), batch
+
+
+def test_masks_and_weights_equal_dropping_rows_by_hand():
+    ours, batch = mixed()
+    loss, logits, _ = ours(*batch)
+    assert logits.shape == (12, 6)
+    expected = torch.tensor(0.0)
+    for t, (task, own) in enumerate(zip(MIXED, logit_columns(MIXED), strict=True)):
+        kept = batch.known[:, t]
+        losses = task.losses(logits[kept][:, own], batch.labels[kept, t])
+        weights = batch.weights[kept, t]
+        expected = expected + (0.5 if t == 1 else 1) * (losses * weights).sum() / weights.sum()
+    torch.testing.assert_close(loss, expected)
+    unweighted = ours(*batch._replace(known=None, weights=None)).loss
+    ones = torch.ones_like(batch.labels)
+    torch.testing.assert_close(ours(*batch._replace(known=None, weights=ones)).loss, unweighted)
+    torch.testing.assert_close(ours(*batch._replace(known=ones.bool(), weights=None)).loss, unweighted)
+
+
+def test_unknown_labels_and_rows_of_weight_0_have_no_gradient():
+    ours, batch = mixed()
+    batch.known[:, 1] = False
+    batch.weights[:, 3] = 0
+    loss, logits, _ = ours(*batch)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    counts = batch.known.float() * batch.weights
+    per_task = [gradient[:, own].abs().sum(1) for own in logit_columns(MIXED)]
+    assert torch.equal(torch.stack(per_task, 1) > 0, counts > 0)
+    nothing = batch._replace(known=torch.zeros_like(batch.known))
+    loss = ours(*nothing).loss
+    loss.backward()
+    assert loss == 0
+    assert all((p.grad == 0).all() for p in ours.parameters())
+
+
+def test_totals_of_all_processes_give_the_gradient_of_all_rows():
+    ours, batch = mixed()
+    whole = torch.autograd.grad(ours(*batch).loss, list(ours.parameters()))
+    totals = (batch.known * batch.weights).sum(0) / 2
+    parts = [batch.map(lambda tensor, s=s: tensor[s]) for s in (slice(0, 3), slice(3, 12))]
+    gradients = [torch.autograd.grad(ours(*part, totals).loss, list(ours.parameters())) for part in parts]
+    for a, b, c in zip(whole, *gradients, strict=True):
+        torch.testing.assert_close(a, (b + c) / 2, rtol=1e-4, atol=1e-7)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import sample_lines
 
-from mmoe.data.census import COLUMNS, NUMERIC
+from mmoe.data.census_files import COLUMNS, NUMERIC
 from mmoe.data.columns import to_numbers
 from mmoe.data.readers import read_chunks
 from mmoe.data.schema import Categorical, Numeric, Schema

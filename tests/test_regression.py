@@ -9,10 +9,10 @@ from mmoe import MMoE, Network, Objective
 from mmoe.data.batch import Batch, take
 from mmoe.data.encode import encode
 from mmoe.data.fit_schema import fit_schema
-from mmoe.data.schema import Task
 from mmoe.models.exported import ExportedNetwork
 from mmoe.models.inputs import Inputs
-from mmoe.training.tasks import TaskMetrics, to_predictions
+from mmoe.tasks import Binary, Regression, Task
+from mmoe.training.metrics import TaskMetrics
 
 
 def frame(count: int = 4000) -> pd.DataFrame:
@@ -31,8 +31,8 @@ def frame(count: int = 4000) -> pd.DataFrame:
     )
 
 
-CLASS = Task("rich", "rich", ("yes",))
-SALARY, FAR = (Task(name, name, kind="regression") for name in ("salary", "far"))
+CLASS = Binary("rich", ("yes",), name="rich")
+SALARY, FAR = (Regression(name, name=name) for name in ("salary", "far"))
 
 
 def trained(tasks: tuple[Task, ...], steps: int = 400) -> tuple[Network, Batch, tuple[Task, ...]]:
@@ -73,7 +73,7 @@ def test_predictions_are_in_the_unit_of_the_labels():
     with torch.no_grad():
         logits = network(rows.levels, rows.numbers).logits
         served, _ = ExportedNetwork(network, type("Some", (), {"tasks": tasks})())(rows.levels, rows.numbers)
-    numbers = to_predictions(logits[:, 1], tasks[1])
+    numbers = tasks[1].predict(logits[:, 1:])[:, 0]
     assert numbers.mean().item() == pytest.approx(50_000, rel=0.2)
     torch.testing.assert_close(served[:, 1].double(), numbers, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(served[:, 0], logits[:, 0].sigmoid())

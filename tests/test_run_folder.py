@@ -11,6 +11,8 @@ from mmoe.errors import UserError
 from mmoe.training import checkpoints
 from mmoe.training.preparation import build_network
 
+MONITOR = ("monitor=val/income/auroc", "monitor_mode=max")  # a run stores the monitor of its tasks
+
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path):
     path = tmp_path / "folder" / "a.txt"
@@ -28,7 +30,12 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path):
 
 def test_a_network_comes_back_from_its_folder_alone(tmp_path: Path):
     c = config(
-        "data.source=sample", "model.num_experts=3", "inputs=embedding", "callbacks=null", "logger=none"
+        "data.source=sample",
+        "model.num_experts=3",
+        "inputs=embedding",
+        "callbacks=null",
+        "logger=none",
+        *MONITOR,
     )
     data = build(c, "data")
     network = build_network(c, data.schema).eval()
@@ -48,7 +55,7 @@ def test_a_network_comes_back_from_its_folder_alone(tmp_path: Path):
     ["os.system", "torch.load", "torch.hub.load", "builtins.eval", "mmoe.run.load", "mmoe.no.Such"],
 )
 def test_a_configuration_may_only_build_trusted_classes(tmp_path: Path, target: str):
-    c = config("data.source=sample", "callbacks=null", "logger=none")
+    c = config("data.source=sample", "callbacks=null", "logger=none", *MONITOR)
     schema = build(c, "data").schema
     c.inputs.numeric = {"_target_": target, "_partial_": True}
     run_folder.start(tmp_path, run_folder.portable_yaml(c), schema)
@@ -67,11 +74,11 @@ def test_every_shipped_configuration_is_trusted():
 
 
 def plain(*overrides: str) -> dict:
-    return OmegaConf.to_container(config(*overrides), resolve=False)
+    return OmegaConf.to_container(config(*overrides, *MONITOR), resolve=False)
 
 
 def test_a_folder_holds_one_run(tmp_path: Path):
-    c = config("data.source=sample", "callbacks=null", "logger=none")
+    c = config("data.source=sample", "callbacks=null", "logger=none", *MONITOR)
     schema = build(c, "data").schema
     run_folder.start(tmp_path, run_folder.portable_yaml(c), schema)
     with pytest.raises(ValueError, match="must not hold a run already"):
@@ -86,7 +93,7 @@ def test_a_folder_without_a_run(tmp_path: Path):
 @pytest.fixture(scope="module")
 def whole() -> str:
     """The text of a config.yaml."""
-    return run_folder.portable_yaml(config("experiment=smoke", "logger=tensorboard"))
+    return run_folder.portable_yaml(config("experiment=smoke", "logger=tensorboard", *MONITOR))
 
 
 def stored(text: str) -> dict:
@@ -217,3 +224,12 @@ def test_a_replica_is_one_of_the_run(replica: object):
 def test_a_history_may_be_empty(text: str):
     Path("history.csv").write_text(text)
     assert run_folder.read_table(Path(), "history.csv").empty
+
+
+def test_a_run_is_recognised_although_its_monitor_was_left_open(smoke_run: Path):
+    folder = run_folder.stored_config(smoke_run)
+    open_one = OmegaConf.create(folder | {"monitor": None, "monitor_mode": None})
+    assert folder["monitor"] == "val/income/auroc"
+    assert run_folder.is_run_of(smoke_run, open_one)
+    assert not run_folder.is_run_of(smoke_run, OmegaConf.create(folder | {"monitor": "val/marital/auroc"}))
+    assert not run_folder.is_run_of(smoke_run, OmegaConf.merge(open_one, {"seed": 7}))

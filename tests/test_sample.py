@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from mmoe import load
-from mmoe.data.census import COLUMNS, NUMERIC, read
-from mmoe.data.census_files import SAMPLE_DIR
+from mmoe.data.census import read
+from mmoe.data.census_files import COLUMNS, NUMERIC, SAMPLE_DIR
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("census-income.data.gz", "census-income.test.gz")
@@ -75,7 +75,7 @@ def test_a_network_learns_as_from_real_rows(real_dir: Path, train: Callable, tmp
     assert abs(areas["sample"][0] - areas["real"][0]) < 0.015
     assert abs(areas["sample"][1] - areas["real"][1]) < 0.003
     assert train("experiment=census", "data.source=sample", "logger=none", "hydra.run.dir=one").code == 0
-    (found,) = load("one").evaluate(data_dir=str(real_dir), resamples=0)["checkpoints"]
+    (found,) = load("one").evaluate(rows={"dir": str(real_dir)}, resamples=0)["checkpoints"]
     assert found["metrics"]["income"]["auroc"] >= 0.92
     assert found["metrics"]["marital"]["auroc"] >= 0.985
 

@@ -16,7 +16,9 @@ from mmoe import Learner, MMoE, Network, Objective
 from mmoe.build import build
 from mmoe.errors import UserError
 from mmoe.models.inputs import Inputs
-from mmoe.training.optimizers import MuonAndAdamW
+from mmoe.models.layers import StackedLinear
+from mmoe.models.replicas import Replicas
+from mmoe.training.optimizers import MuonAndAdamW, build_optimizer
 from mmoe.training.preparation import build_learner
 
 STEPS = 4  # of an epoch
@@ -97,7 +99,7 @@ def test_total_steps_stands_for_the_steps_of_the_training():
 
 def test_a_schedule_that_is_too_short_is_refused_before_training():
     with pytest.raises(
-        UserError, match="total_steps=11: must be at least 12, because the training advances it so"
+        UserError, match="total_steps=11: must be at least 12, because the training advances it that"
     ):
         fit(learner(scheduler=partial(lr_scheduler.OneCycleLR, max_lr=1.0, total_steps=11)))
 
@@ -151,7 +153,7 @@ def test_the_state_of_muon_and_adamw_comes_back():
     def make() -> tuple[torch.nn.Module, MuonAndAdamW]:
         torch.manual_seed(0)
         layer = torch.nn.Linear(4, 3)
-        return layer, MuonAndAdamW(layer.parameters(), lr=0.1)
+        return layer, MuonAndAdamW(layer.named_parameters(), lr=0.1)
 
     def step(layer: torch.nn.Module, optimizer: MuonAndAdamW) -> None:
         optimizer.zero_grad()
@@ -245,3 +247,15 @@ def test_a_run_with_a_schedule_for_its_length_is_not_trained_longer(train: Calla
     assert result.code == 2
     assert "its schedule torch.optim.lr_scheduler.OneCycleLR ends with the training" in result.err
     assert Path("run/metrics.json").read_bytes() == before
+
+
+def test_muon_trains_no_bias_and_no_copies():
+    layer = StackedLinear(2, 4, 3)  # its bias is [2, 3]
+    module = torch.nn.Sequential(layer, torch.nn.Linear(3, 2))
+    optimizer = build_optimizer(partial(torch.optim.Muon, lr=0.1), module)
+    groups = [group["params"] for part in optimizer.parts for group in part.param_groups]
+    shapes = [[tuple(parameter.shape) for parameter in group] for group in groups]
+    assert shapes == [[(2, 3)], [(2, 4, 3), (2, 3), (2,)]]
+    copies = Replicas([torch.nn.Linear(3, 2) for _ in range(2)])
+    with pytest.raises(UserError, match=r"^learner.optimizer: Muon needs matrices, and replicas"):
+        build_optimizer(partial(torch.optim.Muon, lr=0.1), copies)

@@ -12,17 +12,24 @@ from mmoe.build import build
 from mmoe.data.batch import Batch, split, take
 from mmoe.data.loader import RowLoader
 from mmoe.data.schema import Categorical, Numeric, Schema
-from mmoe.models.encoders import LevelEmbedding, OneHot, Standardize
+from mmoe.models.encoders import (
+    LevelEmbedding,
+    OneHot,
+    PiecewiseLinear,
+    PiecewiseLinearAndValues,
+    Standardize,
+)
 from mmoe.models.inputs import Inputs, use_dense_inputs
 from mmoe.models.network import Network
 from mmoe.models.replicas import Replicas
 from mmoe.models.sparse_inputs import SparseInputs, linear
 from mmoe.training.objective import Objective
+from mmoe.training.optimizers import RowAdam, build_optimizer
 from mmoe.training.preparation import build_network
 
 # A mode that is not the first level, several groups of bins, columns with and without frequent values.
 WIDE = Schema(
-    (Categorical("a", ("x", "y", "z"), "y"), Categorical("b", ("u", "v")), Categorical("c", ("w",), "w")),
+    (Categorical("a", ("x", "y", "z"), 1), Categorical("b", ("u", "v")), Categorical("c", ("w",), 0)),
     (
         Numeric("m", 2.0, 4.0, tuple(float(i) for i in range(24)), (0.0, 3.5, 22.0)),
         Numeric("n", -1.0, 0.5, (-3.0, 4.0)),
@@ -46,7 +53,9 @@ def rows(count: int = 300) -> Batch:
 def layer(x: Tensor | SparseInputs, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """Outputs of a linear layer, and the gradients of its weight and bias."""
     generator = torch.Generator().manual_seed(0)
-    num_inputs = x.basis.width if isinstance(x, SparseInputs) else x.shape[1]
+    num_inputs = x.shape[1] if isinstance(x, Tensor) else x.basis.width
+    if isinstance(x, SparseInputs) and x.dense is not None:
+        num_inputs += x.dense.shape[1]
     weight = torch.randn(num_inputs, 3, dtype=dtype, generator=generator).requires_grad_()
     bias = torch.randn(3, dtype=dtype, generator=generator).requires_grad_()
     z = linear(x if isinstance(x, SparseInputs) else x.to(dtype), weight, bias)
@@ -181,3 +190,97 @@ def test_training_has_the_losses_of_dense_inputs(model: str):
             losses[-1].append(loss.detach())
     assert len(losses[0]) == 200
     torch.testing.assert_close(*map(torch.stack, losses), rtol=0, atol=1e-5)
+
+
+# Missing numbers, several levels in a row, an empty column, and learned vectors.
+MIXED = Schema(
+    (
+        Categorical("a", ("x", "y"), 2, has_missing=True),
+        Categorical("empty", ()),
+        Categorical("m", ("p", "q", "r"), is_multi=True, max_values=2),
+        Categorical("v", tuple("abcde"), size=3, has_rare=True),
+        Categorical("w", ("s", "t"), size=2, is_multi=True, max_values=3),
+    ),
+    (Numeric("o", 0.0, 1.0, (0.0, 0.5, 9.0), (9.0,)), Numeric("n", 0.0, 1.0, (0.0, 1.0), has_missing=True)),
+    (),
+)
+
+
+def mixed_rows(count: int = 300) -> Batch:
+    """Codes of all columns, unseen ones (14), and missing numbers in the column that may have them."""
+    lows, highs = [0, 14, 3, 3, 6, 12, 12, 12], [3, 15, 6, 6, 12, 14, 14, 14]
+    levels = torch.stack([torch.randint(a, b, (count,)) for a, b in zip(lows, highs, strict=True)], 1)
+    levels = torch.where(torch.rand(levels.shape) < 0.2, 14, levels)
+    levels[:, 3] = torch.where(levels[:, 3] == levels[:, 2], 14, levels[:, 3])  # a level counts once
+    numbers = torch.randn(count, 2).abs()
+    numbers[torch.rand(count) < 0.3, 1] = torch.nan
+    return Batch(levels.short(), numbers, torch.zeros(count, 1))
+
+
+@pytest.mark.parametrize("numeric", [Standardize, PiecewiseLinear, PiecewiseLinearAndValues])
+def test_columns_of_every_kind_give_the_same_inputs(numeric: type, any_batch_is_sparse: None):
+    inputs, batch = Inputs(MIXED, numeric=numeric), mixed_rows()
+    x = inputs(batch.levels, batch.numbers)
+    dense = inputs.dense(batch.levels.long(), batch.numbers)
+    assert isinstance(x, SparseInputs)
+    assert dense.isfinite().all()
+    assert dense.shape[1] == inputs.num_outputs == len(inputs.column)
+    assert_equal(x, dense)
+    encoded = inputs.encode_rows(batch, 64)
+    assert_equal(inputs(encoded.levels, encoded.numbers, encoded.sparse), dense)
+
+
+def test_each_kind_of_column_equals_a_plain_loop():
+    inputs, batch = Inputs(MIXED, numeric=Standardize), mixed_rows(50)
+    x = inputs.dense(batch.levels.long(), batch.numbers)
+    tables = [table.weight for table in inputs.embeddings.tables]
+    for row, codes, numbers in zip(x, batch.levels.tolist(), batch.numbers, strict=True):
+        one_hot = torch.zeros(6)
+        for code in codes[:4]:
+            if code < 6:
+                one_hot[code] = 1
+        v = tables[0][codes[4] - 6] if codes[4] < 14 else torch.zeros(3)
+        given = [tables[1][code - 12] for code in codes[5:] if code < 14]
+        w = torch.stack(given).mean(0) if given else torch.zeros(2)
+        expected = torch.cat([one_hot, numbers.nan_to_num(0.0), numbers[1:].isnan().float(), v, w])
+        torch.testing.assert_close(row, expected)
+
+
+def test_a_missing_number_without_an_input_of_its_own_gives_zeros():
+    inputs, batch = Inputs(MIXED), mixed_rows(4)
+    numbers = batch.numbers.clone()
+    numbers[:, 0] = torch.nan
+    x = inputs(batch.levels, numbers)
+    assert x.isfinite().all()
+    assert (x[:, inputs.column == len(MIXED.categorical)] == 0).all()
+
+
+def test_large_tables_have_sparse_gradients_and_train_like_dense_ones():
+    levels = tuple(f"{i:05d}" for i in range(5000))
+    inputs = Inputs(Schema((Categorical("id", levels, size=4),), (), ()))
+    (table,) = inputs.embeddings.tables
+    batch = torch.tensor([[3], [3], [4999], [5000]])
+    inputs(batch, torch.zeros(4, 0)).sum().backward()
+    assert table.weight.grad.is_sparse
+    assert table.weight.grad.coalesce().indices().tolist() == [[3, 4999]]  # the unseen level has none
+    module = nn.Sequential(inputs, nn.Linear(4, 1))
+    optimizer = build_optimizer(partial(torch.optim.Adam, lr=0.1), module)
+    before = table.weight.detach().clone()
+    optimizer.step()
+    changed = (table.weight != before).any(1).nonzero().flatten().tolist()
+    assert changed == [3, 4999]
+    torch.testing.assert_close(table.weight[3], before[3] - 0.1)  # the first step of Adam
+
+
+def test_row_adam_computes_what_sparse_adam_computes():
+    ours, theirs = (nn.Parameter(torch.arange(40.0).view(10, 4)) for _ in range(2))
+    options = {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-3}
+    pairs = [(ours, RowAdam([ours], **options)), (theirs, torch.optim.SparseAdam([theirs], **options))]
+    for step in range(5):
+        index = torch.tensor([[step, 7, step, 2]])
+        gradient = torch.sparse_coo_tensor(index, torch.randn(4, 4), (10, 4), check_invariants=True)
+        for parameter, optimizer in pairs:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+    assert torch.equal(ours[8:], torch.arange(40.0).view(10, 4)[8:])

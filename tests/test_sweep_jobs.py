@@ -90,5 +90,5 @@ def test_a_sweep_folder_that_cannot_be_made():
     Path("file").touch()
     command = [sys.executable, "-m", "mmoe.train", "-m", *QUICK[:3], "seed=0", "hydra.sweep.dir=file/sweep"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 3
-    assert done.stderr == "error: file/sweep: Not a directory; files written earlier are complete\n"
+    assert done.returncode == 2
+    assert done.stderr == "error: hydra.sweep.dir=file/sweep: cannot be a folder (Not a directory)\n"

@@ -170,7 +170,7 @@ def test_the_command_line_and_a_run_folder(train):
 
 
 def test_three_tasks_with_another_main_task_and_a_fixed_set(train):
-    options = ["data.tasks=3", "data.main_task=task2", "monitor=val/task2/mse", "data.stream=false"]
+    options = ["data.tasks=3", "data.main_task=task2", "data.stream=false"]
     result = train(*QUICK, *options, "data.a=null", "data.b=null", "data.m=4")
     assert result.code == 0
     assert "generated rows" in result.out
@@ -190,7 +190,7 @@ def test_three_tasks_with_another_main_task_and_a_fixed_set(train):
         ("data.rows=0", "data.rows=0: must be an integer of at least 2"),
         ("data.noise_variance=-1", "data.noise_variance=-1: must be a finite number of at least 0"),
         ("data.main_task=task3", "data.main_task=task3: must be one of task1, task2"),
-        ("monitor=val/task1/auroc", "monitor=val/task1/auroc: must be one of val/task1/mse, val/task1/r2"),
+        ("monitor=val/task1/auroc", "monitor=val/task1/auroc: must be one of val/task1/mse, val/task1/rmse"),
         ("monitor_mode=max", "monitor_mode=max: must be min for val/task1/mse"),
     ],
 )

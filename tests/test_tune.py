@@ -234,7 +234,7 @@ def test_a_trial_that_diverges_does_not_end_the_search():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["monitor_mode=null"], "error: monitor_mode=None: must be max or min\n"),
+        (["monitor_mode=up"], "error: monitor_mode=up: must be max, min or null\n"),
         (["+trainer.limit_val_batches=0"], "error: trainer.limit_val_batches=0: must be above 0"),
         (["+learner.optimizer.betas=[2,0.9]"], "error: learner.optimizer: "),
     ],

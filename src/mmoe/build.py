@@ -4,6 +4,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from numbers import Integral, Real
 from types import UnionType
@@ -64,13 +65,7 @@ def _construct(node: Any, key: str, arguments: Mapping[str, Any] | None = None) 
     }
     if "_target_" not in node:
         return values
-    try:
-        target = hydra.utils.get_object(str(node["_target_"]))
-    except (ImportError, ValueError) as error:
-        why = first_line(error.__cause__ or error)
-        raise UserError(f"{key}: Error locating target {node['_target_']!r} ({why})") from error
-    if not callable(target):
-        raise UserError(f"{key}._target_={node['_target_']}: must be a class or a function")
+    target = locate(node["_target_"], key)
     values |= arguments or {}
     args = node.get("_args_", [])
     if not isinstance(args, list):
@@ -81,12 +76,32 @@ def _construct(node: Any, key: str, arguments: Mapping[str, Any] | None = None) 
     return make if is_partial else _call(make, key)
 
 
+def locate(target: Any, key: str) -> Any:
+    """The class or function that a `_target_` names; errors call the place of the target `key`."""
+    try:
+        found = hydra.utils.get_object(str(target))
+    except (ImportError, ValueError) as error:
+        why = first_line(error.__cause__ or error)
+        raise UserError(f"{key}: Error locating target {target!r} ({why})") from error
+    if not callable(found):
+        raise UserError(f"{key}._target_={target}: must be a class or a function")
+    return found
+
+
 def _check_signature(make: "partial[Any]", key: str, is_partial: bool) -> None:
     """Raise UserError if the target has no such argument, or a required argument is missing."""
     try:
         signature = inspect.signature(make.func)
     except ValueError:  # a builtin without a signature
         return
+    accepted = signature.parameters.values()
+    names = [p.name for p in accepted if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted)
+    for name in make.keywords:
+        if name not in names and not takes_any:
+            nearest = get_close_matches(name, names, 1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise UserError(f"{key}: got an unexpected keyword argument '{name}'{hint}")
     try:
         (signature.bind_partial if is_partial else signature.bind)(*make.args, **make.keywords)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""What all Hydra commands share: how they report errors and signals, and their exit codes."""
+"""What all commands share: how they report errors and signals, and their exit codes."""
 
 import logging
 import os
@@ -46,10 +46,7 @@ def command(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     @wraps(main)
     def wrapper(config: DictConfig) -> None:
         logging.captureWarnings(True)
-        # Lightning 2.6 uses a name that torch 2.13 deprecates.
-        warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")
-        for message in IGNORED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
+        ignore_warnings()
 
         def job() -> None:
             try:
@@ -64,20 +61,30 @@ def command(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     return wrapper
 
 
+def ignore_warnings() -> None:
+    """Hide warnings of libraries that no user can act on."""
+    # Lightning 2.6 uses a name that torch 2.13 deprecates.
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")
+    for message in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
 class MakeRunFolder(Callback):
     """Make the run folder before Hydra does, so that a read-only disk gives a one-line error."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        self._make(config.hydra.run.dir)
+        self._make("hydra.run.dir", config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        self._make(config.hydra.sweep.dir)
+        self._make("hydra.sweep.dir", config.hydra.sweep.dir)
 
-    def _make(self, folder: str) -> None:
+    def _make(self, key: str, folder: str) -> None:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            exit_with(DISK_ERROR, disk_message(error))
+            if is_disk_error(error):
+                exit_with(DISK_ERROR, disk_message(error))
+            exit_with(USER_ERROR, f"{key}={folder}: cannot be a folder ({error.strerror})")
 
 
 @contextmanager

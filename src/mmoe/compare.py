@@ -37,14 +37,17 @@ def compare(folder: Path, key: str | None = None) -> None:
     write(folder / "compare.csv", partial(table.to_csv, index=False))
     write(folder / "compare.png", partial(figure.savefig, dpi=150))
     print_table(table)
-    Console().print(f"written: {folder / 'compare.csv'} and compare.png", soft_wrap=True, highlight=False)
+    Console().print(
+        f"written: {folder / 'compare.csv'} and compare.png", soft_wrap=True, highlight=False, markup=False
+    )
     if unfinished := table.attrs["unfinished"]:
-        Console().print(f"not finished, so left out: {', '.join(unfinished)}", highlight=False)
+        Console().print(f"not finished, so left out: {', '.join(unfinished)}", highlight=False, markup=False)
 
 
 def print_table(table: "pd.DataFrame") -> None:
     """Print the result of `sweep_table`, with each mean and its half interval in one cell."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from mmoe.training.report import ROW_ORIGINS
@@ -55,7 +58,7 @@ def print_table(table: "pd.DataFrame") -> None:
     for name in names:
         printed.add_column(name.replace("/", " "), justify="right", no_wrap="/" not in name)
     for line in table.to_dict("records"):
-        printed.add_row(*(cell(line, name) for name in names))
+        printed.add_row(*(escape(cell(line, name)) for name in names))
     Console(width=None if sys.stdout.isatty() else WIDTH).print(printed)
 
 
@@ -63,7 +66,11 @@ def cell(line: dict[Any, Any], name: str) -> str:
     """Format one cell."""
     value, half_interval = line[name], line.get(f"{name} ±", math.nan)
     if "/" in name:
-        return f"{value:.4f}" + (f" ± {half_interval:.4f}" if math.isfinite(half_interval) else "")
+        return (
+            "n/a"
+            if math.isnan(value)
+            else f"{value:.4f}" + (f" ± {half_interval:.4f}" if math.isfinite(half_interval) else "")
+        )
     return f"{value:,}" if name == "parameters" else str(value)
 
 

@@ -30,7 +30,9 @@ def main(config: DictConfig) -> None:
 
 
 def extract(run: "Run", replica: int, out: Path) -> None:
-    """Write a replica to the run folder `out`, atomically, as if it had been trained alone.
+    """Write a replica to the run folder `out`, as if it had been trained alone.
+
+    `out` becomes a run folder only when it is complete.
 
     Raises:
         UserError: the run has no such replica, or `out` holds a run already.
@@ -76,12 +78,10 @@ def extract(run: "Run", replica: int, out: Path) -> None:
 
 def replica_predictions(run: "Run", replica: int) -> "pd.DataFrame":
     """Select a replica's predictions and name the columns as in a run without replicas."""
-    from mmoe.training.tasks import prediction_column
-
     frame = run.predictions.rename(columns=lambda name: name.removesuffix(f"_{replica}"))
     columns = ["row"]
     for task in run.schema.tasks:
-        columns += [f"{task.name}_label", prediction_column(task)]
+        columns += [f"{task.name}_label", *task.prediction_columns]
     return frame[columns]
 
 

@@ -1,7 +1,7 @@
 """95 % confidence intervals: Student's t over runs, Efron's percentile bootstrap (1979) over rows.
 
-K resamples, R replicas, N rows, T tasks, P positive rows, G groups: the rows of a group have equal
-predictions, and at least one of them is positive.
+K resamples, R replicas, N rows, T tasks, L logits of all tasks, W outputs of a task, P positive rows, G
+groups: the rows of a group have equal predictions, and at least one of them is positive.
 """
 
 import warnings
@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
+from scipy.special import stdtrit, xlogy
 from tqdm import tqdm
 
-from mmoe.data.schema import Task
+from mmoe.tasks import Task, logit_columns
 
+CALIBRATION_BINS = 15  # of equal width
+SMALLEST = 1e-30  # of predicted probabilities and counts in logarithms
 CHUNK_SIZE = 2**17  # resamples x rows at a time, so that the arrays fit into the processor's cache
 Metrics = Callable[[np.ndarray], dict[str, np.ndarray]]  # maps row counts [K, N] to values [K] by name
 
@@ -26,24 +28,32 @@ def half_interval(values: pd.Series) -> float:
 
 
 def bootstrap_intervals(
-    tasks: Sequence[Task], predicted: np.ndarray, labels: np.ndarray, resamples: int, seed: int = 0
+    tasks: Sequence[Task],
+    predicted: np.ndarray,
+    labels: np.ndarray,
+    resamples: int,
+    seed: int = 0,
+    known: np.ndarray | None = None,
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """Compute the bootstrap interval of every metric, by task and metric.
 
-    All tasks and replicas share the same draws. With replicas, the metric is averaged over them first.
+    All tasks and replicas share the same draws. With replicas, the metric is averaged over them first. A
+    task's metrics are those of the drawn rows whose label is known.
 
     Shape:
-        predicted: probabilities or, for a regression, numbers: [N, T], or [R, N, T] with replicas.
-        labels: [N, T], or [R, N, T] if each replica has different rows.
+        predicted: what `Task.predict` gives: [N, L], or [R, N, L] with replicas.
+        labels, known: [N, T], or [R, N, T] if each replica has different rows; `known` may be None.
     """
     predicted = predicted.reshape(-1, *predicted.shape[-2:])  # [R, N, T]
-    labels = np.broadcast_to(labels, predicted.shape)
+    shape = (*predicted.shape[:2], len(tasks))
+    labels = np.broadcast_to(labels, shape)  # [R, N, T]
+    masks = np.broadcast_to(True if known is None else known, shape)
     metrics: list[list[Metrics]] = [  # [T][R]
         [
-            BinaryMetrics(p[:, i], y[:, i]) if task.is_binary else RegressionMetrics(p[:, i], y[:, i])
-            for p, y in zip(predicted, labels, strict=True)
+            _of_known(task, p[:, own], y[:, i], mask[:, i])
+            for p, y, mask in zip(predicted, labels, masks, strict=True)
         ]
-        for i, task in enumerate(tasks)
+        for i, (task, own) in enumerate(zip(tasks, logit_columns(tasks), strict=True))
     ]
     chunks: list[list[dict[str, np.ndarray]]] = [[] for _ in tasks]
     with tqdm(total=resamples, unit="resample", disable=None, delay=1) as bar:
@@ -58,6 +68,16 @@ def bootstrap_intervals(
         }
         for task, task_chunks in zip(tasks, chunks, strict=True)
     }
+
+
+def _of_known(task: Task, predicted: np.ndarray, labels: np.ndarray, known: np.ndarray) -> Metrics:
+    """The metrics of the rows [N] whose label is known, for row counts [K, N] of all rows."""
+    if known.all():
+        return task.resampled_metrics(predicted, labels)
+    if not known.any():
+        return lambda counts: {name: np.full(len(counts), np.nan) for name in task.METRICS}
+    metrics, rows = task.resampled_metrics(predicted[known], labels[known]), np.flatnonzero(known)
+    return lambda counts: metrics(counts.take(rows, axis=1))
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float]:
@@ -80,7 +100,7 @@ def draw_rows(num_rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 class BinaryMetrics:
-    """Compute AUROC, average precision and log loss for resamples of probabilities [N] and labels [N].
+    """Compute the metrics of `Binary` for resamples of probabilities [N] and labels [N].
 
     AUROC is nan if all labels are equal; average precision is nan if no label is positive.
     """
@@ -98,6 +118,10 @@ class BinaryMetrics:
         self.positive_starts, self.positive_ends = positives_before[self.starts], positives_before[self.ends]
         with np.errstate(divide="ignore"):
             self.loss = -np.where(y, np.log(p), np.log1p(-p)).clip(-100)  # like torch's binary_cross_entropy
+        self.squared_error = np.square(p - y)
+        bins = (p * CALIBRATION_BINS).astype(np.int64).clip(0, CALIBRATION_BINS - 1)
+        self.deviations = np.zeros((len(p), CALIBRATION_BINS))  # label minus probability, in the row's bin
+        self.deviations[np.arange(len(p)), bins] = y - p
 
     def __call__(self, counts: np.ndarray) -> dict[str, np.ndarray]:
         """Return metrics [K]. `counts` [K, N] says how often each resample drew each row."""
@@ -117,12 +141,44 @@ class BinaryMetrics:
         with np.errstate(divide="ignore", invalid="ignore"):
             auroc = 1 - pairs / (2 * total * (rows[:, -1] - total))
             average_precision = precisions / total
-        log_loss = drawn @ self.loss / counts.shape[1]
-        return {"auroc": auroc, "average_precision": average_precision, "log_loss": log_loss}
+            drawn_rows = rows[:, -1].astype(np.float64)
+            return {
+                "auroc": auroc,
+                "average_precision": average_precision,
+                "log_loss": drawn @ self.loss / drawn_rows,
+                "brier": drawn @ self.squared_error / drawn_rows,
+                "calibration_error": np.abs(drawn @ self.deviations).sum(1) / drawn_rows,
+            }
+
+
+class MulticlassMetrics:
+    """Compute the metrics of `Multiclass` for resamples of probabilities [N, W] and classes [N].
+
+    AUROC is the mean over the classes that a resample has; it is nan if there is only one.
+    """
+
+    def __init__(self, probabilities: np.ndarray, label: np.ndarray) -> None:
+        chosen = label.astype(np.int64)
+        self.classes = [BinaryMetrics(probabilities[:, k], chosen == k) for k in np.unique(chosen)]
+        self.is_right = (probabilities.argmax(1) == chosen).astype(np.float64)
+        own = probabilities[np.arange(len(chosen)), chosen]
+        self.loss = -np.log(own.clip(SMALLEST))
+
+    def __call__(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """Return metrics [K]. `counts` [K, N] says how often each resample drew each row."""
+        areas = np.stack([one(counts)["auroc"] for one in self.classes])  # [classes, K]
+        with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+            warnings.simplefilter("ignore", RuntimeWarning)  # a resample may have one class only
+            rows = counts.sum(1).astype(np.float64)
+            return {
+                "auroc": np.nanmean(areas, axis=0),
+                "accuracy": counts @ self.is_right / rows,
+                "log_loss": counts @ self.loss / rows,
+            }
 
 
 class RegressionMetrics:
-    """Compute mean squared error and R2 for resamples of predictions [N] and labels [N].
+    """Compute the metrics of `Regression` for resamples of predictions [N] and labels [N].
 
     R2 is nan if all labels are equal.
     """
@@ -136,12 +192,31 @@ class RegressionMetrics:
 
     def __call__(self, counts: np.ndarray) -> dict[str, np.ndarray]:
         """Return metrics [K]. `counts` [K, N] says how often each resample drew each row."""
-        weights = counts / counts.shape[1]
-        error = weights @ self.error
-        variance = weights @ np.square(self.label) - np.square(weights @ self.label)
         with np.errstate(divide="ignore", invalid="ignore"):
+            weights = counts / counts.sum(1, keepdims=True)
+            error = weights @ self.error
+            variance = weights @ np.square(self.label) - np.square(weights @ self.label)
             r2 = np.where(variance > self.min_variance, 1 - error / variance, np.nan)
-        return {"mse": error, "r2": r2}
+        return {"mse": error, "rmse": np.sqrt(error), "mae": weights @ np.sqrt(self.error), "r2": r2}
+
+
+class CountMetrics:
+    """Compute the metrics of `Count` for resamples of expected counts [N] and labels [N]."""
+
+    def __init__(self, expected: np.ndarray, label: np.ndarray) -> None:
+        mu, y = expected.astype(np.float64), label.astype(np.float64)
+        self.deviance = 2 * (xlogy(y, y / mu.clip(SMALLEST)) - y + mu.clip(SMALLEST))
+        self.error = np.abs(mu - y)
+
+    def __call__(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """Return metrics [K]. `counts` [K, N] says how often each resample drew each row."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weights = counts / counts.sum(1, keepdims=True)
+        return {
+            "poisson_deviance": weights @ self.deviance,
+            "mae": weights @ self.error,
+            "rmse": np.sqrt(weights @ np.square(self.error)),
+        }
 
 
 def _cumulative(counts: np.ndarray) -> np.ndarray:

@@ -6,11 +6,11 @@ Rows are read, scored and written in chunks, so memory does not grow with the fi
 import itertools
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hydra
 from omegaconf import DictConfig
@@ -39,11 +39,12 @@ def main(config: DictConfig) -> None:
     check_integers(1, chunk_rows=config.chunk_rows)
     count, seconds = predict(
         load(str(config.run), config.trust),
-        Path(str(config.input)),
+        str(config.input),
         Path(str(config.output)),
         checkpoint=config.checkpoint,
         replica=config.replica,
         gates=config.gates,
+        ids=config.id,
         chunk_rows=config.chunk_rows,
     )
     print(f"{count:,} rows in {seconds:.1f} s ({count / seconds:,.0f} a second): {config.output}")
@@ -51,51 +52,65 @@ def main(config: DictConfig) -> None:
 
 def predict(
     run: "Run",
-    source: Path,
+    source: str,
     target: Path,
     checkpoint: str = "best",
     replica: int | None = None,
     gates: bool = False,
+    ids: Sequence[str] = (),
     chunk_rows: int = 65536,
 ) -> tuple[int, float]:
-    """Score a file of rows: write probabilities for binary tasks and numbers for regressions, in order.
+    """Score rows of files: write the predictions of each task, such as probabilities, in order.
 
-    `source` is any file that `readers.read_chunks` accepts; `target` ends with .parquet, .csv or .csv.gz.
-    `checkpoint` and `replica` are as in `Run`. `gates` adds a column with the gate weights of each task and
-    expert. A warning names each column with levels that training did not see, and the number of these rows.
+    Args:
+        run: the run.
+        source: for a run on a table, files as for its training; else any file that `readers.read_chunks`
+            accepts.
+        target: a file that ends with .parquet, .csv or .csv.gz.
+        checkpoint: as in `Run`.
+        replica: as in `Run`.
+        gates: add a column with the gate weights of each task and expert.
+        ids: columns of the rows that are copied to the output, before the predictions.
+        chunk_rows: the number of rows to read at once.
+
+    A warning names each column with levels that training did not see, and the number of these rows.
 
     Returns:
         The number of rows, and the seconds without start-up.
     """
+    import copy
+
     import pyarrow as pa
     import torch
     from tqdm import tqdm
 
     from mmoe.atomic import write
-    from mmoe.data.readers import read_chunks
     from mmoe.errors import UserError
     from mmoe.run import compute_outputs, prediction_columns
     from mmoe.run_folder import check_not_run_file
+    from mmoe.training.monitors import run_blank_rows
 
     if not target.name.endswith((".parquet", ".csv", ".csv.gz")):
         raise UserError(f"output={target}: must end with .parquet, .csv or .csv.gz")
-    if target.exists() and source.exists() and target.samefile(source):
+    if target.exists() and Path(source).exists() and target.samefile(source):
         raise UserError(f"output={target}: must not be the input")
     check_not_run_file(run.folder, "output", target)
-    frames = read_chunks(source, run.schema, chunk_rows)
+    frames = read_frames(run, source, ids, chunk_rows)
     network = run.network(checkpoint, replica)
-    if gates and not run.num_experts:
+    if gates and not run_blank_rows(network, run.schema).gates.shape[-1]:
         raise UserError("gates=true: the run's model has no gates")
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = copy.deepcopy(network).to(device)
     started = time.perf_counter()
-    unseen = dict.fromkeys((column.name for column in run.schema.categorical), 0)
+    unseen = dict.fromkeys((column.name for column in run.schema.categorical if not column.is_multi), 0)
     count = 0
 
-    def score(rows: "Batch") -> pa.Table:
-        columns = prediction_columns(run.schema, compute_outputs(network, rows), gates)
-        return pa.table({name: values.numpy() for name, values in columns.items()})
+    def score(chunk: "Chunk") -> pa.Table:
+        columns = prediction_columns(run.schema, compute_outputs(network, chunk.rows), gates)
+        given = dict(zip(ids, chunk.ids.columns, strict=True))
+        return pa.table({**given, **{name: pa.array(values) for name, values in columns.items()}})
 
-    def write_predictions(chunks: Iterator["Batch"], scratch: Path) -> None:
+    def write_predictions(chunks: Iterator["Chunk"], scratch: Path) -> None:
         nonlocal count
         tables = map(score, chunks)
         first = next(tables, None)
@@ -107,31 +122,61 @@ def predict(
                 count += len(table)
                 bar.update(len(table))
 
-    with closing(regroup_into_blocks(read_ahead(encode_frames(frames, run.input_schema, unseen)))) as chunks:
+    encoded = encode_frames(frames, run.input_schema, ids, unseen)
+    with closing(regroup_into_blocks(read_ahead(encoded))) as chunks:
         write(target, partial(write_predictions, chunks))
     for name, number in unseen.items():
         if number:
-            log.warning("%s: %d of %d rows have a level that training did not see", name, number, count)
+            rule = "have no level, or one that training did not see"
+            log.warning("%s: %d of %d rows %s", name, number, count, rule)
     return count, time.perf_counter() - started
 
 
+class Chunk(NamedTuple):
+    """Encoded rows, and their columns of ids."""
+
+    ids: "pa.Table"
+    rows: "Batch"
+
+
+def read_frames(run: "Run", source: str, ids: Sequence[str], chunk_rows: int) -> Generator["pd.DataFrame"]:
+    """Raw rows with the inputs of the run and the columns of ids, in chunks."""
+    from mmoe.data.readers import read_chunks
+    from mmoe.data.table import TableData
+    from mmoe.errors import UserError
+
+    try:
+        run.check_trust("data")
+    except UserError:  # a class of the user, which is not needed for predictions
+        return read_chunks(Path(source), run.schema, chunk_rows)
+    data = hydra.utils.get_object(run.config.data._target_)
+    if isinstance(data, type) and issubclass(data, TableData):
+        return data.read_rows(source, run.config.data, run.schema, ids, chunk_rows)
+    return read_chunks(Path(source), run.schema, chunk_rows)
+
+
 def encode_frames(
-    frames: Generator["pd.DataFrame"], schema: "Schema", unseen: dict[str, int]
-) -> Generator["Batch"]:
+    frames: Generator["pd.DataFrame"], schema: "Schema", ids: Sequence[str], unseen: dict[str, int]
+) -> Generator[Chunk]:
     """Encode each frame. Add to `unseen`, by column, the number of levels that training did not see."""
+    import pyarrow as pa
+
     from mmoe.data.encode import encode
+    from mmoe.data.raw_column import column_of
 
     with closing(frames):
         for frame in frames:
             rows = encode(frame, schema)
-            unseen_counts = (rows.levels == schema.num_levels).sum(0).tolist()
-            for column, number in zip(schema.categorical, unseen_counts, strict=True):
-                unseen[column.name] += number
-            yield rows
+            counts = (rows.levels == schema.num_levels).sum(0).tolist()
+            for position, count in zip(schema.level_positions, counts, strict=True):
+                name = schema.categorical[position].name
+                if name in unseen:
+                    unseen[name] += count
+            yield Chunk(pa.table([pa.array(column_of(frame, name)) for name in ids], names=list(ids)), rows)
 
 
-def read_ahead(parts: Generator["Batch"]) -> Generator["Batch"]:
-    """Yield each batch while a thread prepares the next one. The thread ends with the generator."""
+def read_ahead(parts: Generator[Chunk]) -> Generator[Chunk]:
+    """Yield each chunk while a thread prepares the next one. The thread ends with the generator."""
     from concurrent.futures import ThreadPoolExecutor
 
     with closing(parts), ThreadPoolExecutor(1) as thread:
@@ -141,21 +186,25 @@ def read_ahead(parts: Generator["Batch"]) -> Generator["Batch"]:
             yield part
 
 
-def regroup_into_blocks(parts: Generator["Batch"]) -> Generator["Batch"]:
-    """Regroup rows into multiples of `run.ROWS_PER_PASS` rows, so that only the last batch needs padding."""
-    import torch
+def regroup_into_blocks(parts: Generator[Chunk]) -> Generator[Chunk]:
+    """Regroup rows into multiples of `run.ROWS_PER_PASS` rows, so that only the last chunk needs padding."""
+    import pyarrow as pa
 
-    from mmoe.data.batch import Batch, split
+    from mmoe.data.batch import concatenate, split
     from mmoe.run import ROWS_PER_PASS
 
-    rest: Batch | None = None
+    rest: Chunk | None = None
     with closing(parts):
         for part in parts:
-            rows = Batch(*map(torch.cat, zip(rest[:3], part[:3], strict=True))) if rest is not None else part
-            full, rest = split(rows, len(rows.levels) // ROWS_PER_PASS * ROWS_PER_PASS, 2)
-            if len(full.levels):
-                yield full
-    if rest is not None and len(rest.levels):
+            ids, rows = part
+            if rest is not None:
+                ids, rows = pa.concat_tables([rest.ids, ids]), concatenate([rest.rows, rows])
+            size = len(rows.levels) // ROWS_PER_PASS * ROWS_PER_PASS
+            full, left = split(rows, size, 2)
+            if size:
+                yield Chunk(ids.slice(0, size), full)
+            rest = Chunk(ids.slice(size), left)
+    if rest is not None and len(rest.rows.levels):
         yield rest
 
 

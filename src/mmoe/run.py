@@ -1,21 +1,22 @@
 """Open a run folder, and predict and evaluate with it.
 
-N rows, T tasks, E experts.
+N rows, T tasks, L logits of all tasks, E experts.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
 from mmoe import run_folder
 from mmoe.build import build, check_targets
@@ -26,10 +27,11 @@ from mmoe.data.schema import Schema
 from mmoe.errors import UserError, check_integers, check_seeds
 from mmoe.intervals import bootstrap_intervals
 from mmoe.models.network import Output
+from mmoe.tasks import gate_column, logit_columns
 from mmoe.training import checkpoints, report
+from mmoe.training.grouped_auroc import grouped_auroc
 from mmoe.training.monitors import run_blank_rows
 from mmoe.training.preparation import build_learner, build_network
-from mmoe.training.tasks import gate_column, prediction_column, to_predictions
 
 # Predictions are computed for this many rows at a time, padded if needed, so that a row's score does not
 # depend on the other rows.
@@ -92,7 +94,7 @@ class Run:
     @cached_property
     def data(self) -> Any:
         """The data module. Raises UserError if its rows have changed or its class is not trusted."""
-        return self._data_module(None)
+        return self._data_module({})
 
     @property
     def has_dataset(self) -> bool:
@@ -141,7 +143,7 @@ class Run:
         return int(run_blank_rows(self.network(replica=replica), self.schema).gates.shape[-1])
 
     def outputs(self, split: str = "test", checkpoint: str = "best", replica: int | None = None) -> Output:
-        """Logits [N, T] and gate weights [N, T, E] of the rows of a split."""
+        """Logits [N, L] and gate weights [N, T, E] of the rows of a split."""
         key = (split, checkpoint, replica)
         if key not in self._outputs:
             rows = self.rows(split, replica)
@@ -153,8 +155,9 @@ class Run:
     ) -> pd.DataFrame:
         """The raw rows of a split with labels, predictions and gate weights, in the order of `rows`.
 
-        The columns are the inputs, `{task}_label`, `{task}_probability` (or `{task}_prediction` for a
-        regression), and `{task}_gate_{expert}` if the model has gates.
+        The columns are the inputs, `{task}_label` (missing where it is unknown), `{task}_probability` (or
+        `{task}_prediction` for a number, or `{task}_class` and `{task}_probability_{class}` for several
+        classes), and `{task}_gate_{expert}` if the model has gates.
         """
         rows = self.rows(split, replica)
         predictions = self._table(self.outputs(split, checkpoint, replica), gates=True)
@@ -192,7 +195,7 @@ class Run:
         gate weights.
 
         Raises:
-            UserError: a column is missing or has the wrong type, or a number is missing.
+            UserError: a column is missing or has the wrong type.
         """
         rows = encode(frame, self.input_schema)
         predictions = self._table(compute_outputs(self.network(checkpoint, replica), rows), gates)
@@ -205,20 +208,23 @@ class Run:
 
     def _table(self, output: Output, gates: bool) -> pd.DataFrame:
         columns = prediction_columns(self.schema, output, gates)
-        return pd.DataFrame({name: values.numpy() for name, values in columns.items()})
+        return pd.DataFrame(columns)
 
     def evaluate(
         self,
         split: str = "test",
         checkpoint: str = "best",
-        data_dir: str | None = None,
+        rows: Mapping[str, Any] | None = None,
         resamples: int = 1000,
         seed: int = 0,
+        group_by: str | None = None,
     ) -> dict[str, Any]:
         """Compute the metrics of checkpoints as in training, with bootstrap intervals.
 
-        `split` is `val` or `test`, and `checkpoint` may also be `all`. `data_dir` is a directory with other
-        census files, which are encoded with the run's schema. `resamples=0` gives no intervals.
+        `split` is `val` or `test`, and `checkpoint` may also be `all`. `rows` names other rows by the options
+        of `data` that change, such as `{"test": "new.csv"}`, or `{"dir": ...}` for census files. They are
+        encoded with the run's schema. `resamples=0` gives no intervals. `group_by` names a column, such as
+        a user's id: each binary task then gets its mean AUROC within the groups of this column.
 
         Raises:
             UserError: an argument is outside its range, a file is missing, or the rows have changed.
@@ -229,7 +235,7 @@ class Run:
         check_seeds(seed=seed)
         self.check_trust(*run_folder.REQUIRED_PARTS)
         paths = checkpoints.find(self.folder, checkpoint)
-        data = self.data if data_dir is None else self._data_module(data_dir)
+        data = self._data_module(rows) if rows else self.data
         learner = build_learner(self.config, self.schema)
         trainer = self._trainer()
         found = []
@@ -248,10 +254,13 @@ class Run:
             }
             if resamples:
                 predictions = learner.predictions_of(learner.final_logits[split]).numpy()
-                labels = labels_of(data, split, predictions.shape[-2]).numpy()
+                labels, known = labels_of(data, split, predictions.shape[-2])
+                masks = None if known is None else known.numpy()
                 line["intervals"] = bootstrap_intervals(
-                    self.schema.tasks, predictions, labels, resamples, seed
+                    self.schema.tasks, predictions, labels.numpy(), resamples, seed, masks
                 )
+            if group_by is not None:
+                self._add_grouped_auroc(line["metrics"], data, learner, split, group_by)
             found.append(line)
         return {
             "run": str(self.folder),
@@ -263,32 +272,60 @@ class Run:
             "checkpoints": found,
         }
 
+    def _add_grouped_auroc(
+        self, metrics: dict[str, Any], data: Any, learner: Any, split: str, column: str
+    ) -> None:
+        """Add the mean AUROC within groups of rows to the metrics of each binary task."""
+        raw = getattr(data, "raw_column", None)
+        group = raw(column, split) if raw else None
+        if group is None:
+            raise UserError(f"group_by={column}: must be a column of the run's files")
+        predicted = learner.predictions_of(learner.final_logits[split])
+        if predicted.ndim > 2:
+            raise UserError(f"group_by={column}: needs a run without replicas")
+        labels, known = labels_of(data, split, len(predicted))
+        tasks = zip(self.schema.tasks, logit_columns(self.schema.tasks), strict=True)
+        for i, (task, own) in enumerate(tasks):
+            if task.probability_column:
+                rows = slice(None) if known is None else known[:, i].numpy()
+                probability = predicted[:, own].flatten().numpy()
+                value = grouped_auroc(
+                    probability[rows], labels[:, i].numpy()[rows], group[: len(labels)][rows]
+                )
+                metrics[task.name][f"auroc_by_{column}"] = value
+
     def check_trust(self, *parts: str) -> None:
         """Raise UserError if a class in these parts of the configuration is neither allowed nor trusted."""
         plain = run_folder.stored_config(self.folder)
         for part in parts:
             check_targets(plain.get(part), self.trust, part)
 
-    def _data_module(self, directory: str | None) -> Any:
-        """Build the data module with the run's rows, or with the census files in a directory."""
+    def _data_module(self, changes: Mapping[str, Any]) -> Any:
+        """Build the data module with the run's rows, or with other ones if options of `data` change."""
         self.check_trust("data")
         config = self.config.copy()
         target = hydra.utils.get_object(config.data._target_)
         takes_schema = getattr(target, "takes_schema", False)
-        if directory is not None:
+        for key, value in changes.items():
             if not takes_schema:
-                rule = "only a run on the census files can be evaluated on other files"
-                raise UserError(f"data.dir={directory}: {rule}")
-            config.data.dir, config.data.source = directory, "official"
+                rule = f"{config.data._target_} cannot encode other rows with the run's schema"
+                raise UserError(f"data.{key}={value}: {rule}")
+            if key not in config.data:
+                known = ", ".join(str(name) for name in config.data if name != "_target_")
+                raise UserError(f"data.{key}={value}: must be one of {known}")
+            config.data[key] = value
+        if "dir" in changes:  # never the bundled sample
+            config.data.source = "official"
         data = build(config, "data", **({"schema": self.schema} if takes_schema else {}))
         if not takes_schema and data.schema != self.schema:
             name = config.data._target_
             raise UserError(f"data._target_={name}: its schema differs from the run's schema.json")
         run_rows = (self.schema.files, self.schema.num_rows)
-        if directory is None and (data.schema.files, data.schema.num_rows) != run_rows:
+        if not changes and (data.schema.files, data.schema.num_rows) != run_rows:
+            key = "dir" if "dir" in config.data else "test"
             raise UserError(
-                f"data.dir={config.data.get('dir')}: its files have changed since the run (their SHA-256 is"
-                " not that of schema.json); to evaluate on other files, give their directory as data.dir"
+                f"data.{key}={config.data.get(key)}: the files have changed since the run (their SHA-256 is"
+                f" not that of schema.json); to evaluate on other files, give data.{key}"
             )
         return data
 
@@ -305,7 +342,7 @@ class Run:
 
 @torch.inference_mode()
 def compute_outputs(network: nn.Module, rows: Batch) -> Output:
-    """Compute logits [N, T] and gate weights [N, T, E]. The result is on the CPU."""
+    """Compute logits [N, L] and gate weights [N, T, E]. The result is on the CPU."""
     if not len(rows.levels):
         raise UserError("there are no rows to score")
     device = next(network.parameters()).device
@@ -318,13 +355,13 @@ def compute_outputs(network: nn.Module, rows: Batch) -> Output:
     return Output(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def prediction_columns(schema: Schema, output: Output, gates: bool) -> dict[str, Tensor]:
+def prediction_columns(schema: Schema, output: Output, gates: bool) -> dict[str, np.ndarray]:
     """Map column names to the predictions of each task and, with `gates`, to the gate weights."""
-    columns = {}
-    for i, task in enumerate(schema.tasks):
-        columns[prediction_column(task)] = to_predictions(output.logits[:, i], task)
+    columns: dict[str, np.ndarray] = {}
+    for task, own in zip(schema.tasks, logit_columns(schema.tasks), strict=True):
+        columns |= task.table(task.predict(output.logits[:, own]).numpy())
     if gates:
         for i, task in enumerate(schema.tasks):
             for expert in range(output.gates.shape[-1]):
-                columns[gate_column(task, expert)] = output.gates[:, i, expert]
+                columns[gate_column(task, expert)] = output.gates[:, i, expert].numpy()
     return columns

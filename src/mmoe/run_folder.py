@@ -96,7 +96,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # After the release, the file may be locked by another process.
+        # Delete the file before the release; after it, another process may hold the lock.
         (folder / "run.lock").unlink(missing_ok=True)
         lock.release()
 
@@ -122,7 +122,15 @@ def to_yaml(config: DictConfig) -> str:
 def is_run_of(folder: Path, config: DictConfig) -> bool:
     """Whether the folder holds a run with exactly this configuration."""
     path = folder / "config.yaml"
-    return path.is_file() and path.read_text("utf-8") == portable_yaml(config)
+    if not path.is_file():
+        return False
+    text = path.read_text("utf-8")
+    if _is_complete(text) and config.get("monitor") is None:
+        # The run has stored the monitor that follows from its tasks.
+        stored: Any = OmegaConf.create(text)
+        filled = {key: stored.get(key) for key in ("monitor", "monitor_mode")}
+        config = OmegaConf.merge(config, filled)  # type: ignore[assignment]
+    return text == portable_yaml(config)
 
 
 def read_config(folder: Path) -> DictConfig:

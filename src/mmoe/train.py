@@ -2,6 +2,8 @@
 
 import logging
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
@@ -10,6 +12,9 @@ from mmoe import CONF_DIR
 from mmoe.cli import command
 from mmoe.training.sweep_jobs import in_sweep, run_alone
 
+if TYPE_CHECKING:
+    from mmoe.run import Run
+
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 @command
@@ -17,40 +22,57 @@ def main(config: DictConfig) -> None:
     """Train, test the best epoch and write the results to the run folder."""
     started = time.perf_counter()
     # Imported here so that --help does not wait for torch.
+    from mmoe.training import resume
+
+    folder, config, is_resumed = resume.run_to_train(config)
+    if is_resumed and resume.is_complete(folder, config):
+        resume.draw_missing_figures(folder, config)
+    else:
+        train(config, folder, is_resumed, started)
+
+
+def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) -> "Run | None":
+    """Train in a run folder; `started` is the time at which the program began, by `time.perf_counter`.
+
+    Returns:
+        The run; None in all processes but the first, and if another process trained it.
+    """
     from mmoe.analysis.figures import write_figures
     from mmoe.build import built_packages
     from mmoe.run import Run
     from mmoe.run_folder import finish
     from mmoe.training import report, resume, stages
     from mmoe.training.preparation import prepare
+    from mmoe.training.warm_start import take_weights
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # for their tables
-    folder, config, is_resumed = resume.run_to_train(config)
-    if is_resumed and resume.is_complete(folder, config):
-        return resume.draw_missing_figures(folder, config)
-
     training = prepare(config, folder)
+    config = training.config
+    if config.get("init_from") and not is_resumed:
+        take_weights(training.learner, str(config.init_from))
     is_rank_zero, schema = training.trainer.is_global_zero, training.data.schema
     # Lightning would start the other processes with the command line of the whole sweep.
     if in_sweep() and training.trainer.strategy.launcher and training.trainer.world_size > 1:
         folder_override = resume.quote_override("resume" if is_resumed else "hydra.run.dir", str(folder))
-        return run_alone(folder_override, is_resumed)
+        run_alone(folder_override, is_resumed)
+        return None
 
     with resume.in_run_folder(folder, config, schema, is_resumed, is_rank_zero):
         folder = stages.fit(training, folder, is_resumed)
         epoch, monitor = stages.restore_best(training, folder)
         stages.test(training)
         if not is_rank_zero:
-            return
+            return None
         metrics = report.metrics(training, config, epoch, monitor, time.perf_counter() - started)
         predictions, test_output = stages.test_predictions(training)
         finish(folder, metrics, predictions, report.history(training.learner.history, config.seed))
         report.show(folder, metrics, schema)
+        run = Run(folder, built_packages(config))
+        run.preload(training.data, training.learner, test_output)
         if config.get("figures"):
-            run = Run(folder, built_packages(config))
-            run.preload(training.data, training.learner, test_output)
             report.log_figures(training.loggers, write_figures(run))
+    return run
 
 
 if __name__ == "__main__":

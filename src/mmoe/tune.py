@@ -32,11 +32,13 @@ def main(config: DictConfig) -> None:
         raise UserError(f"mmoe.tune: needs {error.name}: pip install 'mmoe[tune]'") from None
 
     from mmoe.build import build
+    from mmoe.data.datamodule import DataModule
+    from mmoe.tasks import validation_metrics
     from mmoe.training.divergence import Diverged
-    from mmoe.training.monitors import check_monitor
+    from mmoe.training.known_labels import check_known_labels
+    from mmoe.training.monitors import check_monitor, with_monitor
     from mmoe.training.optuna_study import count_ended, open_study, run_trials
     from mmoe.training.preparation import build_learner
-    from mmoe.training.tasks import validation_metrics
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     check_options(config)
@@ -44,7 +46,10 @@ def main(config: DictConfig) -> None:
     space = space_of(config.space, choices["model"])
     data = build(config, "data")
     # If these are wrong, every trial would fail.
+    config = with_monitor(config, data.schema)
     check_monitor(config.monitor, config.monitor_mode, validation_metrics(data.schema.tasks))
+    if isinstance(data, DataModule):
+        check_known_labels(data.dataset, (config.monitor,))
     build_learner(config, data.schema).check_optimizer()
 
     def objective(trial: "Trial") -> float:
@@ -68,8 +73,8 @@ def check_options(config: DictConfig) -> None:
     """Raise UserError if an option is outside its range."""
     check_integers(1, trials=config.trials)
     check_replicas(config.replicas, config.seed)
-    if config.monitor_mode not in DIRECTIONS:
-        raise UserError(f"monitor_mode={config.monitor_mode}: must be max or min")
+    if config.monitor_mode not in (None, *DIRECTIONS):
+        raise UserError(f"monitor_mode={config.monitor_mode}: must be max, min or null")
     if config.trainer.get("limit_val_batches") == 0:
         raise UserError("trainer.limit_val_batches=0: must be above 0, because validations compare trials")
 
@@ -85,7 +90,8 @@ def train_trial(config: DictConfig, learner: Any, data: Any) -> list[float]:
 
     class RecordMonitor(pl.Callback):
         def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
-            values.append(trainer.callback_metrics[config.monitor].item())
+            if not trainer.sanity_checking:
+                values.append(trainer.callback_metrics[config.monitor].item())
 
     silent = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
     trainer = build(config, "trainer", callbacks=[RecordMonitor()], **silent)
@@ -145,13 +151,14 @@ def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
 def write_experiment(folder: Path, study: "Study", space: Space, choices: Mapping[str, str]) -> Path:
     """Write the best trial as `folder`/experiment/NAME.yaml, for `--config-dir` and `experiment=`."""
     from mmoe.atomic import write
+    from mmoe.training.optuna_study import count_ended
 
     overrides = with_values(OmegaConf.create({}), widths_as_lists(study.best_params, space))
     groups = [{f"override /{group}": choices[group]} for group in GROUPS if group != "experiment"]
     head = OmegaConf.to_yaml(OmegaConf.create({"defaults": [choices["experiment"], *groups, "_self_"]}))
     path = folder / "experiment" / f"tuned_{choices['data']}_{choices['model']}.yaml"
     text = (
-        f"# @package _global_\n# Best of {len(study.trials)} trials: {study.best_value:.4f}.\n"
+        f"# @package _global_\n# Best of {count_ended(study)} trials: {study.best_value:.4f}.\n"
         f"{head}\n{OmegaConf.to_yaml(overrides)}"
     )
     write(path, lambda scratch: scratch.write_text(text, "utf-8"))

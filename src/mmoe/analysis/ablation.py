@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmoe.analysis.drawing import HATCHES, LIGHT, metric_name, panels, rows_name
 from mmoe.errors import UserError
 from mmoe.run import Run, compute_outputs, load
-from mmoe.training.tasks import METRICS, TaskMetrics, main_metric
+from mmoe.training.metrics import TaskMetrics
 
 
 def expert_ablation(
@@ -37,11 +37,11 @@ def expert_ablation(
         raise UserError(f"{run.folder}: its model must have gates over 2 experts or more, has {num_experts}")
     network, rows = run.network(checkpoint, replica), run.rows(split, replica)
     metrics = TaskMetrics(run.schema.tasks)
-    main_metrics = {task.name: main_metric(task) for task in run.schema.tasks}
-    signs = {t.name: 1 if METRICS[t.kind][main_metric(t)] else -1 for t in run.schema.tasks}
+    main_metrics = {task.name: task.main_metric for task in run.schema.tasks}
+    signs = {t.name: 1 if t.METRICS[t.main_metric] else -1 for t in run.schema.tasks}
 
     def main_metric_values(logits: Tensor) -> dict[str, float]:
-        values = metrics(split, logits, rows.labels)
+        values = metrics(split, logits, rows.labels, rows.known)
         return {task: values[f"{split}/{task}/{name}"].item() for task, name in main_metrics.items()}
 
     before, lost = main_metric_values(baseline.logits), []
@@ -56,23 +56,26 @@ def expert_ablation(
 
 
 def plot_expert_ablation(run: Run | Path | str, **which: Any) -> Figure:
-    """Draw `expert_ablation` as bars."""
+    """Draw `expert_ablation` as bars, with a panel for each metric, because metrics have different units."""
     run = load(run)
     table = expert_ablation(run, **which)
-    figure, (axes,) = panels(1, width=2 + 0.75 * len(table), height=3.2)
-    width = 0.8 / len(table.columns)
-    for i, task in enumerate(run.schema.tasks):
-        positions = np.arange(len(table)) + (i - (len(table.columns) - 1) / 2) * width
-        axes.bar(
-            positions, table[task.name], width, label=f"{task.name} ({metric_name(main_metric(task))})",
-            color=LIGHT[i % 4], hatch=HATCHES[i % 4], edgecolor="black",
-        )  # fmt: skip
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(table)), [str(e) for e in table.index])
-    axes.set(xlabel="masked expert", ylabel="metric lost")
-    axes.set_title(f"Experts masked one by one, {rows_name(which)}")
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(title="task")
+    metrics = list(dict.fromkeys(task.main_metric for task in run.schema.tasks))
+    figure, all_axes = panels(len(metrics), width=(2 + 0.75 * len(table)) * len(metrics), height=3.2)
+    for axes, metric in zip(all_axes, metrics, strict=True):
+        tasks = [(i, task) for i, task in enumerate(run.schema.tasks) if task.main_metric == metric]
+        width = 0.8 / len(tasks)
+        for place, (i, task) in enumerate(tasks):
+            positions = np.arange(len(table)) + (place - (len(tasks) - 1) / 2) * width
+            axes.bar(
+                positions, table[task.name], width, label=task.name, color=LIGHT[i % 4], hatch=HATCHES[i % 4],
+                edgecolor="black",
+            )  # fmt: skip
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xticks(range(len(table)), [str(e) for e in table.index])
+        axes.set(xlabel="masked expert", ylabel=f"{metric_name(metric)}, worse by")
+        axes.grid(axis="y", alpha=0.3)
+        axes.legend(title="task")
+    figure.suptitle(f"Experts masked one by one, {rows_name(which)}")
     return figure
 
 
@@ -80,6 +83,8 @@ def gate_layer(network: nn.Module) -> nn.Module:
     """Find the module that returns the gate logits [N, T, E] for the towers."""
     modules: dict[str, nn.Module] = dict(network.named_modules())
     gates = [name for name in modules if name.split(".")[-1] == "gates"]
+    if not gates:
+        raise UserError("the model must have a module named gates, whose output is masked")
     return modules[gates[-1]]  # a PLE has gates in every level, and those of the last level feed the towers
 
 

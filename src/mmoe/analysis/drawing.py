@@ -43,7 +43,9 @@ def heat_map(axes: Axes, table: pd.DataFrame, label: str | None, largest: float 
 
 def metric_name(name: str) -> str:
     """Name a metric for an axis label."""
-    return {"auroc": "AUROC", "mse": "MSE"}.get(name, name.replace("_", " "))
+    return {"auroc": "AUROC", "mse": "MSE", "poisson_deviance": "Poisson deviance"}.get(
+        name, name.replace("_", " ")
+    )
 
 
 def rows_name(which: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from mmoe.analysis.gates import plot_gate_distributions, plot_gate_weights
-from mmoe.analysis.probabilities import plot_calibration, plot_precision_recall, plot_roc
+from mmoe.analysis.probabilities import has_curves, plot_calibration, plot_precision_recall, plot_roc
 from mmoe.analysis.training_curves import plot_training_curves
 from mmoe.atomic import write
 from mmoe.run import Run
@@ -20,7 +20,7 @@ def plots_of(run: Run) -> dict[str, Callable[[Run], Figure]]:
     if run.config.replicas > 1:
         return plots
     has_predictions = (run.folder / "predictions.parquet").exists()
-    if any(task.is_binary for task in run.schema.tasks) and has_predictions:
+    if has_predictions and has_curves(run):
         plots |= {"roc": plot_roc, "precision_recall": plot_precision_recall, "calibration": plot_calibration}
     if run.has_dataset and run.num_experts:
         plots |= {"gate_weights": plot_gate_weights, "gate_distributions": plot_gate_distributions}

@@ -1,4 +1,9 @@
-"""Quality of the probabilities for the test rows: ROC, precision and recall, calibration."""
+"""Quality of the probabilities for the test rows: ROC, precision and recall, calibration.
+
+Only binary tasks with known labels of both classes have these curves.
+
+N rows.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +19,6 @@ from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, panels
 from mmoe.errors import UserError
 from mmoe.run import Run, load
 from mmoe.training.checkpoints import check_replica
-from mmoe.training.tasks import prediction_column
 
 
 def roc(run: Run | Path | str, replica: int | None = None) -> dict[str, pd.DataFrame]:
@@ -92,17 +96,29 @@ def plot_calibration(run: Run | Path | str, bins: int = 10, replica: int | None 
     return figure
 
 
+def has_curves(run: Run) -> bool:
+    """Whether a run without replicas has a task for which these curves can be drawn."""
+    return any(True for _ in _curves(run, ""))
+
+
 def _binary_tasks(run: Run | Path | str, replica: int | None) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yield the name, the probabilities [N] and the labels [N] of each binary task."""
     run = load(run)
     check_replica(run.config.replicas, replica)
-    suffix = "" if replica is None else f"_{replica}"
-    tasks = [task for task in run.schema.tasks if task.is_binary]
-    if not tasks:
-        raise UserError(f"{run.folder}: has no binary task")
-    for task in tasks:
+    found = list(_curves(run, "" if replica is None else f"_{replica}"))
+    if not found:
+        raise UserError(f"{run.folder}: has no binary task with labels of both classes")
+    yield from found
+
+
+def _curves(run: Run, suffix: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    for task in run.schema.tasks:
+        if not task.probability_column:
+            continue
         label = f"{task.name}_label"
         if label not in run.predictions:  # each replica has different rows
             label += suffix
-        probability = run.predictions[f"{prediction_column(task)}{suffix}"]
-        yield task.name, probability.to_numpy(), run.predictions[label].to_numpy(np.int64)
+        rows = run.predictions[[f"{task.probability_column}{suffix}", label]].dropna()
+        labels = rows[label].to_numpy(np.int64)
+        if 0 < labels.sum() < len(labels):
+            yield task.name, rows.iloc[:, 0].to_numpy(), labels

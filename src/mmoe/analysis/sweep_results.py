@@ -12,15 +12,14 @@ from mmoe import run_folder
 from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, metric_name, panels
 from mmoe.errors import UserError
 from mmoe.intervals import half_interval
-from mmoe.training.tasks import main_metric
 
-# Runs that differ only in these keys count as the same. Their metrics are averaged over seeds, and the other
-# keys do not affect metrics.
+# Runs that differ only in these keys count as the same. The seeds and the number of replicas are averaged
+# over. The remaining keys do not affect metrics.
 IGNORED_KEYS = (
-    "seed", "data.seed", "replicas", "resume", "logger", "data.cache_dir", "callbacks.progress_bar",
-    "figures", "trust",
+    "seed", "data.seed", "replicas", "data.replicas", "resume", "logger", "data.cache_dir",
+    "callbacks.progress_bar", "figures", "trust",
 )  # fmt: skip
-MONITORED = "(monitored)"  # a column name that cannot be a config key
+MONITORED = "(monitored)"  # temporary column to sort by; no config key has parentheses
 
 
 def sweep_runs(folder: Path | str) -> pd.DataFrame:
@@ -65,7 +64,7 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
     frame.attrs = {
         "varied": varied,
         "unfinished": [str(path.relative_to(folder)) for path in top_level if path not in finished],
-        "tasks": {task.name: main_metric(task) for task in first.tasks},
+        "tasks": {task.name: task.main_metric for task in first.tasks},
         "monitor": monitor,
         "larger_is_better": ((configs[0]["callbacks"] or {}).get("best") or {}).get("mode", "max") == "max",
         "rows": first.rows,

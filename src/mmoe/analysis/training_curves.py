@@ -10,18 +10,17 @@ from matplotlib.ticker import MaxNLocator
 from mmoe.analysis.drawing import COLOURS, LIGHT, LINES, MARKERS, metric_name, panels
 from mmoe.errors import UserError
 from mmoe.run import Run, load
-from mmoe.training.tasks import main_metric
 
 
 def training_curves(run: Run | Path | str) -> pd.DataFrame:
-    """Return the run's history.csv: the validation metrics of every epoch and replica."""
+    """Return the run's history.csv: the metrics of every validation and replica."""
     return load(run).history
 
 
 def plot_training_curves(run: Run | Path | str) -> Figure:
     """Draw each task's main validation metric and its effective number of experts by epoch.
 
-    With replicas, the line is the mean and the band is the range.
+    The line is the mean and the band the range, over replicas and over the validations of an epoch.
     """
     run = load(run)
     table = training_curves(run)
@@ -32,7 +31,7 @@ def plot_training_curves(run: Run | Path | str) -> Figure:
     count = len(tasks) + has_gates
     figure, all_axes = panels(count, width=3.4 * count, height=3.0)
     for axes, task in zip(all_axes, tasks, strict=False):
-        metric = main_metric(task)
+        metric = task.main_metric
         _draw_line(axes, table, f"val/{task.name}/{metric}", 0)
         axes.set(title=task.name, ylabel=f"validation {metric_name(metric)}")
     if has_gates:
@@ -43,7 +42,7 @@ def plot_training_curves(run: Run | Path | str) -> Figure:
     for axes in all_axes:
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 

@@ -1,9 +1,9 @@
 """Rows as tensors: all rows of a data set, or a batch of them.
 
-N rows, B batch, C categorical columns, M numeric columns, T tasks, R replicas, S coefficients.
+N rows, B batch, P positions of levels, M numeric columns, T tasks, R replicas, S coefficients.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -20,10 +20,14 @@ class Batch(NamedTuple):
     """Rows as tensors. If each of R replicas has its own rows, each tensor has R as its first dimension.
 
     Shape:
-        levels: [N, C], integers. The levels of all columns are numbered in one sequence, column by column;
-            an unseen level is `schema.num_levels` in every column.
-        numbers: [N, M], float32, unscaled as in the file.
-        labels: [N, T], float32; those of binary tasks are 0 or 1.
+        levels: [N, P], integers. The codes of all columns are numbered in one sequence, column by column; an
+            unseen level is `schema.num_levels` in every column. A column has one position, or `max_values`
+            positions if it is multi-valued; those that a row does not use hold the code of an unseen level.
+        numbers: [N, M], float32, unscaled as in the file, less the column's origin; NaN where missing.
+        labels: [N, T], float32: 0 or 1 for a binary task, the number of the class for a multiclass task, and
+            0 where a label is unknown.
+        known: [N, T], bool, whether each label is known. None: all are.
+        weights: [N, T], float32, the weights of the rows in each task's loss. None: all are 1.
         sparse: [N, S], the same rows as a `SparseMatrix`, computed once by `Inputs.encode_rows`. None: the
             input layer encodes levels and numbers in each step.
     """
@@ -31,11 +35,14 @@ class Batch(NamedTuple):
     levels: Tensor
     numbers: Tensor
     labels: Tensor
+    known: Tensor | None = None
+    weights: Tensor | None = None
     sparse: Any = None  # Any, because `data` imports nothing from `models`
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        """Apply a function to levels, numbers and labels; the result has no sparse matrix."""
-        return Batch(function(self.levels), function(self.numbers), function(self.labels))
+        """Apply a function to all tensors; the result has no sparse matrix."""
+        tensors = (None if tensor is None else function(tensor) for tensor in self[:5])
+        return Batch(*tensors)  # type: ignore[arg-type]
 
 
 def take(rows: Batch, index: Tensor) -> Batch:
@@ -48,28 +55,41 @@ def split(rows: Batch, size: int, count: int) -> Iterator[Batch]:
     """Cut `count` batches of `size` rows, without copying; the last batch holds the remaining rows."""
     sizes = [size] * (count - 1)
     sizes.append(rows.labels.shape[-2] - sum(sizes))
-    tensors = (torch.split(tensor, sizes, -2) for tensor in rows[:3])
-    sparse = repeat(None, count) if rows.sparse is None else rows.sparse.split(sizes)
+    nothing = repeat(None)
+    tensors = (nothing if tensor is None else torch.split(tensor, sizes, -2) for tensor in rows[:5])
+    sparse = nothing if rows.sparse is None else rows.sparse.split(sizes)
     return map(Batch, *tensors, sparse)
+
+
+def concatenate(parts: Sequence[Batch]) -> Batch:
+    """Join rows; all parts have the same fields, and none has a sparse matrix."""
+    columns = zip(*(part[:5] for part in parts), strict=True)
+    tensors = (None if column[0] is None else torch.cat(column, dim=-2) for column in columns)
+    return Batch(*tensors)  # type: ignore[arg-type]
 
 
 def blank_rows(schema: Schema) -> Batch:
     """Two rows of unseen levels and zeros, for finding the shapes of a network's outputs."""
     return Batch(
-        torch.full((2, len(schema.categorical)), schema.num_levels),
+        torch.full((2, len(schema.level_positions)), schema.num_levels),
         torch.zeros(2, len(schema.numeric)),
         torch.zeros(2, len(schema.tasks)),
     )
 
 
+def level_bounds(schema: Schema) -> tuple[Tensor, Tensor]:
+    """The first and the last code at each position of a row's levels, [P] each."""
+    offsets, columns = torch.tensor(schema.level_offsets), torch.tensor(schema.level_positions).long()
+    return offsets[:-1][columns], (offsets[1:] - 1)[columns]
+
+
 def check_levels(levels: Tensor, schema: Schema) -> None:
-    """Check that each of the levels [..., N, C] is a code of its column, or the unseen code.
+    """Check that each of the levels [..., N, P] is a code of its column, or the unseen code.
 
     Raises:
         UserError: names the column and its first invalid code.
     """
-    offsets, unseen = torch.tensor(schema.level_offsets), schema.num_levels
-    first, last = offsets[:-1], offsets[1:] - 1
+    (first, last), unseen = level_bounds(schema), schema.num_levels
     # Comparing in the dtype of the levels is several times faster than converting them to int64.
     dtype = levels.dtype if unseen <= torch.iinfo(levels.dtype).max else torch.int64
     # The unseen code is a tensor, because torch wraps a plain number around to the range of the levels' type.
@@ -80,5 +100,6 @@ def check_levels(levels: Tensor, schema: Schema) -> None:
         where = (~valid).nonzero()[0].tolist()
         row, column = where[-2:]
         rule = f"must be a code from {first[column]} to {last[column]}, or {unseen} for an unseen level"
-        name, code = schema.categorical[column].name, levels[tuple(where)].item()
+        name = schema.categorical[schema.level_positions[column]].name
+        code = levels[tuple(where)].item()
         raise UserError(f"column {name}: {rule}; row {row} is {code}")

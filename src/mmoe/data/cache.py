@@ -23,8 +23,8 @@ from mmoe.errors import ArgumentError, UserError, is_disk_error
 
 log = logging.getLogger(__name__)
 
-FORMAT = 6  # increment this when the same files and options are stored or encoded differently
-FIELDS = ("levels", "numbers", "labels")  # of a Batch
+FORMAT = 7  # increment this when the same files and options are stored or encoded differently
+FIELDS = ("levels", "numbers", "labels", "known", "weights")  # of a Batch; the last two may be missing
 # errno values of a missing file, and of a path that is not a directory and cannot become one.
 NOT_A_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -106,7 +106,8 @@ def sha256(path: Path) -> str:
 def _save(dataset: Dataset, request: str, path: Path) -> None:
     arrays = {"schema": np.array(dataset.schema.to_json())}
     for split, rows in dataset.splits.items():
-        arrays |= {f"{split}.{field}": getattr(rows, field).numpy() for field in FIELDS}
+        given = {field: getattr(rows, field) for field in FIELDS}
+        arrays |= {f"{split}.{field}": value.numpy() for field, value in given.items() if value is not None}
         arrays[f"{split}.positions"] = dataset.positions[split].numpy()
     np.savez(path, allow_pickle=False, digest=np.array(_digest(request, arrays)), **arrays)
 
@@ -133,7 +134,10 @@ def _read(path: Path, request: str) -> Dataset | None:
         raise CorruptFile(str(error) or type(error).__name__) from error
     end = ".positions"
     positions = {name.removesuffix(end): tensors[name] for name in tensors if name.endswith(end)}
-    splits = {split: Batch(*(tensors[f"{split}.{field}"] for field in FIELDS)) for split in positions}
+    splits = {}
+    for split in positions:
+        found: Any = {field: tensors.get(f"{split}.{field}") for field in FIELDS}
+        splits[split] = Batch(**found)
     return Dataset(schema, splits, positions)
 
 

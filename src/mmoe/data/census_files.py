@@ -1,4 +1,4 @@
-"""Find the two census files: in a directory, at UCI, or in the bundled sample."""
+"""The two census files and their columns; find them in a directory, at UCI, or in the bundled sample."""
 
 import logging
 from pathlib import Path
@@ -10,6 +10,22 @@ from mmoe.errors import UserError
 
 log = logging.getLogger(__name__)
 
+# In file order. The names are from census-income.names, shortened if they are phrases.
+COLUMNS = (
+    "age", "class_of_worker", "industry_code", "occupation_code", "education", "wage_per_hour",
+    "enrolled_last_week", "marital_status", "major_industry", "major_occupation", "race", "hispanic_origin",
+    "sex", "union_member", "unemployment_reason", "full_or_part_time", "capital_gains", "capital_losses",
+    "dividends", "tax_filer_status", "previous_region", "previous_state", "household_and_family",
+    "household_summary", "instance_weight", "migration_msa", "migration_region", "migration_within_region",
+    "same_house", "previous_sunbelt", "number_worked_for", "family_under_18", "country_of_father",
+    "country_of_mother", "country_of_self", "citizenship", "own_business", "veterans_questionnaire",
+    "veterans_benefits", "weeks_worked", "year", "income",
+)  # fmt: skip
+NUMERIC = (
+    "age", "wage_per_hour", "capital_gains", "capital_losses", "dividends", "instance_weight",
+    "number_worked_for", "own_business", "veterans_benefits", "weeks_worked", "year",
+)  # fmt: skip
+INCOME = ("- 50000.", "50000+.")
 NAMES = {"train": "census-income.data", "test": "census-income.test"}
 OFFICIAL_ROWS = {"train": 199_523, "test": 99_762}
 NUM_FIELDS = 42

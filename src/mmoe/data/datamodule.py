@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from mmoe.data.batch import concatenate
 from mmoe.data.loader import Loader, RowLoader
 from mmoe.data.schema import Schema
 from mmoe.data.splits import Dataset
@@ -129,9 +130,14 @@ class DataModule(pl.LightningDataModule):
         return batch if self.resident else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
 
-def labels_of(data: Any, split: str, count: int) -> Tensor:
-    """The first `count` labels [N, T] of `val` or `test`, without the rounding of the trainer's precision."""
+def labels_of(data: Any, split: str, count: int) -> tuple[Tensor, Tensor | None]:
+    """The first `count` labels of `val` or `test`, and which are known, [N, T] each; see `Batch`.
+
+    The labels do not have the rounding of the trainer's precision.
+    """
     if isinstance(data, DataModule):
-        return data.dataset.splits[split].labels[..., :count, :]
-    parts = [batch.labels.cpu() for batch in getattr(data, f"{split}_dataloader")()]
-    return torch.cat(parts, dim=-2)[..., :count, :]
+        rows = data.dataset.splits[split]
+    else:
+        rows = concatenate([batch.map(Tensor.cpu) for batch in getattr(data, f"{split}_dataloader")()])
+    known = None if rows.known is None else rows.known[..., :count, :]
+    return rows.labels[..., :count, :], known

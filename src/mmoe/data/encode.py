@@ -1,130 +1,146 @@
 """Encode frames of raw rows as tensors.
 
-N rows.
+N rows, P positions of levels, K values of a column in a row, M numeric columns.
 """
 
-from numbers import Integral
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 
 from mmoe.data.batch import Batch
-from mmoe.data.schema import Schema
-from mmoe.data.schema_checks import MAX_FLOAT32
-from mmoe.errors import UserError
-
-# The results of pandas.api.types.infer_dtype for columns of numbers.
-NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty")
+from mmoe.data.columns import BOOLEAN_SPELLINGS
+from mmoe.data.labels import decode_labels, encode_labels
+from mmoe.data.raw_column import (
+    Levels,
+    column_of,
+    date_part,
+    dates_of,
+    days,
+    levels_of,
+    multi_levels_of,
+    numbers_of,
+)  # fmt: skip
+from mmoe.data.schema import Categorical, Numeric, Schema
 
 
 def encode(frame: pd.DataFrame, schema: Schema) -> Batch:
-    """Encode raw rows; a level that is missing, or not in the schema, gets the unseen code.
+    """Encode raw rows; a level that is not in the schema gets the unseen code, and a missing number is NaN.
 
-    Categorical columns may be pandas categoricals, or hold text, integers or booleans, which become text.
-    Errors count rows from 0, in the order of the frame.
+    Categorical columns may hold text, numbers or booleans, which become text, and multi-valued columns may
+    hold lists. Errors count rows from 0, in the order of the frame. Columns are encoded in parallel.
 
     Raises:
-        UserError: a column is missing, occurs twice or has the wrong type, or a number or a label is missing
-            or not finite.
+        UserError: a column is missing, occurs twice or has the wrong type, a number is infinite, or a label
+            or a weight is invalid.
     """
     dtype = np.int16 if schema.num_levels <= np.iinfo(np.int16).max else np.int32
-    levels = np.empty((len(frame), len(schema.categorical)), dtype)
-    for i, (column, offset) in enumerate(zip(schema.categorical, schema.level_offsets, strict=False)):
-        codes, found = factorize(frame, column.name)
-        known = pd.Index(column.levels, dtype=object).get_indexer(pd.Index(found, dtype=object))
-        lookup = np.where(known >= 0, known + offset, schema.num_levels)
-        # A missing level has the code -1, which picks the appended unseen code.
-        levels[:, i] = np.append(lookup, schema.num_levels)[codes]
+    levels = np.empty((len(frame), len(schema.level_positions)), dtype)
     numbers = np.empty((len(frame), len(schema.numeric)), np.float32)
+    jobs: list[Callable[[], None]] = []
+    position = 0
+    for column, offset in zip(schema.categorical, schema.level_offsets, strict=False):
+        target = levels[:, position : position + column.max_values]
+        jobs.append(partial(_encode_levels, frame, column, offset, schema.num_levels, target))
+        position += column.max_values
     for i, number in enumerate(schema.numeric):
-        numbers[:, i] = numbers_of(frame, number.name)
-    labels = np.empty((len(frame), len(schema.tasks)), np.float32)
-    for i, task in enumerate(schema.tasks):
-        if task.is_binary:
-            codes, found = factorize_labels(frame, task.column)
-            labels[:, i] = np.array([level in task.positive for level in found], dtype=bool)[codes]
-        else:
-            labels[:, i] = numbers_of(frame, task.column)
-    return Batch(torch.from_numpy(levels), torch.from_numpy(numbers), torch.from_numpy(labels))
+        jobs.append(partial(_encode_numbers, frame, number, numbers[:, i]))
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for job in [threads.submit(job) for job in jobs]:
+            job.result()
+    labels, known, weights = encode_labels(frame, schema.tasks)
+    return Batch(torch.from_numpy(levels), torch.from_numpy(numbers), labels, known, weights)
+
+
+def find_levels(frame: pd.DataFrame, column: Categorical) -> Levels:
+    """The levels of a categorical column of raw rows."""
+    values = column_of(frame, column.raw_name)
+    if column.part:
+        return date_part(dates_of(values), column.part)
+    return multi_levels_of(values, column.separator) if column.is_multi else levels_of(values)
+
+
+def find_numbers(frame: pd.DataFrame, column: str, is_datetime: bool) -> np.ndarray:
+    """The numbers of a numeric column of raw rows [N], NaN where missing; dates are days since 1970."""
+    values = column_of(frame, column)
+    return days(dates_of(values)) if is_datetime else numbers_of(values)
+
+
+def hash_level(level: str, buckets: int) -> int:
+    """The bucket of a level: CRC-32 of its UTF-8 bytes, modulo the number of buckets."""
+    return zlib.crc32(level.encode()) % buckets
+
+
+def level_codes(names: Sequence[str], column: Categorical) -> np.ndarray:
+    """The code of each level in the column, counted from 0; -1 for an unseen one without a code."""
+    if column.buckets:
+        return np.array([hash_level(name, column.buckets) for name in names], np.int64)
+    known = pd.Index(column.levels, dtype=object).get_indexer(pd.Index(list(names), dtype=object))
+    if (known < 0).any() and (ours := _spelling(column.levels)) and (theirs := _spelling(names)):
+        known = pd.Index(column.levels).get_indexer(pd.Index([ours[theirs.index(name)] for name in names]))
+    return np.where(known < 0, column.num_codes - 1, known) if column.has_rare else known
+
+
+def _spelling(levels: Sequence[str]) -> tuple[str, str] | None:
+    """How the levels spell false and true; None if they are no booleans."""
+    return next((pair for pair in BOOLEAN_SPELLINGS if levels and set(levels) <= set(pair)), None)
+
+
+def _encode_levels(
+    frame: pd.DataFrame, column: Categorical, offset: int, unseen: int, target: np.ndarray
+) -> None:
+    """Write the codes of a column to `target` [N, K]."""
+    codes, names, row_offsets = find_levels(frame, column)
+    missing = -1
+    if column.has_missing or column.has_rare:
+        missing = column.num_codes - 1 - (column.has_missing and column.has_rare)
+    lookup = np.append(level_codes(names, column), missing)
+    lookup = np.where(lookup < 0, unseen, lookup + offset)
+    # A missing level has the code -1, which picks the last entry.
+    found = lookup.astype(target.dtype).take(codes, mode="wrap")  # [N] or [V]
+    if row_offsets is None:
+        target[:, 0] = found
+        return
+    row = np.repeat(np.arange(len(row_offsets) - 1), np.diff(row_offsets))
+    # A known level counts once in a row, and the first `max_values` of a row are kept.
+    pairs = pd.DataFrame({"row": row, "code": found})
+    pairs = pairs[pairs["code"] != unseen].drop_duplicates()
+    place = pairs.groupby("row").cumcount().to_numpy()
+    kept = place < column.max_values
+    target[:] = unseen
+    target[pairs["row"].to_numpy()[kept], place[kept]] = pairs["code"].to_numpy()[kept]
+
+
+def _encode_numbers(frame: pd.DataFrame, column: Numeric, target: np.ndarray) -> None:
+    """Write the numbers of a column to `target` [N]."""
+    numbers = find_numbers(frame, column.name, column.is_datetime)
+    if column.origin:
+        numbers = numbers.astype(np.float64) - column.origin
+    target[:] = numbers
 
 
 def decode(rows: Batch, schema: Schema) -> pd.DataFrame:
-    """The inverse of `encode`: levels as text (None if unseen), numbers, and labels by task."""
-    levels, numbers, labels = (tensor.cpu().numpy() for tensor in (rows.levels, rows.numbers, rows.labels))
-    names = np.array([level for c in schema.categorical for level in c.levels] + [None], dtype=object)
-    columns = {column.name: names[levels[:, i]] for i, column in enumerate(schema.categorical)}
-    columns |= {number.name: numbers[:, i] for i, number in enumerate(schema.numeric)}
-    return pd.DataFrame(columns | {f"{task.name}_label": labels[:, i] for i, task in enumerate(schema.tasks)})
+    """The inverse of `encode`: levels as text, numbers, and labels by task.
 
-
-def column_of(frame: pd.DataFrame, name: str) -> pd.Series:
-    """The one column of this name.
-
-    Raises:
-        UserError: there is none, or more than one.
+    A level is None if it is missing, unseen or hashed, and `(rare)` if it has the code of rare levels. A
+    multi-valued column has lists. Dates are days since 1970, and their parts are columns of their own.
     """
-    count = int((frame.columns == name).sum())
-    if not count:
-        names = [str(other) for other in frame.columns]
-        listed = ", ".join(names[:50]) + ", ..." * (len(names) > 50)
-        raise UserError(f"column {name} is missing; the columns are {listed}")
-    if count > 1:
-        raise UserError(f"column {name} occurs {count} times")
-    return frame[name]
-
-
-def is_categorical(values: pd.Series) -> bool:
-    """Whether the column has a categorical or text dtype, or holds anything but numbers."""
-    return isinstance(values.dtype, pd.CategoricalDtype | pd.StringDtype) or _kind(values) not in NUMBERS
-
-
-def factorize(frame: pd.DataFrame, name: str) -> tuple[np.ndarray, list[str]]:
-    """The codes [N] of a categorical column (-1: missing) and its levels, as by pandas.factorize."""
-    values = column_of(frame, name)
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        codes, levels = values.cat.codes.to_numpy(), values.cat.categories
-    else:
-        try:
-            codes, levels = pd.factorize(values)
-        except TypeError:  # the values are lists, say
-            raise UserError(f"column {name}: must hold text, holds {_kind(values)} objects") from None
-    for level in levels:
-        if not isinstance(level, str | Integral | np.bool_):
-            raise UserError(f"column {name}: must hold text, holds {level!r}")
-    return codes, [str(level) for level in levels]
-
-
-def factorize_labels(frame: pd.DataFrame, name: str) -> tuple[np.ndarray, list[str]]:
-    """Like `factorize`, but no level may be missing."""
-    codes, levels = factorize(frame, name)
-    if (codes < 0).any():
-        raise UserError(f"column {name}, row {int(np.argmax(codes < 0))}: must have a label, it is missing")
-    return codes, levels
-
-
-def numbers_of(frame: pd.DataFrame, name: str) -> np.ndarray:
-    """The numbers of a column [N], which must be finite in float32."""
-    series = column_of(frame, name)
-    if isinstance(series.dtype, pd.CategoricalDtype) or _kind(series) not in NUMBERS:
-        raise UserError(f"column {name}: must hold numbers, holds {_kind(series)} values")
-    values = series.to_numpy()
-    if values.dtype.kind not in "iuf":
-        values = series.to_numpy(np.float64, na_value=np.nan)
-    check_finite_column(name, values)
-    return values
-
-
-def check_finite_column(name: str, values: np.ndarray) -> None:
-    """Raise UserError for the first number [N] that is not finite in float32."""
-    wrong = ~(np.abs(values) <= MAX_FLOAT32)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        value = "missing" if np.isnan(values[row]) else values[row]
-        rule = "must be a finite number in the range of float32"
-        raise UserError(f"column {name}, row {row}: {rule}, is {value}")
-
-
-def _kind(values: pd.Series) -> str:
-    """The kind of values in a column, in pandas's words, ignoring missing values."""
-    return pd.api.types.infer_dtype(values, skipna=True)
+    levels, numbers = rows.levels.cpu().numpy(), rows.numbers.cpu().numpy()
+    names = np.array([n for c in schema.categorical for n in c.code_names] + [None], dtype=object)
+    columns: dict[str, object] = {}
+    position = 0
+    for column in schema.categorical:
+        found = names[levels[:, position : position + column.max_values]]
+        position += column.max_values
+        if column.is_multi:
+            columns[column.name] = [[level for level in row if level is not None] for row in found]
+        else:
+            columns[column.name] = found[:, 0]
+    for i, number in enumerate(schema.numeric):
+        values = numbers[:, i]
+        columns[number.name] = values.astype(np.float64) + number.origin if number.origin else values
+    return pd.DataFrame(columns | decode_labels(rows.labels, rows.known, schema.tasks))

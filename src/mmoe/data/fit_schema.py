@@ -3,8 +3,12 @@
 N rows.
 """
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,52 +16,143 @@ import torch
 from rtdl_num_embeddings import compute_bins
 
 from mmoe.data import encode
-from mmoe.data.schema import Categorical, Numeric, Schema, Task
+from mmoe.data.column_options import ColumnOptions
+from mmoe.data.labels import known_labels
+from mmoe.data.raw_column import check_finite_column, column_of, is_categorical
+from mmoe.data.schema import DATE_PARTS, Categorical, Numeric, Schema
 from mmoe.data.schema_checks import MAX_MAGNITUDE
 from mmoe.errors import UserError, check_integers
+from mmoe.tasks import Task
 
 FREQUENT_ROWS = 10  # a value is frequent if it occurs in at least this many training rows
 MAX_QUANTILE_VALUES = 2**24  # torch.quantile takes no more values than this
+MAX_EXACT_FLOAT32 = 2**24  # float32 cannot hold every larger integer
 MIN_BIN_WIDTH = 1e-30  # 1 / width must not overflow
+MAX_AUTO_ONE_HOT = 256  # a column with more levels gets learned vectors
+MAX_ONE_HOT = 4096  # the most codes that a configuration may encode one-hot
 
 
-def fit_schema(frame: pd.DataFrame, features: Sequence[str], tasks: Sequence[Task], num_bins: int) -> Schema:
-    """Compute vocabularies, scales and quantile bins of the `features` of a training frame.
+def fit_schema(
+    frame: pd.DataFrame,
+    columns: Sequence[str] | Mapping[str, ColumnOptions],
+    tasks: Sequence[Task],
+    num_bins: int,
+    rows: np.ndarray | None = None,
+) -> Schema:
+    """Compute vocabularies, scales and quantile bins of the columns of training rows.
 
-    Columns of text and pandas categoricals are categorical, and may have missing levels. Other columns are
-    numeric, and must have a number in every row. They get at most `num_bins` bins; with fewer distinct
-    values, each value is an edge. A regression gets the mean and the standard deviation of its labels.
+    The training rows are those at the positions `rows` of the frame; None: all rows.
+
+    With a list of columns, those of numbers are numeric, and the others are categorical. Numeric columns get
+    at most `num_bins` bins; with fewer distinct values, each value is an edge. Each task is fitted to its
+    known labels. Columns are fitted in parallel.
 
     Raises:
-        UserError: a column is missing, occurs twice or has the wrong type, a number or a label is missing or
-            not finite, or only some of a task's positive levels occur.
+        UserError: a column is missing, occurs twice or has the wrong type, a number is infinite, or a task
+            cannot be fitted to its labels.
     """
     check_integers(2, num_bins=num_bins)
-    for task in tasks:
-        levels = _vocabulary(*encode.factorize_labels(frame, task.column)) if task.is_binary else []
-        for level in task.positive:
-            # If no positive level occurs, `check_labels` raises a better error.
-            if level not in levels and set(levels) & set(task.positive):
-                what = f"{level!r} is not a level of {task.column} in the training file"
-                raise UserError(f"data.tasks.{task.name}.positive: {what}; the levels are {levels}")
-    categorical = [name for name in features if encode.is_categorical(encode.column_of(frame, name))]
-    numeric = [name for name in features if name not in categorical]
+    for name, count in Counter(list(columns)).items():
+        if count > 1:
+            raise UserError(f"columns: must have different names; {count} have the name {name!r}")
+    if not isinstance(columns, Mapping):
+        are_levels = {name: is_categorical(column_of(frame, name)) for name in columns}
+        columns = {n: ColumnOptions("categorical" if are else "numeric") for n, are in are_levels.items()}
+    jobs: list[Callable[[], Categorical | Numeric]] = []
+    for name, options in columns.items():
+        if options.kind in ("categorical", "multi"):
+            jobs.append(partial(_fit_categorical, frame, rows, Categorical(name, ()), options))
+        else:
+            jobs.append(partial(_fit_numbers, frame, rows, name, options.kind == "datetime", num_bins))
+        if options.kind == "datetime":
+            for part in DATE_PARTS:
+                column = Categorical(f"{name}.{part}", (), source=name, part=part)
+                jobs.append(partial(_fit_categorical, frame, rows, column, options))
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        fitted = [job.result() for job in [threads.submit(job) for job in jobs]]
+    # A part that never varies, such as the hour of dates without a time, tells nothing.
+    categorical = [c for c in fitted if isinstance(c, Categorical) and not (c.part and c.num_codes < 2)]
     return Schema(
-        tuple(Categorical(name, tuple(_vocabulary(*encode.factorize(frame, name)))) for name in categorical),
-        tuple(fit_numeric(name, encode.numbers_of(frame, name), num_bins) for name in numeric),
-        tuple(_fit_task(task, frame) for task in tasks),
+        tuple(sorted(categorical, key=lambda column: column.size > 0)),
+        tuple(column for column in fitted if isinstance(column, Numeric)),
+        tuple(_fit_task(task, frame, rows) for task in tasks),
     )
 
 
+def _fit_task(task: Task, frame: pd.DataFrame, rows: np.ndarray | None) -> Task:
+    labels = known_labels(frame, task)
+    return task.fit(labels if rows is None else labels.iloc[rows])
+
+
+def _fit_categorical(
+    frame: pd.DataFrame, rows: np.ndarray | None, column: Categorical, options: ColumnOptions
+) -> Categorical:
+    """The vocabulary and the encoding of a categorical column."""
+    if options.kind == "multi":
+        column = replace(column, is_multi=True, separator=options.separator)
+    codes, names, row_offsets = encode.find_levels(frame, column)
+    if row_offsets is not None:
+        row = np.repeat(np.arange(len(row_offsets) - 1), np.diff(row_offsets))
+        pairs = np.stack([row, codes])
+        if rows is not None:
+            pairs = pairs[:, np.isin(row, rows)]
+        row, codes = np.unique(pairs, axis=1)  # a level counts once in a row
+        longest = int(np.bincount(row, minlength=1).max())
+        column = replace(column, max_values=max(1, min(options.max_values, longest)))
+    elif rows is not None:
+        codes = codes[rows]
+    column = replace(column, has_missing=bool((codes < 0).any()))
+    counts = np.bincount(codes[codes >= 0], minlength=len(names))
+    if options.encoding == "hash":
+        column = replace(column, buckets=options.buckets)
+    else:
+        kept = [
+            name for name, count in zip(names, counts.tolist(), strict=True) if count >= options.min_count
+        ]
+        has_rare = len(kept) < int((counts > 0).sum())
+        column = replace(column, levels=tuple(sorted(kept)), has_rare=has_rare)
+    return replace(column, size=_vector_size(column, options))
+
+
+def _vector_size(column: Categorical, options: ColumnOptions) -> int:
+    """The size of the column's learned vectors; 0 for one-hot."""
+    count = column.num_codes
+    if options.encoding == "one_hot" and count > MAX_ONE_HOT:
+        rule = f"one_hot allows {MAX_ONE_HOT} codes, the column has {count}; remove it, or give embedding"
+        raise UserError(f"data.columns.{column.name}.encoding: {rule}")
+    is_small = options.encoding == "auto" and not options.size and count <= MAX_AUTO_ONE_HOT
+    if options.encoding == "one_hot" or is_small:
+        return 0
+    # A common rule: four times the fourth root of the number of levels.
+    return options.size or min(64, 4 * math.ceil(count**0.25))
+
+
+def _fit_numbers(
+    frame: pd.DataFrame, rows: np.ndarray | None, name: str, is_datetime: bool, num_bins: int
+) -> Numeric:
+    numbers = encode.find_numbers(frame, name, is_datetime)
+    numbers = numbers if rows is None else numbers[rows]
+    return replace(fit_numeric(name, numbers, num_bins), is_datetime=is_datetime)
+
+
 def fit_numeric(name: str, values: np.ndarray, num_bins: int) -> Numeric:
-    """Scale, bins and frequent values of a column with the training values [N].
+    """Scale, bins and frequent values of a column with the training values [N]; NaN is missing.
 
     Raises:
-        UserError: there are no values, or one is not finite.
+        UserError: there are no values, or one is infinite.
     """
     if not len(values):
         raise UserError(f"column {name}: must have at least one row")
-    encode.check_finite_column(name, values)
+    check_finite_column(name, values, may_be_missing=True)
+    is_missing = np.isnan(values)
+    has_missing = bool(is_missing.any())
+    if has_missing:
+        values = values[~is_missing]
+        if not len(values):
+            return Numeric(name, 0.0, 1.0, (0.0, 1.0), has_missing=True)
+    origin = _origin(values)
+    if origin:
+        values = values.astype(np.float64) - origin
     if np.abs(values).max() > MAX_MAGNITUDE:
         values = np.clip(values, -MAX_MAGNITUDE, MAX_MAGNITUDE)
     mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
@@ -73,8 +168,18 @@ def fit_numeric(name: str, values: np.ndarray, num_bins: int) -> Numeric:
         (edges,) = compute_bins(edges[:, None], n_bins=num_bins)
     bins = _drop_narrow_bins(edges.tolist())
     if len(bins) == 1:
-        return Numeric(name, mean, 1.0, _bin_of_constant(mean), frequent)
-    return Numeric(name, mean, std, bins, frequent)
+        return Numeric(name, mean, 1.0, _bin_of_constant(mean), frequent, origin, has_missing)
+    return Numeric(name, mean, std, bins, frequent, origin, has_missing)
+
+
+def _origin(values: np.ndarray) -> float:
+    """The smallest value, if the values are so large that float32 rounds different ones to one; else 0."""
+    low, high = float(values.min()), float(values.max())
+    largest = max(abs(low), abs(high))
+    if largest <= MAX_EXACT_FLOAT32 or high - low >= largest / 2:
+        return 0.0
+    is_rounded = len(np.unique(values.astype(np.float32))) < len(np.unique(values))
+    return low if is_rounded else 0.0
 
 
 def _drop_narrow_bins(edges: Sequence[float]) -> tuple[float, ...]:
@@ -92,18 +197,3 @@ def _bin_of_constant(value: float) -> tuple[float, float]:
         return value, value + 1
     rounded = np.float32(value)
     return float(rounded), float(np.nextafter(rounded, np.float32(np.inf)))
-
-
-def _fit_task(task: Task, frame: pd.DataFrame) -> Task:
-    """Give a regression the mean and the std of its training labels, rounded to float32."""
-    if task.is_binary:
-        return task
-    values = encode.numbers_of(frame, task.column).astype(np.float64)
-    mean, std = np.float32(values.mean()), np.float32(values.std())
-    is_constant = not std > 0 or values.min() == values.max()
-    return replace(task, mean=float(mean), std=1.0 if is_constant else float(std))
-
-
-def _vocabulary(codes: np.ndarray, levels: Sequence[str]) -> list[str]:
-    """The levels that occur in `codes` [N], sorted."""
-    return sorted({levels[i] for i in np.unique(codes[codes >= 0])})

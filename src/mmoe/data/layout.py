@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmoe.data import columns
-from mmoe.data.census import COLUMNS, NUMERIC
+from mmoe.data.census_files import COLUMNS, NUMERIC
 from mmoe.data.schema import Schema
 from mmoe.data.text_blocks import Block, split_lines
 from mmoe.errors import UserError

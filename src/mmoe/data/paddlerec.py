@@ -18,9 +18,10 @@ from mmoe.data import cache, headerless_csv
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule
 from mmoe.data.fit_schema import fit_numeric
-from mmoe.data.schema import Categorical, Schema, Task
+from mmoe.data.schema import Categorical, Schema
 from mmoe.data.splits import Dataset, assemble
 from mmoe.errors import ArgumentError, UserError, check_integers, check_seeds
+from mmoe.tasks import Binary, Task
 
 LABELS = ("marital", "income")
 NUM_INPUTS = 499
@@ -73,7 +74,7 @@ class PaddleRecData(DataModule):
         return cache.load_or_build(self.cache_dir, "paddlerec", {"files": digests, **options}, build)
 
     def _encode(self, train: Sequence[Path], held_out: Sequence[Path], digests: dict[str, str]) -> Dataset:
-        tasks = [Task(name, name, ("1",)) for name in LABELS]
+        tasks = [Binary(name, ("1",), name=name) for name in LABELS]
         tasks.sort(key=lambda task: task.name != self.main_task)
         is_binary = _find_binary(train)
         groups = _one_hot_groups([*train, *held_out], is_binary)
@@ -91,8 +92,7 @@ class PaddleRecData(DataModule):
             tuple(tasks),
             files=digests,
         )
-        sources = (str(train[0].parent), str(held_out[0].parent))
-        return assemble(schema, train_rows, held_out_rows, self.split_seed, sources)
+        return assemble(schema, train_rows, held_out_rows, self.split_seed)
 
 
 def _csv_files(folder: Path) -> list[Path]:

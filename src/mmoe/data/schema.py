@@ -12,41 +12,105 @@ from typing import Any
 
 from mmoe.data import schema_checks as check
 from mmoe.errors import ArgumentError, UserError
+from mmoe.tasks import Task, task_from_json, task_to_json
 
 ORIGINS = ("official", "sample", "synthetic", "custom")
+DATE_PARTS = ("year", "month", "weekday", "hour")
+RARE = "(rare)"  # the name of the code of rare and unseen levels
 
 
 @dataclass(frozen=True)
 class Categorical:
-    """A categorical column.
+    """A categorical column. It has a code for each level. Without `size`, each code is an input.
 
-    `levels` is the vocabulary: the levels in the training file, sorted as text or as integers. Any other
-    level, and a missing one, is encoded as unseen. `mode` is the most frequent level, or empty if unknown.
-    Results do not depend on the mode, except for rounding.
+    Attributes:
+        name: the name of the column.
+        levels: the vocabulary: the levels in the training rows, sorted as text or as integers.
+        mode: the most frequent code in the training rows, counted from 0. Results do not depend on it, except
+            for rounding.
+        source: the column of the raw rows; empty if it has the same `name`.
+        part: the part of a date and time that is the level: `year`, `month`, `weekday` or `hour`.
+        buckets: if above 0, there is no vocabulary: a hash of the level is its code.
+        has_missing: training rows had missing values, which have a code of their own.
+        has_rare: training rows had levels that are too rare for the vocabulary. Rare and unseen levels share
+            one code.
+        size: if above 0, the inputs are a learned vector of so many numbers, and not one input for each code.
+        is_multi: a row has several levels.
+        separator: the text between two levels of a row; empty for lists.
+        max_values: the largest number of levels in a row; 1 unless `is_multi`.
+
+    Without `has_missing`, a missing value is encoded as unseen; without `has_rare`, an unseen level has no
+    code, and all its inputs are 0.
 
     Raises:
-        ArgumentError: a value has the wrong type, or the levels are not unique and sorted.
+        ArgumentError: a value has the wrong type or is out of range, or the levels are not unique and sorted.
     """
 
     name: str
     levels: tuple[str, ...]
-    mode: str = field(default="", compare=False)
+    mode: int = field(default=0, compare=False)
+    source: str = ""
+    part: str = ""
+    buckets: int = 0
+    has_missing: bool = False
+    has_rare: bool = False
+    size: int = 0
+    is_multi: bool = False
+    separator: str = ""
+    max_values: int = 1
 
     def __post_init__(self) -> None:
         _check_and_store(self, "categorical.", name=check.text)
         where = f"categorical.{self.name}"
-        _check_and_store(self, f"{where}.", levels=check.levels)
-        if self.mode not in ("", *self.levels):
-            raise ArgumentError(f"{where}.mode={self.mode!r}: must be one of its levels, or empty")
+        counts = dict.fromkeys(("mode", "buckets", "size"), check.count)
+        flags = dict.fromkeys(("has_missing", "has_rare", "is_multi"), check.flag)
+        _check_and_store(self, f"{where}.", levels=check.levels, max_values=check.positive, **counts, **flags)
+        _check_and_store(self, f"{where}.", source=check.any_text, separator=check.any_text)
+        if self.part not in ("", *DATE_PARTS):
+            raise ArgumentError(f"{where}.part={self.part}: must be one of {', '.join(DATE_PARTS)}, or empty")
+        if self.buckets and (self.levels or self.has_rare):
+            raise ArgumentError(f"{where}.buckets={self.buckets}: must be 0 for a column with levels")
+        if self.max_values > 1 and not self.is_multi:
+            raise ArgumentError(f"{where}.max_values={self.max_values}: must be 1, because it is not multi")
+        if self.mode >= max(1, self.num_codes):
+            raise ArgumentError(
+                f"{where}.mode={self.mode}: must be below {self.num_codes}, the number of codes"
+            )
+
+    @property
+    def raw_name(self) -> str:
+        """The name of the column in the raw rows."""
+        return self.source or self.name
+
+    @property
+    def num_codes(self) -> int:
+        """The number of codes: levels or buckets, then missing, then rare."""
+        return (self.buckets or len(self.levels)) + self.has_missing + self.has_rare
+
+    @property
+    def code_names(self) -> list[str | None]:
+        """The level of each code; None for a bucket and for missing values."""
+        named: list[str | None] = [None] * self.buckets if self.buckets else list(self.levels)
+        return named + [None] * self.has_missing + [RARE] * self.has_rare
 
 
 @dataclass(frozen=True)
 class Numeric:
-    """A numeric column, with statistics of the training file.
+    """A numeric column, with statistics of the training rows.
 
-    `std` is the population standard deviation. `bins` are the increasing edges of the quantile bins: N + 1
-    edges make N bins. A constant column has std 1 and a single bin, which begins at its value. `values` are
-    the frequent values, sorted.
+    `origin` is subtracted before the statistics are computed. It is 0, unless the numbers are so large that
+    float32 would round different ones to the same number.
+
+    Attributes:
+        name: the name of the column.
+        mean, std: the mean and the population standard deviation.
+        bins: the increasing edges of the quantile bins: N + 1 edges make N bins.
+        values: the frequent values, sorted.
+        origin: a number that is subtracted before the number is rounded to float32.
+        has_missing: training rows had missing numbers. One more input is 1 where the number is missing.
+        is_datetime: the raw column holds dates, which become days since 1970.
+
+    A constant or empty column has std 1 and a single bin, which begins at its value.
 
     Raises:
         ArgumentError: a value has the wrong type or is not finite, `std` is not above 0, or the edges or the
@@ -58,67 +122,35 @@ class Numeric:
     std: float
     bins: tuple[float, ...]
     values: tuple[float, ...] = ()
+    origin: float = 0.0
+    has_missing: bool = False
+    is_datetime: bool = False
 
     def __post_init__(self) -> None:
         _check_and_store(self, "numeric.", name=check.text)
         statistics = {"mean": check.number, "std": check.std, "bins": check.bins, "values": check.increasing}
-        _check_and_store(self, f"numeric.{self.name}.", **statistics)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task whose label comes from `column`.
-
-    A `binary` label is 1 if the column holds one of the `positive` levels. A `regression` label is the number
-    in the column; the loss scales it by `mean` and `std` of the training file.
-
-    Raises:
-        ArgumentError: the kind is unknown, a value has the wrong type, a binary task has no positive levels
-            or has a scale, or a regression has levels.
-    """
-
-    name: str
-    column: str
-    positive: tuple[str, ...] = ()
-    kind: str = "binary"
-    mean: float = 0.0
-    std: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_and_store(self, "tasks.", name=check.text)
-        where = f"tasks.{self.name}"
-        checks = {"column": check.text, "positive": check.texts, "mean": check.number, "std": check.std}
-        _check_and_store(self, f"{where}.", **checks)
-        if self.kind not in ("binary", "regression"):
-            raise ArgumentError(f"{where}.kind={self.kind}: must be binary or regression")
-        if self.is_binary and not self.positive:
-            raise ArgumentError(f"{where}.positive=[]: must name at least one level of {self.column}")
-        if self.positive and not self.is_binary:
-            raise ArgumentError(f"{where}.positive={list(self.positive)}: must be empty for a regression")
-        if self.is_binary and self.is_scaled:
-            raise ArgumentError(f"{where}: must have mean 0 and std 1, because it is binary")
+        flags = dict.fromkeys(("has_missing", "is_datetime"), check.flag)
+        _check_and_store(self, f"numeric.{self.name}.", origin=check.number, **statistics, **flags)
 
     @property
-    def is_binary(self) -> bool:
-        """Whether the label is 0 or 1."""
-        return self.kind == "binary"
-
-    @property
-    def is_scaled(self) -> bool:
-        """Whether the network predicts (label - mean) / std rather than the label."""
-        return (self.mean, self.std) != (0, 1)
+    def raw_name(self) -> str:
+        """The name of the column in the raw rows."""
+        return self.name
 
 
 @dataclass(frozen=True)
 class Schema:
     """Columns and tasks of a data set, in the order in which a `Batch` holds them.
 
+    Categorical columns with a learned vector (`size` above 0) come after the others.
+
     `rows` is the origin of the rows: `official` (UCI's two files, recognised by their row counts), `sample`
     (the bundled one), `synthetic` (generated) or `custom`. `files` maps file names to SHA-256 digests, and
     `num_rows` maps splits to row counts.
 
     Raises:
-        ArgumentError: two columns or two tasks have the same name, or a value has the wrong type.
+        ArgumentError: two columns or two tasks have the same name, the columns are in another order, or a
+            value has the wrong type.
     """
 
     categorical: tuple[Categorical, ...]
@@ -135,23 +167,45 @@ class Schema:
             if not all(isinstance(part, kind) for part in getattr(self, key)):
                 raise ArgumentError(f"{key}: must be a list of {kind.__name__}")
         check.unique("columns", [c.name for c in self.categorical] + [n.name for n in self.numeric])
+        for task in self.tasks:
+            task.check_fitted()
         check.unique("tasks", [task.name for task in self.tasks])
+        has_vector = [column.size > 0 for column in self.categorical]
+        if has_vector != sorted(has_vector):
+            raise ArgumentError("categorical: columns with a size must come after those without")
         if self.rows not in ORIGINS:
             raise ArgumentError(f"rows={self.rows}: must be one of {', '.join(ORIGINS)}")
 
     @property
     def level_offsets(self) -> list[int]:
-        """The code of each categorical column's first level, followed by `num_levels`; C + 1 integers."""
-        return [0, *accumulate(len(column.levels) for column in self.categorical)]
+        """The first code of each categorical column, followed by `num_levels`; C + 1 integers."""
+        return [0, *accumulate(column.num_codes for column in self.categorical)]
 
     @property
     def num_levels(self) -> int:
-        """Number of levels in all categorical columns; also the code of an unseen or missing level."""
+        """Number of codes in all categorical columns; also the code of an unseen level."""
         return self.level_offsets[-1]
+
+    @property
+    def level_positions(self) -> list[int]:
+        """For each position in a row's levels, the number of its categorical column; P integers."""
+        return [i for i, column in enumerate(self.categorical) for _ in range(column.max_values)]
+
+    @property
+    def num_one_hot(self) -> int:
+        """Number of categorical columns without a learned vector; they come first."""
+        return sum(not column.size for column in self.categorical)
+
+    @property
+    def input_columns(self) -> list[str]:
+        """The columns of the raw rows that the inputs are computed from."""
+        columns: list[Categorical | Numeric] = [*self.categorical, *self.numeric]
+        return list(dict.fromkeys(column.raw_name for column in columns))
 
     def to_json(self) -> str:
         """The schema as JSON; `from_json` restores an equal schema."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        values = asdict(self) | {"tasks": [task_to_json(task) for task in self.tasks]}
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Schema":
@@ -167,7 +221,10 @@ class Schema:
         values = _check_keys(cls, "schema", values)
         for key, kind in PARTS.items():
             items = enumerate(check.sequence(key, values[key]))
-            values[key] = tuple(kind(**_check_keys(kind, f"{key}[{i}]", item)) for i, item in items)
+            if kind is Task:
+                values[key] = tuple(task_from_json(f"{key}[{i}]", item) for i, item in items)
+            else:
+                values[key] = tuple(kind(**_check_keys(kind, f"{key}[{i}]", item)) for i, item in items)
         return cls(**values)
 
 

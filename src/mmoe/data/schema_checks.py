@@ -24,6 +24,13 @@ def text(where: str, value: Any) -> str:
     return value
 
 
+def any_text(where: str, value: Any) -> str:
+    """Text, which may be empty."""
+    if not isinstance(value, str):
+        raise ArgumentError(f"{where}={value!r}: must be text")
+    return value
+
+
 def unique(where: str, names: Sequence[str]) -> None:
     """Names that all differ."""
     for name, count in Counter(names).items():
@@ -62,6 +69,23 @@ def number(where: str, value: Any) -> float:
     if not is_number(value, Real) or not abs(value) <= MAX_FLOAT32:
         raise ArgumentError(f"{where}={value!r}: must be a finite number in the range of float32")
     return float(value)
+
+
+def count(where: str, value: Any) -> int:
+    """An integer of at least 0."""
+    return check_integers(0, **{where: value})[0]
+
+
+def positive(where: str, value: Any) -> int:
+    """An integer of at least 1."""
+    return check_integers(1, **{where: value})[0]
+
+
+def flag(where: str, value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ArgumentError(f"{where}={value!r}: must be true or false")
+    return value
 
 
 def increasing(where: str, values: Any) -> tuple[float, ...]:
@@ -109,7 +133,7 @@ def digests(where: str, values: Any) -> dict[str, str]:
 
 def counts(where: str, values: Any) -> dict[str, int]:
     """Row counts by name."""
-    return {k: check_integers(0, **{f"{where}.{k}": v})[0] for k, v in mapping(where, values).items()}
+    return {k: count(f"{where}.{k}", v) for k, v in mapping(where, values).items()}
 
 
 def mapping(where: str, values: Any) -> Mapping[str, Any]:

@@ -13,10 +13,11 @@ import torch
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule
 from mmoe.data.loader import Loader
-from mmoe.data.schema import Numeric, Schema, Task
+from mmoe.data.schema import Numeric, Schema
 from mmoe.data.splits import Dataset
 from mmoe.data.synthetic_generator import Device, RowGenerator
 from mmoe.errors import ArgumentError, check_integers
+from mmoe.tasks import Regression
 
 SPLIT_BLOCKS = {"train": 0, "val": -1, "test": -2}  # number of the block that holds the fixed rows of a split
 STREAMED_STEPS = 8  # steps that are drawn at once; more would take more memory and save little time
@@ -118,7 +119,7 @@ class SyntheticData(DataModule):
         schema = Schema(
             (),
             tuple(Numeric(f"x{i}", 0.0, 1.0, (-1.0, 0.0, 1.0)) for i in range(1, self.generator.d + 1)),
-            tuple(Task(name, f"y{name.removeprefix('task')}", kind="regression") for name in self.names),
+            tuple(Regression(f"y{name.removeprefix('task')}", name=name) for name in self.names),
             rows="synthetic",
             num_rows=self.num_rows,
         )

@@ -1,6 +1,7 @@
 """Cross-stitch networks (Misra et al., CVPR 2016): task networks that learn what to share.
 
-B batch, I inputs, T tasks, S the tasks again, as sources of a weighted sum, U units of a layer.
+B batch, I inputs, T tasks, S the tasks again, as sources of a weighted sum, U units of a layer, L
+logits of all tasks.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.errors import check_integers, check_probabilities, check_widths
-from mmoe.models.layers import SharedInputLinear, StackedLinear, activation_layers
+from mmoe.models.layers import SharedInputLinear, StackedLinear, TaskLogits, activation_layers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs
 
@@ -37,6 +38,7 @@ class CrossStitch(nn.Module):
 
     Args:
         num_inputs, num_tasks: I and T.
+        task_outputs: number of logits of each task; None: one each. L is their sum.
         units: widths of each network's hidden layers.
         own: initial weight of a task's own units; the other tasks share the rest equally.
         activation, dropout: apply to all hidden layers; activation is a key of `layers.ACTIVATIONS`.
@@ -45,7 +47,7 @@ class CrossStitch(nn.Module):
         ArgumentError: an argument is outside its range.
 
     Shape:
-        x: [B, I]; output: logits [B, T] and no gates.
+        x: [B, I]; output: logits [B, L] and no gates.
     """
 
     takes_sparse_inputs = True
@@ -58,15 +60,17 @@ class CrossStitch(nn.Module):
         own: float = 0.9,
         activation: str = "relu",
         dropout: float = 0.0,
+        task_outputs: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         num_inputs, num_tasks = check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks)
         (units,) = check_widths(1, units=units)
         (own,) = check_probabilities(own=own)
+        self.task_logits = TaskLogits(num_tasks, task_outputs)
         self.layers = nn.Sequential(SharedInputLinear(num_tasks, num_inputs, units[0]))
-        for i, o in pairwise([*units, 1]):
+        for i, o in pairwise([*units, self.task_logits.widest]):
             self.layers.extend([*activation_layers(activation, dropout), Stitch(num_tasks, own)])
             self.layers.append(StackedLinear(num_tasks, i, o))
 
     def forward(self, x: Tensor | SparseInputs) -> Output:
-        return Output.without_gates(self.layers(x).squeeze(-1))  # [B, T]
+        return Output.without_gates(self.task_logits(self.layers(x)), self.task_logits.num_tasks)

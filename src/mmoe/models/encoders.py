@@ -1,11 +1,14 @@
-"""Encode levels or numbers as inputs of the network. `Inputs` joins two of these encoders.
+"""Encode levels or numbers as inputs of the network. `Inputs` joins these encoders.
 
 An encoder has `num_outputs`, and `columns`: the column that each output is computed from.
 
-B batch, C categorical columns, M numeric columns, L levels of all columns.
+B batch, P positions of levels, C categorical columns, M numeric columns, L codes of one-hot columns, K
+positions of one column.
 """
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,34 +17,43 @@ from mmoe.data.schema import Schema
 from mmoe.errors import check_integers
 from mmoe.models.sparse_inputs import float32
 
+MIN_SPARSE_CODES = 4096  # in smaller tables a dense gradient is faster
 MAX_EDGE_PER_WIDTH = 2.0**14  # if an edge exceeds so many bin widths, rounding changes shares by over 0.001
 
 
 class OneHot(nn.Module):
-    """One input for each level of the training file; an unseen level is all zeros.
+    """One input for each code of the columns that have no learned vectors; an unseen level is all zeros.
 
     Shape:
-        levels: [B, C]; output: [B, L].
+        levels: [B, P]; output: [B, L].
     """
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
-        self.num_outputs = schema.num_levels
-        self.columns = [i for i, column in enumerate(schema.categorical) for _ in column.levels]
+        columns = schema.categorical[: schema.num_one_hot]
+        self.num_outputs = sum(column.num_codes for column in columns)
+        self.columns = [i for i, column in enumerate(columns) for _ in range(column.num_codes)]
+        self.num_positions = sum(column.max_values for column in columns)
+        self.is_whole = len(columns) == len(schema.categorical)
 
     def forward(self, levels: Tensor) -> Tensor:
         if not self.num_outputs:
             return levels[:, :0].float()  # [B, 0]; vmap has no batching rule for what follows
+        codes = levels.long()
+        if not self.is_whole:
+            codes = codes[:, : self.num_positions].clamp(max=self.num_outputs)
         # Unseen levels have the code L: they set an additional input, which is then cut off.
         x = levels.new_zeros(levels.shape[0], self.num_outputs + 1, dtype=torch.float32)
-        return x.scatter_(1, levels.long(), 1.0)[:, :-1]
+        return x.scatter_(1, codes, 1.0)[:, :-1]
 
 
 class LevelEmbedding(nn.Module):
-    """A learned vector for each level; an unseen level is the zero vector.
+    """A learned vector of one size for each code; an unseen level is the zero vector.
+
+    It encodes the columns for which the schema has no size. A multi-valued column is the mean of its vectors.
 
     Shape:
-        levels: [B, C]; output: [B, C * size], the vectors of a row side by side.
+        levels: [B, P]; output: [B, C * size], the vectors of a row side by side.
 
     Raises:
         ArgumentError: `size` is below 1.
@@ -50,13 +62,75 @@ class LevelEmbedding(nn.Module):
     def __init__(self, schema: Schema, size: int) -> None:
         super().__init__()
         (size,) = check_integers(1, size=size)
-        self.num_outputs = len(schema.categorical) * size
-        self.columns = [i for i in range(len(schema.categorical)) for _ in range(size)]
-        self.vectors = nn.Embedding(schema.num_levels + 1, size, padding_idx=schema.num_levels)
+        columns = schema.categorical[: schema.num_one_hot]
+        num_codes = sum(column.num_codes for column in columns)
+        self.num_outputs = len(columns) * size
+        self.columns = [i for i in range(len(columns)) for _ in range(size)]
+        self.sizes = [column.max_values for column in columns]
+        self.vectors = nn.Embedding(num_codes + 1, size, padding_idx=num_codes)
+        self.unseen = num_codes
 
     def forward(self, levels: Tensor) -> Tensor:
-        vectors: Tensor = self.vectors(levels.long())
+        codes = levels[:, : sum(self.sizes)].long().clamp(max=self.unseen)
+        vectors: Tensor = self.vectors(codes)  # [B, positions, size]
+        if len(self.sizes) < codes.shape[1]:
+            parts = zip(torch.split(vectors, self.sizes, 1), torch.split(codes, self.sizes, 1), strict=True)
+            vectors = torch.stack([_mean(v, c.ne(self.unseen)) for v, c in parts], 1)
         return vectors.flatten(1)  # [B, C * size]
+
+
+class ColumnEmbeddings(nn.Module):
+    """Learned vectors for the codes of the columns that have a `size` in the schema, a table for each column.
+
+    An unseen level is the zero vector, and a multi-valued column is the mean of its vectors. The gradient of
+    a large table is sparse: it has only the rows of the batch. A vector starts with a length of about 1, as
+    a one-hot level has.
+
+    Shape:
+        levels: [B, P]; output: [B, sum of the sizes].
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        first = schema.num_one_hot
+        columns = schema.categorical[first:]
+        self.num_outputs = sum(column.size for column in columns)
+        self.columns = [first + i for i, column in enumerate(columns) for _ in range(column.size)]
+        self.sizes = [column.max_values for column in columns]
+        self.first_position = len(schema.level_positions) - sum(self.sizes)
+        self.offsets = schema.level_offsets[first:-1]
+        self.tables = nn.ModuleList(_table(column.num_codes, column.size) for column in columns)
+
+    def forward(self, levels: Tensor) -> Tensor:
+        if not self.num_outputs:
+            return levels[:, :0].float()  # [B, 0]
+        vectors = []
+        parts = torch.split(levels[:, self.first_position :].long(), self.sizes, 1)
+        tables: Iterable[Any] = self.tables
+        for table, offset, part in zip(tables, self.offsets, parts, strict=True):
+            unseen = table.num_embeddings - 1
+            codes = (part - offset).clamp(max=unseen)  # [B, K]
+            found = table(codes)  # [B, K, size]
+            is_multi = codes.shape[1] > 1
+            vectors.append(_mean(found, codes.ne(unseen)) if is_multi else found.squeeze(1))
+        return torch.cat(vectors, 1)
+
+
+def _table(num_codes: int, size: int) -> nn.Embedding:
+    """A table of vectors, with a last row of zeros for unseen levels."""
+    table = nn.Embedding(num_codes + 1, size, padding_idx=num_codes, sparse=num_codes >= MIN_SPARSE_CODES)
+    with torch.no_grad():
+        table.weight.normal_(std=size**-0.5)
+        table.weight[num_codes] = 0.0
+    return table
+
+
+def _mean(vectors: Tensor, is_given: Tensor) -> Tensor:
+    """The mean [B, size] of the given vectors among [B, K, size]; zeros if there is none.
+
+    The other vectors must be zero.
+    """
+    return vectors.sum(1) / is_given.sum(1, keepdim=True).clamp(min=1)
 
 
 class Standardize(nn.Module):

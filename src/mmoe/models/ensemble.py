@@ -1,16 +1,20 @@
 """Several networks of one kind, trained side by side and averaged.
 
-M members, B batch, I inputs, T tasks.
+M members, B batch, I inputs, T tasks, L logits of all tasks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
 from mmoe.errors import ArgumentError, check_integers
+from mmoe.models.layers import TaskLogits
 from mmoe.models.network import Output
 from mmoe.models.replicas import Replicas
+from mmoe.tasks import Binary
+
+Average = Callable[[Tensor], Tensor]  # of the members' logits [M, ..., W] of a task
 
 
 class Ensemble(nn.Module):
@@ -18,15 +22,18 @@ class Ensemble(nn.Module):
 
     Args:
         num_inputs, num_tasks: I and T.
-        member: builds one member from `num_inputs` and `num_tasks`.
+        member: builds one member from `num_inputs`, `num_tasks` and, if it is given, `task_outputs`.
         size: M.
-        mean: `probability` to average probabilities, or `logit` to average logits, as regressions need.
+        mean: `probability` to average predictions, or `logit` to average logits.
+        task_outputs: number of logits of each task; None: one each. L is their sum.
+        averages: for each task, the function that averages predictions, such as `Binary.average`; it maps the
+            members' logits to one logit. None: all tasks are binary.
 
     Raises:
         ArgumentError: an argument is outside its range, or the members have a `penalty`.
 
     Shape:
-        x: [B, I]; output: the averaged logits [B, T]; in training, all members' logits [M, B, T]. There are
+        x: [B, I]; output: the averaged logits [B, L]; in training, all members' logits [M, B, L]. There are
         no gates, because expert e of one member has nothing to do with expert e of another.
     """
 
@@ -37,14 +44,20 @@ class Ensemble(nn.Module):
         member: Callable[..., nn.Module],
         size: int = 8,
         mean: str = "probability",
+        task_outputs: Sequence[int] | None = None,
+        averages: Sequence[Average] | None = None,
     ) -> None:
         super().__init__()
         (size,) = check_integers(1, size=size)
         if mean not in ("probability", "logit"):
             raise ArgumentError(f"mean={mean}: must be probability or logit")
-        self.averages_probabilities = mean == "probability"
+        self.averages_predictions = mean == "probability"
+        self.num_tasks = TaskLogits(num_tasks, task_outputs).num_tasks  # checks both
+        self.widths = list(task_outputs or [1] * self.num_tasks)
+        self.averages = list(averages or [Binary.average] * self.num_tasks)
+        options = {} if task_outputs is None else {"task_outputs": task_outputs}
         try:
-            members = [member(num_inputs=num_inputs, num_tasks=num_tasks) for _ in range(size)]
+            members = [member(num_inputs=num_inputs, num_tasks=num_tasks, **options) for _ in range(size)]
         except TypeError as error:  # the member's class takes other arguments
             raise ArgumentError(f"member: {error}") from error
         if hasattr(members[0], "penalty"):
@@ -52,12 +65,15 @@ class Ensemble(nn.Module):
         self.members = Replicas(members)
 
     def forward(self, x: Tensor) -> Output:
-        logits = self.members(x).logits  # [M, B, T]
-        gates = logits.new_zeros(*logits.shape[1:], 0)
+        logits = self.members(x).logits  # [M, B, L]
+        gates = logits.new_zeros(*logits.shape[1:-1], self.num_tasks, 0)
         return Output(logits if self.training else self.average(logits), gates)
 
     def average(self, logits: Tensor) -> Tensor:
-        """Average the members' logits [M, B, T] to logits [B, T]."""
-        if self.averages_probabilities:  # the logit of the mean, without overflow
-            return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
-        return logits.mean(0)
+        """Average the members' logits [M, B, L] to logits [B, L]."""
+        if not self.averages_predictions:
+            return logits.mean(0)
+        if len(set(self.averages)) == 1 and max(self.widths) == 1:
+            return self.averages[0](logits)
+        columns = torch.split(logits, self.widths, dim=-1)
+        return torch.cat([average(own) for average, own in zip(self.averages, columns, strict=True)], dim=-1)

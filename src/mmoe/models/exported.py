@@ -1,46 +1,48 @@
 """A network that returns predictions instead of logits, for programs without mmoe.
 
-B batch, C categorical columns, M numeric columns, T tasks, E experts.
+B batch, P positions of levels, M numeric columns, T tasks, L predictions of all tasks, E experts.
 """
-
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from mmoe.data.batch import level_bounds
 from mmoe.data.schema import Schema
+from mmoe.tasks import logit_columns
 
 
 class ExportedNetwork(nn.Module):
-    """A network that returns probabilities for binary tasks, and values in the label's unit for regressions.
+    """A network that returns the predictions of its tasks, such as probabilities, instead of logits.
 
     Shape:
-        levels: [B, C], int64, numbered as in `Batch`; numbers: [B, M], float32, as in the raw rows.
-        output: predictions [B, T] and gate weights [B, T, E]; E is 0 for a model without gates.
+        levels: [B, P], int64, numbered as in `Batch`; a multi-valued column has `max_values` positions.
+        numbers: [B, M], float32, NaN where missing: the numbers of the raw rows, less the column's origin,
+            which is subtracted in float64. Dates are days since 1970.
+        output: predictions [B, L] and gate weights [B, T, E]; E is 0 for a model without gates. A task of
+            several classes has a probability for each; other tasks have one prediction.
     """
 
     def __init__(self, network: nn.Module, schema: Schema) -> None:
         super().__init__()
         self.network = network
-        self.is_binary = nn.Buffer(torch.tensor([task.is_binary for task in schema.tasks]))
-        self.mean = nn.Buffer(torch.tensor([task.mean for task in schema.tasks]))
-        self.std = nn.Buffer(torch.tensor([task.std for task in schema.tasks]))
-        self._is_scaled = any(task.is_scaled for task in schema.tasks)
+        self.tasks = schema.tasks
+        self.columns = logit_columns(schema.tasks)
 
     def forward(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         logits, gates = self.network(levels, numbers)
-        values = logits * self.std + self.mean if self._is_scaled else logits
-        return torch.where(self.is_binary, logits.sigmoid(), values), gates
+        columns = zip(self.tasks, self.columns, strict=True)
+        return torch.cat([task.activation(logits[:, own]) for task, own in columns], dim=1), gates
 
 
 def random_inputs(schema: Schema, count: int) -> tuple[Tensor, Tensor]:
-    """Levels and numbers of random rows, with unseen levels and numbers outside the bins."""
+    """Levels and numbers of random rows: some levels are unseen, some numbers missing or outside the bins."""
     random = torch.Generator().manual_seed(0)
-    levels = torch.empty(count, len(schema.categorical), dtype=torch.int64)
-    for i, (first, end) in enumerate(pairwise(schema.level_offsets)):
-        drawn = torch.randint(first, end + 1, (count,), generator=random)
-        levels[:, i] = torch.where(drawn == end, schema.num_levels, drawn)
+    levels = torch.empty(count, len(schema.level_positions), dtype=torch.int64)
+    for i, (first, last) in enumerate(zip(*level_bounds(schema), strict=True)):
+        drawn = torch.randint(int(first), int(last) + 2, (count,), generator=random)
+        levels[:, i] = torch.where(drawn > last, schema.num_levels, drawn)
     low = torch.tensor([column.bins[0] for column in schema.numeric])
     high = torch.tensor([column.bins[-1] for column in schema.numeric])
     share = 1.2 * torch.rand(count, len(schema.numeric), generator=random) - 0.1
-    return levels, low + share * (high - low)
+    numbers = low + share * (high - low)
+    return levels, numbers.masked_fill(share > 1.05, torch.nan)

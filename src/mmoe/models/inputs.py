@@ -1,6 +1,6 @@
 """Encode levels and numbers as the network's inputs x.
 
-B batch, C categorical columns, M numeric columns, I inputs, S coefficients of a row.
+B batch, P positions of levels, C categorical columns, M numeric columns, I inputs, S coefficients of a row.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,12 +11,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mmoe.data.batch import LEVEL_DTYPES, Batch, check_levels
+from mmoe.data.batch import LEVEL_DTYPES, Batch, check_levels, level_bounds
 from mmoe.data.schema import Numeric, Schema
 from mmoe.data.schema_checks import MAX_MAGNITUDE
 from mmoe.errors import UserError, check_probabilities
 from mmoe.models import sparse_inputs
-from mmoe.models.encoders import OneHot, PiecewiseLinear, PiecewiseLinearAndValues, Standardize
+from mmoe.models.encoders import (
+    ColumnEmbeddings,
+    OneHot,
+    PiecewiseLinear,
+    PiecewiseLinearAndValues,
+    Standardize,
+)
 from mmoe.models.sparse_inputs import SparseEncoder, SparseInputs, SparseMatrix, float32
 
 MIN_SPARSE_ROWS = 64  # in smaller batches the dense product is faster
@@ -40,15 +46,17 @@ def use_dense_inputs(module: nn.Module) -> None:
 
 
 class Inputs(nn.Module):
-    """Categorical and numeric inputs side by side.
+    """All inputs side by side: levels, numbers, missing numbers, and learned vectors.
 
-    An unseen level and a missing number (NaN) give zeros, and an infinite number gives NaN. A number so large
+    An unseen level and a missing number (NaN) give zeros, and an infinite number gives NaN. If the training
+    rows had missing numbers in a column, one more input is 1 where its number is missing. A number so large
     that its inputs would overflow is clamped. Inputs are computed in float32 and then cast to the module's
-    dtype, because half precision cannot hold raw numbers.
+    dtype, because half precision cannot hold raw numbers. Columns with a size in the schema are encoded by
+    `ColumnEmbeddings`.
 
     Args:
         schema: the schema of the data set.
-        categorical: encoder of levels: `OneHot`, or `LevelEmbedding` with its size.
+        categorical: encoder of the other levels: `OneHot`, or `LevelEmbedding` with its size.
         numeric: encoder of numbers: `Standardize`, `PiecewiseLinear` or `PiecewiseLinearAndValues`.
         dropout: the share of columns that are dropped in training, for each row separately; all inputs of a
             dropped column are 0.
@@ -59,7 +67,7 @@ class Inputs(nn.Module):
             code that is neither a level of its column nor the unseen one.
 
     Shape:
-        levels: [B, C], integers; numbers: [B, M]; sparse: None or [B, S], see `Batch`.
+        levels: [B, P], integers; numbers: [B, M]; sparse: None or [B, S], see `Batch`.
         output x: [B, I], I = `num_outputs`; on a CPU `SparseInputs` for large batches.
     """
 
@@ -73,28 +81,32 @@ class Inputs(nn.Module):
         super().__init__()
         (dropout,) = check_probabilities(dropout=dropout)
         self.dropout = nn.Dropout(dropout)
-        encoders: list[Any] = [categorical(schema), numeric(schema)]
-        self.categorical, self.numeric = encoders
-        self.num_outputs: int = sum(encoder.num_outputs for encoder in encoders)
-        self.num_columns = len(schema.categorical) + len(schema.numeric)
-        levels, numbers = (torch.tensor(encoder.columns).long() for encoder in encoders)
-        column = torch.cat([levels, len(schema.categorical) + numbers])
+        encoders: list[Any] = [categorical(schema), numeric(schema), ColumnEmbeddings(schema)]
+        self.categorical, self.numeric, self.embeddings = encoders
+        missing = torch.tensor([i for i, column in enumerate(schema.numeric) if column.has_missing]).long()
+        self.num_outputs: int = sum(encoder.num_outputs for encoder in encoders) + len(missing)
+        num_categorical = len(schema.categorical)
+        self.num_columns = num_categorical + len(schema.numeric)
+        levels, numbers, vectors = (torch.tensor(encoder.columns).long() for encoder in encoders)
+        column = torch.cat([levels, num_categorical + numbers, num_categorical + missing, vectors])
         self.column = nn.Buffer(column, persistent=False)  # the column that each input is computed from
         self.numeric_column = nn.Buffer(numbers, persistent=False)  # the same, among the numeric columns
+        self.missing_column = nn.Buffer(missing, persistent=False)  # the numeric columns with missing numbers
         ranges = [_range_without_overflow(column) for column in schema.numeric]
         self.smallest = nn.Buffer(float32([low for low, _ in ranges]), persistent=False)
         self.largest = nn.Buffer(float32([high for _, high in ranges]), persistent=False)
         self.dtype = torch.get_default_dtype()
-        known = type(self.categorical) is OneHot and type(self.numeric) in SPARSE_COUNTERPARTS
-        has_levels = len(schema.categorical) > 0 and all(column.levels for column in schema.categorical)
-        self.may_be_sparse = known and has_levels
+        is_known = type(self.categorical) is OneHot and type(self.numeric) in SPARSE_COUNTERPARTS
+        self.may_be_sparse = is_known and self.categorical.num_outputs > 0
         # None: `forward` checks each batch. `Replicas` stores the result of `check`; vmap cannot run it.
         self.numbers_in_range: bool | None = None
         self._schema = schema
-        self._row_shapes = (len(schema.categorical),), (len(schema.numeric),)
-        offsets = torch.tensor(schema.level_offsets)
+        self._row_shapes = (len(schema.level_positions),), (len(schema.numeric),)
+        self._has_missing = len(missing) > 0
+        self._may_be_missing = torch.tensor([column.has_missing for column in schema.numeric])
+        self._has_vectors = self.embeddings.num_outputs > 0
         # These are not buffers, because reading a buffer takes time in each step and only CPUs need them.
-        self._level_bounds = offsets[:-1], offsets[1:] - 1
+        self._level_bounds = level_bounds(schema)
         self._number_bounds = self.smallest, self.largest
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -113,14 +125,14 @@ class Inputs(nn.Module):
     ) -> Tensor | SparseInputs:
         """Encode levels and numbers, and join them."""
         if sparse is not None and self.may_be_sparse:
-            return self._sparse_encoder.inputs(levels, sparse)
+            return self._sparse_inputs(levels, sparse)
         levels, numbers = self._convert(levels, numbers)
         in_range = self.numbers_in_range
         if in_range is None:
             in_range = self._check(levels, numbers)
         drops = self.training and self.dropout.p > 0
         if in_range and not drops and self._gives_sparse(levels.shape[0], numbers):
-            return self._sparse_encoder.inputs(levels, self._sparse_encoder.encode(levels, numbers))
+            return self._sparse_inputs(levels, self._sparse_encoder.encode(levels, numbers))
         x = self.dense(levels, numbers, in_range)
         if drops:
             kept = self.dropout(x.new_ones(x.shape[0], self.num_columns))  # [B, C + M]
@@ -128,12 +140,17 @@ class Inputs(nn.Module):
         return x
 
     def dense(self, levels: Tensor, numbers: Tensor, in_range: bool = False) -> Tensor:
-        """All inputs as one tensor, [B, I]; with `in_range` no number is missing, infinite or very large."""
+        """All inputs as one tensor, [B, I]; with `in_range` no number is infinite or very large."""
         numeric = self.numeric(numbers if in_range else numbers.clamp(self.smallest, self.largest))
-        if not in_range:
+        if not in_range or self._has_missing:
             given = numbers.index_select(1, self.numeric_column)
             numeric = numeric.masked_fill(given.isinf(), torch.nan).masked_fill(given.isnan(), 0.0)
-        return torch.cat([self.categorical(levels), numeric], dim=1).to(self.dtype)
+        parts = [self.categorical(levels), numeric]
+        if self._has_missing:
+            parts.append(numbers.index_select(1, self.missing_column).isnan().to(numeric.dtype))
+        if self._has_vectors:
+            parts.append(self.embeddings(levels).to(numeric.dtype))
+        return torch.cat(parts, dim=1).to(self.dtype)
 
     def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
         """Add the sparse matrix of the rows, unless batches of this size have dense inputs."""
@@ -145,8 +162,12 @@ class Inputs(nn.Module):
         return rows._replace(sparse=self._sparse_encoder.encode(rows.levels, rows.numbers.float()))
 
     def check(self, levels: Tensor, numbers: Tensor) -> bool:
-        """Check the rows. Return True if all numbers are known to be present and need no clamping."""
+        """Check the rows. Return True if every number is in range, or missing as in training rows."""
         return self._check(*self._convert(levels, numbers))
+
+    def _sparse_inputs(self, levels: Tensor, sparse: SparseMatrix) -> SparseInputs:
+        vectors = self.embeddings(levels).to(self.dtype) if self._has_vectors else None
+        return self._sparse_encoder.inputs(levels, sparse, vectors)
 
     @cached_property
     def _sparse_encoder(self) -> SparseEncoder:
@@ -163,8 +184,8 @@ class Inputs(nn.Module):
         shapes = levels.shape[1:], numbers.shape[1:]
         are_levels = levels.dtype in LEVEL_DTYPES
         if shapes != self._row_shapes or not are_levels or levels.shape[0] != numbers.shape[0]:
-            (num_levels,), (num_numbers,) = self._row_shapes
-            rule = f"levels must be integers [B, {num_levels}] and numbers [B, {num_numbers}]"
+            (num_positions,), (num_numbers,) = self._row_shapes
+            rule = f"levels must be integers [B, {num_positions}] and numbers [B, {num_numbers}]"
             found = f"{list(levels.shape)} of {levels.dtype} and {list(numbers.shape)}"
             raise UserError(f"{rule}; they are {found}")
         return levels.long(), numbers.float()
@@ -174,7 +195,11 @@ class Inputs(nn.Module):
             return False
         if not torch.equal(torch.clamp(levels, *self._level_bounds), levels):
             check_levels(levels, self._schema)
-        return torch.equal(torch.clamp(numbers, *self._number_bounds), numbers)
+        if self._has_missing:
+            is_expected = numbers.isnan() & self._may_be_missing
+            numbers = torch.where(is_expected, self.smallest, numbers)
+        clamped = torch.clamp(numbers, *self._number_bounds)
+        return torch.equal(clamped, numbers)
 
 
 def _range_without_overflow(column: Numeric) -> tuple[float, float]:

@@ -28,14 +28,22 @@ class L2Constrained(SingleTask):
         strength: float = 1e-3,
         activation: str = "relu",
         dropout: float = 0.0,
+        task_outputs: Sequence[int] | None = None,
     ) -> None:
         (strength,) = check_finite(0, strength=strength)
-        super().__init__(num_inputs, num_tasks, units, activation, dropout)
-        self.num_tasks, self.strength = int(num_tasks), strength
+        super().__init__(num_inputs, num_tasks, units, activation, dropout, task_outputs)
+        self.strength = strength
 
     def penalty(self) -> Tensor:
-        """Return `strength` times the sum over pairs of tasks of ||theta_k - theta_l||^2."""
+        """Return `strength` times the sum over pairs of tasks of ||theta_k - theta_l||^2.
+
+        Of the last layer, only the outputs that all tasks have count.
+        """
         linear = [layer for layer in self.layers if isinstance(layer, SharedInputLinear | StackedLinear)]
-        theta = torch.cat([part.flatten(1) for layer in linear for part in layer.by_layer()], dim=1)  # [T, P]
+        parts = [part for layer in linear[:-1] for part in layer.by_layer()]
+        parts += [part[..., : self.task_logits.num_shared] for part in linear[-1].by_layer()]
+        theta = torch.cat([part.flatten(1) for part in parts], dim=1)  # [T, P]
         # The squared distances of all pairs sum to T times the squared distances from the mean.
-        return self.strength * self.num_tasks * (theta - theta.mean(0, keepdim=True)).square().sum()
+        return (
+            self.strength * self.task_logits.num_tasks * (theta - theta.mean(0, keepdim=True)).square().sum()
+        )

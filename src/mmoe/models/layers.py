@@ -1,6 +1,7 @@
 """Stacked linear layers: N layers of one shape, stored as one weight and applied in one call.
 
-B batch, N layers, I inputs, O outputs, T tasks, E experts, H expert width.
+B batch, N layers, I inputs, O outputs, T tasks, E experts, H expert width, W outputs of the widest task, L
+logits of all tasks.
 """
 
 import math
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mmoe.errors import ArgumentError, check_probabilities
+from mmoe.errors import ArgumentError, check_integers, check_probabilities, check_widths
 from mmoe.models.sparse_inputs import SparseInputs, linear
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -115,3 +116,35 @@ def deeper_layers(num_layers: int, widths: Sequence[int], activation: str, dropo
     for i, o in pairwise(widths):
         modules += [*activation_layers(activation, dropout), StackedLinear(num_layers, i, o)]
     return modules
+
+
+class TaskLogits(nn.Module):
+    """Turn the outputs of a stacked last layer into logits: those of the first task, then the second, ...
+
+    The layer has W outputs for every task, as many as the widest task needs. Surplus ones are dropped.
+
+    Args:
+        num_tasks: T.
+        task_outputs: the number of logits of each task; None: one each.
+
+    Raises:
+        ArgumentError: `task_outputs` is not a list of T integers of at least 1.
+
+    Shape:
+        x: [B, T, W]; output: [B, L], where L is the sum of `task_outputs`.
+    """
+
+    def __init__(self, num_tasks: int, task_outputs: Sequence[int] | None = None) -> None:
+        super().__init__()
+        (num_tasks,) = check_integers(1, num_tasks=num_tasks)
+        (outputs,) = check_widths(1, task_outputs=[1] * num_tasks if task_outputs is None else task_outputs)
+        if len(outputs) != num_tasks:
+            raise ArgumentError(f"task_outputs={outputs}: must have {num_tasks} numbers, one for each task")
+        self.num_tasks, self.widest, self.num_shared = num_tasks, max(outputs), min(outputs)
+        kept = [t * self.widest + i for t, width in enumerate(outputs) for i in range(width)]
+        self.drops = len(kept) < num_tasks * self.widest
+        self.kept = nn.Buffer(torch.tensor(kept), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = x.flatten(1)  # [B, T*W]
+        return logits.index_select(1, self.kept) if self.drops else logits

@@ -1,7 +1,7 @@
 """Multi-gate mixture-of-experts and its one-gate variant (Ma et al., KDD 2018, section 4).
 
 B batch, I inputs, E experts, F width of an expert's first layer, H width of its last layer, T tasks, G width
-of a gate's first layer.
+of a gate's first layer, L logits of all tasks.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.errors import check_finite, check_integers, check_probabilities, check_widths
-from mmoe.models.layers import StackedLinear, activation_layers, deeper_layers, mix, softmax
+from mmoe.models.layers import StackedLinear, TaskLogits, activation_layers, deeper_layers, mix, softmax
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs, linear
 
@@ -23,10 +23,11 @@ class MMoE(nn.Module):
 
     Args:
         num_inputs, num_tasks: I and T.
+        task_outputs: number of logits of each task; None: one each. L is their sum.
         num_experts: E.
         expert_units: widths of an expert's layers.
         gate_units: widths of a gate's hidden layers; an empty list gives the paper's linear gates.
-        tower_units: widths of a tower's hidden layers, before its one output.
+        tower_units: widths of a tower's hidden layers, before its outputs.
         activation, dropout: apply to all hidden layers; activation is a key of `layers.ACTIVATIONS`.
         gate_temperature: divides the gate logits; values above 1 mix the experts more evenly.
         gate_dropout: probability that a gate drops an expert for a training row. The remaining weights are
@@ -36,7 +37,7 @@ class MMoE(nn.Module):
         ArgumentError: an argument is outside its range.
 
     Shape:
-        x: [B, I]; output: logits [B, T] and gates [B, T, E]. F is expert_units[0], H is expert_units[-1], and
+        x: [B, I]; output: logits [B, L] and gates [B, T, E]. F is expert_units[0], H is expert_units[-1], and
         G is gate_units[0] (E for linear gates).
     """
 
@@ -55,6 +56,7 @@ class MMoE(nn.Module):
         dropout: float = 0.0,
         gate_temperature: float = 1.0,
         gate_dropout: float = 0.0,
+        task_outputs: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         num_inputs, num_tasks, num_experts = check_integers(
@@ -66,7 +68,8 @@ class MMoE(nn.Module):
         (self.gate_dropout,) = check_probabilities(gate_dropout=gate_dropout)
         self.num_experts, self.num_tasks = num_experts, num_tasks
         num_gates = 1 if self.one_gate else num_tasks
-        gate_widths, tower_widths = [*gate_units, num_experts], [*tower_units, 1]
+        task_logits = TaskLogits(num_tasks, task_outputs)
+        gate_widths, tower_widths = [*gate_units, num_experts], [*tower_units, task_logits.widest]
 
         # The first layers of all experts and gates share one weight [I, E*F + T*G] and one product.
         self.first_widths = [num_experts * expert_units[0], num_gates * gate_widths[0]]
@@ -83,6 +86,7 @@ class MMoE(nn.Module):
             StackedLinear(num_tasks, expert_units[-1], tower_widths[0]),
             *deeper_layers(num_tasks, tower_widths, activation, dropout),
         )
+        self.task_logits = task_logits
 
     def forward(self, x: Tensor | SparseInputs) -> Output:
         first = linear(x, self.weight, self.bias)  # [B, E*F + T*G]
@@ -91,7 +95,7 @@ class MMoE(nn.Module):
         gate_hidden = torch.unflatten(gate_hidden, 1, (-1, self.gate_width))  # [B, T, G]; OMoE: [B, 1, G]
         gate_logits = self.gates(gate_hidden)  # [B, T, E]; OMoE: [B, 1, E]
         gates = self._normalise(gate_logits).expand(-1, self.num_tasks, -1)  # [B, T, E]
-        logits = self.towers(mix(gates, experts)).squeeze(-1)  # [B, T]
+        logits = self.task_logits(self.towers(mix(gates, experts)))  # [B, L]
         return Output(logits, gates)
 
     def _normalise(self, logits: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Inputs and a model as one network, and the output that every model returns.
 
-B batch, C categorical columns, M numeric columns, T tasks, E experts.
+B batch, C categorical columns, M numeric columns, T tasks, L logits of all tasks, E experts.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,8 @@ class Output(NamedTuple):
     """Logits and gate weights of a batch.
 
     Shape:
-        logits: [B, T]; before the sigmoid for binary tasks, the scaled value for regressions.
+        logits: [B, L]: those of the first task, then those of the second, and so on. A task of several
+            classes has a logit for each; other tasks have one, and L is T if there are only these.
         gates: [B, T, E]; the E weights of a task sum to 1. A model without gates has E = 0.
     """
 
@@ -23,8 +24,8 @@ class Output(NamedTuple):
     gates: Tensor
 
     @classmethod
-    def without_gates(cls, logits: Tensor) -> "Output":
-        return cls(logits, logits.new_zeros(*logits.shape, 0))
+    def without_gates(cls, logits: Tensor, num_tasks: int) -> "Output":
+        return cls(logits, logits.new_zeros(*logits.shape[:-1], num_tasks, 0))
 
 
 class Network(nn.Module):

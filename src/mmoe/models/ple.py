@@ -1,6 +1,7 @@
 """Progressive layered extraction (Tang et al., RecSys 2020): task-specific and shared experts.
 
-B batch, I inputs, T tasks, S sources (the T tasks, then the shared part), E all experts, H expert width.
+B batch, I inputs, T tasks, S sources (the T tasks, then the shared part), E all experts, H expert width, L
+logits of all tasks.
 """
 
 import math
@@ -66,18 +67,19 @@ class PLE(nn.Module):
 
     Args:
         num_inputs, num_tasks: I and T.
+        task_outputs: number of logits of each task; None: one each. L is their sum.
         num_levels: number of extraction levels.
         task_experts: experts per task and level.
         shared_experts: experts per level that all tasks share.
         expert_units: widths of an expert's layers; the last is H.
-        tower_units: widths of a tower's hidden layers, before its one output.
+        tower_units: widths of a tower's hidden layers, before its outputs.
         activation, dropout: apply to all hidden layers; activation is a key of `layers.ACTIVATIONS`.
 
     Raises:
         ArgumentError: an argument is outside its range.
 
     Shape:
-        x: [B, I]; output: logits [B, T] and the last level's gates [B, T, E]: 0 for other tasks' experts.
+        x: [B, I]; output: logits [B, L] and the last level's gates [B, T, E]: 0 for other tasks' experts.
     """
 
     takes_sparse_inputs = True
@@ -93,6 +95,7 @@ class PLE(nn.Module):
         tower_units: Sequence[int] = (8,),
         activation: str = "relu",
         dropout: float = 0.0,
+        task_outputs: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         num_inputs, num_tasks, num_levels = check_integers(
@@ -103,7 +106,8 @@ class PLE(nn.Module):
         )
         (expert_units,) = check_widths(1, expert_units=expert_units)
         (tower_units,) = check_widths(0, tower_units=tower_units)
-        tower_widths, h = [*tower_units, 1], expert_units[-1]
+        task_logits, h = layers.TaskLogits(num_tasks, task_outputs), expert_units[-1]
+        tower_widths = [*tower_units, task_logits.widest]
         self.levels = nn.ModuleList(
             ExtractionLevel(
                 num_inputs if level == 0 else h,
@@ -122,8 +126,9 @@ class PLE(nn.Module):
             layers.StackedLinear(num_tasks, h, tower_widths[0]),
             *layers.deeper_layers(num_tasks, tower_widths, activation, dropout),
         )
+        self.task_logits = task_logits
 
     def forward(self, x: Tensor | SparseInputs) -> Output:
         for level in self.levels:
             x, gates = level(x)
-        return Output(self.towers(x).squeeze(-1), gates)  # logits [B, T]
+        return Output(self.task_logits(self.towers(x)), gates)  # logits [B, L]

@@ -25,7 +25,8 @@ class Replicas(nn.Module):
         modules: R modules that differ only in the values of their parameters.
 
     Shape:
-        rows: tensors that all replicas share. With `own_rows`, tensors [R, ...] with one slice per replica.
+        rows: tensors that all replicas share, or None. With `own_rows`, tensors [R, ...] with one slice for
+            each replica.
         output: the output of a module, with R as an additional first dimension.
     """
 
@@ -36,13 +37,17 @@ class Replicas(nn.Module):
             owner, _, leaf = name.rpartition(".")
             setattr(self.stacked.get_submodule(owner), leaf, nn.Parameter(values.detach()))
         use_dense_inputs(self.stacked)
+        for part in self.stacked.modules():
+            if isinstance(part, nn.Embedding):
+                part.sparse = False  # vmap has no sparse gradients
 
-    def forward(self, *rows: Tensor, own_rows: bool = False) -> Any:
+    def forward(self, *rows: Any, own_rows: bool = False) -> Any:
         for part in self.stacked.modules():
             if isinstance(part, Inputs):
                 levels, numbers = (tensor.flatten(0, 1) if own_rows else tensor for tensor in rows[:2])
                 part.numbers_in_range = part.check(levels, numbers)
-        apply, in_dims = partial(functional_call, self.stacked), (0, 0 if own_rows else None)
+        apply = partial(functional_call, self.stacked)
+        in_dims = (0, tuple(0 if own_rows and tensor is not None else None for tensor in rows))
         return torch.vmap(apply, in_dims, randomness="different")(self.parameters_by_name(), rows)
 
     def parameters_by_name(self) -> dict[str, Tensor]:
@@ -59,10 +64,20 @@ def clip_grad_norm_per_copy(parameters: Sequence[Tensor], max_norm: float, stack
         stacked_dims: number of stacked dimensions: 1 for replicas [R, ...] or members of an ensemble
             [M, ...], 2 for replicas of an ensemble [R, M, ...], 0 for a single network.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [_values(p) for p in parameters if p.grad is not None]
     if not gradients:
         return
-    norms = torch.stack([g.flatten(stacked_dims).norm(dim=stacked_dims) for g in gradients])
+    norms = torch.stack([g.reshape(*g.shape[:stacked_dims], -1).norm(dim=-1) for g in gradients])
     scale = (max_norm / (norms.norm(dim=0) + 1e-6)).clamp(max=1.0)  # [R], [M] or [R, M]
     for gradient in gradients:
         gradient.mul_(scale.view(*scale.shape, *[1] * (gradient.ndim - stacked_dims)))  # [R, 1, ...]
+
+
+def _values(parameter: Tensor) -> Tensor:
+    """The gradient as a dense tensor. A sparse gradient is coalesced, and the result shares its memory."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.is_sparse:
+        parameter.grad = gradient = gradient.coalesce()
+        return gradient.values()
+    return gradient

@@ -1,6 +1,6 @@
 """One separate network per task, the baseline for multi-task methods.
 
-B batch, I inputs, T tasks.
+B batch, I inputs, T tasks, L logits of all tasks.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mmoe.errors import check_integers, check_widths
-from mmoe.models.layers import SharedInputLinear, deeper_layers
+from mmoe.models.layers import SharedInputLinear, TaskLogits, deeper_layers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs
 
@@ -18,6 +18,7 @@ class SingleTask(nn.Module):
 
     Args:
         num_inputs, num_tasks: I and T.
+        task_outputs: number of logits of each task; None: one each. L is their sum.
         units: widths of each network's hidden layers.
         activation, dropout: apply to all hidden layers; activation is a key of `layers.ACTIVATIONS`.
 
@@ -25,7 +26,7 @@ class SingleTask(nn.Module):
         ArgumentError: an argument is outside its range.
 
     Shape:
-        x: [B, I]; output: logits [B, T] and no gates.
+        x: [B, I]; output: logits [B, L] and no gates.
     """
 
     takes_sparse_inputs = True
@@ -37,14 +38,16 @@ class SingleTask(nn.Module):
         units: Sequence[int] = (64, 8),
         activation: str = "relu",
         dropout: float = 0.0,
+        task_outputs: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         num_inputs, num_tasks = check_integers(1, num_inputs=num_inputs, num_tasks=num_tasks)
         (units,) = check_widths(1, units=units)
+        self.task_logits = TaskLogits(num_tasks, task_outputs)
         self.layers = nn.Sequential(
             SharedInputLinear(num_tasks, num_inputs, units[0]),
-            *deeper_layers(num_tasks, [*units, 1], activation, dropout),
+            *deeper_layers(num_tasks, [*units, self.task_logits.widest], activation, dropout),
         )
 
     def forward(self, x: Tensor | SparseInputs) -> Output:
-        return Output.without_gates(self.layers(x).squeeze(-1))  # [B, T]
+        return Output.without_gates(self.task_logits(self.layers(x)), self.task_logits.num_tasks)

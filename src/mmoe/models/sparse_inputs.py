@@ -1,7 +1,8 @@
 """The first layer as products of sparse matrices, which on a CPU is faster than one dense product.
 
-B batch, N rows, C categorical columns, M numeric columns, I inputs, O outputs, S rows of the basis, K entries
-of a row; a matrix has R rows, W columns and Z entries.
+B batch, N rows, P positions of levels, C columns with one level in a row, M numeric columns, I inputs, O
+outputs, S rows of the basis, K entries of a row, D
+dense inputs; a matrix has R rows, W columns and Z entries.
 
 A row has hundreds of inputs, but a few coefficients describe them. The inputs x [B, I] are factored:
 
@@ -107,13 +108,15 @@ class SparseInputs(NamedTuple):
 
     Shape:
         coefficients: [B, S]; basis: [S, I]; has_mode: [B, C], whether a column has its most frequent level;
-        mode_inputs: [C], the positions of the inputs of these levels.
+        mode_inputs: [C], the positions of the inputs of these levels; dense: None, or [B, D] further inputs,
+        which stand after the others.
     """
 
     coefficients: SparseMatrix
     basis: SparseMatrix
     has_mode: Tensor
     mode_inputs: Tensor
+    dense: Tensor | None = None
 
 
 def check_matrix(x: Any, width: int) -> None:
@@ -125,6 +128,9 @@ def check_matrix(x: Any, width: int) -> None:
 def linear(x: Tensor | SparseInputs, weight: Tensor, bias: Tensor) -> Tensor:
     """einsum("bi,io->bo", x, weight) + bias of inputs [B, I] and a weight [I, O]."""
     if isinstance(x, SparseInputs):
+        if x.dense is not None:
+            weight, further = torch.split(weight, [x.basis.width, x.dense.shape[1]])
+            return linear(x._replace(dense=None), weight, bias) + x.dense @ further
         product: Tensor = _SparseLinear.apply(weight, bias, x)  # type: ignore[no-untyped-call]
         return product
     check_matrix(x, weight.shape[0])
@@ -166,20 +172,49 @@ def _padded(columns: Sequence[Tensor]) -> Tensor:
 
 
 class SparseLevels:
-    """One-hot levels: one basis row for each level, with a single 1.
+    """One-hot levels: one basis row for each code, with a single 1.
 
-    This class and the next three are encoders: each has a `basis` [S, I] and a method `encode`, which returns
+    Only columns with one level in a row get a mode. A multi-valued column can have its most frequent level at
+    any position, so that level stays in the coefficients.
+
+    This class and the next four are encoders: each has a `basis` [S, I] and a method `encode`, which returns
     for each row the indices of basis rows [B, K] and their coefficients [B, K].
     """
 
     def __init__(self, schema: Schema) -> None:
-        modes = [column.levels.index(column.mode) if column.mode else 0 for column in schema.categorical]
-        self.mode_inputs = torch.tensor(schema.level_offsets)[:-1] + torch.tensor(modes, dtype=torch.long)
-        self.basis = sparse.eye_array(schema.num_levels)
+        columns = schema.categorical[: schema.num_one_hot]
+        has_mode = [column.max_values == 1 and column.num_codes > 0 for column in columns]
+        offsets = schema.level_offsets
+        modes = [offsets[i] + c.mode if has_mode[i] else -1 for i, c in enumerate(columns)]
+        positions = [i for i in schema.level_positions if i < len(columns)]
+        self.modes = torch.tensor([modes[i] for i in positions], dtype=torch.long)  # [P], -1: none
+        self.mode_positions = (self.modes >= 0).nonzero().flatten()  # [C]
+        self.mode_inputs = self.modes[self.mode_positions]  # [C]
+        self.all_have_modes = len(self.mode_inputs) == len(schema.level_positions)
+        self.basis = sparse.eye_array(offsets[len(columns)])
 
     def encode(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """A coefficient of 1, or 0 for an unseen level and for the most frequent one."""
-        return levels, (levels != self.mode_inputs) & (levels < self.basis.shape[0])
+        levels = levels[:, : len(self.modes)]
+        return levels, (levels != self.modes) & (levels < self.basis.shape[0])
+
+    def has_mode(self, levels: Tensor) -> Tensor:
+        """Whether a column has its most frequent level, [B, C]."""
+        found = levels if self.all_have_modes else levels.index_select(1, self.mode_positions)
+        return found == self.mode_inputs.to(levels.dtype)  # equal dtypes compare faster
+
+
+class SparseMissing:
+    """One input for each numeric column with missing numbers: a coefficient of 1 where the number is NaN."""
+
+    def __init__(self, schema: Schema) -> None:
+        columns = [i for i, column in enumerate(schema.numeric) if column.has_missing]
+        self.columns = torch.tensor(columns, dtype=torch.long)
+        self.basis = sparse.eye_array(len(columns))
+
+    def encode(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        is_missing = numbers.index_select(1, self.columns).isnan()
+        return torch.arange(len(self.columns)).expand_as(is_missing), is_missing
 
 
 class SparseZScores:
@@ -249,7 +284,7 @@ SparseNumbers = SparseZScores | SparseBins | SparseValues
 
 
 class SparseEncoder:
-    """Encode rows as `SparseInputs`. Numbers must be finite.
+    """Encode rows as `SparseInputs`. Numbers must be finite, or NaN in a column that may be missing.
 
     Args:
         schema: the schema of the data set.
@@ -257,10 +292,10 @@ class SparseEncoder:
     """
 
     def __init__(self, schema: Schema, numbers: Sequence[type[SparseNumbers]]) -> None:
-        levels = SparseLevels(schema)
-        self.mode_inputs = levels.mode_inputs
-        self.encoders = [levels, *(encoder(schema) for encoder in numbers)]
-        bases = [encoder.basis for encoder in self.encoders]
+        self.levels = SparseLevels(schema)
+        self.numbers = [encoder(schema) for encoder in numbers]
+        self.missing = SparseMissing(schema)
+        bases = [encoder.basis for encoder in (self.levels, *self.numbers, self.missing)]
         self.starts = _starts([basis.shape[0] for basis in bases]).tolist()
         basis = sparse.block_diag(bases, format="csr", dtype=np.float32)
         basis.eliminate_zeros()
@@ -272,17 +307,24 @@ class SparseEncoder:
         matrix = sparse.vstack([self._encode(*chunk) for chunk in chunks], format="csr")
         return SparseMatrix.from_scipy(matrix)
 
-    def inputs(self, levels: Tensor, coefficients: SparseMatrix) -> SparseInputs:
-        """The inputs of a batch with these levels [B, C] and coefficients [B, S]."""
-        has_mode = levels == self.mode_inputs.to(levels.dtype)  # equal dtypes compare faster
-        return SparseInputs(coefficients, self.basis, has_mode, self.mode_inputs)
+    def inputs(self, levels: Tensor, coefficients: SparseMatrix, dense: Tensor | None = None) -> SparseInputs:
+        """The inputs of a batch with these levels [B, P], coefficients [B, S] and further inputs [B, D]."""
+        has_mode = self.levels.has_mode(levels)
+        return SparseInputs(coefficients, self.basis, has_mode, self.levels.mode_inputs, dense)
 
     def _encode(self, levels: Tensor, numbers: Tensor) -> sparse.csr_array:
-        encoded = (encoder.encode(levels, numbers) for encoder in self.encoders)
-        rows, coefficients = zip(*encoded, strict=True)
-        columns = torch.cat([start + row for start, row in zip(self.starts, rows, strict=True)], dim=1)
-        values = torch.cat(coefficients, dim=1)
-        kept = values != 0
+        indices, values = ([part] for part in self.levels.encode(levels, numbers))
+        present, given = ~numbers.isnan(), numbers.nan_to_num(0.0)
+        for encoder in self.numbers:
+            index, coefficients = encoder.encode(levels, given)
+            # The coefficients [B, K] are K / M blocks with a column for each number.
+            kept = present.repeat(1, coefficients.shape[1] // max(1, numbers.shape[1]))
+            indices.append(index)
+            values.append(coefficients * kept)
+        index, is_missing = self.missing.encode(levels, numbers)
+        columns = [start + part for start, part in zip(self.starts, [*indices, index], strict=True)]
+        column, value = torch.cat(columns, dim=1), torch.cat([*values, is_missing], dim=1)
+        kept = value != 0
         offsets = nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
-        arrays = (part.numpy() for part in (values[kept], columns[kept].int(), offsets.int()))
+        arrays = (part.numpy() for part in (value[kept], column[kept].int(), offsets.int()))
         return sparse.csr_array(tuple(arrays), shape=(len(levels), self.basis.row_offsets.numel() - 1))

@@ -1,6 +1,7 @@
 """One network per task; the tasks share low-rank weights (Yang and Hospedales, ICLR 2017, Tucker form).
 
-B batch, I inputs, O outputs, T tasks; P, Q and R are the ranks of inputs, outputs and tasks.
+B batch, I inputs, O outputs, T tasks; P, Q and R are the ranks of inputs, outputs and tasks; L logits
+of all tasks.
 """
 
 import math
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.errors import check_integers, check_widths
-from mmoe.models.layers import activation_layers
+from mmoe.models.layers import TaskLogits, activation_layers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import check_matrix
 
@@ -54,6 +55,7 @@ class TensorFactorization(nn.Module):
 
     Args:
         num_inputs, num_tasks: I and T.
+        task_outputs: number of logits of each task; None: one each. L is their sum.
         units: widths of each network's hidden layers.
         rank: P and Q.
         task_rank: R.
@@ -63,7 +65,7 @@ class TensorFactorization(nn.Module):
         ArgumentError: an argument is outside its range.
 
     Shape:
-        x: [B, I]; output: logits [B, T] and no gates.
+        x: [B, I]; output: logits [B, L] and no gates.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class TensorFactorization(nn.Module):
         task_rank: int = 2,
         activation: str = "relu",
         dropout: float = 0.0,
+        task_outputs: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         num_inputs, num_tasks, rank, task_rank = check_integers(
@@ -82,13 +85,14 @@ class TensorFactorization(nn.Module):
         )
         (units,) = check_widths(1, units=units)
         self.num_inputs = num_inputs
+        self.task_logits = TaskLogits(num_tasks, task_outputs)
         self.layers = nn.Sequential()
         for i, o in pairwise([num_inputs, *units]):
             self.layers.append(FactorizedLinear(num_tasks, i, o, rank, task_rank))
             self.layers.extend(activation_layers(activation, dropout))
-        self.layers.append(FactorizedLinear(num_tasks, units[-1], 1, rank, task_rank))
+        self.layers.append(FactorizedLinear(num_tasks, units[-1], self.task_logits.widest, rank, task_rank))
 
     def forward(self, x: Tensor) -> Output:
         check_matrix(x, self.num_inputs)
         x = x.unsqueeze(1)  # [B, 1, I]
-        return Output.without_gates(self.layers(x).squeeze(-1))  # [B, T]
+        return Output.without_gates(self.task_logits(self.layers(x)), self.task_logits.num_tasks)

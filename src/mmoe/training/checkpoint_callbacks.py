@@ -27,9 +27,9 @@ class Last(Checkpoint):
     """Save `last.ckpt`, and keep the checkpoint before it as `previous.ckpt` in case the last is damaged.
 
     It saves at the end of each epoch and every `every_n_steps` optimizer steps. After Ctrl-C, SIGTERM (SLURM,
-    Kubernetes, a shutdown) or SIGHUP it saves after the current step and raises `Stopped`; a second signal
-    stops at once. With several processes it saves only at the end of epochs, where all are at the same step,
-    and stores the first process's random state.
+    Kubernetes, a shutdown) or SIGHUP it saves after the next step that no validation follows, and raises
+    `Stopped`; a second signal stops at once. With several processes it saves only at the end of epochs, where
+    all are at the same step, and stores the first process's random state.
 
     Raises:
         ArgumentError: `every_n_steps` is below 1.

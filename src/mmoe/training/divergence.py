@@ -1,6 +1,6 @@
 """Find where a training diverged: step, tasks and rows.
 
-B batch, T tasks, R replicas.
+B batch, L logits of all tasks, R replicas.
 """
 
 from collections.abc import Sequence
@@ -46,20 +46,20 @@ def find_divergence(
 ) -> Diverged:
     """Find the epoch's first training batch with logits that are not finite.
 
-    `batches` are the logits [B, T] of the training batches so far, or their means [R, 1, T] for replicas.
-    If all are finite, the last batch is taken. `bad` ([T] or [R, T]) then says which tasks have validation
-    logits that are not finite or, with `is_weight`, which replicas have such weights.
+    `tasks` names the task of each logit. `batches` are the logits [B, L] of the training batches so far, or
+    their means [R, 1, L] for replicas. If all are finite, the last batch is taken. `bad` ([L] or [R, L]) then
+    says which validation logits are not finite or, with `is_weight`, which replicas have such weights.
     """
     finite = [bool(batch.isfinite().all()) for batch in batches]
     last = max(len(batches) - 1, 0)
     first = finite.index(False) if False in finite else last
     step = trainer.global_step - (last - first) // trainer.accumulate_grad_batches
     if False in finite:
-        bad, is_weight = ~batches[first].isfinite().all(-2), False  # [T] or [R, T]
+        bad, is_weight = ~batches[first].isfinite().all(-2), False  # [L] or [R, L]
     replica = int(bad.any(-1).nonzero()[0]) if bad.ndim == 2 else None
-    bad = bad if replica is None else bad[replica]  # [T]
+    bad = bad if replica is None else bad[replica]  # [L]
     names = [task for task, is_bad in zip(tasks, bad, strict=True) if is_bad and not is_weight]
-    return Diverged(trainer.current_epoch, first, step, names, replica)
+    return Diverged(trainer.current_epoch, first, step, list(dict.fromkeys(names)), replica)
 
 
 def write_batches(error: Diverged, loader: Loader, schema: Schema, path: Path) -> None:

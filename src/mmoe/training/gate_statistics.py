@@ -1,6 +1,7 @@
 """Statistics of gate weights, tasks with constant predictions, and dead ReLU units.
 
-B batch, N rows, T tasks, U the same tasks again, E experts. With replicas, every shape starts with R.
+B batch, N rows, T tasks, U the same tasks again, L logits of all tasks, E experts. With replicas, every shape
+starts with R.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.models.replicas import Replicas
+from mmoe.tasks import Task, logit_columns
 
 POLARISED = 0.9  # a row is polarised if its largest gate weight is above this
 COLLAPSED = 0.9  # a gate has collapsed if its mean weight for one expert is above this
@@ -89,17 +91,18 @@ class GateStatistics:
         return summary
 
 
-def describe_constant_task(logits: Tensor, tasks: Sequence[str]) -> str | None:
-    """Describe the first task whose logits, in [N, T], are the same in all rows; None if there is none.
+def describe_constant_task(logits: Tensor, tasks: Sequence[Task]) -> str | None:
+    """Describe the first task whose logits, in [N, L], are the same in all rows; None if there is none.
 
     This happens when all units of a tower are 0 in every row, so no gradient reaches them.
     """
-    same = (logits.amax(-2) == logits.amin(-2)).reshape(-1, len(tasks))  # [R, T]
+    same = (logits.amax(-2) == logits.amin(-2)).reshape(-1, logits.shape[-1])  # [R, L]
+    same = torch.stack([same[:, own].all(-1) for own in logit_columns(tasks)], dim=-1)  # [R, T]
     if logits.shape[-2] < 2 or not same.any():
         return None
     r, t = same.nonzero()[0].tolist()
     where = f" in replica {r}" if logits.ndim == 3 else ""
-    return f"the predictions of {tasks[t]}{where} are the same for all validation rows"
+    return f"the predictions of {tasks[t].name}{where} are the same for all validation rows"
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """The Lightning module that trains a network by an objective.
 
-B batch, N rows, T tasks, E experts.
+B batch, N rows, T tasks, L logits of all tasks, E experts.
 """
 
 import logging
@@ -18,14 +18,15 @@ from mmoe.models.inputs import Inputs
 from mmoe.models.mmoe import MMoE
 from mmoe.models.network import Output
 from mmoe.models.replicas import clip_grad_norm_per_copy
+from mmoe.tasks import logit_columns, logit_names, validation_metrics
 from mmoe.training.divergence import find_divergence
 from mmoe.training.epoch_outputs import EpochOutputs
 from mmoe.training.gate_statistics import GateStatistics, dead_units, describe_constant_task
 from mmoe.training.lightning_speedups import LightModule
-from mmoe.training.objective import LossAndOutput, Objective
+from mmoe.training.metrics import TaskMetrics
+from mmoe.training.objective import LossAndOutput, Objective, loss_weights
 from mmoe.training.optimizers import build_optimizer
 from mmoe.training.schedules import Schedule
-from mmoe.training.tasks import TaskMetrics, main_metric, to_predictions, validation_metrics
 from mmoe.training.throughput import Throughput
 
 log = logging.getLogger(__name__)
@@ -51,10 +52,10 @@ class Learner(LightModule):
             the first metric of the main task.
 
     Raises:
-        UserError: an argument is outside its range.
+        ArgumentError: an argument is outside its range.
 
     Shape:
-        batch: a `Batch` of B rows; output: logits [B, T] and gates [B, T, E].
+        batch: a `Batch` of B rows; output: logits [B, L] and gates [B, T, E].
     """
 
     stacked_dims = 0  # extra leading dimensions of each parameter; 1 for replicas
@@ -76,20 +77,20 @@ class Learner(LightModule):
         self.metrics = TaskMetrics(objective.tasks)
         self.gates = GateStatistics()
         main_task = objective.tasks[0]
-        self.monitor = monitor or f"val/{main_task.name}/{main_metric(main_task)}"
+        self.monitor = monitor or f"val/{main_task.name}/{main_task.main_metric}"
         self._optimizer = optimizer
         metrics = validation_metrics(objective.tasks)
         self.schedule = Schedule(scheduler, interval, frequency, self.monitor, metrics)
         self.metric_values: dict[str, Tensor] = {}  # `{stage}/{task}/{metric}` of each stage's last epoch
         self.num_rows: dict[str, int] = {}  # rows in each stage's last epoch, in all processes
         self.history: list[tuple[int, int, dict[str, Tensor]]] = []  # epoch, step, values of each validation
-        self.final_logits: dict[
-            str, Tensor
-        ] = {}  # this process's, by stage of the last evaluation outside training
+        # Logits [N, L] of this process, by stage, from the last evaluation outside training.
+        self.final_logits: dict[str, Tensor] = {}
         self.test_gates: list[Tensor] = []  # gates of each test batch
         self.throughput = Throughput()
         self._outputs = EpochOutputs()
         self._task_names = [task.name for task in objective.tasks]
+        self._logit_names = logit_names(objective.tasks)
         self._collapse_remedy = COLLAPSE_REMEDY if isinstance(objective.network.model, MMoE) else ""
         self._warned: set[str] = set()
         self._first_val_batch: Batch
@@ -102,7 +103,7 @@ class Learner(LightModule):
         return self.stacked_dims > 0
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self._optimizer, self.objective.parameters())
+        optimizer = build_optimizer(self._optimizer, self.objective)
         return self.schedule.configure(optimizer, self._trainer)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
@@ -113,7 +114,7 @@ class Learner(LightModule):
 
     def check_optimizer(self) -> None:
         """Raise UserError before training if the optimizer or the schedule refuses its arguments."""
-        optimizer = build_optimizer(self._optimizer, self.objective.parameters())
+        optimizer = build_optimizer(self._optimizer, self.objective)
         self.schedule.configure(optimizer, None)
 
     def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
@@ -126,13 +127,14 @@ class Learner(LightModule):
         _, logits, gates = self._compute(batch)
         return Output(logits, gates)
 
-    def _compute(self, batch: Batch) -> LossAndOutput:
-        return self.objective(*batch)  # type: ignore[no-any-return]
+    def _compute(self, batch: Batch, totals: Tensor | None = None) -> LossAndOutput:
+        """Apply the objective; `totals` are its argument."""
+        return self.objective(*batch, totals)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, stage: str, number: int) -> Tensor:
         """Compute the loss of the epoch's batch `number`, and keep its logits for the metrics."""
-        loss, logits, gates = self._compute(batch)
-        self._outputs.add(stage, number, logits.detach(), batch.labels)
+        loss, logits, gates = self._compute(batch, self._totals(batch, stage))
+        self._outputs.add(stage, number, logits.detach(), batch.labels, batch.known)
         if stage == "val" and gates.shape[-1]:
             self.gates.update(gates)
         if stage == "test":
@@ -143,15 +145,26 @@ class Learner(LightModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.throughput.add(batch.labels.shape[-2])
         loss = self._step(batch, "train", batch_idx)
-        if (
-            self.trainer.world_size > 1 and self.trainer.is_last_batch
-        ):  # only then may processes have different numbers of rows
+        # Without weights, processes differ only in the last batch, by their number of rows.
+        if self.trainer.world_size > 1 and self.trainer.is_last_batch and not has_weights(batch):
             loss = loss * self._weight_of_process(batch)
         # log() takes longer than the step, so it is called only when its value is written.
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.trainer.global_step + 1) % every == 0:
             self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
+
+    def _totals(self, batch: Batch, stage: str) -> Tensor | None:
+        """The weights of labels, summed over processes and divided by their number: [T], or [R, T].
+
+        DDP averages the gradients of processes, so these totals give the gradient of all rows together.
+        """
+        if stage != "train" or self.trainer.world_size == 1 or not has_weights(batch):
+            return None
+        weights = loss_weights(batch.known, batch.weights)
+        assert weights is not None
+        reduced: Tensor = self.trainer.strategy.reduce(weights.sum(-2), reduce_op="sum")
+        return reduced / self.trainer.world_size
 
     def _weight_of_process(self, batch: Batch) -> Tensor:
         """The factor that weights this process's mean loss by its rows; DDP weights processes equally."""
@@ -167,17 +180,17 @@ class Learner(LightModule):
         self._step(batch, "test", batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Predictions [B, T] in float64: probabilities, or values in the label's unit."""
+        """Predictions [B, L] in float64: probabilities, or values in the label's unit."""
         return self.predictions_of(self._compute(batch).logits)
 
     def predictions_of(self, logits: Tensor) -> Tensor:
-        """Turn logits [..., T] into predictions [..., T] in float64."""
-        columns = [to_predictions(logits[..., i], task) for i, task in enumerate(self.metrics.tasks)]
-        return torch.stack(columns, dim=-1)
+        """Turn logits [..., L] into predictions [..., L] in float64."""
+        columns = zip(self.metrics.tasks, logit_columns(self.metrics.tasks), strict=True)
+        return torch.cat([task.predict(logits[..., own]) for task, own in columns], dim=-1)
 
     @torch.inference_mode()
     def predict(self, batches: Iterable[Batch]) -> Tensor:
-        """Predict all rows, [N, T], in the trainer's precision. The result is float64 on the CPU."""
+        """Predict all rows, [N, L], in the trainer's precision. The result is float64 on the CPU."""
         self.eval()
         precision = self.trainer.precision_plugin
         parts = []
@@ -209,8 +222,8 @@ class Learner(LightModule):
         for name, value in values.items():
             self.log(name, value, prog_bar=name == self.monitor)
 
-    def _finish_epoch(self, stage: str) -> tuple[Tensor, Tensor]:
-        """Collect the epoch's logits [N, T] and labels [N, T], and check the logits.
+    def _finish_epoch(self, stage: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Collect the epoch's logits [N, L], labels [N, T] and `known` [N, T], and check the logits.
 
         Raises:
             UserError: a logit is not finite.
@@ -218,19 +231,19 @@ class Learner(LightModule):
         self.throughput.pause(self.device)
         train_batches = self._outputs.logits("train")
         # Logits that were moved to the CPU stay there unless processes must exchange them.
-        logits, labels = self._outputs.pop(stage, self.device, self.trainer.world_size == 1)
+        logits, labels, known = self._outputs.pop(stage, self.device, self.trainer.world_size == 1)
         self.metrics.to(logits.device)
         count = torch.tensor(logits.shape[-2], device=self.device)
         self.num_rows[stage] = int(self.trainer.strategy.reduce(count, reduce_op="sum"))
         if not logits.isfinite().all():
             if self.trainer.state.fn != "fit":
                 raise UserError(f"the {stage} rows have logits that are not finite")
-            raise find_divergence(self.trainer, self._task_names, train_batches, ~logits.isfinite().all(-2))
+            raise find_divergence(self.trainer, self._logit_names, train_batches, ~logits.isfinite().all(-2))
         if self.trainer.state.fn != "fit":
             self.final_logits[stage] = logits.cpu()
         if stage == "val" and self.trainer.is_global_zero:
-            self._warn_once(describe_constant_task(logits, self._task_names), DEAD_TOWER_REMEDY)
-        return logits, labels
+            self._warn_once(describe_constant_task(logits, self.metrics.tasks), DEAD_TOWER_REMEDY)
+        return logits, labels, known
 
     @property
     def is_in_training(self) -> bool:
@@ -273,7 +286,7 @@ class Learner(LightModule):
         bad = self._bad_weights()
         if bad.any():
             batches = self._outputs.logits("train")
-            raise find_divergence(self.trainer, self._task_names, batches, bad, is_weight=True)
+            raise find_divergence(self.trainer, self._logit_names, batches, bad, is_weight=True)
         rng_states = [torch.get_rng_state()]
         if torch.cuda.is_available():
             rng_states += torch.cuda.get_rng_state_all()
@@ -286,9 +299,9 @@ class Learner(LightModule):
         }
 
     def _bad_weights(self) -> Tensor:
-        """[T], all True if any weight is not finite. A bad weight is not traced to a task."""
+        """[L], all True if any weight is not finite. A bad weight is not traced to a task."""
         is_finite = all(bool(weight.isfinite().all()) for weight in self.objective.parameters())
-        return torch.full((len(self._task_names),), not is_finite)
+        return torch.full((len(self._logit_names),), not is_finite)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint["mmoe"]
@@ -317,10 +330,16 @@ class Learner(LightModule):
         if not gradient_clip_val:
             return
         ensembles = [m for m in self.objective.modules() if isinstance(m, Ensemble)]
-        if gradient_clip_algorithm == "value" or not (self.stacked_dims or ensembles):
+        has_tables = any(p.grad is not None and p.grad.is_sparse for p in self.objective.parameters())
+        if gradient_clip_algorithm == "value" or not (self.stacked_dims or ensembles or has_tables):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         members = {id(p) for ensemble in ensembles for p in ensemble.members.parameters()}
         for is_member in (True, False):
             chosen = [p for p in self.objective.parameters() if (id(p) in members) is is_member]
             clip_grad_norm_per_copy(chosen, gradient_clip_val, self.stacked_dims + is_member)
+
+
+def has_weights(batch: Batch) -> bool:
+    """Whether the labels of a batch have different weights in the loss."""
+    return batch.known is not None or batch.weights is not None

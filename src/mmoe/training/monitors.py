@@ -8,15 +8,32 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from omegaconf import DictConfig, open_dict
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 
 from mmoe.data.batch import blank_rows
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError
+from mmoe.models.replicas import Replicas
+from mmoe.tasks import validation_metrics
 from mmoe.training.gate_statistics import GateStatistics
 from mmoe.training.learner import Learner
-from mmoe.training.tasks import validation_metrics
+
+
+def with_monitor(config: DictConfig, schema: Schema) -> DictConfig:
+    """The configuration with values for `monitor` and `monitor_mode` where these are null.
+
+    By default, the main metric of the main task is monitored, and the mode is what the metric needs.
+    """
+    main_task = schema.tasks[0]
+    monitor = config.get("monitor") or f"val/{main_task.name}/{main_task.main_metric}"
+    larger_is_better = validation_metrics(schema.tasks).get(monitor, True)
+    mode = config.get("monitor_mode") or ("max" if larger_is_better else "min")
+    changed: DictConfig = config.copy()
+    with open_dict(changed):
+        changed.monitor, changed.monitor_mode = monitor, mode
+    return changed
 
 
 def check_monitor(
@@ -59,7 +76,7 @@ def check_callbacks(callbacks: Mapping[str, Any], learner: Any, schema: Schema, 
             option, after_training = "save_on_train_epoch_end", callback._save_on_train_epoch_end
         else:
             continue
-        if monitor.startswith("train/") and not after_training:
+        if monitor.startswith("train/") and monitor != "train/loss" and not after_training:
             rule = f"must be true, because {monitor} is logged at the end of an epoch"
             raise UserError(f"callbacks.{name}.{option}: {rule}")
         if monitor.startswith("val/") and after_training and not validates_each_epoch(trainer):
@@ -75,14 +92,17 @@ def logged_metrics(learner: Learner, schema: Schema) -> dict[str, bool | None]:
     """All metrics that a learner may log, and whether larger values are better; None allows both modes."""
     metrics = validation_metrics(schema.tasks)
     known: dict[str, bool | None] = {**metrics}
-    known |= {f"train/{name.removeprefix('val/')}": larger for name, larger in metrics.items()}
+    if not learner.has_replicas:  # they have no training metrics
+        known |= {f"train/{name.removeprefix('val/')}": larger for name, larger in metrics.items()}
     known |= dict.fromkeys(("train/loss", "epoch", "step"))
     gates = run_blank_rows(learner, schema).gates  # [..., 2, T, E]
     if gates.shape[-1]:
         statistics = GateStatistics()
         statistics.update(gates)
         known |= dict.fromkeys(statistics.summary().by_name([task.name for task in schema.tasks]))
-    if not learner.has_replicas and any(isinstance(module, nn.ReLU) for module in learner.modules()):
+    modules = list(learner.modules())
+    has_copies = any(isinstance(module, Replicas) for module in modules)  # replicas or an ensemble
+    if not has_copies and any(isinstance(module, nn.ReLU) for module in modules):
         known["val/units/dead"] = None
     return known
 

@@ -1,27 +1,27 @@
 """The loss: the weighted sum of the tasks' losses.
 
-B batch, C categorical columns, M numeric columns, T tasks, E experts.
+B batch, C categorical columns, M numeric columns, T tasks, L logits of all tasks, E experts, K members of an
+ensemble.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from mmoe.data.schema import Task
 from mmoe.errors import ArgumentError, check_finite
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.network import Network
 from mmoe.models.sparse_inputs import SparseMatrix
+from mmoe.tasks import Task, logit_columns
 
 
 class LossAndOutput(NamedTuple):
     """The output of an objective.
 
     Shape:
-        loss: a scalar. logits: [B, T]. gates: [B, T, E]; E is 0 for a method without gates.
+        loss: a scalar. logits: [B, L]. gates: [B, T, E]; E is 0 for a method without gates.
     """
 
     loss: Tensor
@@ -29,51 +29,31 @@ class LossAndOutput(NamedTuple):
     gates: Tensor
 
 
-class LabelScale(nn.Module):
-    """Standardise the labels of regressions. Labels of binary tasks do not change.
-
-    Shape:
-        labels: [B, T]; output: [B, T].
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        super().__init__()
-        for name in ("mean", "std"):
-            values = torch.tensor([getattr(task, name) for task in tasks], dtype=torch.float32)
-            self.register_buffer(name, values, persistent=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the scale without casting it, because float16 has too few digits."""
-        mean, std = self.mean, self.std
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.mean, self.std = mean.to(self.mean.device), std.to(self.std.device)
-        return self
-
-    def forward(self, labels: Tensor) -> Tensor:
-        """Standardise in float32, so that no digit is lost."""
-        return ((labels.float() - self.mean) / self.std).to(labels.dtype)
+def loss_weights(known: Tensor | None, weights: Tensor | None) -> Tensor | None:
+    """Weights of labels in the loss [..., B, T]: 0 if a label is unknown. None: all are 1."""
+    if known is None:
+        return weights
+    return known.float() if weights is None else weights * known
 
 
 class Objective(nn.Module):
-    """A network and its loss: the weighted sum over tasks of the mean loss per row.
+    """A network and its loss: the sum over tasks of each task's weight times its loss.
 
-    The loss of a binary task is the binary cross-entropy. The loss of a regression is the squared error
-    between its logit and the standardised label. If the model has a `penalty()`, like `L2Constrained`, it is
-    added. The loss of an `Ensemble` is the sum of its members' losses. `tasks` have the order of the label
-    columns, and `task_weights` are by task name.
+    The loss of a task is the weighted mean of `Task.losses` over its known labels:
+    sum(weight x known x loss) / sum(weight x known). It is 0 for a batch without a known label. If the model
+    has a `penalty()`, like `L2Constrained`, it is added. The loss of an `Ensemble` is the sum of its members'
+    losses. `tasks` have the order of the label columns, and `task_weights` are by task name.
 
     Raises:
         ArgumentError: a weight is negative, not finite, or names no task, or all weights are 0.
 
     Shape:
-        levels: [B, C]; numbers: [B, M]; labels: [B, T]; sparse: see `Batch`; output: a `LossAndOutput`.
+        levels: [B, C]; numbers: [B, M]; labels, known, weights: [B, T]; sparse: see `Batch`; totals: [T], the
+        sum of weight x known over the rows of all processes, divided by their number; None: of these rows.
+        output: a `LossAndOutput`.
     """
 
     task_weights: Tensor
-    is_binary: Tensor
 
     def __init__(
         self, network: Network, tasks: Sequence[Task], task_weights: Mapping[str, float] | None = None
@@ -88,40 +68,58 @@ class Objective(nn.Module):
             check_finite(0, **{f"task_weights.{name}": weight})
         self.network = network
         self.tasks = list(tasks)
-        kinds = {task.kind for task in tasks}
-        self.kind = kinds.pop() if len(kinds) == 1 else "mixed"
+        self.columns = logit_columns(tasks)
         values = torch.tensor([float(weights.get(name, 1.0)) for name in names])
         if not values.isfinite().all() or not values.any():
             raise ArgumentError(f"task_weights={weights}: must be finite as float32, and one must be above 0")
         self.register_buffer("task_weights", values, persistent=False)
-        binary = torch.tensor([task.is_binary for task in tasks])
-        self.register_buffer("is_binary", binary, persistent=False)
-        self.scale = LabelScale(tasks) if any(task.is_scaled for task in tasks) else None
+        kinds = {type(task) for task in tasks}
+        # One call for all tasks, if there is one, takes a fraction of the time of a call for each task.
+        self.mean_loss = kinds.pop().mean_loss(self.tasks) if len(kinds) == 1 else None
 
     def forward(
-        self, levels: Tensor, numbers: Tensor, labels: Tensor, sparse: SparseMatrix | None = None
+        self,
+        levels: Tensor,
+        numbers: Tensor,
+        labels: Tensor,
+        known: Tensor | None = None,
+        weights: Tensor | None = None,
+        sparse: SparseMatrix | None = None,
+        totals: Tensor | None = None,
     ) -> LossAndOutput:
         # A custom network may take only levels and numbers.
         output = self.network(levels, numbers) if sparse is None else self.network(levels, numbers, sparse)
         logits, gates = output
-        labels = self.scale(labels) if self.scale else labels
-        # In training, an ensemble returns the logits of every member, [members, B, T].
+        # In training, an ensemble returns the logits of every member, [K, B, L].
         members = logits.shape[0] if logits.ndim > labels.ndim else 1
-        # `_error` is the mean over members and tasks, and the loss is the sum over both.
-        loss = len(self.tasks) * members * self._error(logits, labels.expand_as(logits))
+        factor = len(self.tasks) * members  # turns the mean over tasks and members into their sum
+        row_weights = loss_weights(known, weights)
+        if row_weights is not None:
+            loss = self._weighted_loss(logits, labels, row_weights, totals)
+        elif self.mean_loss:
+            loss = factor * self.mean_loss(logits, labels.expand_as(logits), self.task_weights)
+        else:
+            loss = factor * (self._losses(logits, labels) * self.task_weights).mean()
         penalty = getattr(self.network.model, "penalty", None)
         loss = loss + penalty() if penalty else loss
         if isinstance(self.network.model, Ensemble) and logits.ndim > labels.ndim:
             logits = self.network.model.average(logits)
         return LossAndOutput(loss, logits, gates)
 
-    def _error(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean weighted loss over rows, members and tasks. Kinds without a task are not computed."""
-        weights = self.task_weights
-        if self.kind == "binary":
-            return binary_cross_entropy_with_logits(logits, labels, weights)
-        errors = mse_loss(logits, labels, reduction="none")
-        if self.kind == "mixed":
-            entropy = binary_cross_entropy_with_logits(logits, labels, reduction="none")
-            errors = torch.where(self.is_binary, entropy, errors)
-        return (errors * weights).mean()
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of every label, [..., B, T]."""
+        labels = labels.expand(*logits.shape[:-1], -1)  # [..., B, T]
+        losses = [
+            task.losses(logits[..., own], labels[..., i])
+            for i, (task, own) in enumerate(zip(self.tasks, self.columns, strict=True))
+        ]
+        return torch.stack(losses, dim=-1)
+
+    def _weighted_loss(
+        self, logits: Tensor, labels: Tensor, row_weights: Tensor, totals: Tensor | None
+    ) -> Tensor:
+        """The sum over members and tasks of the weighted means over rows."""
+        totals = row_weights.sum(-2) if totals is None else totals  # [T]
+        # Without a known label, the sum is 0 and is divided by 1.
+        shares = self.task_weights / torch.where(totals > 0, totals, 1.0)  # [T]
+        return (self._losses(logits, labels) * row_weights * shares).sum()

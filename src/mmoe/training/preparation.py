@@ -1,5 +1,6 @@
 """Build the parts of a training, and check them before the first step."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,16 +8,24 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from mmoe.build import build
+from mmoe.build import build, locate
+from mmoe.data.datamodule import DataModule
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError, check_integers, check_replicas
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.inputs import use_dense_inputs
 from mmoe.models.network import Network
+from mmoe.tasks import validation_metrics
 from mmoe.training.checkpoint_callbacks import AtomicCheckpointIO
-from mmoe.training.monitors import check_callbacks, check_monitor, run_blank_rows, validates_each_epoch
+from mmoe.training.known_labels import check_known_labels
+from mmoe.training.monitors import (
+    check_callbacks,
+    check_monitor,
+    run_blank_rows,
+    validates_each_epoch,
+    with_monitor,
+)
 from mmoe.training.replica_learner import replica_callback_arguments
-from mmoe.training.tasks import validation_metrics
 
 TRAINER_MINIMUMS = {  # the least value of each integer option
     "max_epochs": -1, "max_steps": -1, "min_epochs": 0, "min_steps": 0, "accumulate_grad_batches": 1,
@@ -27,8 +36,12 @@ REPLACED_BY_REPLICAS = ("best", "early_stopping")  # callbacks whose work `Repli
 
 
 class Training(NamedTuple):
-    """The parts of a training. `callbacks` also holds those that `ReplicaLearner` replaces."""
+    """The parts of a training. `callbacks` also holds those that `ReplicaLearner` replaces.
 
+    `config` is the configuration with the monitor that follows from the tasks.
+    """
+
+    config: DictConfig
     trainer: pl.Trainer
     data: Any
     learner: Any
@@ -39,11 +52,15 @@ class Training(NamedTuple):
 def build_network(config: DictConfig, schema: Schema) -> Network:
     """Build a network from `config.inputs` and `config.model`."""
     inputs = build(config, "inputs", schema=schema)
-    model = build(config, "model", num_inputs=inputs.num_outputs, num_tasks=len(schema.tasks))
-    averages_probabilities = isinstance(model, Ensemble) and model.averages_probabilities
-    if averages_probabilities and not all(task.is_binary for task in schema.tasks):
-        raise UserError("model.mean=probability: must be logit, because there are regressions")
-    return Network(inputs, model)
+    options: dict[str, Any] = {}
+    outputs = [task.num_outputs for task in schema.tasks]
+    if max(outputs) > 1:
+        options["task_outputs"] = outputs
+    target = locate(config.model._target_, "model") if "_target_" in config.model else None
+    if isinstance(target, type) and issubclass(target, Ensemble):
+        options["averages"] = [task.average for task in schema.tasks]
+    sizes = {"num_inputs": inputs.num_outputs, "num_tasks": len(schema.tasks)}
+    return Network(inputs, build(config, "model", **sizes, **options))
 
 
 def build_learner(config: Any, schema: Schema) -> Any:
@@ -56,6 +73,9 @@ def build_learner(config: Any, schema: Schema) -> Any:
     if config.replicas == 1:
         learner = build(config, "learner", objective=objectives[0])
     else:
+        if config.learner._target_ != "mmoe.training.learner.Learner":
+            rule = "must be mmoe.training.learner.Learner for replicas"
+            raise UserError(f"learner._target_={config.learner._target_}: {rule}")
         target = {"learner": {"_target_": "mmoe.training.replica_learner.ReplicaLearner"}}
         config = OmegaConf.merge(config, target)
         arguments = replica_callback_arguments(config)
@@ -82,6 +102,16 @@ def build_loggers(config: DictConfig) -> list[Any]:
     return [build(config, key) for key in keys]
 
 
+def build_trainer(
+    config: DictConfig, folder: Path, callbacks: Sequence[Any] = (), loggers: Sequence[Any] = ()
+) -> pl.Trainer:
+    """Build the trainer of a run folder."""
+    options: dict[str, Any] = {"callbacks": list(callbacks), "logger": list(loggers) or False}
+    options |= {"plugins": [AtomicCheckpointIO()], "default_root_dir": folder}
+    trainer: pl.Trainer = build(config, "trainer", **options)
+    return trainer
+
+
 def prepare(config: DictConfig, folder: Path) -> Training:
     """Build everything for a training in a run folder, and check that the parts fit together.
 
@@ -89,40 +119,44 @@ def prepare(config: DictConfig, folder: Path) -> Training:
         UserError: an option is outside its range, or would make the training fail later.
     """
     check_replicas(config.replicas, config.seed)
-    callbacks, loggers = build_callbacks(config), build_loggers(config)
     for key, least in TRAINER_MINIMUMS.items():
         if config.trainer.get(key) is not None:
             check_integers(least, **{f"trainer.{key}": config.trainer[key]})
     for key in RESERVED_TRAINER_KEYS:
         if key in config.trainer:
             raise UserError(f"trainer.{key}: is set by mmoe; leave it out")
-    replaced = REPLACED_BY_REPLICAS if config.replicas > 1 else ()
-    trainer: pl.Trainer = build(
-        config,
-        "trainer",
-        callbacks=[c for name, c in callbacks.items() if name not in replaced],
-        logger=loggers or False,
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=folder,
-    )
-    if trainer.limit_train_batches == 0:
+    if config.trainer.get("limit_train_batches") == 0:
         raise UserError("trainer.limit_train_batches=0: must be above 0, because nothing would be trained")
+    build_trainer(config, folder)  # an option that Lightning refuses is found before the rows are loaded
     data = build(config, "data")
+    check_schema(data, config.data._target_)
+    config = with_monitor(config, data.schema)
+    callbacks, loggers = build_callbacks(config), build_loggers(config)
+    replaced = REPLACED_BY_REPLICAS if config.replicas > 1 else ()
+    kept = [callback for name, callback in callbacks.items() if name not in replaced]
+    trainer = build_trainer(config, folder, kept, loggers)
     check_data_module(data, config.data._target_, trainer)
     check_monitor(config.monitor, config.monitor_mode, validation_metrics(data.schema.tasks))
+    if isinstance(data, DataModule):
+        watched = {config.monitor, *(getattr(callback, "monitor", None) for callback in callbacks.values())}
+        check_known_labels(data.dataset, watched if trainer.limit_val_batches else ())
     learner = build_learner(config, data.schema)
     learner.check_optimizer()
     if learner.schedule.follows_validations and not validates_each_epoch(trainer):
         raise UserError("learner.scheduler: ReduceLROnPlateau needs a validation in every epoch")
     check_model_output(learner, data.schema)
     check_callbacks(callbacks, learner, data.schema, trainer)
-    return Training(trainer, data, learner, callbacks, loggers)
+    return Training(config, trainer, data, learner, callbacks, loggers)
+
+
+def check_schema(data: Any, target: str) -> None:
+    """Raise UserError if a data module, perhaps the user's own, lacks a schema."""
+    if not isinstance(getattr(data, "schema", None), Schema):
+        raise UserError(f"data._target_={target}: its data module must have a schema")
 
 
 def check_data_module(data: Any, target: str, trainer: pl.Trainer) -> None:
-    """Raise UserError if a data module, perhaps the user's own, lacks a schema or a dataloader."""
-    if not isinstance(getattr(data, "schema", None), Schema):
-        raise UserError(f"data._target_={target}: its data module must have a schema")
+    """Raise UserError if a data module, perhaps the user's own, lacks a dataloader."""
     for name, limit in (("val", trainer.limit_val_batches), ("test", trainer.limit_test_batches)):
         hook = f"{name}_dataloader"
         if limit and getattr(type(data), hook) is getattr(pl.LightningDataModule, hook):
@@ -135,12 +169,14 @@ def check_model_output(learner: Any, schema: Schema) -> None:
     if learner.has_replicas:
         return
     network, num_tasks = learner.objective.network, len(schema.tasks)
+    num_logits = sum(task.num_outputs for task in schema.tasks)
     output = run_blank_rows(network, schema)
-    shapes = [list(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in output]
-    good = len(shapes) == 2 and shapes[0] == [2, num_tasks] and shapes[1][:-1] == shapes[0]
+    parts = output if isinstance(output, tuple) else (output,)
+    shapes = [list(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+    good = len(shapes) == 2 and shapes[0] == [2, num_logits] and shapes[1][:-1] == [2, num_tasks]
     if not isinstance(output, tuple) or not good:
         name = type(network.model).__name__
         raise UserError(
-            f"model={name}: must return logits [B, {num_tasks}] and gates [B, {num_tasks}, E], as"
+            f"model={name}: must return logits [B, {num_logits}] and gates [B, {num_tasks}, E], as"
             f" mmoe.Output; for 2 rows it returns {shapes}"
         )

@@ -1,6 +1,6 @@
 """Train replicas side by side, each with its own metrics, best epoch, best weights and early stop.
 
-R replicas, B batch, N rows, T tasks, E experts.
+R replicas, B batch, N rows, T tasks, L logits of all tasks, E experts.
 """
 
 import copy
@@ -14,9 +14,9 @@ from torch import Tensor
 from mmoe.data.batch import Batch
 from mmoe.errors import ArgumentError, UserError, check_finite, check_integers
 from mmoe.models.replicas import Replicas
+from mmoe.tasks import validation_metrics
 from mmoe.training.learner import Learner
 from mmoe.training.objective import LossAndOutput, Objective
-from mmoe.training.tasks import validation_metrics
 
 SIGNS = {"max": 1, "min": -1}
 # Settings of the callbacks `best` and `early_stopping` that are allowed with replicas.
@@ -41,7 +41,7 @@ class ReplicaLearner(Learner):
         optimizer: builds one optimizer for all replicas from the stacked parameters.
         scheduler, interval, frequency, monitor: see `Learner`.
         best_monitor: the validation metric that chooses the best epoch; by default `monitor`.
-        best_mode: `max` if a larger value is better, else `min`.
+        best_mode: `max` if a larger value is better, else `min`; by default what `best_monitor` needs.
         stop_monitor: the validation metric that stops a replica early; by default `best_monitor`.
         stop_mode: the mode of `stop_monitor`; by default `best_mode`.
         patience: validations without a gain before a replica stops; None: never. As in Lightning, 0 means 1.
@@ -67,7 +67,7 @@ class ReplicaLearner(Learner):
         frequency: int = 1,
         monitor: str | None = None,
         best_monitor: str | None = None,
-        best_mode: str = "max",
+        best_mode: str | None = None,
         stop_monitor: str | None = None,
         stop_mode: str | None = None,
         patience: int | None = None,
@@ -84,7 +84,8 @@ class ReplicaLearner(Learner):
         for name, metric in (("best_monitor", self.best_monitor), ("stop_monitor", self.stop_monitor)):
             if metric not in known:
                 raise ArgumentError(f"{name}={metric}: must be one of {', '.join(known)}")
-        stop_mode = stop_mode or best_mode
+        best_mode = best_mode or ("max" if known[self.best_monitor] else "min")
+        stop_mode = stop_mode or ("max" if known[self.stop_monitor] else "min")
         for name, mode in (("best_mode", best_mode), ("stop_mode", stop_mode)):
             if mode not in SIGNS:
                 raise ArgumentError(f"{name}={mode}: must be max or min")
@@ -105,25 +106,27 @@ class ReplicaLearner(Learner):
         """Return the rows unchanged, because replicas use dense inputs."""
         return rows
 
-    def _compute(self, batch: Batch) -> LossAndOutput:
-        """Losses [R], logits [R, B, T] and gates [R, B, T, E] of a batch, whose tensors may start with R."""
+    def _compute(self, batch: Batch, totals: Tensor | None = None) -> LossAndOutput:
+        """Losses [R], logits [R, B, L] and gates [R, B, T, E] of a batch, whose tensors may start with R."""
         has_own_rows = batch.labels.ndim == 3
-        return self.objective(*batch[:3], own_rows=has_own_rows)  # type: ignore[no-any-return]
+        return self.objective(*batch[:5], None, totals, own_rows=has_own_rows)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, stage: str, number: int) -> Tensor:
-        losses, logits, gates = self._compute(batch)
-        labels = batch.labels
+        losses, logits, gates = self._compute(batch, self._totals(batch, stage))
+        labels, known = batch.labels, batch.known
         if stage == "train":  # one mean per batch shows where a replica diverged
-            logits, labels = logits.mean(-2, keepdim=True), labels[..., :1, :]
-        self._outputs.add(stage, number, logits.detach(), labels)
+            logits, labels, known = logits.mean(-2, keepdim=True), labels[..., :1, :], None
+        self._outputs.add(stage, number, logits.detach(), labels, known)
         if stage == "val" and gates.shape[-1]:
             self.gates.update(gates)
         return losses.sum()
 
     def _log_metrics(self, stage: str) -> None:
-        logits, labels = self._finish_epoch(stage)
-        labels = labels.expand_as(logits)  # [R, N, T]
-        metrics = [self.metrics(stage, x, y) for x, y in zip(logits, labels, strict=True)]
+        logits, labels, known = self._finish_epoch(stage)
+        replicas = len(logits)
+        labels = labels.expand(replicas, -1, -1)  # [R, N, T]
+        masks = [None] * replicas if known is None else known.expand(replicas, -1, -1)
+        metrics = [self.metrics(stage, *parts) for parts in zip(logits, labels, masks, strict=True)]
         for name in metrics[0]:
             self.metric_values[name] = torch.stack([values[name] for values in metrics])  # [R]
             self.log(name, self.metric_values[name].mean(), prog_bar=name == self.monitor)
@@ -140,9 +143,9 @@ class ReplicaLearner(Learner):
             )
 
     def _bad_weights(self) -> Tensor:
-        """[R, T], True in all tasks of a replica that has a weight that is not finite."""
+        """[R, L], True in all logits of a replica that has a weight that is not finite."""
         finite = [weight.isfinite().flatten(1).all(1) for weight in self.objective.parameters()]
-        return ~torch.stack(finite).all(0)[:, None].expand(-1, len(self._task_names))
+        return ~torch.stack(finite).all(0)[:, None].expand(-1, len(self._logit_names))
 
     def _dead_units(self) -> dict[str, Tensor]:
         """Empty, because hooks cannot see the units of a single replica."""
@@ -198,7 +201,7 @@ def replica_callback_arguments(config: DictConfig) -> dict[str, Any]:
             raise UserError(f"callbacks.{name}._target_={node._target_}: must be {target} for replicas")
     chosen = {
         "best_monitor": setting("best.monitor", config.monitor),
-        "best_mode": setting("best.mode", config.get("monitor_mode", "max")),
+        "best_mode": setting("best.mode", config.get("monitor_mode")),
     }
     if setting("early_stopping", None):
         chosen |= {

@@ -1,8 +1,9 @@
 """The results of a run: metrics, predictions, history, and the final table.
 
-N rows, T tasks.
+N rows, T tasks, L logits of all tasks, R replicas.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mmoe.data.schema import Schema, Task
+from mmoe.data.labels import decode_labels
+from mmoe.data.schema import Schema
 from mmoe.intervals import half_interval
-from mmoe.training.tasks import METRICS, prediction_column
+from mmoe.tasks import Task, logit_columns
 
 if TYPE_CHECKING:
     from mmoe.training.preparation import Training
@@ -27,7 +29,7 @@ ROW_ORIGINS = {
     "official": "official rows",
     "sample": "bundled sample",
     "synthetic": "generated rows",
-    "custom": "rows of data.dir",
+    "custom": "given rows",
 }
 
 
@@ -104,18 +106,29 @@ def history(epochs: Sequence[tuple[int, int, Mapping[str, Tensor]]], seed: int) 
     return pd.DataFrame(lines)
 
 
-def predictions(tasks: Sequence[Task], positions: Tensor, labels: Tensor, predicted: Tensor) -> pd.DataFrame:
-    """One line per row: its position in the file (from 0), and each task's label and prediction.
+def predictions(
+    tasks: Sequence[Task], positions: Tensor, labels: Tensor, known: Tensor | None, predicted: Tensor
+) -> pd.DataFrame:
+    """One line per row: its position in the file (from 0), and each task's label and predictions.
 
-    With replicas, predictions are [R, N, T] and have one column per task and replica. Labels do as well if
-    each replica has its own rows.
+    Labels [N, T] that are not `known` [N, T] are missing. With replicas, predictions are [R, N, L], and every
+    replica has its own columns, which end with its number. Labels do as well if they are [R, N, T].
     """
-    columns = {"row": positions.numpy()}
-    for i, task in enumerate(tasks):
-        for name, values in ((f"{task.name}_label", labels), (prediction_column(task), predicted)):
-            dtype = "int8" if values is labels and task.is_binary else None
-            parts = {name: values} if values.ndim == 2 else {f"{name}_{r}": v for r, v in enumerate(values)}
-            columns |= {key: part[:, i].numpy().astype(dtype) for key, part in parts.items()}
+    columns: dict[str, Any] = {"row": positions.numpy()}
+    has_replicas, have_own_labels = predicted.ndim == 3, labels.ndim == 3
+    masks = known if known is None or known.ndim == labels.ndim else known.expand_as(labels)
+    parts = (
+        [decode_labels(labels, known, tasks)]
+        if not have_own_labels
+        else [decode_labels(own, None if masks is None else masks[r], tasks) for r, own in enumerate(labels)]
+    )
+    for task, own in zip(tasks, logit_columns(tasks), strict=True):
+        for r, part in enumerate(parts):
+            label = f"{task.name}_label"
+            columns[f"{label}_{r}" if have_own_labels else label] = part[label]
+        for r, values in enumerate(predicted if has_replicas else predicted[None]):
+            for name, column in task.table(values[:, own].numpy()).items():
+                columns[f"{name}_{r}" if has_replicas else name] = column
     return pd.DataFrame(columns)
 
 
@@ -128,6 +141,30 @@ def log_figures(loggers: Sequence[Logger], figures: Mapping[str, Any]) -> None:
             logger.experiment.flush()
 
 
+def number(value: float) -> str:
+    """A metric as text; n/a if it cannot be computed."""
+    return "n/a" if math.isnan(value) else f"{value:.4f}"
+
+
+def metric_tables(metrics: Mapping[str, Any], tasks: Sequence[Task]) -> list[Table]:
+    """A table with a line for each task and split. Tasks with other metrics get a table of their own."""
+    tables = []
+    for names in dict.fromkeys(tuple(task.METRICS) for task in tasks):
+        table = Table(title_justify="left")
+        for column in ("task", "rows"):
+            table.add_column(column)
+        for name in names:
+            table.add_column(name.replace("_", " "), justify="right")
+        for task in (task for task in tasks if tuple(task.METRICS) == names):
+            for split in (split for split in ("test", "val") if split in metrics):
+                values = metrics[split][task.name]
+                half = metrics["half_interval"][split][task.name] if "replicas" in metrics else {}
+                texts = [number(values[n]) + (f" ± {number(half[n])}" if half else "") for n in names]
+                table.add_row(task.name, split, *texts)
+        tables.append(table)
+    return tables
+
+
 def show_evaluation(found: Mapping[str, Any]) -> None:
     """Print each checkpoint's metrics with their confidence intervals."""
     title = f"{found['num_rows']:,} {found['split']} rows, {ROW_ORIGINS[found['rows']]}"
@@ -137,30 +174,18 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
     for line in found["checkpoints"]:
         for task, values in line["metrics"].items():
             for name, value in values.items():
-                low, high = line["intervals"][task][name] if "intervals" in line else (None, None)
-                interval = "-" if low is None else f"{low:.4f} to {high:.4f}"
+                bounds = line.get("intervals", {}).get(task, {}).get(name)
+                interval = " to ".join(map(number, bounds)) if bounds else "-"
                 label = name.replace("_", " ")
                 epoch = str(line["epoch"] or "per replica")
-                table.add_row(line["checkpoint"], epoch, task, label, f"{value:.4f}", interval)
+                table.add_row(line["checkpoint"], epoch, task, label, number(value), interval)
     Console().print(table)
 
 
 def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     """Print each task's metrics, and the facts needed to interpret them."""
-    table = Table(title=f"Best epoch on the {ROW_ORIGINS[schema.rows]}", title_justify="left")
-    for name in ("task", "rows"):
-        table.add_column(name)
-    names = list(dict.fromkeys(name for task in schema.tasks for name in METRICS[task.kind]))
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
-    splits = [split for split in ("test", "val") if split in metrics]
-    for task in schema.tasks:
-        for split in splits:
-            values = metrics[split][task.name]
-            half = metrics["half_interval"][split][task.name] if "replicas" in metrics else {}
-            texts = {n: f"{v:.4f}" + (f" ± {half[n]:.4f}" if half else "") for n, v in values.items()}
-            cells = [texts.get(name, "-") for name in names]
-            table.add_row(task.name, split, *cells)
+    tables = metric_tables(metrics, schema.tasks)
+    tables[0].title = f"Best epoch on the {ROW_ORIGINS[schema.rows]}"
     seen = metrics["num_rows"]
     counts = ", ".join(
         (f"{seen[split]:,} of " if seen.get(split, count) != count else "") + f"{count:,} {split}"
@@ -177,7 +202,8 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     shared = f" in {metrics['processes']} processes" if metrics["processes"] > 1 else ""
     rate = "-" if metrics["learning_rate"] is None else f"{metrics['learning_rate']:g}"
     console = Console()
-    console.print(table)
+    for table in tables:
+        console.print(table)
     console.print(
         f"rows: {counts}\n"
         f"{chosen}, {why}\n"
@@ -186,4 +212,5 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
         f"run folder: {os.path.relpath(folder)}",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )

@@ -90,8 +90,8 @@ def _check_longer(run: Path, longer: dict[str, Any], config: DictConfig) -> None
     """Raise UserError if an ended run cannot train to the new length. Warn if it has a schedule."""
     metrics = run_folder.read_metrics(run)
     for key, done in (("max_epochs", metrics["epochs"]), ("max_steps", metrics["steps"])):
-        limit = longer.get(key, -1)
-        if not isinstance(limit, int) or -1 < limit <= done:
+        limit = longer.get(key, config.trainer.get(key))
+        if limit is not None and (not isinstance(limit, int) or -1 < limit <= done):
             raise UserError(f"trainer.{key}={limit}: must be more than the {done} that the run has")
     schedule = OmegaConf.select(config, "learner.scheduler") or {}
     name = schedule.get("_target_")
@@ -101,7 +101,9 @@ def _check_longer(run: Path, longer: dict[str, Any], config: DictConfig) -> None
     if name:
         log.warning("%s: its schedule %s continues unchanged", run, name)
     last = checkpoints.newest(run, tidy=False)
-    if last and checkpoints.load(last).get("mmoe", {}).get("should_stop"):
+    if last is None:
+        raise UserError(f"resume={run}: has no last.ckpt or previous.ckpt, so it cannot be trained longer")
+    if checkpoints.load(last).get("mmoe", {}).get("should_stop"):
         ended = f"early stopping ended the run after epoch {metrics['epochs']}"
         raise UserError(f"resume={run}: {ended}, and would end it again")
 

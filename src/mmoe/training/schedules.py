@@ -86,5 +86,5 @@ class Schedule:
         steps = trainer.estimated_stepping_batches
         count = (steps if interval == "step" else trainer.max_epochs or steps) // self.frequency
         if count > scheduler.total_steps:
-            rule = f"must be at least {count}, because the training advances it so many times"
+            rule = f"must be at least {count}, because the training advances it that many times"
             raise UserError(f"learner.scheduler.total_steps={scheduler.total_steps}: {rule}")

@@ -1,6 +1,6 @@
 """Train, restore the best epoch, and test it.
 
-N rows, T tasks, E experts.
+N rows, T tasks, L logits of all tasks, E experts.
 """
 
 import os
@@ -14,7 +14,6 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from mmoe import run_folder
 from mmoe.atomic import remove_if_empty, write
-from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule, labels_of
 from mmoe.data.loader import RowLoader
 from mmoe.errors import USER_ERROR, UserError
@@ -101,7 +100,7 @@ def test(training: Training) -> None:
 
 
 def test_predictions(training: Training) -> tuple[pd.DataFrame | None, Output | None]:
-    """The content of predictions.parquet, and logits [N, T] and gates [N, T, E] of the test rows.
+    """The content of predictions.parquet, and logits [N, L] and gates [N, T, E] of the test rows.
 
     Both are None if no row was tested. The logits and gates are also None for replicas, which keep no gates,
     and for several processes. Each of several processes has tested only some of the rows, so the first one
@@ -122,8 +121,8 @@ def test_predictions(training: Training) -> tuple[pd.DataFrame | None, Output | 
             output = Output(logits.float(), torch.cat(learner.test_gates).float())
     is_ours = isinstance(data, DataModule)
     positions = data.dataset.positions["test"][:count] if is_ours else torch.arange(count)
-    labels = labels_of(data, "test", count)
-    return report.predictions(data.schema.tasks, positions, labels, predicted), output
+    labels, known = labels_of(data, "test", count)
+    return report.predictions(data.schema.tasks, positions, labels, known, predicted), output
 
 
 def predict_rows(learner: Any, data: Any, count: int) -> torch.Tensor:
@@ -134,7 +133,8 @@ def predict_rows(learner: Any, data: Any, count: int) -> torch.Tensor:
     )
     batches, seen = [], 0
     for batch in loader:
-        batches.append(Batch(*(tensor[..., : count - seen, :] for tensor in batch[:3])))
+        left = count - seen
+        batches.append(batch.map(lambda tensor, left=left: tensor[..., :left, :]))
         seen += batches[-1].labels.shape[-2]
         if seen == count:
             break

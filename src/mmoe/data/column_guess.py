@@ -1,0 +1,252 @@
+"""Guess from its values what kind of input a column is.
+
+A guess looks at the values first and at the words in the column's name second: codes may be small integers,
+and dates, row numbers and several levels in a field may be text.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from mmoe.data.column_values import ColumnValues
+
+MAX_CODES = 20  # integers with at most so many distinct values are codes
+MIN_ROWS_PER_CODE = 5
+MANY_LEVELS = 1_000_000  # more levels are hashed
+TEXT_ID_SHARE = 0.9  # text with more levels than this share of the rows identifies the row
+SEPARATORS = ("|", ";", ",")
+MAX_VOCABULARY = 10_000
+MAX_VALUES = 32  # the default for the number of levels in a row that are used
+MANY_PARTS = 5  # fields with more parts on average are lists even if the vocabulary is large
+# Words in the name of a column of codes, of a number, of a time, and of a weight.
+CODE_WORDS = (
+    "id", "uid", "pid", "code", "type", "zip", "zipcode", "postcode", "category", "categorical", "cate",
+    "cat", "class", "group", "segment", "kind", "brand", "city", "country", "region", "state", "channel",
+    "device", "user", "item", "author", "product", "store", "shop", "gender", "sex", "sku", "status", "level",
+    "campaign", "customer",
+)  # fmt: skip
+NUMBER_WORDS = (
+    "age", "count", "num", "amount", "price", "value", "quantity", "qty", "rate", "ratio", "score", "total",
+    "sum", "mean", "avg", "day", "duration", "distance", "numerical", "numeric", "income", "cost", "size",
+    "weight", "length", "width", "height", "temperature", "speed", "year",
+)  # fmt: skip
+TIME_WORDS = ("time", "timestamp", "date", "datetime", "day", "ts", "at", "created", "updated")
+WEIGHT_WORDS = ("weight", "exposure", "wt")
+CODE_SUFFIX = re.compile(r"(user|item|movie|product|seg|group|session|customer|client|order|query|ad|doc)id$")
+UNIX_TIMES = ((1e8, 4e9), (1e11, 4e12), (1e14, 4e15), (1e17, 4e18))  # 1973 to 2096, in s, ms, us and ns
+# 2020-12-31, 31.12.2020 and 12/31/20, also with a time; 31-Dec-2020
+DATE = re.compile(
+    r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}|\d{1,2}/\d{1,2}/\d{2})"
+    r"([T ]\d{1,2}:\d{2}.*)?"
+    r"|\d{1,2}[- ][A-Za-z]{3,9}[- ,]+\d{2,4}.*"
+)
+COMPACT_DATE = (19000101, 21001231)
+MAX_DATES = 200_000  # distinct dates that are parsed to make sure that they are dates
+
+
+@dataclass
+class Guess:
+    """What is known about a column.
+
+    Attributes:
+        kind: `numeric`, `categorical`, `multi` or `datetime`.
+        options: of the kind, beside `kind`.
+        reason: why the column is left out; empty if it is an input.
+        levels: the number of levels, or the range of the numbers or dates.
+        remarks: what the user should know.
+    """
+
+    values: ColumnValues
+    kind: str = "categorical"
+    options: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    levels: str = ""
+    remarks: list[str] = field(default_factory=list)
+
+    def to_yaml(self) -> Any:
+        """The entry below `columns`: a kind, or a mapping with options."""
+        return {"kind": self.kind} | self.options if self.options else self.kind
+
+
+def guess(values: ColumnValues) -> Guess:
+    """Guess the kind of a column."""
+    found = Guess(values)
+    kind, num_levels = values.type, len(values.distinct)
+    if not values.num_known:
+        found.reason = "empty"
+    elif num_levels == 1 and not values.num_missing:
+        found.reason = "constant"
+    elif (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and not pa.types.is_nested(kind.value_type):
+        found.kind = "multi"
+        _set_max_values(found, values.longest)
+    elif pa.types.is_nested(kind):
+        found.reason = f"holds {kind}"[:40]
+    elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        found.kind = "datetime"
+    elif pa.types.is_time(kind) or pa.types.is_duration(kind):
+        found.reason = f"holds {kind}, which is neither a number nor a date"
+    elif values.is_text:
+        _guess_text(found)
+    elif values.is_number:
+        _guess_number(found)
+    if found.kind == "categorical" and not found.reason and num_levels > MANY_LEVELS:
+        found.options = {"encoding": "hash", "buckets": 100_000, "size": 16}
+    found.levels = found.levels or _describe_levels(found)
+    return found
+
+
+def words(name: str) -> list[str]:
+    """The words of a column name in lower case, without a plural s."""
+    parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+", name)
+    return [part.lower().removesuffix("s") if len(part) > 3 else part.lower() for part in parts]
+
+
+def _names_code(name: str) -> bool:
+    """Whether a column name says that the values are codes."""
+    found = words(name)
+    suffix = CODE_SUFFIX.search(name.lower().rstrip("s"))
+    return bool(found) and (found[-1] in CODE_WORDS or "categorical" in found or suffix is not None)
+
+
+def _guess_text(found: Guess) -> None:
+    values = found.values
+    num_levels, texts = len(values.distinct), values.texts
+    if _is_date(texts):
+        found.kind = "datetime"
+        dates = pd.to_datetime(pd.Series(texts[:MAX_DATES]), format="mixed", errors="coerce", utc=True)
+        found.levels = f"{dates.min():%Y-%m-%d} to {dates.max():%Y-%m-%d}"
+        first = [re.match(r"(\d{1,2})[/.-]\d{1,2}[/.-]", text) for text in texts]
+        if any(match and int(match[1]) > 12 for match in first):
+            found.remarks.append(
+                "days stand before months; write dates as 2020-12-31, which are read in one way only"
+            )
+        return
+    if separator := _find_separator(values):
+        found.kind, found.options = "multi", {"separator": separator}
+        found.levels = f"{len(_parts(texts, separator)):,} levels"
+        _set_max_values(found, max(text.count(separator) for text in texts) + 1)
+        return
+    if num_levels >= 20 and num_levels == values.num_rows:
+        found.reason = "a level for each row"
+    elif num_levels >= 100 and num_levels > TEXT_ID_SHARE * values.num_known:
+        found.reason = "nearly a level for each row"
+    _remark_on_numbers(found)
+
+
+def _set_max_values(found: Guess, longest: int) -> None:
+    if longest > MAX_VALUES:
+        found.options |= {"max_values": longest}
+
+
+def _is_date(texts: list[str]) -> bool:
+    """Whether all texts are dates that pandas can read."""
+    if not all(DATE.fullmatch(text.strip()) for text in texts[:1000]):
+        return False
+    dates = pd.to_datetime(pd.Series(texts[:MAX_DATES]), format="mixed", errors="coerce", utc=True)
+    return bool(dates.notna().all())
+
+
+def _parts(texts: list[str], separator: str) -> Counter[str]:
+    return Counter(part.strip() for text in texts for part in text.split(separator))
+
+
+def _find_separator(values: ColumnValues) -> str | None:
+    """A separator that splits many fields into levels of a small common vocabulary."""
+    texts = values.texts
+    if len(texts) < 4:
+        return None
+    for separator in SEPARATORS:
+        has = np.array([separator in text for text in texts])
+        if values.counts[has].sum() < 0.1 * values.num_known:
+            continue
+        parts = _parts(texts, separator)
+        is_number = separator == "," and all(re.fullmatch(r"[+-]?[0-9.]+", part) for part in parts)
+        is_repeated = parts.total() >= 3 * len(parts)
+        is_small = len(parts) <= min(MAX_VOCABULARY, 0.5 * len(texts))
+        is_list = is_repeated and (is_small or parts.total() >= MANY_PARTS * len(texts))
+        if is_list and "" not in parts and not is_number:
+            return separator
+    return None
+
+
+def _remark_on_numbers(found: Guess) -> None:
+    """Say which spellings keep a column of numbers from being one."""
+    values = found.values
+    is_number = np.array(
+        [re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)", text) is not None for text in values.texts]
+    )
+    if values.counts[is_number].sum() < 0.9 * values.num_known:
+        return
+    others = [text for text, is_one in zip(values.texts, is_number, strict=True) if not is_one]
+    if not others:
+        found.remarks.append("integers as text, such as codes with a leading zero")
+    elif len(others) <= 3 and is_number.sum() > 3:
+        listed = ", ".join(map(repr, others))
+        found.remarks.append(f"numbers and {listed}: add to csv.missing for a numeric column")
+
+
+def _guess_number(found: Guess) -> None:
+    values = found.values
+    numbers, name = values.distinct_numbers, values.name
+    num_levels, low, high = len(numbers), float(numbers.min()), float(numbers.max())
+    found.kind = "numeric"
+    if not np.isfinite(numbers).all():
+        found.remarks.append("holds infinite numbers, which cannot be encoded")
+    # Numbers that are written with a point in every row are measures; with missing values, pandas writes 1.0.
+    is_code_like = values.is_whole and (pa.types.is_integer(values.type) or values.num_missing > 0)
+    if is_code_like and num_levels == values.num_rows >= 10 and high - low == num_levels - 1:
+        found.reason = "row numbers"
+        return
+    found_words = set(words(name))
+    if is_code_like and found_words.intersection(TIME_WORDS):
+        if any(least <= low and high <= most for least, most in UNIX_TIMES):
+            found.kind = "datetime"
+            dates = pd.to_datetime(
+                pd.Series([low, high]) / 1000.0 ** np.searchsorted([1e11, 1e14, 1e17], high), unit="s"
+            )
+            found.levels = f"{dates[0]:%Y-%m-%d} to {dates[1]:%Y-%m-%d}"
+            found.remarks.append("numbers that are read as Unix times")
+            return
+        if COMPACT_DATE[0] <= low and high <= COMPACT_DATE[1] and _is_compact_date(numbers):
+            found.remarks.append("looks like dates written as YYYYMMDD, which are used as plain numbers")
+            return
+    if is_code_like and _names_code(name):
+        found.kind = "categorical"
+        if num_levels == values.num_rows >= 20:
+            found.reason = "an id for each row"
+    elif is_code_like and num_levels <= (5 if found_words.intersection(NUMBER_WORDS) else MAX_CODES):
+        is_enough = values.num_known >= MIN_ROWS_PER_CODE * num_levels
+        found.kind = "categorical" if num_levels == 2 or is_enough else "numeric"
+        if found.kind == "categorical" and num_levels > 5:
+            found.remarks.append("small integers, taken as codes")
+    if low == -1 and is_code_like and num_levels > 2 and (numbers >= 0).sum() == num_levels - 1:
+        found.remarks.append("-1 may mean unknown: then add it to csv.missing")
+    if found_words.intersection(WEIGHT_WORDS) and low >= 0:
+        found.remarks.append("the weight of a row? then set weight")
+    if np.abs(numbers).max() > 2**24 and found.kind == "numeric" and values.is_whole:
+        found.remarks.append("integers beyond 2^24 are rounded to float32")
+
+
+def _is_compact_date(numbers: np.ndarray) -> bool:
+    texts = pd.Series(numbers[:1000]).astype("int64").astype(str)
+    return bool(pd.to_datetime(texts, format="%Y%m%d", errors="coerce").notna().all())
+
+
+def _describe_levels(found: Guess) -> str:
+    values = found.values
+    if found.kind == "multi":
+        return f"lists of at most {values.longest}"
+    if not len(values.distinct):
+        return "-"
+    if found.kind == "numeric":
+        return f"{values.distinct_numbers.min():g} to {values.distinct_numbers.max():g}"
+    if found.kind == "datetime":
+        texts = sorted(values.texts)
+        return f"{texts[0][:10]} to {texts[-1][:10]}"
+    count = len(values.distinct)
+    return f"{count:,} level" + "s" * (count > 1)

@@ -1,0 +1,94 @@
+"""What a configuration says about a column: its kind, and how it is encoded."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+from mmoe.errors import ArgumentError, check_integers
+
+KINDS = ("numeric", "categorical", "multi", "datetime")
+LEVELS = ("categorical", "multi")
+KINDS_OF_OPTIONS = {
+    "encoding": LEVELS, "size": LEVELS, "min_count": LEVELS, "buckets": LEVELS, "separator": ("multi",),
+    "max_values": ("multi",),
+}  # fmt: skip
+ENCODINGS = ("auto", "one_hot", "embedding", "hash")
+
+
+@dataclass(frozen=True)
+class ColumnOptions:
+    """The options of a column.
+
+    Attributes:
+        kind: `numeric`, `categorical`, `multi` (several levels in a row) or `datetime`.
+        encoding: for levels: `one_hot` (one input for each), `embedding` (a learned vector for each), `hash`
+            (a learned vector for each hash bucket), or `auto`: one-hot for up to 256 levels.
+        size: the size of the learned vectors; 0 chooses it by the number of levels.
+        min_count: levels in fewer training rows are encoded as one level, `(rare)`.
+        buckets: the number of hash buckets.
+        separator: the text between two levels of a `multi` column; empty for lists.
+        max_values: the number of levels of a row that are used, for a `multi` column.
+
+    Raises:
+        ArgumentError: a value is out of range, or does not fit the kind.
+    """
+
+    kind: str
+    encoding: str = "auto"
+    size: int = 0
+    min_count: int = 1
+    buckets: int = 100_000
+    separator: str = ""
+    max_values: int = 32
+
+    def __post_init__(self) -> None:
+        for key, allowed in (("kind", KINDS), ("encoding", ENCODINGS)):
+            if getattr(self, key) not in allowed:
+                raise ArgumentError(f"{key}={getattr(self, key)}: must be one of {', '.join(allowed)}")
+        check_integers(0, size=self.size)
+        check_integers(1, min_count=self.min_count, buckets=self.buckets, max_values=self.max_values)
+        if not isinstance(self.separator, str):
+            raise ArgumentError(f"separator={self.separator!r}: must be text")
+        for key, kinds in KINDS_OF_OPTIONS.items():
+            value = getattr(self, key)
+            if self.kind not in kinds and value != self.__dataclass_fields__[key].default:
+                raise ArgumentError(f"{key}={value}: a {self.kind} column does not have it")
+        if self.encoding == "one_hot" and self.size:
+            raise ArgumentError(f"size={self.size}: must be left out with encoding=one_hot")
+
+
+def column_options(name: str, given: Any) -> ColumnOptions:
+    """The options that a configuration gives for a column: a kind, or a mapping with `kind` and options.
+
+    Raises:
+        ArgumentError: names the column, and the key or value that breaks a rule.
+    """
+    if isinstance(given, ColumnOptions):
+        return given
+    values = {"kind": given} if isinstance(given, str) else given
+    if not isinstance(values, Mapping):
+        rule = f"must be one of {', '.join(KINDS)}, or a mapping with kind and options"
+        raise ArgumentError(f"columns.{name}={given}: {rule}")
+    known = [one.name for one in fields(ColumnOptions)]
+    for key in values:
+        if key not in known:
+            raise ArgumentError(f"columns.{name}.{key}: {unknown_key(str(key), known)}")
+    if "kind" not in values:
+        raise ArgumentError(f"columns.{name}.kind: must be given")
+    try:
+        return ColumnOptions(**values)
+    except ArgumentError as error:
+        raise ArgumentError(f"columns.{name}.{error}") from None
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    """Say which keys there are, and which of them is the nearest to an unknown one."""
+    nearest = get_close_matches(key, known, 1)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"must be one of {', '.join(known)}{hint}"
+
+
+def to_plain(columns: Mapping[str, ColumnOptions]) -> dict[str, Any]:
+    """The options as plain values, for the key of the cache."""
+    return {name: asdict(options) for name, options in columns.items()}

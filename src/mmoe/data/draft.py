@@ -1,0 +1,144 @@
+"""Draft the YAML of a table: every argument of its data module, with comments."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmoe.data.column_guess import WEIGHT_WORDS, Guess, words
+from mmoe.data.csv_options import CsvOptions
+from mmoe.data.task_guess import TaskGuess
+
+COMMENT_COLUMN = 42  # where comments begin, as in conf/
+GROUP = re.compile(r"(user|uid|customer|client|session)([_ ]?id)?$")  # rows of one group belong together
+# Words that YAML reads as something else than text.
+YAML_WORDS = ("yes", "no", "on", "off", "true", "false", "y", "n", "null", "none", "nan", "inf")
+
+
+class Description(NamedTuple):
+    """All that is known about a table.
+
+    Attributes:
+        source: the files as the user names them, and `test` files; None if there are none.
+        csv: how text is written; None if the files are not text.
+        guesses: all columns that are not labels.
+        suspects: why columns give a label away, by name.
+    """
+
+    source: str | Sequence[str]
+    test: str | Sequence[str] | None
+    csv: CsvOptions | None
+    num_rows: int
+    guesses: Sequence[Guess]
+    tasks: Sequence[TaskGuess]
+    suspects: Mapping[str, str]
+
+    @property
+    def inputs(self) -> list[Guess]:
+        """The columns that are inputs of the network."""
+        return [one for one in self.guesses if not one.reason and one.values.name not in self.suspects]
+
+
+def draft(table: Description, main_task: str, out: str) -> str:
+    """The text of the YAML file `out`."""
+    count = len(table.guesses) + len(table.tasks)
+    lines = [
+        f"# {_shown(table.source)}: {table.num_rows:,} rows, {count} columns. Drafted by mmoe.describe;"
+        " check the kinds of the columns and of the tasks.",
+        *_command(out),
+        "_target_: mmoe.data.table.datamodule",
+        f"train: {to_yaml(table.source)}",
+        _line("validation: {fraction: 0.1}", _validation_hint(table.inputs)),
+        f"test: {to_yaml(table.test)}" if table.test else _line("test: {fraction: 0.2}", "or a file"),
+    ]
+    if table.csv:
+        options = asdict(table.csv)
+        lines.append(f"csv: {to_yaml(options)}")
+    lines.append("columns:")
+    for one in table.guesses:
+        lines.append(_column(one, table.suspects.get(one.values.name)))
+    lines.append("tasks:")
+    for task in table.tasks:
+        lines.append(_line(f"  {to_yaml(task.name)}: {to_yaml(task.to_yaml())}", task.remarks[0]))
+        lines += [f"    # {remark}" for remark in task.remarks[1:]]
+    lines += [
+        _line(f"main_task: {to_yaml(main_task)}", "its validation metric chooses the epoch"),
+        _line("weight: null", _weight_hint(table.inputs)),
+        _line("num_bins: 48", "at most, for each numeric column"),
+        _line("split_seed: 0", "for random validation and test rows"),
+        _line("cache_dir: ${oc.env:MMOE_CACHE_DIR,null}", "null: the user's cache directory"),
+        "batch_size: 256",
+        "eval_batch_size: 8192",
+        _line("resident: true", "keep the rows on the device"),
+        _line("seed: ${seed}", "for shuffling"),
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def to_yaml(value: Any) -> str:
+    """A plain value in YAML's flow style, on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{to_yaml(key)}: {to_yaml(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(map(to_yaml, value)) + "]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    is_plain = (
+        re.fullmatch(r"([.]{0,2}/|~/|[A-Za-z_])([\w ./*-]*\w)?", value, re.ASCII)
+        and value.lower() not in YAML_WORDS
+    )
+    # OmegaConf reads ${...} as a reference, unless a backslash stands before it.
+    return value if is_plain else json.dumps(value.replace("${", "\\${"), ensure_ascii=False)
+
+
+def train_command(out: str) -> str | None:
+    """The command that trains with the YAML file `out`; None if it is not in a folder named data."""
+    path = Path(out)
+    if path.parent.name != "data":
+        return None
+    return f"python -m mmoe.train --config-dir {path.parent.parent} data={path.stem}"
+
+
+def _command(out: str) -> list[str]:
+    command = train_command(out)
+    return [f"# {command}"] if command else []
+
+
+def _column(one: Guess, suspect: str | None) -> str:
+    entry = f"{to_yaml(one.values.name)}: {to_yaml(one.to_yaml())}"
+    missing = [f"missing in {one.values.num_missing:,} rows"] if one.values.num_missing else []
+    if suspect or one.reason:
+        why = f"gives a label away: {suspect}" if suspect else one.reason
+        return _line(f"  # {entry}", f"left out: {why}")
+    return _line(f"  {entry}", "; ".join([one.levels, *missing, *one.remarks]))
+
+
+def _line(text: str, comment: str) -> str:
+    comment = " ".join(comment.split())
+    return f"{text:<{COMMENT_COLUMN - 1}} # {comment}" if comment else text
+
+
+def _validation_hint(inputs: Sequence[Guess]) -> str:
+    choices = ["or a file"]
+    times = [one.values.name for one in inputs if one.kind == "datetime"]
+    groups = [one.values.name for one in inputs if GROUP.search(one.values.name.lower())]
+    if times:
+        choices.append(to_yaml({"last": 0.1, "by": times[0]}))
+    if groups:
+        choices.append(to_yaml({"fraction": 0.1, "by": groups[0]}))
+    return "; ".join(choices)
+
+
+def _weight_hint(inputs: Sequence[Guess]) -> str:
+    weights = [
+        one.values.name
+        for one in inputs
+        if one.kind == "numeric" and set(words(one.values.name)).intersection(WEIGHT_WORDS)
+    ]
+    return "a column with the weight of each row in the loss" + (f", such as {weights[0]}" if weights else "")
+
+
+def _shown(source: str | Sequence[str]) -> str:
+    return source if isinstance(source, str) else f"{source[0]} and {len(source) - 1} more"

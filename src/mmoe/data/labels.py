@@ -1,0 +1,76 @@
+"""Encode the labels of tasks, which rows have one, and the weights of rows.
+
+N rows, T tasks.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from mmoe.data.raw_column import column_of, numbers_of
+from mmoe.errors import UserError
+from mmoe.tasks import Task
+from mmoe.tasks.labels import levels_of
+
+
+def encode_labels(frame: pd.DataFrame, tasks: Sequence[Task]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The labels, `known` and `weights` of a `Batch`, [N, T] each; None where all are known or all weigh 1.
+
+    Raises:
+        UserError: a column is missing or occurs twice, a label is invalid, or a weight is negative or
+            missing.
+    """
+    shape = (len(frame), len(tasks))
+    labels, known, weights = np.zeros(shape, np.float32), np.ones(shape, bool), np.ones(shape, np.float32)
+    for i, task in enumerate(tasks):
+        labels[:, i], known[:, i] = task.encode(known_labels(frame, task))
+        labels[~known[:, i], i] = 0
+        if task.weight:
+            weights[:, i] = weights_of(frame, task.weight, known[:, i])
+    is_weighted = any(task.weight for task in tasks)
+    return (
+        torch.from_numpy(labels),
+        None if known.all() else torch.from_numpy(known),
+        torch.from_numpy(weights) if is_weighted else None,
+    )
+
+
+def known_labels(frame: pd.DataFrame, task: Task) -> pd.Series:
+    """The label column of a task; labels in rows that `task.where` excludes are missing."""
+    values = column_of(frame, task.column)
+    if not task.where:
+        return values
+    if isinstance(values.dtype, pd.ArrowDtype) and pa.types.is_dictionary(values.dtype.pyarrow_dtype):
+        values = values.astype(pd.ArrowDtype(pa.string()))
+    codes, levels = levels_of(column_of(frame, task.where))
+    is_known = [bool({level, level.lower()} & set(task.where_levels)) for level in levels]
+    return values.where(np.array([*is_known, False])[codes])
+
+
+def weights_of(frame: pd.DataFrame, name: str, needed: np.ndarray) -> np.ndarray:
+    """The weights of rows in a column [N], 0 in rows where they are not `needed` [N].
+
+    Raises:
+        UserError: a weight that is needed is negative, missing or not a number.
+    """
+    values = numbers_of(column_of(frame, name)).astype(np.float64)
+    wrong = needed & ~(values >= 0)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        value = "missing" if np.isnan(values[row]) else values[row]
+        raise UserError(f"column {name}, row {row}: must be a weight of at least 0, is {value}")
+    return np.where(needed, values, 0.0)
+
+
+def decode_labels(labels: Tensor, known: Tensor | None, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
+    """Labels [N, T] as columns by name, missing where they are not `known` [N, T]."""
+    values = labels.cpu().numpy()
+    masks = np.ones(values.shape, bool) if known is None else known.cpu().numpy()
+    return {
+        f"{task.name}_label": task.decode(values[:, i], None if masks[:, i].all() else masks[:, i])
+        for i, task in enumerate(tasks)
+    }

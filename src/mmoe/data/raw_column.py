@@ -1,0 +1,303 @@
+"""The values of one column of raw rows, as levels, numbers or dates.
+
+A column of a frame may have any dtype of pandas or Arrow. Errors count rows from 0.
+
+N rows, V values in all rows of a multi-valued column.
+"""
+
+import datetime
+import math
+from decimal import Decimal
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmoe.data.schema_checks import MAX_FLOAT32
+from mmoe.errors import UserError
+
+# The results of pandas.api.types.infer_dtype for columns of numbers.
+NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty")
+DAY = 86400.0  # seconds
+# Unix times are seconds if the largest is at most 1e11, milliseconds up to 1e14, then micro- or nanoseconds.
+UNIX_TIME_LIMITS = np.array([1e11, 1e14, 1e17])
+
+
+class Levels(NamedTuple):
+    """The levels of a column.
+
+    Shape:
+        codes: [N], or [V] if the column is multi-valued; -1 where the value is missing. names[i] is the level
+        of code i. row_offsets: [N + 1], the first value of each row; None if every row has one value.
+    """
+
+    codes: np.ndarray
+    names: list[str]
+    row_offsets: np.ndarray | None = None
+
+
+def column_of(frame: pd.DataFrame, name: str) -> pd.Series:
+    """The one column of this name.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    count = int((frame.columns == name).sum())
+    if not count:
+        names = [str(other) for other in frame.columns]
+        listed = ", ".join(names[:50]) + ", ..." * (len(names) > 50)
+        raise UserError(f"column {name} is missing; the columns are {listed}")
+    if count > 1:
+        raise UserError(f"column {name} occurs {count} times")
+    return frame[name]
+
+
+def levels_of(values: pd.Series) -> Levels:
+    """The levels of a column with one value in each row.
+
+    Text is a level as it is. A whole number such as 4.0 is the level "4".
+
+    Raises:
+        UserError: a value is neither text, a number, a boolean nor a date.
+    """
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        codes, found = values.cat.codes.to_numpy(), values.cat.categories.tolist()
+    elif isinstance(values.dtype, pd.ArrowDtype):
+        return _levels_of_array(_array(values), values.name)
+    else:
+        try:
+            codes, uniques = pd.factorize(values)
+        except TypeError:  # the values are lists, say
+            raise UserError(
+                f"column {values.name}: must hold text, holds {kind_of(values)} objects"
+            ) from None
+        found = list(uniques)
+    return _named(codes, found, values.name)
+
+
+def multi_levels_of(values: pd.Series, separator: str) -> Levels:
+    """The levels of a multi-valued column: lists, or text with a separator. A row's levels are stripped.
+
+    A missing row has the single code -1, and an empty list has no value.
+    """
+    if not isinstance(values.dtype, pd.ArrowDtype):
+        plain = values.astype(object).where(values.notna(), None)
+        try:
+            array = pa.array(plain.map(lambda v: v if v is None or isinstance(v, str) else list(v)))
+        except (TypeError, pa.ArrowException):
+            raise UserError(f"column {values.name}: must hold text or lists of levels") from None
+    else:
+        array = _array(values)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_null(array.type):
+        return Levels(np.full(len(array), -1), [], np.arange(len(array) + 1))
+    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+        if not separator:
+            rule = "needs a separator, because it holds no lists"
+            raise UserError(f"column {values.name}: {rule}")
+        text = pc.cast(array, pa.string())
+        array = pc.split_pattern(pc.if_else(pc.equal(text, ""), None, text), separator)
+    is_missing = array.is_null().to_numpy(zero_copy_only=False)
+    counts = np.where(is_missing, 1, pc.fill_null(pc.list_value_length(array), 0))
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    flat = array.flatten()
+    if pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type):
+        flat = pc.utf8_trim_whitespace(flat)
+    inner = _levels_of_array(flat, values.name)
+    codes = np.full(offsets[-1], -1, np.int64)
+    codes[~np.repeat(is_missing, counts)] = inner.codes
+    return Levels(codes, inner.names, offsets)
+
+
+def numbers_of(values: pd.Series, may_be_missing: bool = True) -> np.ndarray:
+    """The numbers of a column [N], finite in float32 or NaN where missing. Text may hold numbers.
+
+    Raises:
+        UserError: a value is not a number, is infinite or too large for float32, or must not be missing.
+    """
+    if isinstance(values.dtype, pd.ArrowDtype):
+        numbers = _numbers_of_array(_array(values), values.name)
+    else:
+        is_text = isinstance(values.dtype, pd.StringDtype) or kind_of(values) == "string"
+        if is_text:
+            numbers = _numbers_of_array(pa.array(values, from_pandas=True), values.name)
+        elif isinstance(values.dtype, pd.CategoricalDtype) or kind_of(values) not in NUMBERS:
+            raise _not_a_number(values)
+        else:
+            numbers = values.to_numpy()
+            if numbers.dtype.kind not in "iuf":
+                numbers = values.to_numpy(np.float64, na_value=np.nan)
+    check_finite_column(str(values.name), numbers, may_be_missing)
+    return numbers
+
+
+def _not_a_number(values: pd.Series) -> UserError:
+    """The error for a column that holds something else than numbers."""
+    for row, value in enumerate(values.astype(object)):
+        if isinstance(value, str | bytes):
+            return UserError(f"column {values.name}, row {row}: must be a number, is {value[:40]!r}")
+    return UserError(f"column {values.name}: must hold numbers, holds {kind_of(values)} values")
+
+
+def check_finite_column(name: str, values: np.ndarray, may_be_missing: bool = False) -> None:
+    """Raise UserError for the first number [N] that is not finite in float32."""
+    wrong = ~(np.abs(values) <= MAX_FLOAT32)
+    if may_be_missing:
+        wrong &= ~np.isnan(values)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        value = "missing" if np.isnan(values[row]) else values[row]
+        rule = "must be a finite number in the range of float32"
+        raise UserError(f"column {name}, row {row}: {rule}, is {value}")
+
+
+def dates_of(values: pd.Series) -> np.ndarray:
+    """The dates of a column, datetime64[s] [N], NaT where missing.
+
+    Text is parsed as pandas does, and a time zone is converted to UTC. Numbers are Unix times; their size
+    tells seconds from milliseconds, microseconds and nanoseconds.
+
+    Raises:
+        UserError: a value is not a date.
+    """
+    name = values.name
+    if isinstance(values.dtype, pd.ArrowDtype):
+        array = _array(values)
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
+            seconds = pc.cast(array, pa.timestamp("s"), safe=False)
+            return np.asarray(seconds.to_numpy(zero_copy_only=False))
+        is_number = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
+        values = pd.Series(array.to_pandas(), name=name)
+    else:
+        is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    if is_number:
+        numbers = numbers_of(values).astype(np.float64)
+        largest = np.nanmax(np.abs(numbers), initial=0.0)
+        unix = numbers / 1000.0 ** np.searchsorted(UNIX_TIME_LIMITS, largest)
+        return pd.to_datetime(pd.Series(unix), unit="s").to_numpy("datetime64[s]")
+    parsed = pd.to_datetime(values, errors="coerce", format="mixed", utc=True)
+    wrong = (parsed.isna() & values.notna()).to_numpy()
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise UserError(f"column {name}, row {row}: must be a date, is {str(values.iloc[row])[:40]!r}")
+    return parsed.dt.tz_localize(None).to_numpy("datetime64[s]")
+
+
+def days(dates: np.ndarray) -> np.ndarray:
+    """Days since 1970 [N], NaN where the date is missing."""
+    seconds = dates.astype("datetime64[s]").astype(np.int64)
+    return np.where(np.isnat(dates), np.nan, seconds / DAY)
+
+
+def date_part(dates: np.ndarray, part: str) -> Levels:
+    """The year, the month (1 to 12), the weekday (0 is Monday) or the hour of dates, as levels."""
+    parts = getattr(pd.Series(dates).dt, part)
+    return levels_of(parts.astype("Int64").rename(part))
+
+
+def kind_of(values: pd.Series) -> str:
+    """The kind of values in a column, in pandas's words, ignoring missing values."""
+    return pd.api.types.infer_dtype(values, skipna=True)
+
+
+def is_categorical(values: pd.Series) -> bool:
+    """Whether the column has a categorical or text dtype, or holds anything but numbers."""
+    if isinstance(values.dtype, pd.ArrowDtype):
+        kind = values.dtype.pyarrow_dtype
+        return not (
+            pa.types.is_integer(kind)
+            or pa.types.is_floating(kind)
+            or pa.types.is_decimal(kind)
+            or pa.types.is_boolean(kind)
+            or pa.types.is_null(kind)
+        )
+    return isinstance(values.dtype, pd.CategoricalDtype | pd.StringDtype) or kind_of(values) not in NUMBERS
+
+
+def _array(values: pd.Series) -> pa.Array:
+    """The Arrow array of a column with an Arrow dtype."""
+    array = pa.array(values)
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def _levels_of_array(array: pa.Array, name: Any) -> Levels:
+    if pa.types.is_null(array.type):
+        return Levels(np.full(len(array), -1), [])
+    if pa.types.is_nested(array.type):
+        raise UserError(f"column {name}: must hold text, holds {str(array.type)[:80]}")
+    if not pa.types.is_dictionary(array.type):
+        if pa.types.is_decimal(array.type):  # Arrow cannot dictionary-encode decimal32 and decimal64
+            array = pc.cast(array, pa.decimal256(76, array.type.scale))
+        array = array.dictionary_encode()
+    codes = pc.fill_null(array.indices, -1).to_numpy(zero_copy_only=False)
+    return _named(codes, array.dictionary.to_pylist(), name)
+
+
+def _named(codes: np.ndarray, found: list[Any], name: Any) -> Levels:
+    """Name the levels. Two values may have the same name, such as 4 and 4.0."""
+    names = [_level_name(value, name) for value in found]
+    unique: dict[str, int] = {}
+    lookup = [-1 if text is None else unique.setdefault(text, len(unique)) for text in names]
+    if lookup == list(range(len(names))):
+        return Levels(codes, [*unique])
+    return Levels(np.append(lookup, -1)[codes], [*unique])
+
+
+def _level_name(value: Any, column: Any) -> str | None:
+    """The name of a level; None if the value is missing."""
+    if isinstance(value, str):
+        return value
+    if value is None or value != value:
+        return None
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise UserError(f"column {column}: must be UTF-8 text, holds {value[:40]!r}") from None
+    if isinstance(value, Integral | np.bool_ | datetime.date | datetime.time):
+        return str(value)
+    if isinstance(value, Decimal | float | np.floating):
+        return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
+    raise UserError(f"column {column}: must hold text, holds {value!r}")
+
+
+def _numbers_of_array(array: pa.Array, name: Any) -> np.ndarray:
+    """The numbers of an array, NaN where missing: floats keep their type, all others become float64."""
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_null(array.type):
+        return np.full(len(array), np.nan)
+    is_text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
+    if is_text:
+        array = pc.utf8_trim_whitespace(array)
+        array = pc.if_else(pc.equal(array, ""), None, array)
+    elif not (
+        pa.types.is_integer(array.type)
+        or pa.types.is_floating(array.type)
+        or pa.types.is_decimal(array.type)
+        or pa.types.is_boolean(array.type)
+    ):
+        raise UserError(f"column {name}: must hold numbers, holds {str(array.type)[:80]}")
+    if pa.types.is_boolean(array.type):
+        array = pc.cast(array, pa.int8())
+    try:
+        if not pa.types.is_floating(array.type):
+            array = pc.cast(array, pa.float64(), safe=False)
+    except pa.ArrowInvalid:
+        row, text = next(pair for pair in enumerate(array.to_pylist()) if not _is_number(pair[1]))
+        raise UserError(f"column {name}, row {row}: must be a number, is {text[:40]!r}") from None
+    numbers: np.ndarray = array.to_numpy(zero_copy_only=False)
+    return numbers
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        return text is None or pc.cast(pa.scalar(text), pa.float64()) is not None
+    except pa.ArrowInvalid:
+        return False

@@ -1,0 +1,307 @@
+"""The data module of a table: CSV, Parquet or Arrow files with one row for each example.
+
+conf/data/*.yaml that `python -m mmoe.describe` writes have every argument, with comments.
+
+N rows, T tasks.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mmoe.data import cache
+from mmoe.data.batch import Batch, take
+from mmoe.data.column_guess import guess
+from mmoe.data.column_options import ColumnOptions, column_options, to_plain
+from mmoe.data.column_values import values_of
+from mmoe.data.data_files import sha256
+from mmoe.data.datamodule import DataModule
+from mmoe.data.encode import encode
+from mmoe.data.fit_schema import fit_schema
+from mmoe.data.raw_column import column_of
+from mmoe.data.schema import Schema
+from mmoe.data.splits import Dataset, with_modes
+from mmoe.data.table_files import CsvOptions, find_files, read_batches, read_names, read_table
+from mmoe.data.table_splits import SplitRule, choose, parse
+from mmoe.errors import ArgumentError, UserError, check_integers, check_seeds
+from mmoe.tasks import Task, task_from_config, task_to_json
+
+SPLITS = ("train", "val", "test")
+
+
+class Source(NamedTuple):
+    """Where rows come from.
+
+    `name` is for errors, `digests` are those of the files, `names` gives the names of all columns, and `read`
+    reads some of them.
+    """
+
+    name: str
+    digests: Mapping[str, str]
+    names: Callable[[], Sequence[str]]
+    read: Callable[[Sequence[str]], pd.DataFrame]
+
+
+class TableData(DataModule):
+    """Data module of a table.
+
+    Args:
+        train: a file, a glob, a folder, or a list of these.
+        validation, test: files as for `train`, or a rule that takes rows from the training files; see
+            `table_splits.SplitRule`.
+        columns: the kind of each input column, or a mapping with its options; see `ColumnOptions`. None: all
+            columns that no task or split uses, with the kinds that `describe` guesses.
+        tasks: for each task name, a mapping with the label's `column` and options; see `mmoe.tasks`. A task
+            that is None is left out.
+        main_task: the task that the others support; its validation metric chooses the epoch. None: the first.
+        weight: a column with the weight of each row in the loss of the tasks that have none of their own.
+        csv: how CSV files are written; see `CsvOptions`.
+        num_bins: upper limit for the quantile bins of a numeric column.
+        split_seed: seed of random splits.
+        cache_dir: directory for encoded rows; None is the user's cache directory.
+        schema: the schema of a run, to encode with; None fits one to the training rows.
+        batch_size, eval_batch_size, resident, seed: see `DataModule`.
+
+    Raises:
+        ArgumentError: an argument breaks a rule.
+    """
+
+    takes_schema = True
+
+    def __init__(
+        self,
+        *,
+        train: str | Sequence[str],
+        test: Any,
+        tasks: Mapping[str, Mapping[str, Any] | None] | None,
+        validation: Any = None,
+        columns: Mapping[str, Any] | None = None,
+        main_task: str | None = None,
+        weight: str | None = None,
+        csv: Mapping[str, Any] | None = None,
+        num_bins: int = 48,
+        split_seed: int = 0,
+        cache_dir: str | None = None,
+        schema: Schema | None = None,
+        batch_size: int = 256,
+        eval_batch_size: int = 8192,
+        resident: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(self._load_or_encode, batch_size, eval_batch_size, resident, seed)
+        self.tasks = _parse_tasks(tasks, main_task, weight)
+        given = parse("train", train)
+        if isinstance(given, SplitRule):
+            raise ArgumentError(f"train={train}: must be a file or a list of files")
+        self.train_files = given
+        self.validation = parse("validation", {"fraction": 0.1} if validation is None else validation)
+        self.test = parse("test", test)
+        for name, rule in (("validation", self.validation), ("test", self.test)):
+            if isinstance(rule, SplitRule) and rule.of == "test" and not isinstance(self.test, list):
+                raise ArgumentError(f"{name}.of=test: needs a test file")
+        if columns is not None and not isinstance(columns, Mapping):
+            raise ArgumentError(f"columns={columns}: must map names of columns to their kinds")
+        self.columns = None
+        if columns is not None:
+            given_columns = {name: one for name, one in columns.items() if one is not None}
+            self.columns = {name: column_options(name, one) for name, one in given_columns.items()}
+            if not self.columns:
+                raise ArgumentError("columns={}: must name at least one column")
+            self._check_inputs(self.columns)
+        self.csv = CsvOptions.parse(csv)
+        check_integers(2, num_bins=num_bins)
+        check_seeds(split_seed=split_seed)
+        self.num_bins, self.split_seed = num_bins, split_seed
+        self.cache_dir = cache.directory(cache_dir)
+        self.given_schema = schema
+
+    @property
+    def cache_name(self) -> str:
+        """How names of cache files begin."""
+        return "table"
+
+    def raw_column(self, name: str, split: str) -> pd.Series | None:
+        """A column of the files for the rows of a split; None if there is no such column."""
+        source = self._sources()[self._source_of(split)]
+        if name not in source.names():
+            return None
+        column = column_of(source.read([name]), name)
+        return column.iloc[self.dataset.positions[split].numpy()].reset_index(drop=True)
+
+    def _source_of(self, split: str) -> str:
+        """The source of a split's rows: `train`, `validation` or `test`."""
+        given = {"train": self.train_files, "val": self.validation, "test": self.test}[split]
+        if isinstance(given, SplitRule):
+            return given.of
+        return "validation" if split == "val" else split
+
+    def _sources(self) -> dict[str, Source]:
+        """The sources by name: `train`, and `validation` and `test` if they have files of their own."""
+        given = {"train": self.train_files, "validation": self.validation, "test": self.test}
+        sources = {}
+        for name, patterns in given.items():
+            if isinstance(patterns, SplitRule):
+                continue
+            try:
+                files = find_files(patterns)
+            except UserError as error:
+                raise UserError(f"data.{name}: {error}") from None
+            # A file keeps its name if its folder moves. Two files of one name keep their paths.
+            short = [Path(file).name for file in files]
+            keys = short if len(set(short)) == len(files) else files
+            digests = {f"{name}/{key}": sha256(file) for key, file in zip(keys, files, strict=True)}
+            shown = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+            names, read = partial(read_names, files, self.csv), partial(self._read, files)
+            sources[name] = Source(shown, digests, names, read)
+        return sources
+
+    def _read(self, files: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+        """The columns as a frame of Arrow arrays. Levels stay text as written in CSV."""
+        text = [name for name, one in (self.columns or {}).items() if one.kind in ("categorical", "multi")]
+        frame: pd.DataFrame = read_table(files, self.csv, columns, text).to_pandas(types_mapper=pd.ArrowDtype)
+        return frame
+
+    @classmethod
+    def read_rows(
+        cls, source: str, config: Mapping[str, Any], schema: Schema, ids: Sequence[str], chunk_rows: int
+    ) -> Generator[pd.DataFrame]:
+        """Rows to predict, with the inputs of a run's `schema` and the columns `ids`, in chunks.
+
+        `config` has the arguments of the run's data module.
+        """
+        csv = CsvOptions.parse(config.get("csv"))
+        try:
+            files = find_files(source)
+        except UserError as error:
+            raise UserError(f"input={error}") from None
+        names = list(dict.fromkeys([*schema.input_columns, *ids]))
+        # Numbers are read as text, and converted by `encode`, unless the file writes them in its own way.
+        is_plain = csv.decimal == "." and not csv.thousands
+        levels = [column.raw_name for column in schema.categorical if not column.part]
+        for table in read_batches(files, csv, names, chunk_rows, names if is_plain else [*levels, *ids]):
+            yield table.to_pandas(types_mapper=pd.ArrowDtype)
+
+    def _load_or_encode(self) -> Dataset:
+        """The encoded rows, from the cache if the same files were encoded before with the same options."""
+        sources = self._sources()
+        digests = {name: digest for source in sources.values() for name, digest in source.digests.items()}
+        if self.columns is None:
+            self.columns = self._guess_columns(sources["train"])
+        key: dict[str, Any] = {
+            "files": {name: dict(source.digests) for name, source in sources.items()},
+            "splits": [str(self.validation), str(self.test), self.split_seed],
+            "columns": to_plain(self.columns),
+            "tasks": [task_to_json(task) for task in self.tasks],
+            "csv": str(self.csv),
+            "num_bins": self.num_bins,
+        }
+        # For the run's own files, fitting would give the given schema, so both cases use one cache entry.
+        if self.given_schema and self.given_schema.files != digests:
+            key["schema"] = self.given_schema.to_json()
+        build = partial(self._encode, sources, digests)
+        return cache.load_or_build(self.cache_dir, self.cache_name, key, build)
+
+    def _origin(self, num_rows: Mapping[str, int]) -> str:
+        """The `rows` of the schema, for sources with these numbers of rows."""
+        return "custom"
+
+    def _guess_columns(self, train: Source) -> dict[str, ColumnOptions]:
+        """The kinds of all columns that no task or split uses."""
+        others = self._other_columns("train")
+        names = [name for name in train.names() if name not in others]
+        if not names:
+            raise UserError(f"{train.name}: must have a column that no task uses")
+        frame = train.read(names)
+        guesses = [guess(values_of(name, frame[name].array.__arrow_array__())) for name in names]
+        inputs = [one for one in guesses if not one.reason]
+        return {one.values.name: column_options(one.values.name, one.to_yaml()) for one in inputs}
+
+    def _check_inputs(self, columns: Iterable[str]) -> None:
+        for task in self.tasks:
+            if task.column in columns:
+                what = f"the column that the label of task {task.name} is made from"
+                raise ArgumentError(f"columns: {task.column!r} is {what}, so it must not be an input")
+
+    def _other_columns(self, source: str) -> list[str]:
+        """The columns that tasks and splits need, and that are not inputs."""
+        names = [name for task in self.tasks for name in (task.column, task.where, task.weight) if name]
+        for rule in (self.validation, self.test):
+            if isinstance(rule, SplitRule) and rule.of == source:
+                names += rule.needed_columns
+        return list(dict.fromkeys(names))
+
+    def _encode(self, sources: Mapping[str, Source], digests: Mapping[str, str]) -> Dataset:
+        assert self.columns is not None
+        frames = {}
+        for name, source in sources.items():
+            wanted = dict.fromkeys([*self.columns, *self._other_columns(name)])
+            with errors_of(source.name):
+                frames[name] = source.read(list(wanted))
+        positions = self._positions(frames)
+        with errors_of(sources["train"].name):
+            schema = self.given_schema or fit_schema(
+                frames["train"], self.columns, self.tasks, self.num_bins, positions["train"]
+            )
+        encoded: dict[str, Batch] = {}
+        for name, frame in frames.items():
+            with errors_of(sources[name].name):
+                encoded[name] = encode(frame, schema)
+        index = {split: torch.from_numpy(where) for split, where in positions.items()}
+        splits = {}
+        for split, where in index.items():
+            rows = encoded[self._source_of(split)]
+            splits[split] = rows if len(where) == len(rows.labels) else take(rows, where)
+        num_rows = {split: len(where) for split, where in index.items()}
+        schema = replace(
+            with_modes(schema, splits["train"].levels),
+            rows=self._origin({name: len(frame) for name, frame in frames.items()}),
+        )
+        return Dataset(replace(schema, files=dict(digests), num_rows=num_rows), splits, index)
+
+    def _positions(self, frames: Mapping[str, pd.DataFrame]) -> dict[str, np.ndarray]:
+        """The positions of each split's rows in its source. Test rows are chosen first."""
+        available = {name: np.arange(len(frame)) for name, frame in frames.items()}
+        chosen: dict[str, np.ndarray] = {}
+        for split, rule in (("test", self.test), ("val", self.validation)):
+            if isinstance(rule, SplitRule):
+                name = "validation" if split == "val" else split
+                rows = available[rule.of]
+                chosen[split] = choose(rule, frames[rule.of], rows, self.split_seed, name)
+                available[rule.of] = rows[~np.isin(rows, chosen[split])]
+        left = {split: available[self._source_of(split)] for split in SPLITS if split not in chosen}
+        return {split: (chosen | left)[split] for split in SPLITS}
+
+
+@contextmanager
+def errors_of(source: str) -> Iterator[None]:
+    """Begin the message of a UserError with the name of the source."""
+    try:
+        yield
+    except UserError as error:
+        named = str(error)
+        raise UserError(named if named.startswith((source, "data.")) else f"{source}: {named}") from None
+
+
+datamodule = TableData  # the name in configurations: `_target_: mmoe.data.table.datamodule`
+
+
+def _parse_tasks(
+    tasks: Mapping[str, Mapping[str, Any] | None] | None, main_task: str | None, weight: str | None
+) -> list[Task]:
+    """The tasks, the main task first."""
+    found = [task_from_config(name, one) for name, one in (tasks or {}).items() if one is not None]
+    if not found:
+        raise ArgumentError("tasks={}: must name at least one task")
+    names = [task.name for task in found]
+    if main_task is not None and main_task not in names:
+        raise ArgumentError(f"main_task={main_task}: must be one of {', '.join(names)}")
+    if weight:
+        found = [task if task.weight else replace(task, weight=weight) for task in found]
+    return sorted(found, key=lambda task: task.name != main_task) if main_task else found

@@ -1,0 +1,128 @@
+"""Guess the kind of a task from the values of its label."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmoe.data.column_values import ColumnValues
+from mmoe.errors import UserError
+
+YES = ("yes", "y", "true", "t", "1", "high", "positive", "good", "success")
+MAX_CLASSES = 10  # whole numbers with more distinct values are a regression, unless they have gaps
+MAX_CLASSES_WITH_GAPS = 20
+MAX_COUNTS = 100
+
+
+@dataclass
+class TaskGuess:
+    """A task: the column of its label, its kind and options, and what the user should know."""
+
+    name: str
+    values: ColumnValues
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    def to_yaml(self) -> dict[str, Any]:
+        """The entry below `tasks`."""
+        kind = {} if self.kind == "binary" else {"kind": self.kind}
+        return {"column": self.values.name} | kind | self.options
+
+    @property
+    def positive(self) -> np.ndarray:
+        """Whether each row has the positive level [N]; of a binary task."""
+        texts = list(map(str, self.options["positive"]))
+        is_positive = np.array([text in texts for text in self.values.texts])
+        positive: np.ndarray = np.append(is_positive, False)[self.values.codes]
+        return positive
+
+
+def guess_task(name: str, values: ColumnValues) -> TaskGuess:
+    """Guess a task.
+
+    Raises:
+        UserError: the column cannot be a label.
+    """
+    where = f"tasks: column {values.name!r}"
+    if pa.types.is_nested(values.type):
+        raise UserError(f"{where}: must have one value in a row, holds {values.type}")
+    if len(values.distinct) < 2:
+        what = f"{values.texts[0]!r} in every row that has a value" if values.num_known else "no value"
+        raise UserError(f"{where}: must have at least two values to learn; has {what}")
+    task = _guess_kind(name, values)
+    if values.num_missing:
+        task.remarks.append(f"unknown in {values.num_missing:,} rows")
+    return task
+
+
+def guess_tasks(names: Sequence[str], columns: dict[str, ColumnValues]) -> list[TaskGuess]:
+    """Guess the tasks of these columns, and remark on labels that are constant outside of another task."""
+    taken: set[str] = set()
+    tasks = []
+    for column in names:
+        name = re.sub(r"\W+", "_", column).strip("_") or "task"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        tasks.append(guess_task(name, columns[column]))
+    for task in tasks:
+        _remark_on_funnel(task, tasks)
+    return tasks
+
+
+def _guess_kind(name: str, values: ColumnValues) -> TaskGuess:
+    count = len(values.distinct)
+    if count == 2:
+        level = _positive_level(values)
+        shown = int(level) if level.isdecimal() and str(int(level)) == level else level
+        share = values.counts[values.texts.index(level)] / values.num_known
+        return TaskGuess(
+            name, values, "binary", {"positive": [shown]}, [f"{level} is positive: {share:.2%} of the rows"]
+        )
+    if not values.is_number:
+        task = TaskGuess(name, values, "multiclass", {}, [f"{count:,} classes"])
+        if count > values.num_known / 10:
+            task.remarks.append("hardly any class occurs ten times")
+        return task
+    numbers, counts = values.distinct_numbers, values.counts
+    low, high = numbers.min(), numbers.max()
+    if values.is_whole:
+        mean = float(np.average(numbers, weights=counts))
+        if low == 0 and count <= MAX_COUNTS and numbers[counts.argmax()] == 0 and mean < high / 2:
+            return TaskGuess(name, values, "count", {}, [f"0 to {high:g}, most often 0"])
+        limit = MAX_CLASSES_WITH_GAPS if high - low >= 2 * count else MAX_CLASSES - 1
+        if count <= limit:
+            return TaskGuess(name, values, "multiclass", {}, [f"{count} classes, {low:g} to {high:g}"])
+    return TaskGuess(name, values, "regression", {}, [f"{low:g} to {high:g}"])
+
+
+def _positive_level(values: ColumnValues) -> str:
+    """The level that means yes, or the rarer one if no level or both of them mean it."""
+    meant = [text for text in values.texts if text.strip().lower() in YES]
+    return meant[0] if len(meant) == 1 else values.texts[int(values.counts.argmin())]
+
+
+def _remark_on_funnel(task: TaskGuess, tasks: Sequence[TaskGuess]) -> None:
+    """Say if this label is 0 in all negative rows of another task, and of which one if there are several."""
+    if task.kind == "binary":
+        active = task.positive
+    elif task.values.is_number:
+        active = np.nan_to_num(task.values.numbers) != 0
+    else:
+        return
+    around: list[tuple[int, str]] = []
+    for other in tasks:
+        # A task with the same positive rows holds a number of these rows, but no other binary task.
+        is_wider = other.kind == "binary" and (task.kind != "binary" or other.positive.sum() > active.sum())
+        if other is not task and is_wider and not (active & ~other.positive).any():
+            around.append((int(other.positive.sum()), other.values.name))
+    if around and active.mean() < 0.5:
+        column = min(around)[1]
+        what = "negative" if task.kind == "binary" else "0"
+        task.remarks.append(
+            f"{what} in all negative rows of {column}; where: {column} learns from the others only"
+        )

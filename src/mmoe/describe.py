@@ -1,0 +1,157 @@
+"""Draft the configuration of a table: `python -m mmoe.describe FILE tasks=[click] out=mine.yaml`."""
+
+import sys
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from mmoe import CONF_DIR
+from mmoe.cli import command
+
+if TYPE_CHECKING:
+    from mmoe.data.column_guess import Guess
+    from mmoe.data.column_values import ColumnValues
+    from mmoe.data.draft import Description
+
+
+def main() -> None:
+    """Run the command. Files may stand before the other arguments, without `input=`."""
+    sys.argv[1:] = name_input(sys.argv[1:])
+    run()
+
+
+def name_input(arguments: Sequence[str]) -> list[str]:
+    """Turn the files at the start of a command line into an override for Hydra."""
+    files = list(takewhile(lambda argument: "=" not in argument and not argument.startswith("-"), arguments))
+    quoted = ["'" + file.replace("'", r"\'") + "'" for file in files]
+    override = quoted[0] if len(quoted) == 1 else f"[{','.join(quoted)}]"
+    return [*([f"input={override}"] if files else []), *arguments[len(files) :]]
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="describe")
+@command
+def run(config: DictConfig) -> None:
+    """Print the columns of a table, and write the YAML if `out` is given."""
+    from mmoe.atomic import write
+    from mmoe.data.draft import draft, train_command
+    from mmoe.errors import UserError
+
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    out = None if settings["out"] is None else Path(str(settings["out"]))
+    labels = settings["tasks"]
+    labels = [str(labels)] if isinstance(labels, str | int) else list(map(str, labels or []))
+    if out:
+        if out.suffix not in (".yaml", ".yml"):
+            raise UserError(f"out={out}: must end with .yaml")
+        if not labels:
+            raise UserError("tasks=[]: must name the columns that hold labels, to write out")
+        if out.exists() and not settings["overwrite"]:
+            raise UserError(f"out={out}: must not exist yet; overwrite=true replaces it")
+    table = describe(config.input if isinstance(config.input, str) else settings["input"], labels, settings)
+    main_task = _find_main_task(table, settings["main_task"])
+    show(table)
+    if out:
+        if not table.inputs:
+            raise UserError("columns: no column is left as an input; the table above says why")
+        text = draft(table, main_task, str(out))
+        write(out, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+        hint = train_command(str(out))
+        print(f"written: {out}" + (f"; to train: {hint}" if hint else ""))
+
+
+def describe(source: str | list[str], labels: Sequence[str], settings: dict[str, Any]) -> "Description":
+    """Read the files and guess the kinds of their columns and tasks. `settings` has `csv` and `test`.
+
+    Raises:
+        UserError: a file cannot be read, a label is not among its columns, or cannot be learned.
+    """
+    from mmoe.data.column_guess import guess
+    from mmoe.data.column_values import values_of
+    from mmoe.data.csv_guess import guess_options
+    from mmoe.data.data_files import CSV, file_kind
+    from mmoe.data.draft import Description
+    from mmoe.data.suspects import find_suspects
+    from mmoe.data.table_files import CsvOptions, check_columns, find_files, read_table
+    from mmoe.data.task_guess import guess_tasks
+    from mmoe.errors import UserError
+
+    files = find_files(source)
+    csv = guess_options(files[0], settings["csv"]) if file_kind(files[0]) == CSV else None
+    options = csv or CsvOptions()
+    check_columns(files, options, labels)
+    if len(set(labels)) < len(labels):
+        raise UserError(f"tasks={','.join(labels)}: must name each column once")
+    table = read_table(files, options)
+    columns = {name: values_of(name, table[name]) for name in table.column_names}
+    guesses = [guess(values) for name, values in columns.items() if name not in labels]
+    tasks = guess_tasks(labels, columns)
+    suspects = find_suspects(tasks, [one.values for one in guesses if not one.reason])
+    found = Description(source, settings["test"], csv, len(table), guesses, tasks, suspects)
+    if settings["test"] is not None:
+        needed = [*(one.values.name for one in found.inputs), *labels]
+        check_columns(find_files(settings["test"]), options, needed)
+    return found
+
+
+def show(table: "Description") -> None:
+    """Print a table with a line for each column."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=f"{table.num_rows:,} rows", title_justify="left")
+    for name in ("column", "kind", "levels or range", "missing", "most frequent", "remark"):
+        shown.add_column(name, justify="right" if name == "missing" else "left", overflow="fold")
+
+    def add(values: "ColumnValues", *cells: str) -> None:
+        kind, levels, remark = cells
+        texts = (values.name, kind, levels, _missing(values), _most_frequent(values), remark)
+        shown.add_row(*map(Text, texts))  # a name may hold brackets, which rich would read as markup
+
+    for task in table.tasks:
+        count = len(task.values.distinct)
+        add(task.values, f"task, {task.kind}", f"{count:,} values", "; ".join(task.remarks))
+    for one in table.guesses:
+        suspect = table.suspects.get(one.values.name)
+        remarks = [f"suspect: {suspect}"] if suspect else [one.reason] if one.reason else one.remarks
+        add(one.values, _kind(one, suspect), one.levels, "; ".join(remarks))
+    Console().print(shown)
+
+
+def _kind(one: "Guess", suspect: str | None) -> str:
+    if one.reason or suspect:
+        return "left out"
+    separator = one.options.get("separator")
+    return f"{one.kind}, separator {separator}" if separator else one.kind
+
+
+def _missing(values: "ColumnValues") -> str:
+    count = values.num_missing
+    return f"{count:,} ({count / values.num_rows:.1%})" if count else "-"
+
+
+def _most_frequent(values: "ColumnValues") -> str:
+    if not values.num_known or values.counts.max() == 1:
+        return "-"
+    code = int(values.counts.argmax())
+    text = " ".join(values.texts[code].split())
+    return f"{text[:24] + '...' * (len(text) > 24)} ({values.counts[code] / values.num_rows:.1%})"
+
+
+def _find_main_task(table: "Description", wanted: str | None) -> str:
+    from mmoe.errors import UserError
+
+    names = {task.values.name: task.name for task in table.tasks}
+    if wanted is None:
+        return next(iter(names.values()), "")
+    if str(wanted) not in names:
+        raise UserError(f"main_task={wanted}: must be one of {', '.join(names)}")
+    return names[str(wanted)]
+
+
+if __name__ == "__main__":
+    main()

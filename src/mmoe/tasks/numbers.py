@@ -1,0 +1,212 @@
+"""Tasks whose label is a number: a regression, or a count.
+
+B batch, N rows, T tasks, W outputs of a task, M members of an ensemble.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import huber_loss, l1_loss, mse_loss
+
+from mmoe.data import schema_checks as check
+from mmoe.data.raw_column import numbers_of
+from mmoe.errors import ArgumentError, UserError, check_finite
+from mmoe.tasks.task import MeanLoss, Task
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
+
+    from mmoe.intervals import Metrics
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"squared": mse_loss, "absolute": l1_loss, "huber": huber_loss}
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """A label that is a number. The network predicts it scaled by the training labels; metrics have its unit.
+
+    Args:
+        mean, std: mean and standard deviation of the training labels.
+        loss: `squared`, `absolute` or `huber`, of the scaled error.
+        huber_delta: where the Huber loss turns from squared to absolute, in standard deviations.
+
+    Other arguments: see `Task`.
+    """
+
+    mean: float = field(default=0.0, kw_only=True)
+    std: float = field(default=1.0, kw_only=True)
+    loss: str = field(default="squared", kw_only=True)
+    huber_delta: float = field(default=1.0, kw_only=True)
+
+    kind = "regression"
+    METRICS: ClassVar[Mapping[str, bool]] = {"mse": False, "rmse": False, "mae": False, "r2": True}
+    holds_numbers = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._store(
+            mean=check.number(f"{self._at}.mean", self.mean), std=check.std(f"{self._at}.std", self.std)
+        )
+        if self.loss not in LOSSES:
+            raise ArgumentError(f"{self._at}.loss={self.loss}: must be one of {', '.join(LOSSES)}")
+        (delta,) = check_finite(1e-6, **{f"{self._at}.huber_delta": self.huber_delta})
+        self._store(huber_delta=delta)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the network predicts (label - mean) / std rather than the label."""
+        return (self.mean, self.std) != (0, 1)
+
+    def fit(self, values: pd.Series) -> Self:
+        """Set the mean and the standard deviation, rounded to float32; equal labels have the deviation 1."""
+        numbers = numbers_of(values).astype(np.float64)
+        self._check_known(~np.isnan(numbers))
+        numbers = numbers[~np.isnan(numbers)]
+        mean, std = np.float32(numbers.mean()), np.float32(numbers.std())
+        is_constant = not std > 0 or numbers.min() == numbers.max()
+        return replace(self, mean=float(mean), std=1.0 if is_constant else float(std))
+
+    def encode(self, values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+        numbers = numbers_of(values).astype(np.float64)
+        return np.nan_to_num(numbers).astype(np.float32), ~np.isnan(numbers)
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        # In float32, because a label far from 0 would lose digits in half precision.
+        scaled = ((labels.float() - self.mean) / self.std).to(labels.dtype) if self.is_scaled else labels
+        options = {"delta": self.huber_delta} if self.loss == "huber" else {}
+        return LOSSES[self.loss](logits[..., 0], scaled, reduction="none", **options)
+
+    @classmethod
+    def mean_loss(cls, tasks: Sequence[Self]) -> MeanLoss | None:
+        return ScaledSquaredError(tasks) if all(task.loss == "squared" for task in tasks) else None
+
+    def activation(self, logits: Tensor) -> Tensor:
+        return logits * self.std + self.mean if self.is_scaled else logits
+
+    @staticmethod
+    def average(logits: Tensor) -> Tensor:
+        return logits.mean(0)
+
+    def metrics(self) -> "MetricCollection":
+        from mmoe.training.metrics import regression_metrics
+
+        return regression_metrics()
+
+    def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "Metrics":
+        from mmoe.intervals import RegressionMetrics
+
+        return RegressionMetrics(predicted[:, 0], labels)
+
+    def undefined_metrics(self, labels: Tensor) -> tuple[str, ...]:
+        if len(labels) and (labels == labels[0]).all():
+            return ("r2",)
+        return super().undefined_metrics(labels)
+
+    @property
+    def prediction_columns(self) -> tuple[str, ...]:
+        return (f"{self.name}_prediction",)
+
+
+class ScaledSquaredError(nn.Module):
+    """The mean squared error of several regressions, between logits and standardised labels.
+
+    Shape:
+        logits, labels: [..., T]; weights: [T]; output: a scalar.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, tasks: Sequence[Regression]) -> None:
+        super().__init__()
+        self.is_scaled = any(task.is_scaled for task in tasks)
+        for name in ("mean", "std"):
+            values = torch.tensor([getattr(task, name) for task in tasks], dtype=torch.float32)
+            self.register_buffer(name, values, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the scale without casting it, because float16 has too few digits."""
+        mean, std = self.mean, self.std
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.mean, self.std = mean.to(self.mean.device), std.to(self.std.device)
+        return self
+
+    def scale(self, labels: Tensor) -> Tensor:
+        """Standardise labels [..., T] in float32, so that no digit is lost."""
+        return ((labels.float() - self.mean) / self.std).to(labels.dtype)
+
+    def forward(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        labels = self.scale(labels) if self.is_scaled else labels
+        return (mse_loss(logits, labels, reduction="none") * weights).mean()
+
+
+@dataclass(frozen=True)
+class Count(Task):
+    """A label that is a whole number of at least 0. The network predicts the logarithm of the expected count.
+
+    The logit is relative to the mean of the training labels, so the prediction is mean x exp(logit). The loss
+    is the negative log likelihood of a Poisson distribution, without the terms that do not depend on the
+    logit. It is divided by the mean if that is above 1, so that large counts do not drown other tasks.
+
+    Args:
+        mean: mean of the training labels.
+
+    Other arguments: see `Task`.
+    """
+
+    mean: float = field(default=1.0, kw_only=True)
+
+    kind = "count"
+    METRICS: ClassVar[Mapping[str, bool]] = {"poisson_deviance": False, "mae": False, "rmse": False}
+    holds_numbers = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._store(mean=check.std(f"{self._at}.mean", self.mean))
+
+    def fit(self, values: pd.Series) -> Self:
+        """Set the mean, rounded to float32; it is 1 if all labels are 0."""
+        labels, known = self.encode(values)
+        self._check_known(known)
+        return replace(self, mean=float(np.float32(labels[known].mean(dtype=np.float64))) or 1.0)
+
+    def encode(self, values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+        numbers = numbers_of(values).astype(np.float64)
+        wrong = (numbers < 0) | (numbers != np.round(numbers)) & ~np.isnan(numbers)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            rule = "must be a count, a whole number of at least 0"
+            raise UserError(f"column {self.column}, row {row}: {rule}, is {numbers[row]:g}")
+        return np.nan_to_num(numbers).astype(np.float32), ~np.isnan(numbers)
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logits, scale = logits[..., 0], max(self.mean, 1.0)
+        return (self.mean / scale) * logits.exp() - labels / scale * logits
+
+    def activation(self, logits: Tensor) -> Tensor:
+        return logits.exp() * self.mean
+
+    @staticmethod
+    def average(logits: Tensor) -> Tensor:
+        """The logarithm of the mean count."""
+        return logits.logsumexp(0) - math.log(logits.shape[0])
+
+    def metrics(self) -> "MetricCollection":
+        from mmoe.training.metrics import count_metrics
+
+        return count_metrics()
+
+    def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "Metrics":
+        from mmoe.intervals import CountMetrics
+
+        return CountMetrics(predicted[:, 0], labels)
+
+    @property
+    def prediction_columns(self) -> tuple[str, ...]:
+        return (f"{self.name}_prediction",)

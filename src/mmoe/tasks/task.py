@@ -1,0 +1,187 @@
+"""What all kinds of tasks have in common.
+
+A task owns its part of the logits, its loss, its predictions, its metrics and the names of its columns.
+
+B batch, N rows, T tasks, W outputs of a task (its columns among the logits), M members of an ensemble.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from mmoe.data import schema_checks as check
+from mmoe.errors import ArgumentError, UserError
+from mmoe.tasks.labels import level_text
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
+
+    from mmoe.intervals import Metrics
+
+YES = ("1", "true", "yes")  # levels of a `where` column in rows that have a label
+# A function of logits [..., T], labels [..., T] and weights [T] that returns the mean of weights x losses.
+MeanLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """What all kinds of tasks have in common.
+
+    Args:
+        column: the column that holds the label. A missing label is unknown: it counts neither in the loss
+            nor in the metrics.
+        name: names the task in metrics and predictions. `Schema` needs one.
+        where: another column. The label is known only in rows where it is 1, true or yes. A mapping of the
+            column to levels, such as `{plan: [gold, silver]}`, names other levels.
+        where_levels: the levels of `where`; a mapping given as `where` sets them.
+        weight: a column with the weight of each row in the task's loss, at least 0.
+
+    Raises:
+        ArgumentError: a value has the wrong type or is outside its range.
+    """
+
+    column: str
+    name: str = field(default="", kw_only=True)
+    where: str = field(default="", kw_only=True)
+    where_levels: tuple[str, ...] = field(default=YES, kw_only=True)
+    weight: str = field(default="", kw_only=True)
+
+    kind: ClassVar[str]
+    METRICS: ClassVar[Mapping[str, bool]]  # whether larger values are better; the first is the main metric
+    holds_numbers: ClassVar[bool]  # whether the label column holds numbers rather than levels
+
+    def __post_init__(self) -> None:
+        if isinstance(self.where, Mapping):
+            if len(self.where) != 1:
+                raise ArgumentError(f"{self._at}.where={dict(self.where)}: must name one column")
+            ((where, levels),) = self.where.items()
+            self._store(where=where, where_levels=levels)
+        for name in ("name", "where", "weight"):
+            value = getattr(self, name)
+            self._store(**{name: check.text(f"{self._at}.{name}", value) if value else ""})
+        self._store(column=check.text(f"{self._at}.column", self.column))
+        self._store(where_levels=check_level_list(f"{self._at}.where", self.where_levels))
+
+    @property
+    def _at(self) -> str:
+        """The task's place in a configuration, for errors."""
+        return f"tasks.{self.name or self.column}"
+
+    def _store(self, **values: Any) -> None:
+        """Set fields while the frozen dataclass is being constructed."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def num_outputs(self) -> int:
+        """W, the number of logits."""
+        return 1
+
+    @property
+    def main_metric(self) -> str:
+        """The metric that chooses the best epoch and that figures show."""
+        return next(iter(self.METRICS))
+
+    @property
+    def probability_column(self) -> str | None:
+        """The column with the probability of the positive class, for tasks that have one."""
+        return None
+
+    def check_fitted(self) -> None:
+        """Raise ArgumentError unless the task has a name and all that its labels need."""
+        check.text("tasks.name", self.name)
+
+    @abstractmethod
+    def fit(self, values: pd.Series) -> Self:
+        """The task with statistics of the training labels. Labels that are not known are missing in `values`.
+
+        Raises:
+            UserError: no label is known, or one is invalid.
+        """
+
+    @abstractmethod
+    def encode(self, values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+        """The labels [N] in float32, 0 where they are unknown, and whether each is known [N].
+
+        Raises:
+            UserError: a label is invalid.
+        """
+
+    def decode(self, labels: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+        """Labels [N] as the user knows them, NaN where they are unknown; the inverse of `encode`."""
+        return labels if known is None else np.where(known, labels, np.float32(np.nan))
+
+    @abstractmethod
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The losses [..., B] of logits [..., B, W] and labels [..., B]."""
+
+    @classmethod
+    def mean_loss(cls, tasks: Sequence[Self]) -> MeanLoss | None:
+        """A function that computes the mean loss of several tasks of this kind in one call, or None.
+
+        It returns the mean of `losses` times the task weights over rows and tasks.
+        """
+        return None
+
+    @abstractmethod
+    def activation(self, logits: Tensor) -> Tensor:
+        """Predictions [..., W] for logits [..., W], in the dtype of the logits."""
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Predictions [..., W] in float64, because float32 would tie rows that differ."""
+        return self.activation(logits.double())
+
+    @staticmethod
+    @abstractmethod
+    def average(logits: Tensor) -> Tensor:
+        """The logits [..., W] whose prediction is the mean prediction of the members' logits [M, ..., W]."""
+
+    @abstractmethod
+    def metrics(self) -> "MetricCollection":
+        """The metrics, to be updated with `metric_inputs`."""
+
+    def metric_inputs(self, predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions [N, W] and labels [N] as `metrics` takes them."""
+        return predicted[:, 0], labels.double()
+
+    @abstractmethod
+    def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "Metrics":
+        """Metrics of resamples of predictions [N, W] and labels [N]; see `mmoe.intervals`."""
+
+    def undefined_metrics(self, labels: Tensor) -> tuple[str, ...]:
+        """The metrics that are NaN for these known labels [N]."""
+        return () if len(labels) else tuple(self.METRICS)
+
+    @property
+    @abstractmethod
+    def prediction_columns(self) -> tuple[str, ...]:
+        """The names of the columns of `table`."""
+
+    def table(self, predicted: np.ndarray) -> dict[str, np.ndarray]:
+        """Predictions [N, W] as columns [N]."""
+        return {self.prediction_columns[0]: predicted[:, 0]}
+
+    def _check_known(self, known: np.ndarray) -> None:
+        if not known.any():
+            where = f" where {self.where} is one of {', '.join(self.where_levels)}" if self.where else ""
+            rule = f"must have a label in at least one training row, but column {self.column} has none{where}"
+            raise UserError(f"data.{self._at}: {rule}")
+
+
+def check_level_list(where: str, values: Any) -> tuple[str, ...]:
+    """A list of levels as `level_text` gives them; the list may hold text, numbers and booleans."""
+    for value in check.sequence(where, values):
+        if not isinstance(value, str | Real | np.bool_):
+            raise ArgumentError(f"{where}: must be a list of levels, holds {value!r}")
+    return tuple(level_text(value) for value in values)
+
+
+def listed(levels: Sequence[str]) -> str:
+    """The first levels, for an error."""
+    return ", ".join(map(repr, levels[:20])) + ", ..." * (len(levels) > 20)

@@ -1,0 +1,51 @@
+"""Check before training that the known labels of each split are enough to learn from and to measure.
+
+N rows, T tasks.
+"""
+
+import logging
+from collections.abc import Collection
+
+from torch import Tensor
+
+from mmoe.data.batch import Batch
+from mmoe.data.splits import Dataset
+from mmoe.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SPLIT_NAMES = {"train": "training", "val": "validation"}
+
+
+def check_known_labels(dataset: Dataset, watched: Collection[str | None]) -> None:
+    """Warn of metrics that cannot be computed from the labels of a split; these are shown as n/a.
+
+    `watched` are the metrics, such as `val/income/auroc`, that choose the epoch or stop the training.
+
+    Raises:
+        UserError: a watched metric cannot be computed from the training or the validation rows, or no
+            training row counts for a task.
+    """
+    for split, rows in dataset.splits.items():
+        for i, task in enumerate(dataset.schema.tasks):
+            labels = known_labels(rows, i, with_weight=split == "train")
+            if split == "train" and not len(labels):
+                rule = "must have a training row with a known label and a weight above 0"
+                raise UserError(f"data.tasks.{task.name}: {rule}")
+            missing = task.undefined_metrics(labels)
+            if not missing:
+                continue
+            count = f"{len(labels):,} known labels, all equal" if len(labels) else "no known label"
+            found = f"the {SPLIT_NAMES.get(split, split)} rows have {count}"
+            needed = [name for name in missing if f"val/{task.name}/{name}" in watched]
+            if needed and split in SPLIT_NAMES:
+                raise UserError(f"monitor=val/{task.name}/{needed[0]}: needs different labels, but {found}")
+            log.warning("task %s: %s, so they have no %s", task.name, found, ", ".join(missing))
+
+
+def known_labels(rows: Batch, task: int, with_weight: bool) -> Tensor:
+    """The known labels of a task; `with_weight` leaves out rows whose weight in the loss is 0."""
+    counts = rows.labels[..., task].isfinite() if rows.known is None else rows.known[..., task]
+    if with_weight and rows.weights is not None:
+        counts = counts & (rows.weights[..., task] > 0)
+    return rows.labels[..., task][counts]

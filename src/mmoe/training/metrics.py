@@ -1,0 +1,260 @@
+"""The metrics of each kind of task. All predictions and sums are in float64.
+
+N rows, W outputs of a task, T tasks, L logits of all tasks, Z bins.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
+from torchmetrics.utilities import dim_zero_cat
+
+from mmoe.intervals import CALIBRATION_BINS, SMALLEST
+from mmoe.tasks import Task, logit_columns
+
+
+class TaskMetrics(nn.Module):
+    """The metrics of every task over its known labels, named `{stage}/{task}/{metric}`.
+
+    A metric that cannot be computed, such as the AUROC of a single class, is NaN.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        self.tasks = list(tasks)
+        self.columns = logit_columns(tasks)
+        self.collections = nn.ModuleList(task.metrics() for task in tasks)
+
+    def forward(
+        self, stage: str, logits: Tensor, labels: Tensor, known: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Compute the metrics of logits [N, L] and labels [N, T] over the rows of all ranks."""
+        result: dict[str, Tensor] = {}
+        for i, (task, collection) in enumerate(zip(self.tasks, self.collections, strict=True)):
+            assert isinstance(collection, MetricCollection)
+            predicted, own = task.predict(logits[:, self.columns[i]]), labels[:, i]
+            if known is not None:
+                predicted, own = predicted[known[:, i]], own[known[:, i]]
+            collection.update(*task.metric_inputs(predicted, own))
+            values = collection.compute()
+            result |= {f"{stage}/{task.name}/{name}": values[name] for name in task.METRICS}
+            collection.reset()
+        return result
+
+
+def binary_metrics() -> MetricCollection:
+    """Metrics of probabilities [N] and labels [N], 0 or 1; see `Binary.METRICS`."""
+    return _collection(
+        auroc=AUROC(),
+        average_precision=AveragePrecision(),
+        log_loss=RowMean(log_loss),
+        brier=RowMean(squared_error),
+        calibration_error=CalibrationError(),
+    )
+
+
+def multiclass_metrics() -> MetricCollection:
+    """Metrics of probabilities [N, W] and classes [N]; see `Multiclass.METRICS`."""
+    return _collection(auroc=MacroAUROC(), accuracy=RowMean(is_most_probable), log_loss=RowMean(surprise))
+
+
+def regression_metrics() -> MetricCollection:
+    """Metrics of predictions [N] and labels [N]; see `Regression.METRICS`."""
+    return _collection(
+        mse=RowMean(squared_error),
+        rmse=RootMeanSquaredError(),
+        mae=RowMean(absolute_error),
+        r2=R2(),
+    )
+
+
+def count_metrics() -> MetricCollection:
+    """Metrics of expected counts [N] and labels [N]; see `Count.METRICS`."""
+    return _collection(
+        poisson_deviance=RowMean(poisson_deviance),
+        mae=RowMean(absolute_error),
+        rmse=RootMeanSquaredError(),
+    )
+
+
+def _collection(**metrics: Metric) -> MetricCollection:
+    # Groups would join metrics for good whose states are equal after the first rows, such as none.
+    return MetricCollection(dict(metrics), compute_groups=False)
+
+
+def log_loss(preds: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy of probabilities, in nats."""
+    return binary_cross_entropy(preds, target.to(preds), reduction="none")
+
+
+def squared_error(preds: Tensor, target: Tensor) -> Tensor:
+    """(prediction - label)^2."""
+    return (preds - target).square()
+
+
+def absolute_error(preds: Tensor, target: Tensor) -> Tensor:
+    """|prediction - label|."""
+    return (preds - target).abs()
+
+
+def poisson_deviance(preds: Tensor, target: Tensor) -> Tensor:
+    """2 (y log(y / mu) - y + mu)."""
+    mu = preds.clamp_min(SMALLEST)
+    return 2 * (torch.xlogy(target, target / mu) - target + mu)
+
+
+def is_most_probable(preds: Tensor, target: Tensor) -> Tensor:
+    """1 where the label is the class with the largest probability, else 0."""
+    return (preds.argmax(-1) == target).double()
+
+
+def surprise(preds: Tensor, target: Tensor) -> Tensor:
+    """The negative logarithm of the probability of the label's class, in nats."""
+    return -preds.gather(-1, target.unsqueeze(-1))[:, 0].clamp_min(SMALLEST).log()
+
+
+class RowMean(Metric):
+    """The mean over rows of a function of predictions [N, ...] and labels [N]; NaN without rows."""
+
+    is_differentiable = False
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add predictions [N, ...] and labels [N]."""
+        self.total = self.total + self.function(preds, target).sum()
+        self.count = self.count + target.numel()
+
+    def compute(self) -> Tensor:
+        mean: Tensor = self.total / self.count
+        return mean
+
+
+class RootMeanSquaredError(RowMean):
+    """The square root of the mean squared error."""
+
+    def __init__(self) -> None:
+        super().__init__(squared_error)
+
+    def compute(self) -> Tensor:
+        return super().compute().sqrt()
+
+
+class CalibrationError(Metric):
+    """The expected calibration error of probabilities: 15 bins of equal width, each weighted by its rows.
+
+    The error of a bin is the difference between its mean probability and its share of positive labels.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        empty = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64)
+        self.add_state("sums", empty, dist_reduce_fx="sum")  # of rows, probabilities and labels, [3, Z]
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add probabilities [N] and labels [N]."""
+        bins = (preds * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
+        values = torch.stack([torch.ones_like(preds), preds, target.to(preds)])  # [3, N]
+        added = values.new_zeros(3, CALIBRATION_BINS).index_add(1, bins, values)
+        self.sums = self.sums + added  # half precision casts the zeros of `sums`
+
+    def compute(self) -> Tensor:
+        rows, probabilities, positives = self.sums
+        error: Tensor = (probabilities - positives).abs().sum() / rows.sum()
+        return error
+
+
+class AUROC(BinaryAUROC):
+    """The area under the ROC curve; NaN if all labels are equal."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        target = dim_zero_cat(self.target)
+        has_both = len(target) > 0 and bool((target != target[:1]).any())
+        return super().compute() if has_both else target.new_full((), torch.nan, dtype=torch.float64)
+
+
+class AveragePrecision(BinaryAveragePrecision):
+    """The average precision; NaN if no label is positive."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        target = dim_zero_cat(self.target)
+        return super().compute() if target.any() else target.new_full((), torch.nan, dtype=torch.float64)
+
+
+class _AllRows(Metric):
+    """A metric that keeps all rows until it is computed."""
+
+    is_differentiable = False
+    full_state_update = False
+    preds: list[Tensor]
+    target: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("preds", [], dist_reduce_fx="cat")
+        self.add_state("target", [], dist_reduce_fx="cat")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add predictions [N, ...] and labels [N]."""
+        self.preds.append(preds)
+        self.target.append(target)
+
+    def compute(self) -> Tensor:
+        return self.of_rows(dim_zero_cat(self.preds), dim_zero_cat(self.target))
+
+    @staticmethod
+    def of_rows(preds: Tensor, target: Tensor) -> Tensor:
+        """The metric of predictions [N, ...] and labels [N]."""
+        raise NotImplementedError
+
+
+class R2(_AllRows):
+    """1 - (squared error) / (squared deviation of the labels from their mean); NaN if all labels are equal.
+
+    It keeps all rows, because running sums of squares lose digits when the labels are far from 0.
+    """
+
+    @staticmethod
+    def of_rows(preds: Tensor, target: Tensor) -> Tensor:
+        preds, target = preds.double(), target.double()
+        error, deviation = (preds - target).square().sum(), (target - target.mean()).square().sum()
+        varies = (target != target[:1]).any()
+        return torch.where(varies, 1 - error / deviation, torch.nan)
+
+
+class MacroAUROC(_AllRows):
+    """The mean over classes of the area under the ROC curve of one class against all others.
+
+    Classes that no label has do not count. NaN if all labels are equal.
+    """
+
+    @staticmethod
+    def of_rows(preds: Tensor, target: Tensor) -> Tensor:
+        classes = torch.unique(target)
+        if len(classes) < 2:
+            return preds.new_full((), torch.nan)
+        return torch.stack([_area(preds[:, k], target == k) for k in classes.tolist()]).mean()
+
+
+def _area(scores: Tensor, is_positive: Tensor) -> Tensor:
+    """The area under the ROC curve, by the ranks of the positive rows (Mann and Whitney); ties count half."""
+    _, group, sizes = torch.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (sizes.cumsum(0) - (sizes - 1) / 2.0)[group].double()  # from 1; tied rows have their mean rank
+    positives = is_positive.sum().double()
+    negatives = len(scores) - positives
+    area: Tensor = (ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+    return area

@@ -1,0 +1,497 @@
+"""`mmoe.describe`: kinds of columns and tasks from values, columns that give a label away, and the YAML."""
+
+import datetime
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from omegaconf import OmegaConf
+
+from mmoe.data.column_guess import Guess, guess
+from mmoe.data.column_values import ColumnValues, values_of
+from mmoe.data.csv_guess import guess_options
+from mmoe.data.draft import to_yaml
+from mmoe.data.suspects import auroc, find_suspects
+from mmoe.data.table_files import find_files, read_table, table_of_frame
+from mmoe.data.task_guess import guess_tasks
+from mmoe.describe import name_input
+from mmoe.errors import UserError
+
+N = 1000
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def tables_dir() -> Path:
+    """Real tables, where the machine has them."""
+    folder = os.environ.get("MMOE_TABLES_DIR")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("MMOE_TABLES_DIR is not set: no real tables here")
+    return Path(folder).resolve()
+
+
+def values(name: str, data: Any) -> ColumnValues:
+    array = data if isinstance(data, pa.Array) else table_of_frame(pd.DataFrame({name: data}))[name]
+    return values_of(name, array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array]))
+
+
+def kind_of(name: str, data: Any) -> Guess:
+    return guess(values(name, data))
+
+
+# Kinds of columns
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("x", RANDOM.normal(size=N), "numeric"),
+        ("x", np.where(RANDOM.random(N) < 0.1, np.nan, RANDOM.normal(size=N)), "numeric"),
+        ("x", RANDOM.integers(0, 500, N), "numeric"),
+        ("x", RANDOM.integers(0, 9, N), "categorical"),  # codes as small integers
+        ("x", RANDOM.integers(0, 9, N)[:20], "numeric"),  # too few rows to tell
+        ("age", RANDOM.integers(18, 30, N), "numeric"),
+        ("item_id", RANDOM.integers(0, 500, N), "categorical"),
+        ("movieId", RANDOM.integers(0, 500, N), "categorical"),
+        ("zip", RANDOM.integers(0, 500, N), "categorical"),
+        ("paid", RANDOM.integers(0, 500, N), "numeric"),  # not an id
+        ("x", RANDOM.random(N) < 0.5, "categorical"),
+        ("x", [f"{n:03}" for n in RANDOM.integers(0, 99, N)], "categorical"),
+        ("x", ["a", None] * (N // 2), "categorical"),  # one level, which may be missing
+        ("x", [f"2020-{1 + n % 12:02}-{1 + n % 28:02}" for n in range(N)], "datetime"),
+        ("x", [f"{1 + n % 12}/{1 + n % 28}/2020 10:{n % 60:02}" for n in range(N)], "datetime"),
+        ("x", [f"{1 + n % 12}.{1 + n % 28}.{n % 7}" for n in range(N)], "categorical"),  # versions
+        ("x", pa.array([datetime.date(2020, 1, 1 + n % 28) for n in range(N)]), "datetime"),
+        ("x", pd.date_range("2020-01-01", periods=N), "datetime"),
+        ("timestamp", RANDOM.integers(9e8, 15e8, N), "datetime"),
+        ("x", RANDOM.integers(9e8, 15e8, N), "numeric"),  # not named like a time
+        ("x", [["a", "b"], [], ["c"]] * 100, "multi"),
+    ],
+)
+def test_the_kind_follows_from_the_values(name: str, data: Any, expected: str):
+    found = kind_of(name, data)
+    assert (found.kind, found.reason) == (expected, "")
+    assert found.to_yaml() == expected
+
+
+def test_levels_within_a_field():
+    tags = ["red", "green", "blue", "white", "black"]
+    texts = ["|".join(RANDOM.choice(tags, RANDOM.integers(1, 4), replace=False)) for _ in range(N)]
+    assert kind_of("x", texts).to_yaml() == {"kind": "multi", "separator": "|"}
+    assert kind_of("x", [text.replace("|", ", ") for text in texts]).to_yaml()["separator"] == ","
+    # Levels that contain a comma are not lists of levels.
+    assert (
+        kind_of("x", ["$1,000 - 2,000", "below $1,000", "above $2,000", "none"] * 100).kind == "categorical"
+    )
+    assert kind_of("x", [f"{n},{n % 7}" for n in range(N)]).kind == "categorical"
+
+
+def test_long_lists_of_many_levels():
+    texts = [",".join(f"{n % 7}:{part}" for part in RANDOM.integers(0, 100, 40)) for n in range(200)]
+    assert kind_of("x", texts).to_yaml() == {"kind": "multi", "separator": ",", "max_values": 40}
+    assert kind_of("x", [list(range(50)), [1]] * 9).to_yaml() == {"kind": "multi", "max_values": 50}
+    sentences = [f"It is {n}, and that is {n * 3}, which is more" for n in range(200)]
+    assert kind_of("x", sentences).kind == "categorical"
+
+
+def test_a_huge_vocabulary_is_hashed():
+    count = 1_000_001
+    found = kind_of("user_id", np.arange(2 * count) // 2 * 7)
+    assert found.to_yaml() == {"kind": "categorical", "encoding": "hash", "buckets": 100_000, "size": 16}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ([None] * N, "empty"),
+        ([5.0] * N, "constant"),
+        (["a"] * N, "constant"),
+        (np.arange(N) + 7, "row numbers"),
+        (RANDOM.permutation(N), "row numbers"),
+        ([f"id-{n * 17}" for n in range(N)], "a level for each row"),
+        ([f"id-{n // 20 if n < 20 else n}" for n in range(N)], "nearly a level for each row"),
+        (pa.array([{"a": 1}] * 5 + [{"a": 2}] * 5), "holds struct<a: int64>"),
+    ],
+)
+def test_columns_without_use_are_left_out(data: Any, reason: str):
+    assert kind_of("x", data).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "remark"),
+    [
+        ("x", RANDOM.integers(-1, 50, N), "-1 may mean unknown"),
+        ("x", [str(n) for n in range(50)] * 10 + ["n/a"], "numbers and 'n/a'"),
+        ("x", [f"0{n}" for n in range(50)] * 10, "integers as text"),
+        ("exposure", RANDOM.random(N), "the weight of a row?"),
+        ("date", [20200101 + n % 28 for n in range(N)], "YYYYMMDD"),
+        ("x", [f"{1 + n % 28}.{1 + n % 12}.2020" for n in range(N)], "days stand before months"),
+        ("x", RANDOM.integers(2**30, 2**31, N), "beyond 2^24"),
+        ("x", [1.5, np.inf] * 100, "infinite"),
+    ],
+)
+def test_remarks(name: str, data: Any, remark: str):
+    (found,) = kind_of(name, data).remarks
+    assert remark in found
+
+
+# Tasks
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ([0] * 90 + [1] * 10, {"positive": [1]}),
+        ([0] * 10 + [1] * 90, {"positive": [1]}),
+        ([0.0] * 90 + [1.0] * 10, {"positive": [1]}),
+        ([1] * 90 + [2] * 10, {"positive": [1]}),
+        (["no"] * 30 + ["yes"] * 70, {"positive": ["yes"]}),
+        (["Low"] * 30 + ["High"] * 70, {"positive": ["High"]}),
+        (["a"] * 30 + ["b"] * 70, {"positive": ["a"]}),  # the rarer one
+        ([True] * 30 + [False] * 70, {"positive": ["True"]}),
+        (["a", "b", "c"] * 10, {"kind": "multiclass"}),
+        ([3, 4, 5] * 10, {"kind": "multiclass"}),
+        ([0] * 50 + [1] * 20 + [2] * 5 + [7], {"kind": "count"}),
+        (list(range(3, 20)) * 10, {"kind": "regression"}),
+        ([10, 20, 90] * 10, {"kind": "multiclass"}),
+        (RANDOM.normal(size=N), {"kind": "regression"}),
+        ([0.5, 1, 1.5, 2] * 50, {"kind": "regression"}),
+    ],
+)
+def test_the_kind_of_a_task_follows_from_its_label(data: Any, expected: dict[str, Any]):
+    (task,) = guess_tasks(["y"], {"y": values("y", data)})
+    assert task.to_yaml() == {"column": "y"} | expected
+
+
+def test_task_names_are_words_and_differ():
+    columns = {name: values(name, [0, 1]) for name in ("Bought it?", "Bought it!", "101")}
+    assert [task.name for task in guess_tasks(list(columns), columns)] == ["Bought_it", "Bought_it_", "101"]
+
+
+def test_a_funnel_is_remarked_on():
+    visit = np.arange(N) % 5 == 0
+    buy = visit & (np.arange(N) % 3 == 0)
+    spend = np.where(buy, RANDOM.random(N), 0)
+    columns = {
+        name: values(name, data * 1) for name, data in (("visit", visit), ("buy", buy), ("spend", spend))
+    }
+    tasks = guess_tasks(list(columns), columns)
+    remarks = {task.name: " ".join(task.remarks) for task in tasks}
+    assert "where" not in remarks["visit"]
+    assert "where: visit" in remarks["buy"]
+    assert "where: buy" in remarks["spend"]
+    assert not any("where" in task.to_yaml() for task in tasks)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([1, 1], "must have at least two values to learn; has '1' in every row"),
+        ([None, None], "has no value"),
+        ([["a"], ["b"]], "must have one value in a row"),
+    ],
+)
+def test_a_column_that_cannot_be_a_label(data: Any, message: str):
+    with pytest.raises(UserError, match=message):
+        guess_tasks(["y"], {"y": values("y", data)})
+
+
+# Columns that give a label away
+
+CLICK = RANDOM.random(N) < 0.2
+AMOUNT = RANDOM.random(N).round(3)
+OTHER = RANDOM.random(N).round(3)
+
+
+@pytest.mark.parametrize(
+    ("label", "columns", "expected"),
+    [
+        (CLICK * 1, {"x": CLICK * 1}, {"x": "equals y"}),
+        (CLICK * 1, {"x": np.where(CLICK, "won", "lost")}, {"x": "has one level for each value of y"}),
+        (CLICK * 1, {"x": CLICK * (1 + OTHER)}, {"x": "alone predicts y with an AUROC of 1.000"}),
+        (
+            CLICK * 1,
+            {"x": CLICK * 10 + RANDOM.integers(0, 10, N)},
+            {"x": "alone predicts y with an AUROC of 1.000"},
+        ),
+        (CLICK * 1, {"x": np.where(CLICK, np.nan, OTHER)}, {"x": "alone predicts y with an AUROC of 1.000"}),
+        (CLICK * 1, {"x": CLICK * (OTHER < 0.3) * 1}, {"x": "y is positive wherever this is not 0"}),
+        (CLICK * (OTHER < 0.1) * 1, {"x": CLICK * (OTHER < 0.2) * 1}, {"x": ""}),
+        (
+            np.array(["a", "b", "c"])[np.arange(N) % 3],
+            {"x": np.arange(N) % 3 * 2},
+            {"x": "has one level for each"},
+        ),
+        (AMOUNT, {"x": AMOUNT * 3 - 1}, {"x": "has a correlation of 1.0"}),
+        (AMOUNT, {"x": np.exp(5 * AMOUNT)}, {"x": "has a correlation of 1.0"}),
+        (
+            AMOUNT + OTHER,
+            {"a": AMOUNT, "b": OTHER, "c": RANDOM.random(N)},
+            {"a": "y is a weighted", "b": "y is"},
+        ),
+        (
+            AMOUNT * OTHER,
+            {"a": AMOUNT, "b": OTHER, "c": RANDOM.random(N)},
+            {"a": "y is a x b", "b": "y is a x b"},
+        ),
+        (AMOUNT / (1 + OTHER), {"a": AMOUNT, "b": 1 + OTHER}, {"a": "y is a / b", "b": "y is a / b"}),
+        (AMOUNT * CLICK, {"x": CLICK * 1}, {"x": "alone predicts y other than 0"}),
+        # Not suspects: noise, an id that occurs once, rare levels, a good but imperfect predictor.
+        (CLICK * 1, {"x": RANDOM.random(N), "z": [f"id{n}" for n in range(N)]}, {}),
+        (CLICK * 1, {"x": RANDOM.integers(0, N // 2, N)}, {}),
+        (CLICK * 1, {"x": CLICK + RANDOM.normal(size=N)}, {}),
+        (
+            AMOUNT,
+            {"x": AMOUNT + 0.1 * OTHER, "z": OTHER},
+            {"x": "y is a weighted sum", "z": "y is a weighted"},
+        ),
+        (AMOUNT, {"x": AMOUNT + 0.1 * RANDOM.normal(size=N), "z": OTHER}, {}),
+    ],
+)
+def test_suspects(label: Any, columns: dict[str, Any], expected: dict[str, str]):
+    tasks = guess_tasks(["y"], {"y": values("y", label)})
+    found = find_suspects(tasks, [values(name, data) for name, data in columns.items()])
+    assert set(found) == set(expected)
+    for name, reason in expected.items():
+        assert found[name].startswith(reason)
+
+
+def test_a_missing_label_does_not_hide_a_suspect():
+    label = np.where(AMOUNT < 0.3, np.nan, CLICK * 1.0)
+    tasks = guess_tasks(["y"], {"y": values("y", label)})
+    assert "x" in find_suspects(tasks, [values("x", CLICK * 1)])
+
+
+def test_auroc_equals_the_share_of_ordered_pairs():
+    scores, positive = RANDOM.integers(0, 5, 60), RANDOM.random(60) < 0.4
+    pairs = scores[positive][:, None] - scores[~positive]
+    assert auroc(scores, positive) == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+
+
+# How text is written
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a,b\n1,x\n2,y\n", (",", True, ".")),
+        ("a\tb\n1\tx, y\n2\ty, z\n", ("\t", True, ".")),
+        ("a;b\n1,5;x\n2,5;y\n", (";", True, ",")),
+        ("a|b\n1.5|x\n2|y\n", ("|", True, ".")),
+        ("1\t2\n3\t4\n", ("\t", False, ".")),
+        ("39,Private,77516\n50,Self,83311\n", (",", False, ".")),
+        ("click,101,205\n0,1,5\n1,2,6\n", (",", True, ".")),  # names that are numbers
+        ("a,b\nx,y\n", (",", True, ".")),
+        ("x\n1\n2\n", (",", True, ".")),
+    ],
+)
+def test_the_layout_is_guessed(text: str, expected: tuple[str, bool, str]):
+    Path("a.csv").write_text(text)
+    found = guess_options("a.csv", {"delimiter": None, "header": None})
+    assert (found.delimiter, found.header, found.decimal) == expected
+
+
+def test_given_options_are_kept():
+    Path("a.csv").write_text("1,5\n3,4\n")
+    assert guess_options("a.csv", {"header": True}).header
+    assert guess_options("a.csv", {"delimiter": ";"}).delimiter == ";"
+    assert guess_options("a.csv", {"names": ["a", "b"]}).names == ("a", "b")
+    with pytest.raises(UserError, match="decimal"):
+        guess_options("a.csv", {"decimal": "x"})
+
+
+# The command and the YAML
+
+
+def write_table(rows: int = 600) -> None:
+    click = RANDOM.random(rows) < 0.2
+    frame = pd.DataFrame(
+        {
+            "row": np.arange(rows),
+            "clicked": click * 1,
+            "spend [EUR]": np.where(click, RANDOM.random(rows), np.nan),
+            "revenue": click * RANDOM.random(rows),
+            "age": np.where(RANDOM.random(rows) < 0.1, np.nan, RANDOM.integers(18, 70, rows)),
+            "user id": RANDOM.integers(0, 50, rows),
+            "tags": RANDOM.choice(["a", "b", "a|b", "b|a", "a|b|c", "c", "b|c", "c|a"], rows),
+            "101": RANDOM.choice(["no", "yes"], rows),
+            "joined": [f"2020-01-{1 + n % 28:02}" for n in range(rows)],
+            "nothing": None,
+        }
+    )
+    Path("data").mkdir(exist_ok=True)
+    frame.to_csv("data/train.csv", index=False)
+    frame.to_parquet("data/train.parquet")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_complete_configuration_is_drafted(command: Callable, suffix: str):
+    write_table()
+    source = f"data/train.{suffix}"
+    done = command("describe")(source, "tasks=[clicked,'spend [EUR]']", "out=conf/data/mine.yaml")
+    assert done.code == 0, done.err
+    assert "python -m mmoe.train --config-dir conf data=mine" in done.out
+    text = Path("conf/data/mine.yaml").read_text()
+    raw = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    assert raw["columns"] == {
+        "age": "numeric",
+        "user id": "categorical",
+        "tags": {"kind": "multi", "separator": "|"},
+        "101": "categorical",
+        "joined": "datetime",
+    }
+    assert raw["tasks"] == {
+        "clicked": {"column": "clicked", "positive": [1]},
+        "spend_EUR": {"column": "spend [EUR]", "kind": "regression"},
+    }
+    assert (raw["train"], raw["main_task"], raw["weight"]) == (source, "clicked", None)
+    assert (raw["validation"], raw["test"]) == ({"fraction": 0.1}, {"fraction": 0.2})
+    assert raw["_target_"] == "mmoe.data.table.datamodule"
+    assert raw["seed"] == "${seed}"
+    assert raw.get("csv", {}).get("delimiter") == ("," if suffix == "csv" else None)
+    assert "# row: numeric                          # left out: row numbers" in text
+    assert "# nothing: " in text
+    assert "left out: gives a label away: alone predicts clicked" in text
+    assert "{last: 0.1, by: joined}; {fraction: 0.1, by: user id}" in text
+    lines = text.splitlines()
+    assert all(len(line) == 0 or line == line.rstrip() for line in lines)
+
+
+def test_the_printed_table_names_every_column(command: Callable, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    write_table()
+    done = command("describe")("data/train.csv")
+    assert done.code == 0, done.err
+    for name in ("row", "clicked", "spend [EUR]", "user id", "joined", "nothing"):
+        assert f"│ {name} " in done.out
+    assert "left out" in done.out
+    assert "multi, separator |" in done.out
+    assert not Path("conf").exists()
+
+
+def test_several_files_and_a_test_file(command: Callable):
+    write_table()
+    Path("data/more.csv").write_text(Path("data/train.csv").read_text())
+    run = command("describe")
+    done = run("data/train.csv", "data/more.csv", "test=data/more.csv", "tasks=clicked", "out=mine.yaml")
+    assert done.code == 0, done.err
+    raw = OmegaConf.load("mine.yaml")
+    assert raw.train == ["data/train.csv", "data/more.csv"]
+    assert raw.test == "data/more.csv"
+    assert run("data/*.csv", "tasks=clicked", "main_task=clicked", "out=glob.yaml").code == 0
+    assert OmegaConf.load("glob.yaml").train == "data/*.csv"
+
+
+def test_a_file_without_a_header(command: Callable):
+    Path("a.txt").write_text("".join(f"{n * 7 % 50}\t{n % 3}\t{n % 2}\n" for n in range(100)))
+    arguments = [
+        "a.txt",
+        "csv.names=[user_id,city,like]",
+        "csv.missing=['',-1]",
+        "tasks=[like]",
+        "out=a.yaml",
+    ]
+    assert command("describe")(*arguments).code == 0
+    raw = OmegaConf.load("a.yaml")
+    assert raw.csv.names == ["user_id", "city", "like"]
+    assert (raw.csv.delimiter, raw.csv.header, raw.csv.missing) == ("\t", False, ["", "-1"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.csv"], "none.csv: no such file"),
+        (["empty.csv"], "empty.csv: is empty"),
+        (
+            ["data/train.csv", "tasks=[click]", "out=a.yaml"],
+            "must have a column 'click'; the nearest is 'clicked'",
+        ),
+        (["data/train.csv", "tasks=[nothing]", "out=a.yaml"], "must have at least two values to learn"),
+        (["data/train.csv", "tasks=[clicked,clicked]"], "must name each column once"),
+        (["data/train.csv", "out=a.yaml"], "tasks=[]: must name the columns that hold labels"),
+        (["data/train.csv", "tasks=[clicked]", "out=a.txt"], "out=a.txt: must end with .yaml"),
+        (
+            ["data/train.csv", "tasks=[clicked]", "out=old.yaml"],
+            "out=old.yaml: must not exist yet; overwrite=true",
+        ),
+        (["data/train.csv", "tasks=[clicked]", "main_task=x"], "main_task=x: must be one of clicked"),
+        (["data/train.csv", "tasks=[clicked]", "test=few.csv"], "few.csv: must have a column 'age'"),
+        (["data/train.csv", "csv.decimal=x"], "csv.decimal='x': must be a point or a comma"),
+        (["few.csv", "tasks=[clicked]", "out=a.yaml"], "no column is left as an input"),
+        ([], "input=...: must be given"),
+    ],
+)
+def test_a_mistake_is_one_line(command: Callable, arguments: list[str], message: str):
+    write_table(100)
+    Path("empty.csv").touch()
+    Path("old.yaml").touch()
+    Path("few.csv").write_text("clicked\n0\n1\n")
+    done = command("describe")(*arguments)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert message in done.err
+    assert not Path("a.yaml").exists()
+
+
+def test_an_output_is_replaced_on_demand(command: Callable):
+    write_table(100)
+    Path("old.yaml").touch()
+    assert (
+        command("describe")("data/train.csv", "tasks=[clicked]", "out=old.yaml", "overwrite=true").code == 0
+    )
+    assert OmegaConf.load("old.yaml").main_task == "clicked"
+
+
+def test_files_stand_before_overrides():
+    assert name_input(["a.csv", "x=1"]) == ["input='a.csv'", "x=1"]
+    assert name_input(["a b.csv", "it's.csv", "--help"]) == [r"input=['a b.csv','it\'s.csv']", "--help"]
+    assert name_input(["input=a.csv"]) == ["input=a.csv"]
+    assert name_input(["--config-dir", "conf"]) == ["--config-dir", "conf"]
+    assert name_input([]) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["plain", "two words", "a/b-*.csv", "/a/b.csv", "~/a.csv", "no", "NULL", "1e3", "12", ".5", "a: b", "#x",
+     "a #x", "é", "[K]", "a,b", "", " x ", "x\ty", 'quo"te', "back\\slash", "${x}", "*", "~", "-", "a-", "x:",
+     "2020-01-02"],
+)  # fmt: skip
+def test_text_survives_yaml(value: str):
+    read = OmegaConf.create(f"x: {to_yaml({'k': [value], value or 'k2': 1})}")
+    plain: Any = OmegaConf.to_container(read, resolve=True)
+    assert plain["x"]["k"] == [value]
+
+
+def test_values_survive_yaml():
+    value = {"a": None, "b": True, "c": [1, 0.5, "yes"], "d": {"e": "f"}}
+    assert OmegaConf.to_container(OmegaConf.create(f"x: {to_yaml(value)}")) == {"x": value}
+
+
+# Real tables
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "out", "suspects"),
+    [
+        ("hillstrom/hillstrom.csv.gz", ["visit", "conversion", "spend"], set(), set()),
+        ("hillstrom/hillstrom.csv.gz", ["visit"], set(), {"conversion", "spend"}),
+        ("datacar/dataCar.csv.gz", ["clm"], {"X_OBSTAT_"}, {"numclaims", "claimcst0"}),
+        ("ai4i/ai4i2020.csv", ["Machine_failure"], {"UDI", "Product ID"}, {"TWF", "HDF", "PWF", "OSF"}),
+        ("movielens_small/ratings.csv.gz", ["rating"], set(), set()),
+        ("student/student_*_new.csv", ["G1", "G2"], set(), set()),
+        ("recsys_samples/tiny_parquet_*.parquet", ["clk"], set(), set()),
+    ],
+)
+def test_real_tables(tables_dir: Path, name: str, labels: list[str], out: set[str], suspects: set[str]):
+    files = find_files(str(tables_dir / name))
+    csv = guess_options(files[0], {})
+    table = read_table(files, csv)
+    columns = {column: values_of(column, table[column]) for column in table.column_names}
+    guesses = [guess(one) for column, one in columns.items() if column not in labels]
+    assert {one.values.name for one in guesses if one.reason} == out
+    inputs = [one.values for one in guesses if not one.reason]
+    assert set(find_suspects(guess_tasks(labels, columns), inputs)) == suspects
