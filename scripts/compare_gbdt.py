@@ -16,7 +16,6 @@ All other arguments are overrides for the trainings of mmoe. A stopped script co
 again. It needs pip install 'mmoe[bench]'.
 """
 
-import json
 import os
 import sys
 import time
@@ -28,14 +27,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from boosting import lightgbm_inputs
 from commands import compose_config, train_once
+from finished import cached, check_settings
 from omegaconf import OmegaConf
 from options import parse, stop
 from tables import describe_rows, table
 from tqdm import tqdm
 
 from mmoe import CONF_DIR, load
-from mmoe.atomic import write
 from mmoe.build import build
 from mmoe.data.splits import Dataset
 from mmoe.intervals import half_interval
@@ -73,7 +73,7 @@ def main() -> None:
     experiments = options["experiments"].split(",")
     if not set(experiments) <= {path.stem for path in (CONF_DIR / "experiment").glob("census*.yaml")}:
         stop(f"experiments={options['experiments']}: must be experiments on census rows")
-    check_settings(folder / "options.json", options, experiments, overrides)
+    check_settings(folder / "options.json", settings_of(options, experiments, overrides))
     count = int(options["runs"])
     found: list[Results] = []
     with tqdm(total=len(features) * count * (1 + len(experiments)), unit="run") as bar:
@@ -92,28 +92,15 @@ def main() -> None:
     report(pd.DataFrame(found), options, overrides)
 
 
-def check_settings(
-    path: Path, options: Mapping[str, str], experiments: Sequence[str], overrides: Sequence[str]
-) -> None:
-    """Stop if the folder holds results of other options or configurations."""
-    settings: Results = {name: options[name] for name in ("trials", "rounds", "threads")}
+def settings_of(
+    options: Mapping[str, str], experiments: Sequence[str], overrides: Sequence[str]
+) -> dict[str, Any]:
+    """What the results in a folder depend on: options, and parts of the experiments' configurations."""
+    settings: dict[str, Any] = {name: options[name] for name in ("trials", "rounds", "threads")}
     for experiment in experiments:
         config = OmegaConf.to_container(compose_config(f"experiment={experiment}", *overrides), resolve=False)
         settings[experiment] = {key: config[key] for key in COMPARED_PARTS}
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    differ = [key for key in settings if settings[key] != before.get(key, settings[key])]
-    if not differ:
-        write(path, lambda scratch: scratch.write_text(json.dumps(before | settings, indent=1) + "\n"))
-    else:
-        stop(f"folder={path.parent}: holds results of other settings of {', '.join(differ)}")
-
-
-def cached(path: Path, make: Callable[[], Results]) -> Results:
-    """The content of a JSON file. If it is missing, it is made first."""
-    if not path.is_file():
-        content = json.dumps(make(), indent=1) + "\n"
-        write(path, lambda scratch: scratch.write_text(content))
-    return json.loads(path.read_text())  # type: ignore[no-any-return]
+    return settings
 
 
 def dataset(overrides: Sequence[str], split_seed: int) -> Dataset:
@@ -121,22 +108,6 @@ def dataset(overrides: Sequence[str], split_seed: int) -> Dataset:
     data = [o for o in overrides if o.split("=")[0].split(".")[0] in ("features", "data")]
     config = compose_config("experiment=census", *data, f"data.split_seed={split_seed}")
     return build(config, "data").dataset  # type: ignore[no-any-return]
-
-
-def lightgbm_inputs(data: Dataset, task: int, split: str) -> np.ndarray:
-    """Numbers [N, M], and each level as its rank by the task's rate of positive training labels [N, C].
-
-    On validation rows this is better than LightGBM's own handling of categories, which overfits.
-    """
-    train, rows = data.splits["train"], data.splits[split]
-    size = data.schema.num_levels + 1  # the last one is an unseen level
-    labels = train.labels[:, task].double()
-    rank = torch.empty(size, train.levels.shape[1])
-    for column, codes in enumerate(train.levels.long().T):
-        count, positives = torch.bincount(codes, minlength=size), torch.bincount(codes, labels, size)
-        rank[:, column] = (positives / count).nan_to_num(-1.0).argsort(stable=True).argsort().float()
-    ranks = rank.gather(0, rows.levels.long())
-    return torch.cat([rows.numbers, ranks], dim=1).numpy()
 
 
 def fit(

@@ -5,61 +5,61 @@ usage: MMOE_TABLES_DIR=... python scripts/compare_tables.py [option=value ...] [
     tables=hillstrom,datacar,movielens,student,ai4i   experiments of scripts/other_tables
     runs=8               seeds of each network, as replicas, and of LightGBM
     trials=10            trials in LightGBM's random search, for each task
-    folder=runs/compare_tables   run folders; finished ones are used again
-    out=docs/results/tables      folder for the table and the results of all runs
+    resamples=500        resamples of the test rows, for the intervals of differences
+    folder=runs/compare_tables   run folders and predictions; finished ones are used again
+    out=docs/results/tables      folder for the tables and the results of all runs
 
-All programs have the same training, validation and test rows. All other arguments are overrides for the
-trainings of mmoe. It needs pip install 'mmoe[bench]'.
+MMOE_TABLES_DIR is the folder of the tables. All models have the same training, validation and test rows. All
+other arguments are overrides for the trainings of mmoe. It needs pip install 'mmoe[bench]'.
+
+N test rows, K resamples, W outputs of a task.
 """
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from commands import train_once
+from commands import compose_config, train_once
+from finished import check_settings
+from join_movielens import join
+from omegaconf import OmegaConf
 from options import parse, stop
+from random_search import train_lightgbm
 from tables import table
 from tqdm import tqdm
 
 from mmoe import load
-from mmoe.data.splits import Dataset
-from mmoe.data.table_files import CsvOptions, find_files, read_table
-from mmoe.intervals import half_interval
+from mmoe.atomic import write
+from mmoe.intervals import draw_rows, half_interval
 from mmoe.tasks import Task
-from mmoe.training.metrics import TaskMetrics
 
 DEFAULTS = {
-    "tables": "hillstrom,datacar,movielens,student,ai4i", "runs": "8", "trials": "10",
+    "tables": "hillstrom,datacar,movielens,student,ai4i", "runs": "8", "trials": "10", "resamples": "500",
     "folder": "runs/compare_tables", "out": "docs/results/tables",
 }  # fmt: skip
 CONFIGS = Path(__file__).parent / "other_tables"
+MMOE = "MMoE"
 # Small networks, because the tables are small. All have about as many parameters.
 NETWORKS = {
-    "MMoE": ["model=mmoe", "model.num_experts=4", "model.expert_units=[16]", "model.tower_units=[8]"],
+    MMOE: ["model=mmoe", "model.num_experts=4", "model.expert_units=[16]", "model.tower_units=[8]"],
     "shared bottom": ["model=shared_bottom", "model.bottom_units=[64]", "model.tower_units=[8]"],
     "single-task": ["model=single_task", "model.units=[24,8]"],
 }
 LIGHTGBM = "LightGBM, one model per task"
-OBJECTIVES = {
-    "binary": ("binary", "auc"), "multiclass": ("multiclass", "multi_logloss"),
-    "regression": ("regression", "l2"), "count": ("poisson", "poisson"),
-}  # fmt: skip
-
-
 SHOWN = {
     "binary": ("auroc", "average_precision"), "multiclass": ("auroc", "accuracy"),
     "regression": ("rmse", "mae"), "count": ("poisson_deviance", "mae"),
 }  # fmt: skip
+COMPARED_PARTS = ("data", "inputs", "model", "objective", "learner", "trainer")  # of a configuration
 
 
 def main() -> None:
     """Train all models and write the table."""
-    options, overrides = parse(sys.argv[1:], DEFAULTS, {}, {"runs": 2, "trials": 1})
+    options, overrides = parse(sys.argv[1:], DEFAULTS, {}, {"runs": 2, "trials": 1, "resamples": 1})
     try:
         import lightgbm  # noqa: F401
     except ModuleNotFoundError as error:
@@ -71,157 +71,126 @@ def main() -> None:
     if "MMOE_TABLES_DIR" not in os.environ:
         stop("MMOE_TABLES_DIR: must be set to the folder of the tables")
     folder, runs = Path(options["folder"]).absolute(), int(options["runs"])
-    folder.mkdir(parents=True, exist_ok=True)
-    found: list[dict[str, Any]] = []
+    given = {name: [f"experiment={name}", *overrides] for name in names}
+    if "movielens" in names:
+        joined = folder / "movielens.parquet"
+        if not joined.exists():
+            join(Path(os.environ["MMOE_TABLES_DIR"]) / "movielens_small", joined)
+        given["movielens"].append(f"data.train={joined}")
+    settings: dict[str, Any] = {name: options[name] for name in ("runs", "trials")}
+    for name in names:
+        search_path = f"hydra.searchpath=[file://{CONFIGS.absolute()}]"
+        config = OmegaConf.to_container(compose_config(search_path, *given[name]), resolve=False)
+        settings[name] = {key: config[key] for key in COMPARED_PARTS}
+    check_settings(folder / "options.json", settings)
+    found, differences = [], []
     with tqdm(total=len(names) * (1 + len(NETWORKS)), unit="model") as bar:
         for name in names:
-            given = [*overrides]
-            if name == "movielens":
-                given.append(f"data.train={join_movielens(folder)}")
             for label, model in NETWORKS.items():
-                found += train_network(
-                    folder / name / label.replace(" ", "_"), name, label, model, given, runs
-                )
+                arguments = [*given[name], *model, f"replicas={runs}", "trainer=cpu", "figures=false"]
+                train_once(network_folder(folder, name, label), "--config-dir", str(CONFIGS), *arguments)
                 bar.update()
-            run = load(folder / name / "MMoE")
-            found += train_lightgbm(name, run.data.dataset, runs, int(options["trials"]))
+            run = load(network_folder(folder, name, MMOE))
+            trees = folder / name / "lightgbm.parquet"
+            if not trees.exists():
+                predictions = train_lightgbm(run.data.dataset, runs, int(options["trials"]))
+                write(trees, predictions.to_parquet)
+            predicted = {label: load(network_folder(folder, name, label)).predictions for label in NETWORKS}
+            predicted[LIGHTGBM] = pd.read_parquet(trees)
+            for task in run.schema.tasks:
+                values, drawn = task_metrics(task, predicted, runs, int(options["resamples"]))
+                found += [{"table": name, "task": task.name} | line for line in values]
+                differences += compare(name, task, pd.DataFrame(values), drawn)
             bar.update()
-    report(pd.DataFrame(found), options)
+    report(pd.DataFrame(found), pd.DataFrame(differences), options)
 
 
-def join_movielens(folder: Path) -> Path:
-    """Join ratings with films, and write them as one Parquet file."""
-    source, target = Path(os.environ["MMOE_TABLES_DIR"]) / "movielens_small", folder / "movielens.parquet"
-    if not target.exists():
-        ratings, movies = (
-            read_table(find_files(source / f"{name}.csv.gz"), CsvOptions()).to_pandas()
-            for name in ("ratings", "movies")
-        )
-        movies["year"] = pd.to_numeric(movies["title"].str.extract(r"\((\d{4})\)\s*$")[0])
-        joined = ratings.merge(movies.drop(columns="title"), on="movieId")
-        joined["liked"] = (joined["rating"] >= 4).astype(int)
-        joined.to_parquet(target)
-    return target
+def network_folder(folder: Path, name: str, label: str) -> Path:
+    """The run folder of a network."""
+    return folder / name / label.lower().replace(" ", "_")
 
 
-def train_network(
-    folder: Path, name: str, label: str, model: Sequence[str], overrides: Sequence[str], runs: int
-) -> list[dict[str, Any]]:
-    """The test metrics of each replica of a network."""
-    given = [f"experiment={name}", *model, f"replicas={runs}", "trainer=cpu", "figures=false"]
-    train_once(folder, "--config-dir", str(CONFIGS), *given, *overrides)
-    metrics = load(folder).metrics
-    return [
-        {"table": name, "model": label, "run": number, "task": task, "seconds": metrics["seconds"] / runs}
-        | values
-        for number, one in enumerate(metrics["runs"])
-        for task, values in one["test"].items()
-    ]
+def task_metrics(
+    task: Task, predicted: Mapping[str, pd.DataFrame], runs: int, resamples: int
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, np.ndarray]]]:
+    """The test metrics of each model and seed; and their means over seeds for resamples of the test rows [K].
 
-
-def lightgbm_inputs(data: Dataset, task: int, split: str) -> np.ndarray:
-    """Numbers [N, M], and each level as its rank by the mean training label of the task [N, P]."""
-    train, rows = data.splits["train"], data.splits[split]
-    known = slice(None) if train.known is None else train.known[:, task]
-    labels, size = train.labels[known, task].double(), data.schema.num_levels + 1
-    rank = torch.empty(size, train.levels.shape[1])
-    for column, codes in enumerate(train.levels[known].long().T):
-        count, sums = torch.bincount(codes, minlength=size), torch.bincount(codes, labels, size)
-        rank[:, column] = (sums / count).nan_to_num(-1e9).argsort(stable=True).argsort().float()
-    return torch.cat([rows.numbers, rank.gather(0, rows.levels.long())], dim=1).numpy()
-
-
-def train_lightgbm(name: str, data: Dataset, runs: int, trials: int) -> list[dict[str, Any]]:
-    """The test metrics of each seed of LightGBM. The parameters are the best of a random search."""
-    import lightgbm as lgb
-
-    found = []
-    for number, task in enumerate(data.schema.tasks):
-        objective, metric = OBJECTIVES[task.kind]
-        sets = {}
-        for split in ("train", "val"):
-            rows = data.splits[split]
-            known = np.ones(len(rows.labels), bool) if rows.known is None else rows.known[:, number].numpy()
-            weights = None if rows.weights is None else rows.weights[:, number].numpy()[known]
-            labels = rows.labels[:, number].numpy()[known]
-            sets[split] = lgb.Dataset(lightgbm_inputs(data, number, split)[known], labels, weight=weights)
-        common = {
-            "objective": objective, "metric": metric, "verbosity": -1, "num_threads": 1, "bagging_freq": 1,
-            "feature_pre_filter": False,
-        }  # fmt: skip
-        if task.num_outputs > 1:
-            common["num_class"] = task.num_outputs
-
-        def fit(parameters: dict[str, Any], common: dict[str, Any] = common, sets: Any = sets) -> Any:
-            stopping = lgb.early_stopping(50, verbose=False)
-            return lgb.train(common | parameters, sets["train"], 1000, [sets["val"]], callbacks=[stopping])
-
-        random, best, best_value = np.random.default_rng(0), {}, -np.inf
-        for _ in range(trials):
-            tried = {
-                "learning_rate": float(np.exp(random.uniform(np.log(0.02), np.log(0.2)))),
-                "num_leaves": int(random.integers(4, 64)), "min_data_in_leaf": int(random.integers(5, 100)),
-                "feature_fraction": float(random.uniform(0.4, 1)), "lambda_l2": float(random.uniform(0, 20)),
-                "bagging_fraction": float(random.uniform(0.5, 1)),
-            }  # fmt: skip
-            value = fit(tried).best_score["valid_0"][metric] * (1 if metric == "auc" else -1)
-            if value > best_value:
-                best, best_value = tried, value
+    All models share the same resamples.
+    """
+    labels = predicted[MMOE][f"{task.name}_label"]
+    known = labels.notna().to_numpy()
+    encoded, _ = task.encode(labels[known])
+    if task.kind == "binary":
+        encoded = labels[known].to_numpy(np.float32)  # 0 and 1, not the levels of the file
+    lines, drawn = [], {}
+    for label, frame in predicted.items():
+        metrics = []
         for seed in range(runs):
-            booster = fit(best | {"seed": seed})
-            raw = booster.predict(lightgbm_inputs(data, number, "test"), raw_score=True)
-            values = test_metrics(data, number, to_logits(task, torch.from_numpy(np.atleast_1d(raw))))
-            found.append({"table": name, "model": LIGHTGBM, "run": seed, "task": task.name} | values)
-    return found
+            names = [f"{name}_{seed}" for name in task.prediction_columns[-task.num_outputs :]]
+            metrics.append(task.resampled_metrics(frame.loc[known, names].to_numpy(), encoded))
+            values = metrics[-1](np.ones((1, int(known.sum())), np.int32))
+            lines.append(
+                {"model": label, "run": seed} | {name: float(one[0]) for name, one in values.items()}
+            )
+        parts = [
+            [one(counts.take(np.flatnonzero(known), axis=1)) for one in metrics]
+            for counts in draw_rows(len(labels), resamples, 0)
+        ]
+        drawn[label] = {
+            name: np.concatenate([np.mean([one[name] for one in part], axis=0) for part in parts])
+            for name in task.METRICS
+        }
+    return lines, drawn
 
 
-def to_logits(task: Task, raw: torch.Tensor) -> torch.Tensor:
-    """LightGBM's raw scores as the logits [N, W] of a task."""
-    if task.kind == "regression":
-        raw = (raw - task.mean) / task.std  # type: ignore[attr-defined]
-    elif task.kind == "count":
-        raw = raw - np.log(task.mean)  # type: ignore[attr-defined]
-    return raw.reshape(len(raw), -1)
-
-
-def test_metrics(data: Dataset, number: int, logits: torch.Tensor) -> dict[str, float]:
-    """The test metrics of one task."""
-    rows, task = data.splits["test"], data.schema.tasks[number]
-    own = slice(number, number + 1)
-    known = None if rows.known is None else rows.known[:, own]
-    values = TaskMetrics([task])("test", logits, rows.labels[:, own], known)
-    return {name.split("/")[-1]: float(value) for name, value in values.items()}
-
-
-def report(frame: pd.DataFrame, options: dict[str, str]) -> None:
-    """Write and print the table, and write the results of all runs."""
+def compare(
+    name: str, task: Task, values: pd.DataFrame, drawn: Mapping[str, Mapping[str, np.ndarray]]
+) -> list[dict[str, Any]]:
+    """The mean of each shown metric, and its difference to MMoE with both intervals."""
     lines = []
-    for (name, task), rows in frame.groupby(["table", "task"], sort=False):
-        run = load(Path(options["folder"]).absolute() / str(name) / "MMoE")
-        kind = next(one for one in run.schema.tasks if one.name == task)
-        for metric in SHOWN[kind.kind]:
-            by_model = {label: part.set_index("run")[metric] for label, part in rows.groupby("model")}
-            cells = [str(name), str(task), metric.replace("_", " ")]
-            for label in [*NETWORKS, LIGHTGBM]:
-                values = by_model[label]
-                difference = values - by_model["MMoE"]
-                shown = f"{values.mean():.4g}"
-                if label != "MMoE":
-                    shown += f" ({difference.mean():+.2g} ± {half_interval(difference):.2g})"
-                cells.append(shown)
-            lines.append(cells)
+    for metric in SHOWN[task.kind]:
+        by_model = {str(label): part.set_index("run")[metric] for label, part in values.groupby("model")}
+        for label in [*NETWORKS, LIGHTGBM]:
+            difference = by_model[label] - by_model[MMOE]
+            low, high = np.nanpercentile(drawn[label][metric] - drawn[MMOE][metric], [2.5, 97.5])
+            lines.append({
+                "table": name, "task": task.name, "metric": metric, "model": label,
+                "mean": by_model[label].mean(), "difference": difference.mean(),
+                "half_interval_of_seeds": half_interval(difference), "low_of_rows": low, "high_of_rows": high,
+            })  # fmt: skip
+    return lines
+
+
+def report(found: pd.DataFrame, differences: pd.DataFrame, options: Mapping[str, str]) -> None:
+    """Write and print the table, and write the results of all runs and the differences."""
+    lines = []
+    for (name, task, metric), rows in differences.groupby(["table", "task", "metric"], sort=False):
+        cells = [str(name), str(task), str(metric).replace("_", " ")]
+        for row in rows.to_dict("records"):
+            shown = f"{row['mean']:.4g}"
+            if row["model"] != MMOE:
+                shown += f" ({row['difference']:+.2g} ± {row['half_interval_of_seeds']:.2g})"
+                shown += "*" * bool(row["low_of_rows"] > 0 or row["high_of_rows"] < 0)
+            cells.append(shown)
+        lines.append(cells)
     text = [
         "# Tables of other people",
         f"Test metrics, means of {options['runs']} seeds on one split. In parentheses: the difference to"
-        " MMoE, with half the 95 % confidence interval, paired by seed. AUROC, average precision and accuracy"
-        " are better if larger, the others if smaller.",
-        f"LightGBM's parameters are the best of {options['trials']} random trials on the validation rows, for"
-        " each task. `scripts/other_tables` has the configurations.",
+        " MMoE, ± half the 95 % confidence interval of its mean over the seeds (Student's t, paired by seed)."
+        " A star marks a difference that also holds for other test rows: its 95 % interval over"
+        f" {options['resamples']} resamples of these rows excludes 0. The rmse, the mae and the deviance"
+        " are better if they are smaller, the other metrics if they are larger.",
+        f"LightGBM's parameters are the best of {options['trials']} random trials for each task, and the"
+        " task's own validation metric chooses the number of rounds. All tasks of a network share one epoch,"
+        " which the validation metric of the main task chooses. `scripts/other_tables` has the"
+        " configurations.",
         table(["table", "task", "metric", *NETWORKS, LIGHTGBM], lines),
+        "[Every run](runs.csv), and [both intervals of each difference](differences.csv).",
     ]
     out = Path(options["out"])
     out.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(out / "runs.csv", index=False, float_format="%.6g")
+    found.to_csv(out / "runs.csv", index=False, float_format="%.6g")
+    differences.to_csv(out / "differences.csv", index=False, float_format="%.6g")
     (out / "tables.md").write_text("\n\n".join(text) + "\n")
     print("\n\n".join(text))
 
