@@ -86,6 +86,18 @@ def test_levels_are_ranked_by_known_weighted_labels(script: Callable[..., Result
     assert np.argsort(lightgbm_inputs(data, 0, "test")[:, 0]).tolist() == [3, 1, 0, 2]
 
 
+def test_a_star_needs_both_intervals(script: Callable[..., Result]):
+    script("compare_tables", "tables=none")
+    from compare_tables import is_supported
+
+    names = ("difference", "half_interval_of_seeds", "low_of_rows", "high_of_rows")
+    for values, expected in (
+        ((1.0, 0.5, 0.2, 2.0), True), ((-1.0, 0.5, -2.0, -0.2), True),
+        ((1.0, 1.5, 0.2, 2.0), False), ((1.0, 0.5, -0.2, 2.0), False), ((1.0, 0.5, np.nan, np.nan), False),
+    ):  # fmt: skip
+        assert is_supported(dict(zip(names, values, strict=True))) is expected
+
+
 def test_films_are_joined_with_their_ratings(script: Callable[..., Result]):
     Path("ratings.csv").write_text("userId,movieId,rating,timestamp\r\n7,2,4.0,20\r\n7,1,3.5,10\r\n")
     Path("movies.csv").write_text('movieId,title,genres\r\n1,"Heat, The (1995)",Action|Crime\r\n2,Odd,x\r\n')
