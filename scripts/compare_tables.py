@@ -192,7 +192,7 @@ def report(found: pd.DataFrame, differences: pd.DataFrame, options: Mapping[str,
         f"LightGBM's parameters are the best of {options['trials']} random trials for each task, and the"
         " task's own validation metric chooses the number of rounds. All tasks of a network share one epoch,"
         " which the validation metric of the main task chooses. `scripts/other_tables` has the"
-        " configurations.",
+        " configurations. docs/tables.md says which choices were made after test results had been seen.",
         table(["table", "task", "metric", *NETWORKS, LIGHTGBM], lines),
         "[Every run](runs.csv), and [both intervals of each difference](differences.csv).",
     ]
