@@ -151,7 +151,7 @@ def evaluate_epochs(folder: Path) -> pd.DataFrame:
     """The test AUROC of each task after every epoch, from the checkpoints of the run."""
     out = folder / "evaluation_test_all.json"
     if not out.is_file():
-        run_command("evaluate", f"run={folder}", "checkpoint=all", "split=test", "bootstrap=0")
+        run_command("evaluate", f"run={folder}", "checkpoint=all", "split=test", "resamples=0")
     lines = [
         {"epoch": line["epoch"]} | {task: values["auroc"] for task, values in line["metrics"].items()}
         for line in json.loads(out.read_text())["checkpoints"]

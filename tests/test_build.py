@@ -13,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from mmoe import analysis, load, run_folder
-from mmoe.build import check_targets
+from mmoe.build import build, check_targets
 from mmoe.data.census_files import SAMPLE_DIR
 from mmoe.errors import UserError
 
@@ -64,7 +64,7 @@ def test_a_run_folder_runs_no_commands(command: Callable, smoke_run: Path, key: 
     predicts = key.startswith(("inputs", "model", "seed"))
     done = command("predict")(f"run={folder}", f"input={ROWS}", "output=scores.parquet")
     assert done.code == (2 if predicts or "${" in str(CRAFTED[key]) else 0), done.err
-    done = command("evaluate")(f"run={folder}", "bootstrap=0")
+    done = command("evaluate")(f"run={folder}", "resamples=0")
     assert done.code == (0 if key.startswith("callbacks") else 2), done.err
     for call in (lambda run: load(run).network(), analysis.gate_weights):
         if predicts:
@@ -89,6 +89,16 @@ def test_what_is_not_known_is_built_where_it_is_trusted(target: str):
         check_targets(config, trust=[target[:-1], package[:-1]])
     check_targets(config, trust=[package])
     check_targets(config, trust=[target])
+
+
+def test_positional_arguments_are_built_unless_recursive_is_false():
+    arguments = [[{"_target_": "builtins.dict", "a": 1}]]
+    node = {"_target_": "builtins.list", "_args_": arguments}
+    assert build(OmegaConf.create({"part": node}), "part") == [{"a": 1}]
+    assert build(OmegaConf.create({"part": node | {"_recursive_": False}}), "part") == arguments[0]
+    arguments[0][0]["_target_"] = "nowhere.Dict"
+    with pytest.raises(UserError, match=r"^part\._args_\[0\]\[0\]: Error locating target 'nowhere.Dict'"):
+        build(OmegaConf.create({"part": node}), "part")
 
 
 def test_no_foreign_module_is_imported_to_judge_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -199,7 +209,7 @@ def test_what_users_bring_they_use_to_the_end(command: Callable, own: None, what
     longer = train("resume=run", trust, "trainer.max_epochs=2")
     assert longer.code == 0, longer.err
 
-    done = command("evaluate")("run=run", trust, "bootstrap=0")
+    done = command("evaluate")("run=run", trust, "resamples=0")
     assert done.code == 0, done.err
     if "data" not in what:
         done = command("predict")("run=run", trust, f"input={ROWS}", "output=scores.parquet")

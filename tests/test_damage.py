@@ -21,7 +21,7 @@ from mmoe.training import checkpoints
 ROWS = SAMPLE_DIR / "census-income.test.gz"
 COMMANDS = {
     "predict": [f"input={ROWS}", "output=out.parquet"],
-    "evaluate": ["bootstrap=0", "out=out.json"],
+    "evaluate": ["resamples=0", "out=out.json"],
     "export": ["format=torch_export", "out=out.pt2"],
 }
 

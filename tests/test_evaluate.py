@@ -21,7 +21,7 @@ def evaluate(command):
 
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_the_best_checkpoint_has_the_numbers_that_training_printed(evaluate, smoke_run: Path, split: str):
-    result = evaluate(f"run={smoke_run}", f"split={split}", "out=found.json", "bootstrap=200")
+    result = evaluate(f"run={smoke_run}", f"split={split}", "out=found.json", "resamples=200")
     assert result.code == 0, result.err
     found = json.loads(Path("found.json").read_text())
     trained = json.loads((smoke_run / "metrics.json").read_text())
@@ -40,7 +40,7 @@ def test_the_best_checkpoint_has_the_numbers_that_training_printed(evaluate, smo
 def test_all_checkpoints_by_epoch(evaluate, train):
     assert train("experiment=smoke", "trainer.max_epochs=2", "logger=none", "hydra.run.dir=run").code == 0
     shutil.copy("run/checkpoints/last.ckpt", "run/checkpoints/epoch_002.ckpt")
-    assert evaluate("run=run", "checkpoint=all", "bootstrap=0").code == 0
+    assert evaluate("run=run", "checkpoint=all", "resamples=0").code == 0
     found = json.loads(Path("run/evaluation_test_all.json").read_text())["checkpoints"]
     assert [line["checkpoint"] for line in found] == ["best", "epoch_002", "last", "previous"]
     by_name = {line["checkpoint"]: line for line in found}
@@ -52,7 +52,7 @@ def test_all_checkpoints_by_epoch(evaluate, train):
 def test_replicas_have_the_mean(evaluate, train):
     options = ["trainer.max_epochs=2", "+trainer.limit_train_batches=3", "logger=none", "replicas=3"]
     assert train("experiment=smoke", *options, "hydra.run.dir=run").code == 0
-    assert evaluate("run=run", "bootstrap=50").code == 0
+    assert evaluate("run=run", "resamples=50").code == 0
     (line,) = json.loads(Path("run/evaluation_test_best.json").read_text())["checkpoints"]
     assert line["metrics"] == json.loads(Path("run/metrics.json").read_text())["test"]
     assert line["epoch"] is None
@@ -61,7 +61,7 @@ def test_replicas_have_the_mean(evaluate, train):
 def test_synthetic_rows_are_drawn_again(evaluate, train):
     small = ["data.rows=64", "data.batch_size=32", "data.eval_rows=50", "trainer.max_epochs=1", "logger=none"]
     assert train("experiment=synthetic", *small, "hydra.run.dir=run").code == 0
-    assert evaluate("run=run", "bootstrap=50").code == 0
+    assert evaluate("run=run", "resamples=50").code == 0
     (line,) = json.loads(Path("run/evaluation_test_best.json").read_text())["checkpoints"]
     assert line["metrics"] == json.loads(Path("run/metrics.json").read_text())["test"]
     refused = "mmoe.data.synthetic.SyntheticData cannot encode other rows with the run's schema"
@@ -76,7 +76,7 @@ def test_other_files_are_encoded_as_the_run_was(evaluate, smoke_run: Path):
     unseen = [line.replace("Private", "A class nobody has seen", 1) for line in lines[:2000]]
     with gzip.open("other/census-income.test.gz", "wt", encoding="latin-1") as file:
         file.write("".join(f"{line}\n" for line in unseen))
-    result = evaluate(f"run={smoke_run}", "data.dir=other", "out=found.json", "bootstrap=0")
+    result = evaluate(f"run={smoke_run}", "data.dir=other", "out=found.json", "resamples=0")
     assert result.code == 0, result.err
     found = json.loads(Path("found.json").read_text())
     assert found["rows"] == "custom"
@@ -87,14 +87,14 @@ def test_other_files_are_encoded_as_the_run_was(evaluate, smoke_run: Path):
 
 def test_results_of_other_files_have_a_name_of_their_own(evaluate, smoke_run: Path, census_dir: Path):
     shutil.copytree(smoke_run, "run")
-    assert evaluate("run=run", "bootstrap=0").code == 0
+    assert evaluate("run=run", "resamples=0").code == 0
     own = Path("run/evaluation_test_best.json").read_bytes()
-    assert evaluate("run=run", "bootstrap=0", f"data.dir={census_dir}").code == 0
+    assert evaluate("run=run", "resamples=0", f"data.dir={census_dir}").code == 0
     assert Path("run/evaluation_test_best.json").read_bytes() == own
     assert json.loads(Path("run/evaluation_test_best_census.json").read_text())["rows"] == "custom"
     for name in ("metrics.json", "checkpoints/best.ckpt"):
         before = Path("run", name).read_bytes()
-        result = evaluate("run=run", "bootstrap=0", f"out=run/{name}")
+        result = evaluate("run=run", "resamples=0", f"out=run/{name}")
         assert (result.code, result.err) == (2, f"error: out=run/{name}: must not be a file of the run\n")
         assert Path("run", name).read_bytes() == before
 
@@ -130,7 +130,7 @@ def test_a_run_must_be_named(evaluate, monkeypatch: pytest.MonkeyPatch):
         (["split=train"], "split=train: must be val or test"),
         (["checkpoint=first"], "checkpoint=first: must be all or one of "),
         (["run=nowhere"], "nowhere/config.yaml: missing; is nowhere a run folder?"),
-        (["bootstrap=-1"], "bootstrap=-1: must be an integer of at least 0"),
+        (["resamples=-1"], "resamples=-1: must be an integer of at least 0"),
         (["data.dir=nowhere"], "data.dir=nowhere: must be a directory with"),
     ],
 )

@@ -38,7 +38,7 @@ def test_it_is_the_mean_of_the_groups_weighted_by_rows():
 
 
 def test_evaluate_groups_by_a_column(command: Callable[[str], Command], smoke_run: Path):
-    done = command("evaluate")(f"run={smoke_run}", "bootstrap=5", "group_by=education", "out=out.json")
+    done = command("evaluate")(f"run={smoke_run}", "resamples=5", "group_by=education", "out=out.json")
     assert done.code == 0, done.err
     metrics = json.loads(Path("out.json").read_text())["checkpoints"][0]["metrics"]
     assert 0.5 < metrics["income"]["auroc_by_education"] < 1

@@ -139,7 +139,7 @@ def test_predictions_have_labels_where_they_are_known(trained: Path):
 
 
 def test_every_command_serves_all_kinds(trained: Path, command: Callable):
-    done = command("evaluate")(f"run={trained}", TRUST, "bootstrap=50", "out=found.json")
+    done = command("evaluate")(f"run={trained}", TRUST, "resamples=50", "out=found.json")
     assert done.code == 0, done.err
     (found,) = json.loads(Path("found.json").read_text())["checkpoints"]
     expected = json.loads((trained / "metrics.json").read_text())["test"]
@@ -169,7 +169,7 @@ def test_metrics_that_cannot_be_computed_are_shown_as_na(train: Callable, comman
     assert "task click: the test rows have 150 known labels, all equal, so they have no auroc" in done.out
     assert "n/a" in done.out
     assert not Path("run/figures/roc.png").exists()
-    assert command("evaluate")("run=run", TRUST, "bootstrap=20").code == 0
+    assert command("evaluate")("run=run", TRUST, "resamples=20").code == 0
     watched = ["monitor=val/click/auroc", "hydra.run.dir=other"]
     assert train(*QUICK, "+" + one_class, *watched, "trainer.max_epochs=1").code == 0
 

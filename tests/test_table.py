@@ -271,7 +271,7 @@ def test_a_run_is_evaluated_exported_and_resumed(
     write_yaml()
     assert train_mine().code == 0
     frame(80, 8).to_csv("later.csv", index=False)
-    assert command("evaluate")("run=run", "bootstrap=20", "data.test=later.csv").code == 0
+    assert command("evaluate")("run=run", "resamples=20", "data.test=later.csv").code == 0
     assert Path("run/evaluation_test_best_later.csv.json").exists()
     wrong = command("evaluate")("run=run", "data.dir=.")
     assert (wrong.code, wrong.err.count("\n")) == (2, 1)

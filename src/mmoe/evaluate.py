@@ -22,14 +22,14 @@ def main(config: DictConfig) -> None:
     from mmoe.training import report
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    check_integers(0, bootstrap=config.bootstrap)
+    check_integers(0, resamples=config.resamples)
     run = load(str(config.run), config.trust)
     changes = {str(key): value for key, value in config.data.items() if value is not None}
     suffix = "".join(f"_{Path(str(value)).resolve().name}" for value in changes.values())
     out = Path(config.out or run.folder / f"evaluation_{config.split}_{config.checkpoint}{suffix}.json")
     check_not_run_file(run.folder, "out", out)
     evaluation = run.evaluate(
-        config.split, config.checkpoint, changes, config.bootstrap, config.seed, config.group_by
+        config.split, config.checkpoint, changes, config.resamples, config.seed, config.group_by
     )
     text = json.dumps(evaluation, indent=1) + "\n"
     write(out, lambda scratch: scratch.write_text(text, "utf-8"))
