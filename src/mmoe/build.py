@@ -70,7 +70,7 @@ def _construct(node: Any, key: str, arguments: Mapping[str, Any] | None = None) 
     args = node.get("_args_", [])
     if not isinstance(args, list):
         raise UserError(f"{key}._args_={args}: must be a list")
-    make = partial(target, *_construct(args, key), **values)
+    make = partial(target, *(_construct(args, f"{key}._args_") if nested else args), **values)
     is_partial = node.get("_partial_", False)
     _check_signature(make, key, is_partial)
     return make if is_partial else _call(make, key)
