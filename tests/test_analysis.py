@@ -117,6 +117,8 @@ def test_bands_and_levels():
     close = pd.Series(1e6 + 0.1 * np.arange(10))
     assert subgroups(close, bands=5).value_counts().tolist() == [2] * 5
     assert subgroups(pd.Series(["a", None])).tolist() == ["a", "(unseen)"]
+    with pytest.raises(ValueError, match="bands=0: must be an integer of at least 1"):
+        subgroups(ages, bands=0)
     with pytest.raises(ValueError, match=r"bands=\[0, 60\]: must reach from 0 to 70, as the values do"):
         subgroups(ages, bands=[0, 60])
 

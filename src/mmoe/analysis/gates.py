@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mmoe.analysis.drawing import HATCHES, LIGHT, heat_map, panels, rows_name
-from mmoe.errors import UserError
+from mmoe.errors import UserError, check_integers
 from mmoe.run import Run, load
 
 
@@ -113,16 +113,19 @@ def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, max_levels: i
         kept = list(counts.index[:max_levels])
         rest = ["(other)"] if len(counts) > max_levels else []
         return named.where(named.isin(kept), "(other)").astype(pd.CategoricalDtype([*kept, *rest]))
-    if isinstance(bands, int) and values.nunique() <= max(bands, 6):
-        levels = sorted(values.unique())
-        return values.astype(pd.CategoricalDtype(levels, ordered=True)).cat.rename_categories("{:g}".format)
+    if isinstance(bands, int):
+        check_integers(1, bands=bands)
+        if values.nunique() <= max(bands, 6):
+            levels = pd.CategoricalDtype(sorted(values.unique()), ordered=True)
+            return values.astype(levels).cat.rename_categories("{:g}".format)
+    lowest = values.min()
     if not isinstance(bands, int):
         edges = shown = np.unique(bands)
-        if values.min() < edges[0] or values.max() > edges[-1]:
-            rule = f"must reach from {values.min():g} to {values.max():g}, as the values do"
+        if lowest < edges[0] or values.max() > edges[-1]:
+            rule = f"must reach from {lowest:g} to {values.max():g}, as the values do"
             raise UserError(f"bands={list(bands)}: {rule}")
-    # If the lowest value, such as 0, fills more than one band, it gets a band of its own.
-    elif (values == (lowest := values.min())).mean() > 1 / bands:
+    elif (values == lowest).mean() > 1 / bands:
+        # The lowest value, such as 0, fills more than one band, so it gets a band of its own.
         above = np.unique(np.quantile(values[values > lowest], np.linspace(0, 1, bands)))[1:]
         edges = np.array([lowest, np.nextafter(lowest, np.inf), *above])
         shown = np.array([lowest, lowest, *above])
@@ -146,5 +149,5 @@ def plot_gate_similarity(run: Run | Path | str, **which: Any) -> Figure:
     size = 2.2 + 0.8 * len(table)
     figure, (axes,) = panels(1, width=size + 0.8, height=size)
     heat_map(axes, table, "cosine of gate weights, mean over rows", 1.0)
-    axes.set(xlabel="task", ylabel="task", title="Similarity of gates")
+    axes.set(xlabel="task", ylabel="task", title=f"Similarity of gates, {rows_name(which)}")
     return figure

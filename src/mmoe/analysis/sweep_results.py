@@ -26,7 +26,8 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
     """List every finished run below `folder`, with one line per seed.
 
     The columns are `run`, `seed`, each config key that differs, `parameters`, the best `epoch`, and the
-    metrics `{split}/{task}/{metric}`. If none differs, there is a column `runs` of dashes instead.
+    metrics `{split}/{task}/{metric}`. If no key differs, one column `all runs` holds a dash, so that the
+    table still has something to group by.
 
     Raises:
         UserError: no run has finished, or the runs differ in tasks, rows or the monitored metric.
@@ -49,7 +50,7 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
             other = f"but {finished[0]} by {monitor}"
             raise UserError(f"{path}: chose its epoch by {metrics['monitor']}, {other}")
     options = [dict(_flatten(config)) for config in configs]
-    varied = _varied(options) or ["runs"]
+    varied = _varied(options) or ["all runs"]
     lines = []
     for path, option, metrics in zip(finished, options, all_metrics, strict=True):
         for run in metrics.get("runs", [metrics]):
@@ -66,10 +67,16 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
         "unfinished": [str(path.relative_to(folder)) for path in top_level if path not in finished],
         "tasks": {task.name: task.main_metric for task in first.tasks},
         "monitor": monitor,
-        "larger_is_better": ((configs[0]["callbacks"] or {}).get("best") or {}).get("mode", "max") == "max",
+        "larger_is_better": _best_mode(configs[0]) == "max",
         "rows": first.rows,
     }
     return frame
+
+
+def _best_mode(config: dict[str, Any]) -> str | None:
+    """`max` or `min`: whether the best epoch has the largest or the smallest value of its metric."""
+    best = (config["callbacks"] or {}).get("best") or {}
+    return best.get("mode") or config.get("monitor_mode")
 
 
 def _varied(options: list[dict[str, Any]]) -> list[str]:
