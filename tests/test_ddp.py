@@ -193,6 +193,29 @@ def test_a_remainder_weighs_by_its_rows(train: Callable, tmp_path: Path):
     torch.testing.assert_close(weights(Path("one")), weights(Path("two")), atol=1e-5, rtol=0)
 
 
+DIVERGES_IN_ONE_PROCESS = """
+from torch import distributed
+from mmoe import MMoE, Output
+
+class Diverges(MMoE):
+    def forward(self, x):
+        logits, gates = super().forward(x)
+        is_bad = distributed.is_initialized() and distributed.get_rank() == 1 and not self.training
+        return Output(logits / 0 if is_bad else logits, gates)
+"""
+
+
+@pytest.mark.slow
+def test_a_divergence_in_another_process_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "diverges_in_one_process.py").write_text(DIVERGES_IN_ONE_PROCESS)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    done = run(*QUICK, STEPS, "trainer=ddp_cpu", "model._target_=diverges_in_one_process.Diverges")
+    assert done.returncode == 2
+    where = "training diverged in step 6 (epoch 1, batch 6): the logits of income, marital are not finite"
+    assert f"error: {where}" in done.stderr
+    assert done.stderr.count("error: ") == 1
+
+
 @pytest.mark.slow
 def test_shares_must_be_equal(train: Callable):
     assert train(*QUICK, STEPS, "data.batch_size=33", "hydra.run.dir=cut", "logger=none").code == 0

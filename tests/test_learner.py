@@ -1,4 +1,5 @@
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -57,6 +58,19 @@ def test_it_trains_outside_the_command_line_on_any_batches():
     )
     assert trainer.callback_metrics["val/one/auroc"].isfinite()
     assert all(not torch.equal(a, b) for a, b in zip(before, ours.parameters(), strict=True))
+
+
+def test_the_logged_loss_is_the_mean_over_the_rows_of_the_process():
+    """The loss that is returned is also weighted by the rows of the process in the last batch."""
+    ours, rows, logged = learner(), batch(6), {}
+    ours._trainer = SimpleNamespace(
+        world_size=2, is_last_batch=True, log_every_n_steps=1, global_step=0,
+        strategy=SimpleNamespace(reduce=lambda rows, reduce_op: rows + 2),  # the other process has 2 rows
+    )  # fmt: skip
+    ours.log = lambda name, value, **_: logged.update({name: value.item()})
+    expected = ours.objective(*rows).loss.item()
+    assert ours.training_step(rows, 0).item() == pytest.approx(expected * 6 / 4)
+    assert logged == {"train/loss": pytest.approx(expected)}
 
 
 class FirstStep(Exception):

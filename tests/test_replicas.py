@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -87,6 +88,16 @@ def test_the_given_modules_do_not_change():
     assert torch.equal(replicas.parameters_by_name()["weight"][1], models[1].weight)
     replicas(torch.randn(4, 10)).logits.sum().backward()
     assert models[0].weight.grad is None
+
+
+def test_the_logged_loss_is_the_mean_over_replicas():
+    together, alone, data = learners(3)
+    rows, logged = next(iter(data.train_dataloader())), {}
+    together._trainer = SimpleNamespace(world_size=1, log_every_n_steps=1, global_step=0)
+    together.log = lambda name, value, **_: logged.update({name: value.item()})
+    losses = [learner.objective(*rows).loss.item() for learner in alone]
+    assert together.training_step(rows, 0).item() == pytest.approx(sum(losses), rel=1e-5)
+    assert logged == {"train/loss": pytest.approx(sum(losses) / 3, rel=1e-5)}
 
 
 @pytest.mark.slow

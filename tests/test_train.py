@@ -170,6 +170,7 @@ def test_a_run_can_be_repeated_from_its_folder(train: Train):
         ["data.tasks.marital=null", "model.gate_temperature=2", "callbacks.early_stopping=null"],
         ["data.main_task=marital", "objective.task_weights={income: .5}", "data.resident=false"],
         ["data.features=[age,sex]", "learner.optimizer._target_=torch.optim.AdamW"],
+        ["callbacks.early_stopping.monitor=train/loss", "callbacks.early_stopping.mode=min"],
         ["+trainer.max_steps=2", "logger=none"],
     ],
 )

@@ -44,21 +44,27 @@ class Diverged(UserError):
 def find_divergence(
     trainer: pl.Trainer, tasks: Sequence[str], batches: Sequence[Tensor], bad: Tensor, is_weight: bool = False
 ) -> Diverged:
-    """Find the epoch's first training batch with logits that are not finite.
+    """Describe where training diverged: in the first training batch with logits that are not finite.
 
-    `tasks` names the task of each logit. `batches` are the logits [B, L] of the training batches so far, or
-    their means [R, 1, L] for replicas. If all are finite, the last batch is taken. `bad` ([L] or [R, L]) then
-    says which validation logits are not finite or, with `is_weight`, which replicas have such weights.
+    If there is none, the fault showed up later, in validation logits or weights, or in another process. The
+    error then names the last training batch, and `bad` says which tasks are affected. With `is_weight`, `bad`
+    is True for all tasks of a replica with bad weights, and the message names the weights.
+
+    Shape:
+        tasks: the task of each logit, L names.
+        batches: logits [B, L] of the epoch's training batches so far, or their means [R, 1, L] for replicas.
+        bad: [L], or [R, L] for replicas.
     """
-    finite = [bool(batch.isfinite().all()) for batch in batches]
     last = max(len(batches) - 1, 0)
-    first = finite.index(False) if False in finite else last
+    found = next((i for i, batch in enumerate(batches) if not batch.isfinite().all()), None)
+    first = last if found is None else found
+    affected = bad if found is None else ~batches[found].isfinite().all(-2)  # [L] or [R, L]
+    replica = int(affected.any(-1).nonzero()[0]) if affected.ndim == 2 else None
+    own = affected if replica is None else affected[replica]  # [L]
+    names = [task for task, is_bad in zip(tasks, own, strict=True) if is_bad]
+    if is_weight and found is None:
+        names = []
     step = trainer.global_step - (last - first) // trainer.accumulate_grad_batches
-    if False in finite:
-        bad, is_weight = ~batches[first].isfinite().all(-2), False  # [L] or [R, L]
-    replica = int(bad.any(-1).nonzero()[0]) if bad.ndim == 2 else None
-    bad = bad if replica is None else bad[replica]  # [L]
-    names = [task for task, is_bad in zip(tasks, bad, strict=True) if is_bad and not is_weight]
     return Diverged(trainer.current_epoch, first, step, list(dict.fromkeys(names)), replica)
 
 

@@ -132,7 +132,10 @@ class Learner(LightModule):
         return self.objective(*batch, totals)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, stage: str, number: int) -> Tensor:
-        """Compute the loss of the epoch's batch `number`, and keep its logits for the metrics."""
+        """Compute the loss of the epoch's batch `number`, and keep its logits for the metrics.
+
+        The loss is a scalar, or [R] for replicas.
+        """
         loss, logits, gates = self._compute(batch, self._totals(batch, stage))
         self._outputs.add(stage, number, logits.detach(), batch.labels, batch.known)
         if stage == "val" and gates.shape[-1]:
@@ -145,13 +148,14 @@ class Learner(LightModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.throughput.add(batch.labels.shape[-2])
         loss = self._step(batch, "train", batch_idx)
-        # Without weights, processes differ only in the last batch, by their number of rows.
-        if self.trainer.world_size > 1 and self.trainer.is_last_batch and not has_weights(batch):
-            loss = loss * self._weight_of_process(batch)
         # log() takes longer than the step, so it is called only when its value is written.
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.trainer.global_step + 1) % every == 0:
-            self.log("train/loss", loss.detach(), prog_bar=True)
+            self.log("train/loss", loss.detach().mean(), prog_bar=True)
+        loss = loss.sum() if self.has_replicas else loss
+        # Without weights, processes differ only in the last batch, by their number of rows.
+        if self.trainer.world_size > 1 and self.trainer.is_last_batch and not has_weights(batch):
+            loss = loss * self._weight_of_process(batch)
         return loss
 
     def _totals(self, batch: Batch, stage: str) -> Tensor | None:
@@ -190,7 +194,10 @@ class Learner(LightModule):
 
     @torch.inference_mode()
     def predict(self, batches: Iterable[Batch]) -> Tensor:
-        """Predict all rows, [N, L], in the trainer's precision. The result is float64 on the CPU."""
+        """Predict all rows.
+
+        Logits are computed in the trainer's precision; the predictions [N, L] are float64 on the CPU.
+        """
         self.eval()
         precision = self.trainer.precision_plugin
         parts = []
@@ -226,7 +233,7 @@ class Learner(LightModule):
         """Collect the epoch's logits [N, L], labels [N, T] and `known` [N, T], and check the logits.
 
         Raises:
-            UserError: a logit is not finite.
+            UserError: a logit is not finite, in this process or another one.
         """
         self.throughput.pause(self.device)
         train_batches = self._outputs.logits("train")
@@ -235,10 +242,13 @@ class Learner(LightModule):
         self.metrics.to(logits.device)
         count = torch.tensor(logits.shape[-2], device=self.device)
         self.num_rows[stage] = int(self.trainer.strategy.reduce(count, reduce_op="sum"))
-        if not logits.isfinite().all():
+        bad = (~logits.isfinite().all(-2)).to(self.device, torch.int32)
+        # Every process must learn of it, because only the first one prints the error.
+        bad = self.trainer.strategy.reduce(bad, reduce_op="sum").bool()
+        if bad.any():
             if self.trainer.state.fn != "fit":
                 raise UserError(f"the {stage} rows have logits that are not finite")
-            raise find_divergence(self.trainer, self._logit_names, train_batches, ~logits.isfinite().all(-2))
+            raise find_divergence(self.trainer, self._logit_names, train_batches, bad)
         if self.trainer.state.fn != "fit":
             self.final_logits[stage] = logits.cpu()
         if stage == "val" and self.trainer.is_global_zero:

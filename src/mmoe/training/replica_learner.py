@@ -43,7 +43,7 @@ class ReplicaLearner(Learner):
         best_monitor: the validation metric that chooses the best epoch; by default `monitor`.
         best_mode: `max` if a larger value is better, else `min`; by default what `best_monitor` needs.
         stop_monitor: the validation metric that stops a replica early; by default `best_monitor`.
-        stop_mode: the mode of `stop_monitor`; by default `best_mode`.
+        stop_mode: the mode of `stop_monitor`; by default what `stop_monitor` needs.
         patience: validations without a gain before a replica stops; None: never. As in Lightning, 0 means 1.
         min_delta: for early stopping, smaller gains do not count.
 
@@ -119,7 +119,7 @@ class ReplicaLearner(Learner):
         self._outputs.add(stage, number, logits.detach(), labels, known)
         if stage == "val" and gates.shape[-1]:
             self.gates.update(gates)
-        return losses.sum()
+        return losses
 
     def _log_metrics(self, stage: str) -> None:
         logits, labels, known = self._finish_epoch(stage)
