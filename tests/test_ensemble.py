@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from mmoe import load
 from mmoe.build import build
 from mmoe.data.census_files import SAMPLE_DIR
+from mmoe.errors import UserError
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.mmoe import MMoE
 from mmoe.tasks import Binary, Count, Multiclass, Regression, logit_columns
@@ -151,10 +152,12 @@ def test_the_best_ensemble_has_the_best_networks_as_members():
     [
         ("model.size=0", "model.size=0: must be an integer of at least 1"),
         ("model.mean=median", "model.mean=median: must be probability or logit"),
-        ("model.member.num_experts=0", "model.num_experts=0: must be an integer of at least 1"),
+        ("model.member.num_experts=0", "model.member.num_experts=0: must be an integer of at least 1"),
         ("inputs.dropout=1", "inputs.dropout=1: must be"),
         ("+model.member.foo=1", "got an unexpected keyword argument 'foo'"),
         ("model@model.member=l2_constrained", "model.member=L2Constrained: must have no penalty"),
+        ("model@model.member=ensemble", "model.member=Ensemble: must build a module that is not an ensemble"),
+        ("model.member._target_=builtins.dict", "model.member=dict: must build a module"),
     ],
 )
 def test_bad_options(train, option: str, message: str):
@@ -162,6 +165,11 @@ def test_bad_options(train, option: str, message: str):
     assert done.code == 2
     assert message in done.err
     assert len(done.err.strip().splitlines()) == 1
+
+
+def test_each_task_needs_its_average():
+    with pytest.raises(UserError, match=r"^averages: must be 2 functions, one for each task"):
+        Ensemble(6, 2, MEMBER, averages=[Binary.average])
 
 
 def test_each_kind_averages_its_predictions():

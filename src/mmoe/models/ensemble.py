@@ -30,7 +30,7 @@ class Ensemble(nn.Module):
             members' logits to one logit. None: all tasks are binary.
 
     Raises:
-        ArgumentError: an argument is outside its range, or the members have a `penalty`.
+        ArgumentError: an argument is outside its range, or the members have a `penalty` or are ensembles.
 
     Shape:
         x: [B, I]; output: the averaged logits [B, L]; in training, all members' logits [M, B, L]. There are
@@ -48,20 +48,27 @@ class Ensemble(nn.Module):
         averages: Sequence[Average] | None = None,
     ) -> None:
         super().__init__()
-        (size,) = check_integers(1, size=size)
+        size, num_inputs = check_integers(1, size=size, num_inputs=num_inputs)
         if mean not in ("probability", "logit"):
             raise ArgumentError(f"mean={mean}: must be probability or logit")
         self.averages_predictions = mean == "probability"
         self.num_tasks = TaskLogits(num_tasks, task_outputs).num_tasks  # checks both
         self.widths = list(task_outputs or [1] * self.num_tasks)
         self.averages = list(averages or [Binary.average] * self.num_tasks)
+        if len(self.averages) != self.num_tasks:
+            raise ArgumentError(f"averages: must be {self.num_tasks} functions, one for each task")
         options = {} if task_outputs is None else {"task_outputs": task_outputs}
         try:
             members = [member(num_inputs=num_inputs, num_tasks=num_tasks, **options) for _ in range(size)]
+        except ArgumentError as error:
+            raise ArgumentError(f"member.{error}") from error
         except TypeError as error:  # the member's class takes other arguments
             raise ArgumentError(f"member: {error}") from error
+        name = type(members[0]).__name__
+        if not isinstance(members[0], nn.Module) or isinstance(members[0], Ensemble):
+            raise ArgumentError(f"member={name}: must build a module that is not an ensemble")
         if hasattr(members[0], "penalty"):
-            raise ArgumentError(f"member={type(members[0]).__name__}: must have no penalty")
+            raise ArgumentError(f"member={name}: must have no penalty")
         self.members = Replicas(members)
 
     def forward(self, x: Tensor) -> Output:
