@@ -1,5 +1,6 @@
 """The speedups of a training step do not change what a user sees."""
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 import pytorch_lightning as pl
 from conftest import Result, config
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from test_learner import batch, learner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mmoe.build import build
 from mmoe.training.checkpoint_callbacks import Best
@@ -27,6 +30,15 @@ def test_the_progress_bar_is_drawn_by_time_and_after_the_last_step(monkeypatch: 
         trainer = SimpleNamespace(is_last_batch=step == 9)
         bar.on_train_batch_end(trainer, None, None, None, step)
     assert drawn == [0, 4, 8, 9]
+
+
+def test_no_stage_waits_for_the_progress_bar(monkeypatch: pytest.MonkeyPatch):
+    sleep, slept = time.sleep, []
+    monkeypatch.setattr("time.sleep", lambda seconds: (slept.append(seconds), sleep(seconds)))
+    trainer = pl.Trainer(callbacks=[ProgressBar()], accelerator="cpu", logger=False)
+    trainer.validate(learner(), DataLoader([batch()], batch_size=None), verbose=False)
+    assert slept
+    assert max(slept) <= 0.01
 
 
 def test_the_default_profiler_does_nothing_and_the_simple_one_prints_a_table(

@@ -38,7 +38,9 @@ class ProgressBar(RichProgressBar):
     """A progress bar that is redrawn at most every `interval` seconds, because steps can be very short."""
 
     def __init__(self, interval: float = 0.1) -> None:
-        super().__init__(refresh_rate=1)
+        # A thread of Lightning looks this often per second whether the bar must be redrawn, and each stage of
+        # a training waits at its end until the thread looks again.
+        super().__init__(refresh_rate=100)
         self.interval = interval
         self._drawn = 0.0
 
