@@ -20,11 +20,17 @@ from mmoe import CONF_DIR
 from mmoe.data.census_files import SAMPLE_DIR
 
 
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache directory of all tests, so that the bundled sample is encoded only once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test has its own working and cache directory, no network and no data but what it names."""
+def _private(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test has its own working directory, no network and no data but what it names."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MMOE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("MMOE_CACHE_DIR", str(shared_cache))
     monkeypatch.delenv("MMOE_CENSUS_DIR", raising=False)
     # Scripts that run in this process set the number of threads, which changes the last bits of results.
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
@@ -32,6 +38,13 @@ def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     torch.set_rng_state(state)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def own_cache(_private: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache directory, `cache`, for this test alone."""
+    monkeypatch.setenv("MMOE_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")
@@ -44,11 +57,11 @@ def real_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smoke_run(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
     """The run folder of `experiment=smoke`, trained once; tests must not change it."""
     folder = tmp_path_factory.mktemp("smoke") / "run"
     command = [sys.executable, "-m", "mmoe.train", "experiment=smoke", "logger=none", "figures=false"]
-    environment = os.environ | {"MMOE_CACHE_DIR": str(folder.parent / "cache")}
+    environment = os.environ | {"MMOE_CACHE_DIR": str(shared_cache)}
     environment.pop("MMOE_CENSUS_DIR", None)
     subprocess.run([*command, f"hydra.run.dir={folder}"], check=True, capture_output=True, env=environment)
     return folder

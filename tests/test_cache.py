@@ -16,6 +16,7 @@ from mmoe.data import cache, census
 from mmoe.data.splits import Dataset
 from mmoe.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 Change = Callable[[dict[str, np.ndarray]], object]
 
 

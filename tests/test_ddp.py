@@ -108,7 +108,7 @@ def test_two_processes_with_unknown_labels_and_weights_are_one_run(train: Callab
 
 
 @pytest.mark.slow
-def test_processes_that_torchrun_started_have_one_folder():
+def test_processes_that_torchrun_started_have_one_folder(own_cache: Path):
     """None is named, so each would make its own; rows are encoded, and the sample is warned of, once."""
     done = run(*QUICK, STEPS, "trainer=ddp_cpu", start=tuple(TORCHRUN))
     assert done.returncode == 0, done.stderr
@@ -116,7 +116,7 @@ def test_processes_that_torchrun_started_have_one_folder():
     folder = only_run()  # the only one
     assert metrics_of(folder)["processes"] == 2
     assert len({path.name.split(".")[-2] for path in folder.glob("events.out.tfevents*")}) == 1
-    assert len(list(Path("cache").glob("*.npz"))) == 1
+    assert len(list(own_cache.glob("*.npz"))) == 1
     found = load(folder).network()
     assert all(torch.isfinite(parameter).all() for parameter in found.parameters())
 

@@ -76,7 +76,7 @@ def test_a_full_disk_ends_a_training_that_can_go_on(train: Callable):
     assert_equal_runs(Path("whole"), Path("cut"))
 
 
-def test_a_full_disk_before_the_start():
+def test_a_full_disk_before_the_start(own_cache: Path):
     script = f"{limited(1000)} from mmoe import train; train.main()"
     done = subprocess.run([sys.executable, "-c", script, *OPTIONS], capture_output=True, text=True)
     assert done.returncode == 3

@@ -26,6 +26,7 @@ from mmoe.data.census_files import NAMES, OFFICIAL_ROWS, find_files
 from mmoe.data.download import fetch
 from mmoe.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 ROWS = {"census-income.data": 5, "census-income.test": 3}
 
 
