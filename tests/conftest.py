@@ -2,13 +2,13 @@
 
 import gzip
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import processes
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -18,6 +18,13 @@ from torch.nn.functional import linear
 
 from mmoe import CONF_DIR
 from mmoe.data.census_files import SAMPLE_DIR
+from mmoe.train import main as train_main
+
+# A training with everything that has a state: dropout, a schedule, early stopping, checkpoints in mid-epoch.
+OPTIONS = [
+    "experiment=smoke", "model.dropout=.2", "callbacks.last.every_n_steps=20", "logger=none",
+    "learner.scheduler={_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 3}",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -60,10 +67,22 @@ def real_dir() -> Path:
 def smoke_run(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
     """The run folder of `experiment=smoke`, trained once; tests must not change it."""
     folder = tmp_path_factory.mktemp("smoke") / "run"
-    command = [sys.executable, "-m", "mmoe.train", "experiment=smoke", "logger=none", "figures=false"]
-    environment = os.environ | {"MMOE_CACHE_DIR": str(shared_cache)}
-    environment.pop("MMOE_CENSUS_DIR", None)
-    subprocess.run([*command, f"hydra.run.dir={folder}"], check=True, capture_output=True, env=environment)
+    return trained(folder, shared_cache, "experiment=smoke", "logger=none", "figures=false")
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
+    """A run with OPTIONS that was never stopped: 3 epochs of 79 steps; tests must not change it."""
+    return trained(tmp_path_factory.mktemp("whole") / "run", shared_cache, *OPTIONS, "trainer.max_epochs=3")
+
+
+def trained(folder: Path, cache: Path, *options: str) -> Path:
+    """Train in a process of its own, which leaves the random state of this one as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMOE_CACHE_DIR", str(cache))
+        patch.delenv("MMOE_CENSUS_DIR", raising=False)
+        done = processes.run(train_main, *options, f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
     return folder
 
 

@@ -7,13 +7,15 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
-from test_resume import OPTIONS, assert_equal_runs
+from conftest import OPTIONS
+from test_resume import assert_equal_runs
+
+from mmoe.train import main
 
 KILLS = int(os.environ.get("MMOE_KILLS", "4"))
 KINDS = {
@@ -23,13 +25,11 @@ KINDS = {
 }
 
 
-def command(kind: str, folder: Path) -> list[str]:
-    """What starts a run, or goes on with it."""
+def arguments(kind: str, folder: Path) -> list[str]:
+    """The arguments that start a run, or continue it."""
     if (folder / "config.yaml").exists():
-        arguments = [f"resume={folder}"]
-    else:
-        arguments = [*KINDS[kind], f"hydra.{'sweep' if kind == 'sweep' else 'run'}.dir={folder}"]
-    return [sys.executable, "-m", "mmoe.train", *arguments]
+        return [f"resume={folder}"]
+    return [*KINDS[kind], f"hydra.{'sweep' if kind == 'sweep' else 'run'}.dir={folder}"]
 
 
 def assert_ended_alike(kind: str, whole: Path, cut: Path) -> None:
@@ -45,24 +45,23 @@ def assert_ended_alike(kind: str, whole: Path, cut: Path) -> None:
 def test_kills_at_random_moments(kind: str):
     whole, cut = Path("whole"), Path("cut")
     started = time.monotonic()
-    subprocess.run(command(kind, whole), check=True, capture_output=True)
+    assert processes.run(main, *arguments(kind, whole)).returncode == 0
     seconds = time.monotonic() - started
     draws, kills, ended = random.Random(kind), 0, 0
     while kills < KILLS:
-        with subprocess.Popen(
-            command(kind, cut), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as process:
-            time.sleep(draws.uniform(0, seconds))
-            process.send_signal(signal.SIGKILL if kills % 2 else signal.SIGTERM)
-            error = process.stderr.read()
-        if process.returncode == 0 or "the run has already ended" in error:  # before the signal
+        process = processes.start(main, *arguments(kind, cut), out=Path("out"), err=Path("err"))
+        process.join(draws.uniform(0, seconds))
+        (process.kill if kills % 2 else process.terminate)()
+        process.join()
+        error = Path("err").read_text() if Path("err").exists() else ""
+        if process.exitcode == 0 or "the run has already ended" in error:  # before the signal
             assert_ended_alike(kind, whole, cut)
             shutil.rmtree(cut)
             ended += 1
         else:
-            assert process.returncode in (143, -signal.SIGTERM, -signal.SIGKILL), error
+            assert process.exitcode in (143, -signal.SIGTERM, -signal.SIGKILL), error
             kills += 1
-    done = subprocess.run(command(kind, cut), capture_output=True, text=True)
+    done = processes.run(main, *arguments(kind, cut))
     assert done.returncode == 0 or "the run has already ended" in done.stderr, done.stderr
     assert_ended_alike(kind, whole, cut)
     print(f"{kind}: {kills} kills, {ended + 1} runs that ended, {seconds:.0f} s each")

@@ -4,38 +4,36 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
+import processes
 import pytest
+import pytorch_lightning as pl
 import torch
+from conftest import OPTIONS
 from filelock import FileLock
 
-# Everything with a state: dropout, a schedule, early stopping, checkpoints in mid-epoch.
-OPTIONS = [
-    "experiment=smoke", "model.dropout=.2", "callbacks.last.every_n_steps=20", "logger=none",
-    "learner.scheduler={_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 3}",
-]  # fmt: skip
-# Raises a signal in the step that is named, as if it came from outside.
-STOPPED = """
-import os, signal, sys
-from mmoe import train
-from mmoe.training import checkpoint_callbacks
-step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-after = checkpoint_callbacks.Last.on_train_batch_end
-def stop(self, trainer, *rest):
-    if trainer.global_step == step:
-        os.kill(os.getpid(), number)
-    after(self, trainer, *rest)
-checkpoint_callbacks.Last.on_train_batch_end = stop
-train.main()
-"""
+from mmoe.train import main as train_main
+from mmoe.training.checkpoint_callbacks import Last
+
+
+def train_until(actions: Mapping[int, Callable[[], object]]) -> None:
+    """Train, with an action in each of these steps. Only for processes that end after it."""
+    after = Last.on_train_batch_end
+
+    def act(self: Last, trainer: pl.Trainer, *rest: object) -> None:
+        actions.get(trainer.global_step, lambda: None)()
+        after(self, trainer, *rest)
+
+    Last.on_train_batch_end = act
+    train_main()
 
 
 def stopped(step: int, number: signal.Signals, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", STOPPED, str(step), str(int(number)), *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    """Train in a process that gets a signal in the step, as if it came from outside."""
+    return processes.run(partial(train_until, {step: partial(signal.raise_signal, number)}), *arguments)
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:
@@ -58,15 +56,6 @@ def assert_equal_runs(one: Path, other: Path) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     assert not list(other.rglob(".*"))
     assert not (other / "run.lock").exists()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that was never stopped: 3 epochs of 79 steps."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    arguments = [*OPTIONS, "trainer.max_epochs=3", f"hydra.run.dir={folder}"]
-    subprocess.run([sys.executable, "-m", "mmoe.train", *arguments], check=True, capture_output=True)
-    return folder
 
 
 # In mid-epoch, at the end of the first epoch, after it, and at the very end.

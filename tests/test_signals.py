@@ -7,43 +7,37 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
+import processes
 import pytest
 import torch
-from test_resume import OPTIONS, assert_equal_runs, stopped
+from conftest import OPTIONS
+from test_resume import assert_equal_runs, stopped, train_until
 
 from mmoe.cli import errors_on_one_line
+from mmoe.train import main as train_main
 from mmoe.training.resume import quote_override
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
-# Raises a signal when a function is called: module, name, number.
-CALLED = """
-import importlib, os, sys
-module, name, number = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1))
-module = importlib.import_module(module)
-call = getattr(module, name)
-def stop(*arguments, **options):
-    os.kill(os.getpid(), number)
-    return call(*arguments, **options)
-setattr(module, name, stop)
-from mmoe import train
-train.main()
-"""
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that was never stopped: 3 epochs of 79 steps."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    arguments = [*OPTIONS, "trainer.max_epochs=3", f"hydra.run.dir={folder}"]
-    subprocess.run([sys.executable, "-m", "mmoe.train", *arguments], check=True, capture_output=True)
-    return folder
+def train_until_call(module: str, name: str, number: int) -> None:
+    """Train, and raise a signal when a function of a module is called."""
+    call = getattr(import_module(module), name)
+
+    def stop(*arguments: object, **options: object) -> object:
+        signal.raise_signal(number)
+        return call(*arguments, **options)
+
+    setattr(import_module(module), name, stop)
+    train_main()
 
 
 def called(module: str, name: str, number: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", CALLED, module, name, str(int(number)), *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return processes.run(partial(train_until_call, module, name, number), *arguments)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
@@ -126,19 +120,13 @@ def test_a_signal_ends_a_sweep_which_goes_on(train: Callable, number: int):
         assert_equal_runs(Path("whole", job), Path("cut", job))
 
 
+def two_signals() -> None:
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+
+
 def test_a_second_signal_stops_at_once():
-    script = """
-import os, signal, sys
-from mmoe import train
-from mmoe.training import checkpoint_callbacks
-def stop(self, trainer, *rest):
-    os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGTERM)
-checkpoint_callbacks.Last.on_train_batch_end = stop
-train.main()
-"""
-    command = [sys.executable, "-c", script, *OPTIONS, "hydra.run.dir=cut"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = processes.run(partial(train_until, {1: two_signals}), *OPTIONS, "hydra.run.dir=cut")
     assert done.returncode == 143
     assert not Path("cut/checkpoints").exists()
     assert "continue with" in done.stdout
@@ -173,26 +161,15 @@ def test_slurms_requeue_signal_is_lightnings(whole: Path, monkeypatch: pytest.Mo
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     options = [*OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut"]
-    stop = f"import signal; from mmoe import train; {FORTY_STEPS}"
-    done = subprocess.run([sys.executable, "-c", stop, *options], capture_output=True, text=True)
+    # The signal comes after 40 steps, and the end of the job's time after 45.
+    steps = {
+        step: partial(signal.raise_signal, n) for step, n in ((40, signal.SIGUSR1), (45, signal.SIGKILL))
+    }
+    done = processes.run(partial(train_until, steps), *options)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert Path("requeued").read_text() == "requeue 7\n"
     assert Path("cut/hpc_ckpt_1.ckpt").exists()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    subprocess.run([sys.executable, "-m", "mmoe.train", *options], check=True, capture_output=True)
+    assert processes.run(train_main, *options).returncode == 0
     assert_equal_runs(whole, Path("cut"))
     assert not list(Path("cut").glob("hpc*"))
-
-
-# The signal after 40 steps, and the end of the job's time after 45.
-FORTY_STEPS = """
-import os
-from mmoe.training import checkpoint_callbacks
-after = checkpoint_callbacks.Last.on_train_batch_end
-def stop(self, trainer, *rest):
-    if trainer.global_step in (40, 45):
-        os.kill(os.getpid(), signal.SIGUSR1 if trainer.global_step == 40 else signal.SIGKILL)
-    after(self, trainer, *rest)
-checkpoint_callbacks.Last.on_train_batch_end = stop
-train.main()
-"""

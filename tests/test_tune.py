@@ -1,9 +1,9 @@
 """The search: `python -m mmoe.tune`."""
 
 import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 from conftest import config
 from hydra import compose, initialize_config_dir
@@ -14,6 +14,7 @@ from mmoe.build import build
 from mmoe.errors import UserError
 from mmoe.training import optuna_study
 from mmoe.training.preparation import build_learner
+from mmoe.tune import main as tune_main
 from mmoe.tune import space_of, widths_as_lists, with_values
 
 QUICK = ["experiment=smoke", "+trainer.limit_train_batches=2", "folder=tune", "sampler=tpe"]
@@ -21,8 +22,7 @@ MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
 
 
 def tune(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mmoe.tune", *QUICK, *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return processes.run(tune_main, *QUICK, *arguments)
 
 
 def trials() -> int:
@@ -77,9 +77,13 @@ def test_a_search_is_resumed_and_its_result_trains(train):
 
 @pytest.mark.slow
 def test_processes_share_a_search():
-    command = [sys.executable, "-m", "mmoe.tune", *QUICK, "trials=4"]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    started = [
+        processes.start(tune_main, *QUICK, "trials=4", out=Path(f"out{i}"), err=Path(f"err{i}"))
+        for i in range(2)
+    ]
+    for process in started:
+        process.join(300)
+        assert process.exitcode == 0
     assert 4 <= trials() <= 5  # one may end while the other is in its last
 
 
@@ -112,11 +116,11 @@ def test_every_method_has_a_space_whose_ends_can_be_trained(model: str):
         (["~space.mmoe"], "error: space.mmoe: is missing; the methods with ranges are"),
     ],
 )
-def test_mistakes(arguments: list[str], message: str):
-    done = tune(*arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith(message)
-    assert done.stderr.count("\n") == 1
+def test_mistakes(command, arguments: list[str], message: str):
+    done = command("tune")(*QUICK, *arguments)
+    assert done.code == 2
+    assert done.err.startswith(message)
+    assert done.err.count("\n") == 1
 
 
 def opened(described: dict[str, str] | None = None) -> optuna_study.optuna.Study:

@@ -1,0 +1,75 @@
+"""Run functions in real processes, without the seconds that each new one takes to import torch.
+
+The processes are forked from a server, which is a new Python that has imported mmoe and nothing of pytest's.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+IMPORTED = [
+    "mmoe.train", "mmoe.evaluate", "mmoe.predict", "mmoe.extract", "mmoe.training.resume",
+    "mmoe.training.stages", "mmoe.training.warm_start", "mmoe.data.census", "mmoe.data.synthetic",
+    "mmoe.models.mmoe", "mmoe.analysis.figures", "torch.utils.tensorboard", "pyarrow.dataset",
+    "matplotlib.backends.backend_agg",
+]  # fmt: skip
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(IMPORTED)
+
+
+def start(
+    main: Callable[[], object],
+    *arguments: str,
+    out: Path,
+    err: Path,
+    before: Callable[[], None] | None = None,
+) -> BaseProcess:
+    """Start a process in the working directory, with the arguments in `sys.argv` and its output in two files.
+
+    `main` and `before`, which is called first, must be functions of a module, or partials of these.
+    """
+    given = (main, before, arguments, str(Path.cwd()), dict(os.environ), str(out), str(err))
+    process = CONTEXT.Process(target=_call, args=given)
+    process.start()
+    return process
+
+
+def run(
+    main: Callable[[], object], *arguments: str, before: Callable[[], None] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a process to its end, like `subprocess.run`."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = start(main, *arguments, out=out, err=err, before=before)
+        process.join(300)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"{main} {arguments}")
+        return subprocess.CompletedProcess(arguments, process.exitcode, out.read_text(), err.read_text())
+
+
+def _call(
+    main: Callable[[], object],
+    before: Callable[[], None] | None,
+    arguments: Sequence[str],
+    folder: str,
+    environment: Mapping[str, str],
+    out: str,
+    err: str,
+) -> None:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for path, stream in ((out, 1), (err, 2)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, stream)
+        os.close(file)
+    sys.argv = ["mmoe", *arguments]
+    if before:
+        before()
+    main()
