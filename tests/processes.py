@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -51,6 +52,12 @@ def run(
             process.kill()
             raise TimeoutError(f"{main} {arguments}")
         return subprocess.CompletedProcess(arguments, process.exitcode, out.read_text(), err.read_text())
+
+
+def script(name: str) -> None:
+    """Run a file of scripts/."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+    import_module(name).main()
 
 
 def _call(

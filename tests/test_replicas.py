@@ -2,13 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import processes
 import pytest
 import torch
 from conftest import config
@@ -18,6 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from mmoe import CONF_DIR, Replicas, load
 from mmoe.build import build
 from mmoe.models.mmoe import MMoE
+from mmoe.train import main as train_main
 from mmoe.training.preparation import build_learner
 
 MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
@@ -283,13 +283,13 @@ def test_each_replica_can_be_loaded(train):
 
 
 @pytest.mark.slow
-def test_a_replica_becomes_a_run_folder(train):
+def test_a_replica_becomes_a_run_folder(train, command):
     assert train("experiment=smoke", "replicas=3", "trainer.max_epochs=2", "seed=7").code == 0
     (folder,) = Path("runs/smoke").iterdir()
-    command = [sys.executable, "-m", "mmoe.extract", f"run={folder}"]
-    done = subprocess.run([*command, "replica=1"], check=True, capture_output=True, text=True)
+    extract = command("extract")
+    done = extract(f"run={folder}", "replica=1")
     out = folder / "replica_1"
-    assert done.stdout == f"run folder: {out}\n"
+    assert (done.code, done.out) == (0, f"run folder: {out}\n")
     metrics = json.loads((folder / "metrics.json").read_text())
     ours = json.loads((out / "metrics.json").read_text())
     assert ours["seed"] == 8
@@ -306,16 +306,8 @@ def test_a_replica_becomes_a_run_folder(train):
     np.testing.assert_allclose(frame["income_probability"], probabilities[:, 0], atol=1e-6)
 
     # The folder's configuration repeats the run.
-    again = [
-        sys.executable,
-        "-m",
-        "mmoe.train",
-        "--config-path",
-        str(out.absolute()),
-        "--config-name",
-        "config",
-    ]
-    subprocess.run([*again, "hydra.run.dir=again"], check=True, capture_output=True)
+    again = ["--config-path", str(out.absolute()), "--config-name", "config", "hydra.run.dir=again"]
+    assert processes.run(train_main, *again).returncode == 0
     repeated = json.loads(Path("again/metrics.json").read_text())
     assert repeated["epoch"] == ours["epoch"]
     assert repeated["test"]["income"] == pytest.approx(ours["test"]["income"], abs=2e-4)
@@ -323,10 +315,10 @@ def test_a_replica_becomes_a_run_folder(train):
         ("replica=1", "must not hold a run already"),
         ("replica=3", "replica=3: must be 0 to 2, because the run has 3 replicas"),
     ):
-        done = subprocess.run([*command, wrong], capture_output=True, text=True)
-        assert done.returncode == 2
-        assert message in done.stderr
-        assert done.stderr.count("\n") == 1
+        done = extract(f"run={folder}", wrong)
+        assert done.code == 2
+        assert message in done.err
+        assert done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -1,23 +1,23 @@
 """The script that reproduces the paper's census tables, on the bundled sample."""
 
 import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import processes
 import pytest
 from conftest import Result
 
-SCRIPT = str(Path(__file__).parents[1] / "scripts/reproduce_census.py")
 QUICK = [
     "group=1", "seeds=3", "trials=1", "methods=mmoe,single_task", "folder=work", "out=out",
     "+trainer.limit_train_batches=3", "data.url=http://127.0.0.1:9/none.zip",
 ]  # fmt: skip
 
 
-def reproduce(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *QUICK, *arguments], capture_output=True, text=True)
+def reproduce(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return processes.run(partial(processes.script, "reproduce_census"), *QUICK, *arguments)
 
 
 @pytest.mark.slow

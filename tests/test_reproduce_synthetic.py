@@ -1,12 +1,13 @@
 """The scripts of the paper's synthetic experiment."""
 
 import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import processes
 import pytest
 import torch
 from conftest import Result, config
@@ -21,8 +22,7 @@ SMALL = [
 
 
 def reproduce(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPTS / "reproduce_synthetic.py"), *SMALL, *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return processes.run(partial(processes.script, "reproduce_synthetic"), *SMALL, *arguments)
 
 
 def test_the_calibrated_labels_have_the_published_correlations(monkeypatch: pytest.MonkeyPatch):

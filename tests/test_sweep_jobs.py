@@ -86,9 +86,8 @@ def test_a_failed_sweep_of_another_command_exits_with_2(command: Callable):
     assert command("extract")("-m", "run=nowhere,there", "replica=0").code == 2
 
 
-def test_a_sweep_folder_that_cannot_be_made():
+def test_a_sweep_folder_that_cannot_be_made(train: Callable):
     Path("file").touch()
-    command = [sys.executable, "-m", "mmoe.train", "-m", *QUICK[:3], "seed=0", "hydra.sweep.dir=file/sweep"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == "error: hydra.sweep.dir=file/sweep: cannot be a folder (Not a directory)\n"
+    done = train("-m", *QUICK[:3], "seed=0", "hydra.sweep.dir=file/sweep")
+    assert done.code == 2
+    assert done.err == "error: hydra.sweep.dir=file/sweep: cannot be a folder (Not a directory)\n"

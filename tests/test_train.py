@@ -4,15 +4,16 @@ import gzip
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import processes
 import pytest
 import torch
 from conftest import Result, config, only_run, sample_lines
@@ -25,6 +26,7 @@ from mmoe.build import build
 from mmoe.data.census_files import COLUMNS
 from mmoe.data.schema import Schema
 from mmoe.models.mmoe import MMoE
+from mmoe.train import main as train_main
 from mmoe.training import checkpoints
 from mmoe.training.learner import Learner
 from mmoe.training.metrics import TaskMetrics
@@ -144,10 +146,10 @@ def test_a_run_can_be_repeated_from_its_folder(train: Train):
     assert train("experiment=smoke", *QUICK, "logger=none").code == 0
     folder = only_run().absolute()
     again = ["--config-path", str(folder), "--config-name", "config", "hydra.run.dir=again"]
-    subprocess.run(command(*again), check=True, capture_output=True)
+    assert processes.run(train_main, *again).returncode == 0
     assert (folder / "predictions.parquet").read_bytes() == Path("again/predictions.parquet").read_bytes()
     before = (folder / "metrics.json").read_bytes()
-    done = subprocess.run(command(*again[:4], f"hydra.run.dir={folder}"), capture_output=True, text=True)
+    done = processes.run(train_main, *again[:4], f"hydra.run.dir={folder}")
     assert done.returncode == 2
     assert "must not hold a run already" in done.stderr
     assert (folder / "metrics.json").read_bytes() == before
@@ -200,12 +202,11 @@ def test_early_stopping_and_the_best_epoch(train: Train):
     assert (metrics["epoch"], metrics["epochs"]) == (1, 3)
 
 
-def test_without_data_the_fallback_is_loud(own_cache: Path):
-    done = subprocess.run(
-        command("data.url=http://127.0.0.1:9/none.zip", *QUICK), check=True, capture_output=True, text=True
-    )
-    assert "FALLING BACK TO THE BUNDLED SAMPLE" in done.stdout
-    assert "Best epoch on the bundled sample" in done.stdout
+def test_without_data_the_fallback_is_loud(train: Train, own_cache: Path):
+    done = train("data.url=http://127.0.0.1:9/none.zip", *QUICK)
+    assert done.code == 0, done.err
+    assert "FALLING BACK TO THE BUNDLED SAMPLE" in done.out
+    assert "Best epoch on the bundled sample" in done.out
     assert json.loads((only_run() / "metrics.json").read_text())["rows"] == "sample"
 
 
@@ -522,12 +523,8 @@ def test_weights_and_biases_and_mlflow(train: Train, monkeypatch: pytest.MonkeyP
     )
 
 
-@pytest.mark.slow
 def test_files_follow_the_umask():
-    def private() -> None:
-        os.umask(0o077)
-
-    done = subprocess.run(command("experiment=smoke", *QUICK), preexec_fn=private, capture_output=True)
+    done = processes.run(train_main, "experiment=smoke", *QUICK, before=partial(os.umask, 0o077))
     assert done.returncode == 0
     for path in only_run().rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
@@ -572,10 +569,10 @@ def test_the_label_of_the_second_group_is_no_input(train: Train):
 
 
 def test_an_unknown_name_gives_the_choices(train: Train):
-    done = subprocess.run(command("model=mmmoe"), capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "Could not find 'model/mmmoe'" in done.stderr
-    assert "mmoe" in done.stderr.split("Available options")[1]
+    done = train("model=mmmoe")
+    assert done.code == 1
+    assert "Could not find 'model/mmmoe'" in done.err
+    assert "mmoe" in done.err.split("Available options")[1]
 
 
 def test_a_corrupt_cache_is_rebuilt_with_a_warning(train: Train, census_dir: Path, own_cache: Path):
@@ -652,14 +649,13 @@ def test_a_bug_keeps_its_traceback(train: Train, monkeypatch: pytest.MonkeyPatch
 
 
 def test_killed_in_training_leaves_no_half_files():
-    process = subprocess.Popen(
-        command("experiment=smoke", "trainer.max_epochs=50"), stdout=subprocess.DEVNULL
-    )
+    options = ["experiment=smoke", "trainer.max_epochs=50"]
+    process = processes.start(train_main, *options, out=Path("out"), err=Path("err"))
     deadline = time.time() + 60
     while not list(Path("runs").glob("*/*/checkpoints/[!.]*.ckpt")) and time.time() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     folder = only_run()
     assert list((folder / "checkpoints").glob("[!.]*.ckpt"))
     Schema.from_json((folder / "schema.json").read_text())
