@@ -145,10 +145,14 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run `python scripts/NAME.py ARGUMENTS` in this process, by `script(NAME, *ARGUMENTS)`."""
+    """Run `python scripts/NAME.py ARGUMENTS` in this process, by `script(NAME, *ARGUMENTS)`.
+
+    The commands that it starts are forked processes.
+    """
 
     def run(name: str, *arguments: str) -> Result:
-        monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+        monkeypatch.syspath_prepend(str(processes.SCRIPTS))
+        monkeypatch.setattr(import_module("commands"), "subprocess", processes.FORKED)
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         capfd.readouterr()
         try:

@@ -12,13 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 
 IMPORTED = [
-    "mmoe.train", "mmoe.evaluate", "mmoe.predict", "mmoe.extract", "mmoe.training.resume",
+    "mmoe.train", "mmoe.evaluate", "mmoe.predict", "mmoe.tune", "mmoe.training.resume",
+    "mmoe.training.optuna_study",
     "mmoe.training.stages", "mmoe.training.warm_start", "mmoe.data.census", "mmoe.data.synthetic",
     "mmoe.models.mmoe", "mmoe.analysis.figures", "torch.utils.tensorboard", "pyarrow.dataset",
     "matplotlib.backends.backend_agg",
 ]  # fmt: skip
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(IMPORTED)
 
@@ -29,25 +32,29 @@ def start(
     out: Path,
     err: Path,
     before: Callable[[], None] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> BaseProcess:
     """Start a process in the working directory, with the arguments in `sys.argv` and its output in two files.
 
     `main` and `before`, which is called first, must be functions of a module, or partials of these.
     """
-    given = (main, before, arguments, str(Path.cwd()), dict(os.environ), str(out), str(err))
+    given = (main, before, arguments, str(Path.cwd()), dict(environment or os.environ), str(out), str(err))
     process = CONTEXT.Process(target=_call, args=given)
     process.start()
     return process
 
 
 def run(
-    main: Callable[[], object], *arguments: str, before: Callable[[], None] | None = None
+    main: Callable[[], object],
+    *arguments: str,
+    before: Callable[[], None] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> "subprocess.CompletedProcess[str]":
     """Run a process to its end, like `subprocess.run`."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = start(main, *arguments, out=out, err=err, before=before)
-        process.join(300)
+        process = start(main, *arguments, out=out, err=err, before=before, environment=environment)
+        process.join(600)
         if process.exitcode is None:
             process.kill()
             raise TimeoutError(f"{main} {arguments}")
@@ -55,9 +62,25 @@ def run(
 
 
 def script(name: str) -> None:
-    """Run a file of scripts/."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+    """Run a file of scripts/ in a process of its own; the commands that it starts are forked too."""
+    sys.path.insert(0, str(SCRIPTS))
+    import_module("commands").subprocess = FORKED
     import_module(name).main()
+
+
+def run_module(
+    command: Sequence[str], stdout: int | None = None, env: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Like `subprocess.run` of `python -m MODULE ARGUMENTS`, but fork the process."""
+    _, _, module, *arguments = command
+    done = run(import_module(module).main, *arguments, environment=env)
+    print(done.stderr, end="", file=sys.stderr)
+    if stdout is None:
+        print(done.stdout, end="")
+    return done
+
+
+FORKED = SimpleNamespace(run=run_module, DEVNULL=subprocess.DEVNULL)  # for the module `commands`
 
 
 def _call(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import Result
+from processes import SCRIPTS
 
 from mmoe import load
 
@@ -39,6 +40,18 @@ def test_table_runs_and_figure(script: Callable[..., Result]):
     before = Path("work/census/metrics.json").stat().st_mtime_ns
     assert script("results", *QUICK).code == 0
     assert Path("work/census/metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_command_that_fails_ends_a_script_with_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from commands import run_command
+
+    with pytest.raises(SystemExit) as end:
+        run_command("train", "experiment=smoke", "model.num_experts=0")
+    assert end.value.code == 2
+    assert capfd.readouterr().err == "error: model.num_experts=0: must be an integer of at least 1\n"
 
 
 @pytest.mark.parametrize(
