@@ -4,13 +4,14 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Result
+from conftest import Result, trained
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -218,15 +219,23 @@ def test_figures_of_every_kind_of_run(train: Train, overrides: list[str]):
             analysis.roc("run")
 
 
-@pytest.fixture
-def sweep(train: Train) -> Path:
+@pytest.fixture(scope="module")
+def trained_sweep(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
     """Two numbers of experts with two seeds each, one run that did not finish, and one with replicas."""
-    quick = ["experiment=smoke", "logger=none", "trainer.max_epochs=1"]
-    sweep = [*quick, "model.num_experts=2,4", "seed=0,1", "hydra.sweep.dir=sweep"]
-    assert train("-m", *sweep).code == 0
-    assert train(*quick, "model.num_experts=8", "replicas=2", "hydra.run.dir=sweep/4").code == 0
-    assert train(*quick, "model.num_experts=16", "hydra.run.dir=sweep/5").code == 0
-    Path("sweep/5/metrics.json").unlink()
+    folder = tmp_path_factory.mktemp("trained") / "sweep"
+    quick = ["experiment=smoke", "logger=none", "figures=false", "trainer.max_epochs=1"]
+    for number, (experts, seed) in enumerate(product((2, 4), (0, 1))):
+        trained(folder / str(number), shared_cache, *quick, f"model.num_experts={experts}", f"seed={seed}")
+    trained(folder / "4", shared_cache, *quick, "model.num_experts=8", "replicas=2")
+    trained(folder / "5", shared_cache, *quick, "model.num_experts=16")
+    (folder / "5/metrics.json").unlink()
+    return folder
+
+
+@pytest.fixture
+def sweep(trained_sweep: Path) -> Path:
+    """A copy, which tests may change."""
+    shutil.copytree(trained_sweep, "sweep")
     return Path("sweep")
 
 
@@ -273,7 +282,7 @@ def test_a_sweep_of_seeds_alone_and_of_two_keys(train: Train):
     quick = ["experiment=smoke", "logger=none", "trainer.max_epochs=1"]
     assert train("-m", *quick, "seed=0,1", "hydra.sweep.dir=seeds").code == 0
     table = analysis.sweep_table("seeds")
-    assert table["seeds"].tolist() == [2]
+    assert (table["seeds"].tolist(), table["all runs"].tolist()) == ([2], ["-"])
     # What was extracted of a run, and a run made twice, are not counted again.
     shutil.copytree("seeds/0", "seeds/0/copy")
     shutil.copytree("seeds/0", "seeds/twice")
@@ -288,6 +297,19 @@ def test_a_sweep_of_seeds_alone_and_of_two_keys(train: Train):
     assert train(*quick, *other).code == 0
     with pytest.raises(ValueError, match="two/other: chose its epoch by val/marital/auroc, but two/0 by"):
         analysis.sweep_runs("two")
+
+
+def test_the_smallest_loss_comes_first_without_a_mode_of_the_callback(smoke_run: Path):
+    for i, loss in enumerate((0.3, 0.1, 0.2)):
+        shutil.copytree(smoke_run, f"sweep/{i}")
+        content = OmegaConf.create(run_folder.stored_config(smoke_run))
+        content.model.num_experts, content.monitor, content.monitor_mode = i + 1, "val/income/log_loss", "min"
+        content.callbacks = {"best": {"_target_": "mmoe.training.checkpoint_callbacks.Best"}}
+        run_folder.write_config(Path(f"sweep/{i}"), run_folder.to_yaml(content))
+        metrics = run_folder.read_metrics(smoke_run) | {"monitor": "val/income/log_loss"}
+        metrics["val"]["income"]["log_loss"] = loss
+        Path(f"sweep/{i}/metrics.json").write_text(json.dumps(metrics))
+    assert analysis.sweep_table("sweep")["model.num_experts"].tolist() == [2, 3, 1]
 
 
 @pytest.mark.parametrize("monitor", ["train/loss", "val/units/dead", "gradient_norm", None])
