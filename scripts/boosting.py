@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from mmoe.data.batch import Batch
+from mmoe.data.schema import Schema
 from mmoe.data.splits import Dataset
 
 
@@ -15,13 +16,23 @@ def known_rows(rows: Batch, task: int) -> np.ndarray:
     return np.ones(len(rows.labels), bool) if rows.known is None else rows.known[:, task].numpy()
 
 
-def lightgbm_inputs(data: Dataset, task: int, split: str, prior: float = 0.0) -> np.ndarray:
+def level_inputs(schema: Schema) -> list[int]:
+    """The positions of the inputs that hold levels, for LightGBM's `categorical_feature`."""
+    positions, end = [], len(schema.numeric)
+    for column in schema.categorical:
+        positions += [] if column.is_multi else [end]
+        end += column.num_codes if column.is_multi else 1
+    return positions
+
+
+def lightgbm_inputs(data: Dataset, task: int, split: str, prior: float | None = 0.0) -> np.ndarray:
     """Numbers [N, M], then each level as its rank by the mean training label of the task [N, C].
 
     On validation rows of the census data this is better than LightGBM's own handling of categories, which
     overfits. Only training rows whose label is known count, by their weights. `prior` adds the weight of so
     many rows with the mean label to each level, so that a rare level does not tell the labels of its rows.
-    A column with several levels in a row becomes one input for each of its levels.
+    With the prior None, levels are codes for `categorical_feature`, and an unseen level is -1. A column with
+    several levels in a row becomes one input for each of its levels.
     """
     train, rows = data.splits["train"], data.splits[split]
     known = torch.from_numpy(known_rows(train, task))
@@ -37,6 +48,10 @@ def lightgbm_inputs(data: Dataset, task: int, split: str, prior: float = 0.0) ->
             first = data.schema.level_offsets[i]
             levels = torch.arange(first, first + column.num_codes)
             inputs.append((codes[:, :, None] == levels).any(1).float())
+            continue
+        if prior is None:
+            is_seen = codes < data.schema.num_levels
+            inputs.append(torch.where(is_seen, codes - data.schema.level_offsets[i], -1).float())
             continue
         seen = train.levels[known][:, own[0]].long()
         count = torch.bincount(seen, weights, size) + prior  # the last code is an unseen level

@@ -1,73 +1,52 @@
-"""LightGBM's models of all tasks of a table. A random search finds their parameters.
+"""Random search: draw settings from a space, and choose those with the best validation metric."""
 
-N test rows, W outputs of a task.
-"""
-
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from boosting import known_rows, lightgbm_inputs
+from options import stop
 
-from mmoe.data.splits import Dataset
-
-OBJECTIVES = {
-    "binary": ("binary", "auc"), "multiclass": ("multiclass", "multi_logloss"),
-    "regression": ("regression", "l2"), "count": ("poisson", "poisson"),
-}  # fmt: skip
-MAX_ROUNDS, PATIENCE = 1000, 50  # of boosting; the validation rows choose the number of rounds
+Settings = dict[str, Any]
+Space = Mapping[str, Sequence[Any] | Mapping[str, Any]]
 
 
-def train_lightgbm(data: Dataset, runs: int, trials: int) -> pd.DataFrame:
-    """LightGBM's predictions for the test rows, with a column for each seed, as in predictions.parquet."""
-    columns: dict[str, np.ndarray] = {}
-    for number, task in enumerate(data.schema.tasks):
-        random = np.random.default_rng(0)
-        tried = [draw_parameters(random) for _ in range(trials)]
-        values = [fit(data, number, parameters, 0)[1] for parameters in tried]
-        best = tried[int(np.argmin(values))]
-        for seed in range(runs):
-            booster, _ = fit(data, number, best, seed)
-            inputs = lightgbm_inputs(data, number, "test", best["prior"])
-            predicted = booster.predict(inputs).reshape(len(inputs), -1)  # [N, W]
-            columns |= {f"{name}_{seed}": values for name, values in task.table(predicted).items()}
-    return pd.DataFrame(columns)
+def draw(space: Space, random: np.random.Generator) -> Settings:
+    """Draw a value for each setting: one of a list, or a number from a range with both ends."""
+    settings: Settings = {}
+    for name, values in space.items():
+        if not isinstance(values, Mapping):
+            settings[name] = values[int(random.integers(len(values)))]
+            continue
+        low, high = values["low"], values["high"]
+        is_integer = isinstance(low, int) and isinstance(high, int)
+        end = high + 1 if is_integer else high
+        if values.get("log"):
+            value = math.exp(random.uniform(math.log(low), math.log(end)))
+        else:
+            value = random.uniform(low, end)
+        settings[name] = min(int(value), high) if is_integer else float(value)
+    return settings
 
 
-def draw_parameters(random: np.random.Generator) -> dict[str, Any]:
-    """Draw LightGBM's parameters, and the `prior` of `lightgbm_inputs`."""
-    return {
-        "learning_rate": float(np.exp(random.uniform(np.log(0.02), np.log(0.2)))),
-        "num_leaves": int(random.integers(4, 64)),
-        "min_data_in_leaf": int(random.integers(5, 100)),
-        "feature_fraction": float(random.uniform(0.4, 1)),
-        "bagging_fraction": float(random.uniform(0.5, 1)),
-        "lambda_l2": float(random.uniform(0, 20)),
-        "prior": float(random.choice([0.0, 10.0, 100.0])),
-    }
+def search(
+    space: Space, trials: int, name: str, evaluate: Callable[[Settings], float], larger_is_better: bool
+) -> dict[str, Any]:
+    """Evaluate the settings of all trials; `name` seeds the draws.
 
+    Returns:
+        The settings, the value and the number of the best trial, and the values of all trials. The value of a
+        trial that diverged, whose value is not finite, is None.
 
-def fit(data: Dataset, number: int, parameters: Mapping[str, Any], seed: int) -> tuple[Any, float]:
-    """LightGBM's model of one task, and its validation metric; smaller is better."""
-    import lightgbm as lgb
-
-    task, sets = data.schema.tasks[number], {}
-    for split in ("train", "val"):
-        rows = data.splits[split]
-        known = known_rows(rows, number)
-        inputs = lightgbm_inputs(data, number, split, parameters["prior"])[known]
-        weights = None if rows.weights is None else rows.weights[:, number].numpy()[known]
-        sets[split] = lgb.Dataset(inputs, rows.labels[:, number].numpy()[known], weight=weights)
-    objective, metric = OBJECTIVES[task.kind]
-    if metric == "auc" and task.undefined_metrics(data.splits["val"].labels[known, number]):
-        metric = "binary_logloss"  # all validation rows are of one class
-    settings = {
-        **parameters, "objective": objective, "metric": metric, "verbosity": -1, "num_threads": 1,
-        "bagging_freq": 1, "seed": seed, "num_class": task.num_outputs,
-    }  # fmt: skip
-    del settings["prior"]
-    stopping = lgb.early_stopping(PATIENCE, verbose=False)
-    booster = lgb.train(settings, sets["train"], MAX_ROUNDS, [sets["val"]], callbacks=[stopping])
-    value = float(booster.best_score["valid_0"][metric])
-    return booster, -value if metric == "auc" else value
+    Raises:
+        SystemExit: all trials diverged.
+    """
+    random = np.random.default_rng(list(name.encode()))
+    drawn = [draw(space, random) for _ in range(trials)]
+    found = [evaluate(settings) for settings in drawn]
+    values = [value if math.isfinite(value) else None for value in found]
+    ended = [i for i, value in enumerate(found) if math.isfinite(value)]
+    if not ended:
+        stop(f"trials={trials}: all trials of {name} diverged")
+    best = (max if larger_is_better else min)(ended, key=lambda i: found[i])
+    return {"settings": drawn[best], "value": values[best], "trial": best, "values": values}
