@@ -198,6 +198,34 @@ def test_networks_get_the_settings(script: Callable[..., Result], monkeypatch: p
     )
 
 
+def test_networks_train_as_mmoe_train_does(
+    script: Callable[..., Result], train: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+):
+    script("compare_tables", "tables=none")
+    from compare_tables import CONFIGS, table_overrides
+    from table_networks import predict_with_networks
+
+    random = np.random.default_rng(0)
+    rows = pd.DataFrame({"Dalc": random.normal(size=300), "sex": random.choice(["F", "M"], 300)})
+    rows["G1"] = rows["Dalc"] + random.normal(size=300)
+    rows["G2"] = rows["G1"] + (rows["sex"] == "F")
+    rows["class"] = np.where(rows["G2"] > 0, "High", "Low")
+    Path("student").mkdir()
+    rows.to_csv("student/student_por_new.csv", index=False)
+    monkeypatch.setenv("MMOE_TABLES_DIR", str(Path().absolute()))
+    overrides = table_overrides("student", Path(), ["trainer.max_epochs=4"])
+    settings = {"inputs": "piecewise", "steps_per_epoch": 5, "weight_of_others": 0.5, "model.dropout": 0.1}
+    ours = predict_with_networks(overrides, "mmoe", 1, settings, range(3, 4), "test")
+    done = train(
+        "--config-dir", str(CONFIGS), *overrides[1:], "model=mmoe", "inputs=piecewise", "model.dropout=0.1",
+        "objective.task_weights={first:0.5,high:0.5}", "monitor=val/second/mse", "seed=3", "logger=none",
+        "data.batch_size=33", "hydra.run.dir=run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    theirs = pd.read_parquet("run/predictions.parquet")["second_prediction"]
+    np.testing.assert_allclose(ours[0, :, 0], theirs, rtol=1e-5)
+
+
 def test_the_constant_is_the_best_prediction_without_inputs(script: Callable[..., Result]):
     script("compare_tables", "tables=none")
     from table_report import constant_prediction
