@@ -18,30 +18,19 @@ R seeds, N rows, W outputs of a task.
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from boosting import known_rows
 from finished import cached, check_settings
 from join_movielens import join
 from omegaconf import OmegaConf
 from options import parse, stop
-from random_search import Settings, Space, search
-from table_lightgbm import predict_with_lightgbm
-from table_networks import Overrides, composed, encoded_rows, predict_with_networks
-from table_report import (
-    CONSTANT,
-    MMOE,
-    Results,
-    compare,
-    constant_prediction,
-    row_metrics,
-    write_report,
-)
+from table_contestants import Contestant, check_validation_rows, contestants, find_settings, labels_of
+from table_networks import Overrides, composed, encoded_rows
+from table_report import CONSTANT, MMOE, Results, compare, constant_prediction, write_report
 from tqdm import tqdm
 
 from mmoe.atomic import write
@@ -53,22 +42,7 @@ DEFAULTS = {
 }  # fmt: skip
 SPLIT_SEED = 2026  # was fixed before any model was trained on these splits
 CONFIGS = Path(__file__).parent / "other_tables"
-NETWORKS = {MMOE: "mmoe", "shared bottom": "shared_bottom", "single-task": "single_task"}
-SEARCH_SEEDS = range(1000, 1001)  # not among those of the test
-MAX_SEARCH_ROWS = 20_000  # training rows of a trial, for all contestants
 COMPARED_PARTS = ("data", "inputs", "objective", "learner", "trainer", "callbacks")  # of a configuration
-
-
-class Contestant(NamedTuple):
-    """A method, the space of its settings, and how it trains and predicts.
-
-    `predict` takes settings, seeds, a split and the largest number of training rows, and returns the
-    predictions [R, N, W] of models that it trains.
-    """
-
-    label: str
-    space: Space
-    predict: Callable[..., np.ndarray]
 
 
 def main() -> None:
@@ -102,22 +76,31 @@ def main() -> None:
         for number, task in enumerate(tqdm(data.schema.tasks, desc=name, unit="task")):
             predicted = {}
             for contestant in contestants(name, arguments[name], number, spaces):
-                own = folder / name / task.name / contestant.label.lower().replace(" ", "_")
-                find = partial(find_settings, contestant, data, number, f"{own.relative_to(folder)}", options)
-                found = cached(own / "search.json", find)
+                found, predicted[contestant.label] = search_and_test(
+                    contestant, data, number, folder, options
+                )
                 results.searches.append({"table": name, "task": task.name, "model": contestant.label} | found)
-                if not (own / "test.npy").exists():
-                    seeds = range(int(options["runs"]))
-                    test = contestant.predict(found["settings"], seeds, "test")
-                    write(own / "test.npy", lambda path, test=test: np.save(path, test))
-                predicted[contestant.label] = np.load(own / "test.npy")
-            labels, is_known = labels_of(data, number, "train")
-            constant = constant_prediction(task, labels[is_known])
+            labels, known = labels_of(data, number, "train")
+            constant = constant_prediction(task, labels[known])
             predicted[CONSTANT] = np.broadcast_to(constant, predicted[MMOE].shape)
             compared = compare(task, predicted, *labels_of(data, number, "test"), int(options["resamples"]))
             for table, lines in zip((results.runs, results.differences), compared, strict=True):
                 table += [{"table": name, "task": task.name} | line for line in lines]
     write_report(results, options)
+
+
+def search_and_test(
+    contestant: Contestant, data: Dataset, number: int, folder: Path, options: Mapping[str, str]
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The result of a contestant's search for a task, and its test predictions [R, N, W]."""
+    name = f"{contestant.table}/{data.schema.tasks[number].name}/{contestant.label.lower().replace(' ', '_')}"
+    find = partial(find_settings, contestant, data, number, name, int(options["trials"]))
+    found = cached(folder / name / "search.json", find)
+    path = folder / name / "test.npy"
+    if not path.exists():
+        predicted = contestant.predict(found["settings"], range(int(options["runs"])), "test")
+        write(path, lambda scratch: np.save(scratch, predicted))
+    return found, np.load(path)
 
 
 def table_overrides(name: str, folder: Path, overrides: Sequence[str]) -> Overrides:
@@ -130,49 +113,6 @@ def table_overrides(name: str, folder: Path, overrides: Sequence[str]) -> Overri
             join(Path(os.environ["MMOE_TABLES_DIR"]) / "movielens_small", joined)
         arguments.append(f"data.train={joined}")
     return (*arguments, "trainer=cpu", *overrides)
-
-
-def contestants(name: str, arguments: Overrides, number: int, spaces: Mapping[str, Any]) -> list[Contestant]:
-    """The contestants for task `number` of a table, MMoE first."""
-    found = []
-    for label, model in NETWORKS.items():
-        space = {**spaces["networks"], **spaces[model], **spaces["tables"].get(name, {})}
-        found.append(Contestant(label, space, partial(predict_with_networks, arguments, model, number)))
-    trees = partial(predict_with_lightgbm, encoded_rows(arguments), number)
-    return [*found, Contestant("LightGBM", spaces["lightgbm"], trees)]
-
-
-def check_validation_rows(name: str, data: Dataset) -> None:
-    """Stop if the validation rows of a table cannot compare the trials for one of its tasks."""
-    for number, task in enumerate(data.schema.tasks):
-        labels, known = labels_of(data, number, "val")
-        if task.main_metric in task.undefined_metrics(torch.from_numpy(labels[known])):
-            count = f"{known.sum()} known labels, all equal" if known.any() else "no known label"
-            stop(f"tables={name}: the validation rows of task {task.name} have {count}")
-
-
-def labels_of(data: Dataset, number: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The labels of a task [N], and which of them are known [N]."""
-    rows = data.splits[split]
-    return rows.labels[:, number].numpy(), known_rows(rows, number)
-
-
-def find_settings(
-    contestant: Contestant, data: Dataset, number: int, name: str, options: Mapping[str, str]
-) -> dict[str, Any]:
-    """Search the settings with the best validation value of a task."""
-    task = data.schema.tasks[number]
-    labels, known = labels_of(data, number, "val")
-
-    def evaluate(settings: Settings) -> float:
-        (predicted,) = contestant.predict(settings, SEARCH_SEEDS, "val", MAX_SEARCH_ROWS)
-        if not np.isfinite(predicted).all():
-            return float("nan")
-        return row_metrics(task, predicted[known], labels[known])[task.main_metric]
-
-    larger_is_better = task.METRICS[task.main_metric]
-    found = search(contestant.space, int(options["trials"]), name, evaluate, larger_is_better)
-    return {"metric": task.main_metric, **found}
 
 
 if __name__ == "__main__":

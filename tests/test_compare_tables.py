@@ -92,8 +92,8 @@ def test_search_takes_the_best_trial_by_validation_rows(
     script: Callable[..., Result], capfd: pytest.CaptureFixture[str]
 ):
     script("compare_tables", "tables=none")
-    from compare_tables import MAX_SEARCH_ROWS, SEARCH_SEEDS, Contestant, find_settings
     from random_search import search
+    from table_contestants import MAX_SEARCH_ROWS, SEARCH_SEEDS, Contestant, find_settings
 
     from mmoe.data.batch import Batch
     from mmoe.data.schema import Schema
@@ -125,10 +125,35 @@ def test_search_takes_the_best_trial_by_validation_rows(
         seen.add((seeds, split, max_rows))
         return np.full((len(seeds), 3, 1), settings["x"])
 
-    found = find_settings(Contestant("stub", space, predict), data, 0, "a", {"trials": "9"})
+    found = find_settings(Contestant("t", "stub", space, predict), data, 0, "a", 9)
     assert seen == {(SEARCH_SEEDS, "val", MAX_SEARCH_ROWS)}
     x = found["settings"]["x"]
     assert found["value"] == pytest.approx((x**2 + (x - 0.25) ** 2) / 2)
+
+
+def test_validation_rows_must_compare_trials(
+    script: Callable[..., Result], capfd: pytest.CaptureFixture[str]
+):
+    script("compare_tables", "tables=none")
+    from table_contestants import check_validation_rows
+
+    from mmoe.data.batch import Batch
+    from mmoe.data.schema import Schema
+    from mmoe.data.splits import Dataset
+    from mmoe.tasks import Binary
+
+    schema = Schema((), (), (Binary("click", ("1",), name="click"),))
+    for labels, known, found in (
+        ([[0.0], [0.0]], None, "2 known labels, all equal"),
+        ([[0.0], [1.0]], torch.zeros(2, 1, dtype=torch.bool), "no known label"),
+    ):
+        rows = Batch(torch.zeros(2, 0), torch.zeros(2, 0), torch.tensor(labels), known)
+        with pytest.raises(SystemExit):
+            check_validation_rows("mine", Dataset(schema, {"val": rows}, {}))
+        expected = f"error: tables=mine: the validation rows of task click have {found}\n"
+        assert capfd.readouterr().err == expected
+    rows = Batch(torch.zeros(2, 0), torch.zeros(2, 0), torch.tensor([[0.0], [1.0]]))
+    check_validation_rows("mine", Dataset(schema, {"val": rows}, {}))
 
 
 def test_single_task_has_the_known_rows_of_one_task(script: Callable[..., Result]):
