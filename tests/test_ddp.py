@@ -256,3 +256,25 @@ def test_on_the_real_rows(real_dir: Path):
     assert run(*options, "data.batch_size=512", "hydra.run.dir=one").returncode == 0
     assert run(*options, "data.batch_size=256", "trainer=ddp_cpu", "hydra.run.dir=two").returncode == 0
     assert_alike(Path("one"), Path("two"))
+
+
+@pytest.mark.slow
+def test_groups_that_two_processes_share_count_once(train: Callable):
+    random = np.random.default_rng(0)
+    rows = pd.DataFrame({"user": random.integers(0, 9, 601), "amount": random.normal(size=601)})
+    rows["clicked"] = (random.random(601) < 1 / (1 + np.exp(-rows["amount"]))).astype(int)
+    rows.to_csv("train.csv", index=False)
+    Path("conf/data").mkdir(parents=True)
+    config = {
+        "_target_": "mmoe.data.table.datamodule", "train": "train.csv", "test": {"fraction": 0.3},
+        "columns": {"amount": "numeric"}, "tasks": {"click": {"column": "clicked"}}, "group_by": "user",
+        "batch_size": 32,
+    }  # fmt: skip
+    OmegaConf.save(OmegaConf.create(config), "conf/data/mine.yaml")
+    options = ["--config-dir=conf", "data=mine", "figures=false", "logger=none", "trainer.max_epochs=1"]
+    done = run(*options, "trainer=ddp_cpu", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    assert train(*options, "data.batch_size=64", "hydra.run.dir=one").code == 0
+    one, two = (metrics_of(Path(name))["test"]["click"] for name in ("one", "two"))
+    assert two == pytest.approx(one, abs=1e-4)
+    assert 0.5 < one["grouped_auroc"] < 1

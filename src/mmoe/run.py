@@ -3,6 +3,7 @@
 N rows, T tasks, L logits of all tasks, E experts.
 """
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mmoe import run_folder
@@ -27,9 +28,8 @@ from mmoe.data.schema import Schema
 from mmoe.errors import UserError, check_integers, check_seeds
 from mmoe.intervals import bootstrap_intervals
 from mmoe.models.network import Output
-from mmoe.tasks import gate_column, logit_columns
+from mmoe.tasks import gate_column, logit_columns, with_groups
 from mmoe.training import checkpoints, report
-from mmoe.training.grouped_auroc import grouped_auroc
 from mmoe.training.monitors import run_blank_rows
 from mmoe.training.preparation import build_learner, build_network
 
@@ -94,7 +94,7 @@ class Run:
     @cached_property
     def data(self) -> Any:
         """The data module. Raises UserError if its rows have changed or its class is not trusted."""
-        return self._data_module({})
+        return self._data_module({}, self.schema)
 
     @property
     def has_dataset(self) -> bool:
@@ -217,14 +217,13 @@ class Run:
         rows: Mapping[str, Any] | None = None,
         resamples: int = 1000,
         seed: int = 0,
-        group_by: str | None = None,
     ) -> dict[str, Any]:
         """Compute the metrics of checkpoints as in training, with bootstrap intervals.
 
         `split` is `val` or `test`, and `checkpoint` may also be `all`. `rows` names other rows by the options
         of `data` that change, such as `{"test": "new.csv"}`, or `{"dir": ...}` for census files. They are
-        encoded with the run's schema. `resamples=0` gives no intervals. `group_by` names a column, such as
-        a user's id: each binary task then gets its mean AUROC within the groups of this column.
+        encoded with the run's schema. `{"group_by": "user_id"}` chooses the groups of `grouped_auroc`.
+        `resamples=0` gives no intervals, and `grouped_auroc` never has one.
 
         Raises:
             UserError: an argument is outside its range, a file is missing, or the rows have changed.
@@ -235,8 +234,11 @@ class Run:
         check_seeds(seed=seed)
         self.check_trust(*run_folder.REQUIRED_PARTS)
         paths = checkpoints.find(self.folder, checkpoint)
-        data = self._data_module(rows) if rows else self.data
-        learner = build_learner(self.config, self.schema)
+        schema = self.schema
+        if group_by := (rows or {}).get("group_by"):
+            schema = replace(schema, tasks=tuple(with_groups(schema.tasks, group_by)))
+        data = self._data_module(rows, schema) if rows else self.data
+        learner = build_learner(self.config, schema)
         trainer = self._trainer()
         found = []
         for path in paths:
@@ -259,8 +261,6 @@ class Run:
                 line["intervals"] = bootstrap_intervals(
                     self.schema.tasks, predictions, labels.numpy(), resamples, seed, masks
                 )
-            if group_by is not None:
-                self._add_grouped_auroc(line["metrics"], data, learner, split, group_by)
             found.append(line)
         return {
             "run": str(self.folder),
@@ -272,36 +272,17 @@ class Run:
             "checkpoints": found,
         }
 
-    def _add_grouped_auroc(
-        self, metrics: dict[str, Any], data: Any, learner: Any, split: str, column: str
-    ) -> None:
-        """Add the mean AUROC within groups of rows to the metrics of each binary task."""
-        raw = getattr(data, "raw_column", None)
-        group = raw(column, split) if raw else None
-        if group is None:
-            raise UserError(f"group_by={column}: must be a column of the run's files")
-        predicted = learner.predictions_of(learner.final_logits[split])
-        if predicted.ndim > 2:
-            raise UserError(f"group_by={column}: needs a run without replicas")
-        labels, known = labels_of(data, split, len(predicted))
-        tasks = zip(self.schema.tasks, logit_columns(self.schema.tasks), strict=True)
-        for i, (task, own) in enumerate(tasks):
-            if task.probability_column:
-                rows = slice(None) if known is None else known[:, i].numpy()
-                probability = predicted[:, own].flatten().numpy()
-                value = grouped_auroc(
-                    probability[rows], labels[:, i].numpy()[rows], group[: len(labels)][rows]
-                )
-                metrics[task.name][f"auroc_by_{column}"] = value
-
     def check_trust(self, *parts: str) -> None:
         """Raise UserError if a class in these parts of the configuration is neither allowed nor trusted."""
         plain = run_folder.stored_config(self.folder)
         for part in parts:
             check_targets(plain.get(part), self.trust, part)
 
-    def _data_module(self, changes: Mapping[str, Any]) -> Any:
-        """Build the data module with the run's rows, or with other ones if options of `data` change."""
+    def _data_module(self, changes: Mapping[str, Any], schema: Schema) -> Any:
+        """Build the data module with the run's rows, or with other ones if options of `data` change.
+
+        `schema` is that of the run, but its tasks may have other groups.
+        """
         self.check_trust("data")
         config = self.config.copy()
         target = hydra.utils.get_object(config.data._target_)
@@ -310,13 +291,13 @@ class Run:
             if not takes_schema:
                 rule = f"{config.data._target_} cannot encode other rows with the run's schema"
                 raise UserError(f"data.{key}={value}: {rule}")
-            if key not in config.data:
-                known = ", ".join(str(name) for name in config.data if name != "_target_")
-                raise UserError(f"data.{key}={value}: must be one of {known}")
-            config.data[key] = value
+            known = [name for name in inspect.signature(target).parameters if name != "schema"]
+            if key not in known:
+                raise UserError(f"data.{key}={value}: must be one of {', '.join(known)}")
+            OmegaConf.update(config.data, key, value, force_add=True)
         if "dir" in changes:  # never the bundled sample
             config.data.source = "official"
-        data = build(config, "data", **({"schema": self.schema} if takes_schema else {}))
+        data = build(config, "data", **({"schema": schema} if takes_schema else {}))
         if not takes_schema and data.schema != self.schema:
             name = config.data._target_
             raise UserError(f"data._target_={name}: its schema differs from the run's schema.json")

@@ -54,6 +54,7 @@ class Table:
         columns: the kinds of columns that are not to be guessed, as in a configuration; None leaves one out.
         main_task: the task whose validation metric chooses the epoch; by default the first.
         weight: a column with the weight of each row in the loss.
+        group_by: a column with the group of each row, such as a user's id, for the metric `grouped_auroc`.
         csv: how CSV files are written, as in a configuration.
 
     Raises:
@@ -69,6 +70,7 @@ class Table:
         columns: Mapping[str, Any] | None = None,
         main_task: str | None = None,
         weight: str | None = None,
+        group_by: str | None = None,
         csv: Mapping[str, Any] | None = None,
     ) -> None:
         self._rows = {
@@ -76,7 +78,9 @@ class Table:
             "validation": {"fraction": 0.1} if validation is None else validation,
             "test": {"fraction": 0.2} if test is None else test,
         }
-        self._options = {"main_task": main_task, "weight": weight, "csv": dict(csv) if csv else None}
+        self._options = {
+            "main_task": main_task, "weight": weight, "group_by": group_by, "csv": dict(csv) if csv else None
+        }  # fmt: skip
         table = self._read(train)
         self.num_rows = len(table)
         self._values = {name: values_of(name, table[name]) for name in table.column_names}
@@ -89,6 +93,8 @@ class Table:
         for rule in (validation, test):
             if isinstance(rule, Mapping):
                 used |= {str(rule[key]) for key in ("column",) if key in rule}
+        if group_by is not None and group_by not in self._values:
+            raise ArgumentError(f"group_by={group_by}: must be one of {', '.join(self._values)}")
         given = dict(columns or {})
         for name in given:
             if name not in self._values:

@@ -28,6 +28,8 @@ class Batch(NamedTuple):
             0 where a label is unknown.
         known: [N, T], bool, whether each label is known. None: all are.
         weights: [N, T], float32, the weights of the rows in each task's loss. None: all are 1.
+        groups: [N, 1], int64, equal for rows of one group, such as a user; see `TableData`. None: the rows
+            have no groups, as training rows.
         sparse: [N, S], the same rows as a `SparseMatrix`, computed once by `Inputs.encode_rows`. None: the
             input layer encodes levels and numbers in each step.
     """
@@ -37,11 +39,12 @@ class Batch(NamedTuple):
     labels: Tensor
     known: Tensor | None = None
     weights: Tensor | None = None
+    groups: Tensor | None = None
     sparse: Any = None  # Any, because `data` imports nothing from `models`
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """Apply a function to all tensors; the result has no sparse matrix."""
-        tensors = (None if tensor is None else function(tensor) for tensor in self[:5])
+        tensors = (None if tensor is None else function(tensor) for tensor in self[:6])
         return Batch(*tensors)  # type: ignore[arg-type]
 
 
@@ -56,14 +59,14 @@ def split(rows: Batch, size: int, count: int) -> Iterator[Batch]:
     sizes = [size] * (count - 1)
     sizes.append(rows.labels.shape[-2] - sum(sizes))
     nothing = repeat(None)
-    tensors = (nothing if tensor is None else torch.split(tensor, sizes, -2) for tensor in rows[:5])
+    tensors = (nothing if tensor is None else torch.split(tensor, sizes, -2) for tensor in rows[:6])
     sparse = nothing if rows.sparse is None else rows.sparse.split(sizes)
     return map(Batch, *tensors, sparse)
 
 
 def concatenate(parts: Sequence[Batch]) -> Batch:
     """Join rows; all parts have the same fields, and none has a sparse matrix."""
-    columns = zip(*(part[:5] for part in parts), strict=True)
+    columns = zip(*(part[:6] for part in parts), strict=True)
     tensors = (None if column[0] is None else torch.cat(column, dim=-2) for column in columns)
     return Batch(*tensors)  # type: ignore[arg-type]
 

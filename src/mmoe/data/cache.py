@@ -23,8 +23,15 @@ from mmoe.errors import ArgumentError, UserError, is_disk_error
 
 log = logging.getLogger(__name__)
 
-FORMAT = 7  # increment this when the same files and options are stored or encoded differently
-FIELDS = ("levels", "numbers", "labels", "known", "weights")  # of a Batch; the last two may be missing
+FORMAT = 8  # increment this when the same files and options are stored or encoded differently
+FIELDS = (
+    "levels",
+    "numbers",
+    "labels",
+    "known",
+    "weights",
+    "groups",
+)  # of a Batch; some may be None
 # errno values of a missing file, and of a path that is not a directory and cannot become one.
 NOT_A_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
 

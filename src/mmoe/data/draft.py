@@ -66,6 +66,7 @@ def draft(table: Description, main_task: str, out: str) -> str:
     lines += [
         _line(f"main_task: {to_yaml(main_task)}", "its validation metric chooses the epoch"),
         _line("weight: null", _weight_hint(table.inputs)),
+        _line("group_by: null", _group_hint(table.guesses)),
         _line("num_bins: 48", "at most, for each numeric column"),
         _line("split_seed: 0", "for random validation and test rows"),
         _line("cache_dir: ${oc.env:MMOE_CACHE_DIR,null}", "null: the user's cache directory"),
@@ -138,6 +139,12 @@ def _weight_hint(inputs: Sequence[Guess]) -> str:
         if one.kind == "numeric" and set(words(one.values.name)).intersection(WEIGHT_WORDS)
     ]
     return "a column with the weight of each row in the loss" + (f", such as {weights[0]}" if weights else "")
+
+
+def _group_hint(guesses: Sequence[Guess]) -> str:
+    names = [one.values.name for one in guesses if GROUP.search(one.values.name.lower())]
+    hint = "a column of groups: also the mean AUROC within them"
+    return hint + (f", such as {names[0]}" if names else "")
 
 
 def _shown(source: str | Sequence[str]) -> str:

@@ -1,6 +1,6 @@
-"""Encode the labels of tasks, which rows have one, and the weights of rows.
+"""Encode the labels of tasks, which rows have one, and the weights and groups of rows.
 
-N rows, T tasks.
+N rows, K rows of a split, T tasks.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmoe.data.raw_column import column_of, numbers_of
+from mmoe.data.raw_column import levels_of as raw_levels_of
 from mmoe.errors import UserError
 from mmoe.tasks import Task
 from mmoe.tasks.labels import levels_of
@@ -49,6 +50,25 @@ def known_labels(frame: pd.DataFrame, task: Task) -> pd.Series:
     codes, levels = levels_of(column_of(frame, task.where))
     is_known = [bool({level, level.lower()} & set(task.where_levels)) for level in levels]
     return values.where(np.array([*is_known, False])[codes])
+
+
+def encode_groups(frame: pd.DataFrame, tasks: Sequence[Task], rows: np.ndarray) -> Tensor | None:
+    """The `groups` of a `Batch` [K, 1] for the rows at the positions `rows` [K]; None if no task has groups.
+
+    A group's number is a 64-bit hash of its name, so rows of different frames may share a group.
+
+    Raises:
+        UserError: the column is missing, or has no value in one of the rows.
+    """
+    name = next((task.group_by for task in tasks if task.group_by), None)
+    if name is None:
+        return None
+    codes, names, _ = raw_levels_of(column_of(frame, name).iloc[rows])
+    if (codes < 0).any():
+        row = int(rows[np.argmax(codes < 0)])
+        raise UserError(f"column {name}, row {row}: must have a value, because group_by needs one")
+    hashes = pd.util.hash_array(np.array(names, dtype=object)).view(np.int64)
+    return torch.from_numpy(hashes[codes][:, None])
 
 
 def weights_of(frame: pd.DataFrame, name: str, needed: np.ndarray) -> np.ndarray:

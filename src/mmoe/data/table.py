@@ -25,13 +25,14 @@ from mmoe.data.data_files import sha256
 from mmoe.data.datamodule import DataModule
 from mmoe.data.encode import encode
 from mmoe.data.fit_schema import fit_schema
+from mmoe.data.labels import encode_groups
 from mmoe.data.raw_column import column_of
 from mmoe.data.schema import Schema
 from mmoe.data.splits import Dataset, with_modes
 from mmoe.data.table_files import CsvOptions, find_files, read_batches, read_names, read_table
 from mmoe.data.table_splits import SplitRule, choose, parse
 from mmoe.errors import ArgumentError, UserError, check_integers, check_seeds
-from mmoe.tasks import Task, task_from_config, task_to_json
+from mmoe.tasks import Task, task_from_config, task_to_json, with_groups
 
 SPLITS = ("train", "val", "test")
 
@@ -62,6 +63,8 @@ class TableData(DataModule):
             that is None is left out.
         main_task: the task that the others support; its validation metric chooses the epoch. None: the first.
         weight: a column with the weight of each row in the loss of the tasks that have none of their own.
+        group_by: a column with the group of each validation and test row, such as a user's id. Binary tasks
+            then have the metric `grouped_auroc`; see `mmoe.training.grouped_auroc`.
         csv: how CSV files are written; see `CsvOptions`.
         num_bins: upper limit for the quantile bins of a numeric column.
         split_seed: seed of random splits.
@@ -85,6 +88,7 @@ class TableData(DataModule):
         columns: Mapping[str, Any] | None = None,
         main_task: str | None = None,
         weight: str | None = None,
+        group_by: str | None = None,
         csv: Mapping[str, Any] | None = None,
         num_bins: int = 48,
         split_seed: int = 0,
@@ -97,6 +101,9 @@ class TableData(DataModule):
     ) -> None:
         super().__init__(self._load_or_encode, batch_size, eval_batch_size, resident, seed)
         self.tasks = _parse_tasks(tasks, main_task, weight)
+        self.group_by = group_by
+        if group_by is not None:
+            self.tasks = with_groups(self.tasks, group_by)
         given = parse("train", train)
         if isinstance(given, SplitRule):
             raise ArgumentError(f"train={train}: must be a file or a list of files")
@@ -237,11 +244,16 @@ class TableData(DataModule):
                 names += rule.needed_columns
         return list(dict.fromkeys(names))
 
+    def _group_columns(self, source: str) -> list[str]:
+        """The column of groups, if the source has validation or test rows."""
+        is_needed = source in (self._source_of("val"), self._source_of("test"))
+        return [self.group_by] if self.group_by and is_needed else []
+
     def _encode(self, sources: Mapping[str, Source], digests: Mapping[str, str]) -> Dataset:
         assert self.columns is not None
         frames = {}
         for name, source in sources.items():
-            wanted = dict.fromkeys([*self.columns, *self._other_columns(name)])
+            wanted = dict.fromkeys([*self.columns, *self._other_columns(name), *self._group_columns(name)])
             with errors_of(source.name):
                 frames[name] = source.read(list(wanted))
         positions = self._positions(frames)
@@ -258,6 +270,11 @@ class TableData(DataModule):
         for split, where in index.items():
             rows = encoded[self._source_of(split)]
             splits[split] = rows if len(where) == len(rows.labels) else take(rows, where)
+            if split != "train":
+                source = self._source_of(split)
+                with errors_of(sources[source].name):
+                    groups = encode_groups(frames[source], schema.tasks, positions[split])
+                splits[split] = splits[split]._replace(groups=groups)
         num_rows = {split: len(where) for split, where in index.items()}
         schema = replace(
             with_modes(schema, splits["train"].levels),

@@ -5,10 +5,11 @@ T tasks, L logits: those of the first task, then those of the second, and so on.
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
+from mmoe.data import schema_checks as check
 from mmoe.errors import ArgumentError, UserError
 from mmoe.tasks.classes import Binary, Multiclass
 from mmoe.tasks.numbers import Count, Regression
@@ -18,7 +19,7 @@ __all__ = ["Binary", "Count", "Multiclass", "Regression", "Task"]
 
 KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (Binary, Multiclass, Regression, Count)}
 # Fields that follow from the training rows, or that another key sets.
-NOT_IN_CONFIG = ("name", "where_levels", "classes", "mean", "std")
+NOT_IN_CONFIG = ("name", "where_levels", "group_by", "classes", "mean", "std")
 
 
 def logit_columns(tasks: Sequence[Task]) -> list[slice]:
@@ -34,7 +35,19 @@ def logit_names(tasks: Sequence[Task]) -> list[str]:
 
 def validation_metrics(tasks: Sequence[Task]) -> dict[str, bool]:
     """Names of all validation metrics, and whether larger values are better."""
-    return {f"val/{t.name}/{name}": larger for t in tasks for name, larger in t.METRICS.items()}
+    return {f"val/{t.name}/{name}": larger for t in tasks for name, larger in t.metric_names.items()}
+
+
+def with_groups(tasks: Sequence[Task], group_by: str) -> list[Task]:
+    """The tasks, where those that have a probability measure their AUROC within the groups of a column.
+
+    Raises:
+        ArgumentError: no task has a probability, or the column is not text.
+    """
+    if not any(task.probability_column for task in tasks):
+        raise ArgumentError(f"group_by={group_by}: needs a binary task")
+    column = check.text("group_by", group_by)
+    return [replace(task, group_by=column) if task.probability_column else task for task in tasks]
 
 
 def gate_column(task: Task, expert: int) -> str:

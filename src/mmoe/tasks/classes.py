@@ -127,7 +127,7 @@ class Binary(Task):
     def metrics(self) -> "MetricCollection":
         from mmoe.training.metrics import binary_metrics
 
-        return binary_metrics()
+        return binary_metrics(bool(self.group_by))
 
     def metric_inputs(self, predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return predicted[:, 0], labels.int()

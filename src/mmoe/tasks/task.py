@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from mmoe.intervals import Metrics
 
+GROUPED_AUROC = "grouped_auroc"
 YES = ("1", "true", "yes")  # levels of a `where` column in rows that have a label
 # A function of logits [..., T], labels [..., T] and weights [T] that returns the mean of weights x losses.
 MeanLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -41,6 +42,8 @@ class Task(ABC):
             column to levels, such as `{plan: [gold, silver]}`, names other levels.
         where_levels: the levels of `where`; a mapping given as `where` sets them.
         weight: a column with the weight of each row in the task's loss, at least 0.
+        group_by: a column with the group of each row. A data set's `group_by` sets it for binary tasks, which
+            then have the metric `grouped_auroc`.
 
     Raises:
         ArgumentError: a value has the wrong type or is outside its range.
@@ -51,6 +54,7 @@ class Task(ABC):
     where: str = field(default="", kw_only=True)
     where_levels: tuple[str, ...] = field(default=YES, kw_only=True)
     weight: str = field(default="", kw_only=True)
+    group_by: str = field(default="", kw_only=True)
 
     kind: ClassVar[str]
     METRICS: ClassVar[Mapping[str, bool]]  # whether larger values are better; the first is the main metric
@@ -62,7 +66,7 @@ class Task(ABC):
                 raise ArgumentError(f"{self._at}.where={dict(self.where)}: must name one column")
             ((where, levels),) = self.where.items()
             self._store(where=where, where_levels=levels)
-        for name in ("name", "where", "weight"):
+        for name in ("name", "where", "weight", "group_by"):
             value = getattr(self, name)
             self._store(**{name: check.text(f"{self._at}.{name}", value) if value else ""})
         self._store(column=check.text(f"{self._at}.column", self.column))
@@ -87,6 +91,11 @@ class Task(ABC):
     def main_metric(self) -> str:
         """The metric that chooses the best epoch and that figures show."""
         return next(iter(self.METRICS))
+
+    @property
+    def metric_names(self) -> Mapping[str, bool]:
+        """The metrics of validation and test rows, and whether larger values are better."""
+        return {**self.METRICS, GROUPED_AUROC: True} if self.group_by else self.METRICS
 
     @property
     def probability_column(self) -> str | None:
@@ -155,7 +164,7 @@ class Task(ABC):
         """Metrics of resamples of predictions [N, W] and labels [N]; see `mmoe.intervals`."""
 
     def undefined_metrics(self, labels: Tensor) -> tuple[str, ...]:
-        """The metrics that are NaN for these known labels [N]."""
+        """The metrics in `METRICS` that are NaN for these known labels [N]."""
         return () if len(labels) else tuple(self.METRICS)
 
     @property

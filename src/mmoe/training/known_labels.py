@@ -11,6 +11,8 @@ from torch import Tensor
 from mmoe.data.batch import Batch
 from mmoe.data.splits import Dataset
 from mmoe.errors import UserError
+from mmoe.tasks.task import GROUPED_AUROC
+from mmoe.training.grouped_auroc import grouped_auroc
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +35,27 @@ def check_known_labels(dataset: Dataset, watched: Collection[str | None]) -> Non
                 rule = "must have a training row with a known label and a weight above 0"
                 raise UserError(f"data.tasks.{task.name}: {rule}")
             missing = task.undefined_metrics(labels)
+            count = f"{len(labels):,} known labels, all equal" if len(labels) else "no known label"
+            if task.group_by and split != "train" and not has_mixed_group(rows, i):
+                count = count if missing else f"no {task.group_by} with labels of both classes"
+                missing += (GROUPED_AUROC,)
             if not missing:
                 continue
-            count = f"{len(labels):,} known labels, all equal" if len(labels) else "no known label"
             found = f"the {SPLIT_NAMES.get(split, split)} rows have {count}"
             needed = [name for name in missing if f"val/{task.name}/{name}" in watched]
             if needed and split in SPLIT_NAMES:
                 raise UserError(f"monitor=val/{task.name}/{needed[0]}: needs different labels, but {found}")
             log.warning("task %s: %s, so they have no %s", task.name, found, ", ".join(missing))
+
+
+def has_mixed_group(rows: Batch, task: int) -> bool:
+    """Whether the rows have a group with labels of both classes."""
+    labels, known = rows.labels[..., task], rows.known
+    if rows.groups is None:
+        return False
+    kept = labels.isfinite() if known is None else known[..., task]
+    labels = labels[kept]
+    return bool(grouped_auroc(labels, labels, rows.groups[..., 0][kept]).isfinite())
 
 
 def known_labels(rows: Batch, task: int, with_weight: bool) -> Tensor:

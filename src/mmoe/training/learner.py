@@ -20,7 +20,7 @@ from mmoe.models.network import Output
 from mmoe.models.replicas import clip_grad_norm_per_copy
 from mmoe.tasks import logit_columns, logit_names, validation_metrics
 from mmoe.training.divergence import find_divergence
-from mmoe.training.epoch_outputs import EpochOutputs
+from mmoe.training.epoch_outputs import EpochOutputs, Outputs
 from mmoe.training.gate_statistics import GateStatistics, dead_units, describe_constant_task
 from mmoe.training.lightning_speedups import LightModule
 from mmoe.training.metrics import TaskMetrics
@@ -129,7 +129,7 @@ class Learner(LightModule):
 
     def _compute(self, batch: Batch, totals: Tensor | None = None) -> LossAndOutput:
         """Apply the objective; `totals` are its argument."""
-        return self.objective(*batch, totals)  # type: ignore[no-any-return]
+        return self.objective(*batch[:5], batch.sparse, totals)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, stage: str, number: int) -> Tensor:
         """Compute the loss of the epoch's batch `number`, and keep its logits for the metrics.
@@ -137,7 +137,8 @@ class Learner(LightModule):
         The loss is a scalar, or [R] for replicas.
         """
         loss, logits, gates = self._compute(batch, self._totals(batch, stage))
-        self._outputs.add(stage, number, logits.detach(), batch.labels, batch.known)
+        outputs = Outputs(logits.detach(), batch.labels, batch.known, batch.groups)
+        self._outputs.add(stage, number, outputs)
         if stage == "val" and gates.shape[-1]:
             self.gates.update(gates)
         if stage == "test":
@@ -229,8 +230,8 @@ class Learner(LightModule):
         for name, value in values.items():
             self.log(name, value, prog_bar=name == self.monitor)
 
-    def _finish_epoch(self, stage: str) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Collect the epoch's logits [N, L], labels [N, T] and `known` [N, T], and check the logits.
+    def _finish_epoch(self, stage: str) -> Outputs:
+        """Collect the epoch's outputs, and check the logits.
 
         Raises:
             UserError: a logit is not finite, in this process or another one.
@@ -238,7 +239,8 @@ class Learner(LightModule):
         self.throughput.pause(self.device)
         train_batches = self._outputs.logits("train")
         # Logits that were moved to the CPU stay there unless processes must exchange them.
-        logits, labels, known = self._outputs.pop(stage, self.device, self.trainer.world_size == 1)
+        outputs = self._outputs.pop(stage, self.device, self.trainer.world_size == 1)
+        logits = outputs.logits
         self.metrics.to(logits.device)
         count = torch.tensor(logits.shape[-2], device=self.device)
         self.num_rows[stage] = int(self.trainer.strategy.reduce(count, reduce_op="sum"))
@@ -253,7 +255,7 @@ class Learner(LightModule):
             self.final_logits[stage] = logits.cpu()
         if stage == "val" and self.trainer.is_global_zero:
             self._warn_once(describe_constant_task(logits, self.metrics.tasks), DEAD_TOWER_REMEDY)
-        return logits, labels, known
+        return outputs
 
     @property
     def is_in_training(self) -> bool:

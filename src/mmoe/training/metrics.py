@@ -14,12 +14,15 @@ from torchmetrics.utilities import dim_zero_cat
 
 from mmoe.intervals import CALIBRATION_BINS, SMALLEST
 from mmoe.tasks import Task, logit_columns
+from mmoe.tasks.task import GROUPED_AUROC
+from mmoe.training.grouped_auroc import GroupedAUROC
 
 
 class TaskMetrics(nn.Module):
     """The metrics of every task over its known labels, named `{stage}/{task}/{metric}`.
 
-    A metric that cannot be computed, such as the AUROC of a single class, is NaN.
+    A metric that cannot be computed, such as the AUROC of a single class, is NaN. Training rows have no
+    groups, and so no `grouped_auroc`.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -29,30 +32,44 @@ class TaskMetrics(nn.Module):
         self.collections = nn.ModuleList(task.metrics() for task in tasks)
 
     def forward(
-        self, stage: str, logits: Tensor, labels: Tensor, known: Tensor | None = None
+        self,
+        stage: str,
+        logits: Tensor,
+        labels: Tensor,
+        known: Tensor | None = None,
+        groups: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Compute the metrics of logits [N, L] and labels [N, T] over the rows of all ranks."""
+        """Compute the metrics over the rows of all ranks.
+
+        Shape:
+            logits: [N, L]; labels: [N, T]; known: None or [N, T]; groups: None or [N, 1].
+        """
         result: dict[str, Tensor] = {}
         for i, (task, collection) in enumerate(zip(self.tasks, self.collections, strict=True)):
             assert isinstance(collection, MetricCollection)
             predicted, own = task.predict(logits[:, self.columns[i]]), labels[:, i]
+            group = None if groups is None else groups[:, 0]
             if known is not None:
-                predicted, own = predicted[known[:, i]], own[known[:, i]]
-            collection.update(*task.metric_inputs(predicted, own))
+                rows = known[:, i]
+                predicted, own, group = predicted[rows], own[rows], None if group is None else group[rows]
+            collection.update(*task.metric_inputs(predicted, own), groups=group)
             values = collection.compute()
-            result |= {f"{stage}/{task.name}/{name}": values[name] for name in task.METRICS}
+            names = task.METRICS if stage == "train" else task.metric_names
+            result |= {f"{stage}/{task.name}/{name}": values[name] for name in names}
             collection.reset()
         return result
 
 
-def binary_metrics() -> MetricCollection:
-    """Metrics of probabilities [N] and labels [N], 0 or 1; see `Binary.METRICS`."""
+def binary_metrics(are_grouped: bool = False) -> MetricCollection:
+    """Metrics of probabilities [N] and labels [N], 0 or 1, and perhaps groups [N]; see `Binary.METRICS`."""
+    grouped: dict[str, Metric] = {GROUPED_AUROC: GroupedAUROC()} if are_grouped else {}
     return _collection(
         auroc=AUROC(),
         average_precision=AveragePrecision(),
         log_loss=RowMean(log_loss),
         brier=RowMean(squared_error),
         calibration_error=CalibrationError(),
+        **grouped,
     )
 
 

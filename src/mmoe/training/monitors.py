@@ -93,7 +93,9 @@ def logged_metrics(learner: Learner, schema: Schema) -> dict[str, bool | None]:
     metrics = validation_metrics(schema.tasks)
     known: dict[str, bool | None] = {**metrics}
     if not learner.has_replicas:  # they have no training metrics
-        known |= {f"train/{name.removeprefix('val/')}": larger for name, larger in metrics.items()}
+        known |= {
+            f"train/{t.name}/{name}": larger for t in schema.tasks for name, larger in t.METRICS.items()
+        }
     known |= dict.fromkeys(("train/loss", "epoch", "step"))
     gates = run_blank_rows(learner, schema).gates  # [..., 2, T, E]
     if gates.shape[-1]:

@@ -15,6 +15,7 @@ from mmoe.data.batch import Batch
 from mmoe.errors import ArgumentError, UserError, check_finite, check_integers
 from mmoe.models.replicas import Replicas
 from mmoe.tasks import validation_metrics
+from mmoe.training.epoch_outputs import Outputs
 from mmoe.training.learner import Learner
 from mmoe.training.objective import LossAndOutput, Objective
 
@@ -116,17 +117,18 @@ class ReplicaLearner(Learner):
         labels, known = batch.labels, batch.known
         if stage == "train":  # one mean per batch shows where a replica diverged
             logits, labels, known = logits.mean(-2, keepdim=True), labels[..., :1, :], None
-        self._outputs.add(stage, number, logits.detach(), labels, known)
+        self._outputs.add(stage, number, Outputs(logits.detach(), labels, known, batch.groups))
         if stage == "val" and gates.shape[-1]:
             self.gates.update(gates)
         return losses
 
     def _log_metrics(self, stage: str) -> None:
-        logits, labels, known = self._finish_epoch(stage)
-        replicas = len(logits)
-        labels = labels.expand(replicas, -1, -1)  # [R, N, T]
-        masks = [None] * replicas if known is None else known.expand(replicas, -1, -1)
-        metrics = [self.metrics(stage, *parts) for parts in zip(logits, labels, masks, strict=True)]
+        outputs = self._finish_epoch(stage)
+        replicas = len(outputs.logits)
+        by_replica = (  # each of [R, N, ...]
+            [None] * replicas if tensor is None else tensor.expand(replicas, -1, -1) for tensor in outputs
+        )
+        metrics = [self.metrics(stage, *parts) for parts in zip(*by_replica, strict=True)]
         for name in metrics[0]:
             self.metric_values[name] = torch.stack([values[name] for values in metrics])  # [R]
             self.log(name, self.metric_values[name].mean(), prog_bar=name == self.monitor)

@@ -149,13 +149,13 @@ def number(value: float) -> str:
 def metric_tables(metrics: Mapping[str, Any], tasks: Sequence[Task]) -> list[Table]:
     """A table with a line for each task and split. Tasks with other metrics get a table of their own."""
     tables = []
-    for names in dict.fromkeys(tuple(task.METRICS) for task in tasks):
+    for names in dict.fromkeys(tuple(task.metric_names) for task in tasks):
         table = Table(title_justify="left")
         for column in ("task", "rows"):
             table.add_column(column)
         for name in names:
             table.add_column(name.replace("_", " "), justify="right")
-        for task in (task for task in tasks if tuple(task.METRICS) == names):
+        for task in (task for task in tasks if tuple(task.metric_names) == names):
             for split in (split for split in ("test", "val") if split in metrics):
                 values = metrics[split][task.name]
                 half = metrics["half_interval"][split][task.name] if "replicas" in metrics else {}
