@@ -166,7 +166,7 @@ def test_groups_are_the_same_in_all_files_and_in_the_cache():
 BAD = {
     "a column that the file lacks": ({"group_by": "usr"}, "train.csv: must have a column 'usr'"),
     "missing values": (
-        {"group_by": "gap"}, "train.csv: column gap, row [0-9]+: must have a value, because group_by needs one",
+        {"group_by": "gap"}, "train.csv: column gap, row [0-9]+: must have a value, because group_by",
     ),
     "no binary task": (
         {"tasks": {"spend": {"column": "spend", "kind": "regression"}}}, "data.group_by=user: needs a binary",

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,6 +19,7 @@ from mmoe.models.encoders import (
     PiecewiseLinear,
     PiecewiseLinearAndValues,
     Standardize,
+    number_encoder,
 )
 from mmoe.models.inputs import Inputs
 from mmoe.models.mmoe import MMoE
@@ -97,10 +99,40 @@ def test_frequent_values_have_their_own_inputs():
     assert x[:, 2:].tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
 
 
+OWN = replace(  # columns with encodings of their own; the first has that of `Inputs`
+    SCHEMA,
+    numeric=(
+        replace(SCHEMA.numeric[0], values=(6.0,)),
+        replace(SCHEMA.numeric[1], encoding="piecewise_linear_and_values", values=(4.0, 9.0)),
+        replace(SCHEMA.numeric[2], encoding="standard"),
+    ),
+)
+
+
+def test_a_column_may_have_an_encoding_of_its_own():
+    def only(i: int) -> Schema:
+        return replace(OWN, numeric=(OWN.numeric[i],))
+
+    encoder = number_encoder(OWN, PiecewiseLinear)
+    alone = [PiecewiseLinear(only(0)), PiecewiseLinearAndValues(only(1)), Standardize(only(2))]
+    expected = torch.cat([part(NUMBERS[:, i : i + 1]) for i, part in enumerate(alone)], 1)
+    assert torch.equal(encoder(NUMBERS), expected)
+    assert encoder.columns == [0, 0, 0, 1, 1, 1, 2]
+    assert type(number_encoder(SCHEMA, Standardize)) is Standardize
+    first, _, last = OWN.numeric
+    reordered = replace(OWN, numeric=(last, first, replace(first, name="p", encoding="standard")))
+    encoder = number_encoder(reordered, PiecewiseLinear)  # columns of one encoding stand side by side
+    assert encoder.columns == [0, 2, 1, 1, 1]
+    x = NUMBERS[:, [2, 0, 0]]
+    standard = Standardize(replace(OWN, numeric=(last, first)))(x[:, :2])
+    assert torch.equal(encoder(x), torch.cat([standard, alone[0](x[:, 1:2])], 1))
+
+
 @pytest.mark.parametrize("categorical", [OneHot, partial(LevelEmbedding, size=3)])
 @pytest.mark.parametrize("numeric", ENCODERS)
-def test_each_output_depends_on_its_column_only(categorical, numeric):
-    inputs = Inputs(SCHEMA, categorical, numeric)
+@pytest.mark.parametrize("schema", [SCHEMA, OWN])
+def test_each_output_depends_on_its_column_only(categorical, numeric, schema):
+    inputs = Inputs(schema, categorical, numeric)
     x = inputs(LEVELS, NUMBERS)
     assert x.shape == (4, inputs.num_outputs) == (4, len(inputs.column))
     changed = set()

@@ -1,5 +1,6 @@
 """Sparse inputs give the outputs and gradients of dense ones."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -217,9 +218,29 @@ def mixed_rows(count: int = 300) -> Batch:
     return Batch(levels.short(), numbers, torch.zeros(count, 1))
 
 
+def with_encodings(schema: Schema, *encodings: str) -> Schema:
+    """The schema with these encodings of its numeric columns."""
+    numeric = [replace(c, encoding=e) for c, e in zip(schema.numeric, encodings, strict=True)]
+    return replace(schema, numeric=tuple(numeric))
+
+
+@pytest.mark.parametrize("numeric", ENCODERS)
+def test_encodings_of_single_columns_give_the_same_inputs(numeric: type, any_batch_is_sparse: None):
+    schema, batch = with_encodings(WIDE, "piecewise_linear_and_values", "", "standard"), rows()
+    inputs = Inputs(schema, numeric=numeric)
+    dense = inputs.dense(batch.levels.long(), batch.numbers)
+    assert dense.shape[1] == inputs.num_outputs
+    x = inputs(batch.levels, batch.numbers)
+    assert isinstance(x, SparseInputs)
+    assert_equal(x, dense)
+
+
+@pytest.mark.parametrize("encodings", [("", ""), ("standard", ""), ("", "piecewise_linear")])
 @pytest.mark.parametrize("numeric", [Standardize, PiecewiseLinear, PiecewiseLinearAndValues])
-def test_columns_of_every_kind_give_the_same_inputs(numeric: type, any_batch_is_sparse: None):
-    inputs, batch = Inputs(MIXED, numeric=numeric), mixed_rows()
+def test_columns_of_every_kind_give_the_same_inputs(
+    numeric: type, encodings: tuple[str, str], any_batch_is_sparse: None
+):
+    inputs, batch = Inputs(with_encodings(MIXED, *encodings), numeric=numeric), mixed_rows()
     x = inputs(batch.levels, batch.numbers)
     dense = inputs.dense(batch.levels.long(), batch.numbers)
     assert isinstance(x, SparseInputs)

@@ -121,6 +121,25 @@ def test_statistics_come_from_the_training_rows_alone(csv: Path):
     assert spend.mean == pytest.approx(rows.loc[rows["clicked"] == 1, "spend"].mean(), rel=1e-5)
 
 
+def test_a_column_of_numbers_or_dates_may_have_an_encoding(csv: Path, train_mine: Command):
+    own = {
+        "amount": {"kind": "numeric", "encoding": "standard"},
+        "joined": {"kind": "datetime", "encoding": "piecewise_linear_and_values"},
+        "exposure": {"kind": "numeric", "encoding": "auto"},
+    }
+    schema = TableData(**options(columns=own)).dataset.schema
+    encodings = {column.name: column.encoding for column in schema.numeric}
+    assert encodings == {"amount": "standard", "joined": "piecewise_linear_and_values", "exposure": ""}
+    plain = TableData(**options(columns={name: one["kind"] for name, one in own.items()})).dataset.schema
+    assert plain.categorical == schema.categorical  # the parts of dates do not change
+    assert not any(column.encoding for column in plain.numeric)
+    write_yaml(columns=own)
+    assert train_mine().code == 0
+    run, rows = mmoe.load("run"), frame(5, 3)
+    assert run.network().inputs.num_outputs == mmoe.Inputs(run.schema).num_outputs
+    assert run.predict(rows)["click_probability"].between(0, 1).all()
+
+
 def test_rows_decode_to_what_was_read(csv: Path):
     data = TableData(**options())
     dataset = data.dataset
@@ -320,6 +339,10 @@ BAD = {
     "an unknown key of a split": ({"test": {"fracton": 0.1}}, "data.test.fracton: must be .*fraction?"),
     "an unknown key of a column": (
         {"columns": {"user": {"kind": "categorical", "min_counts": 3}}}, "did you mean min_count?",
+    ),
+    "an encoding of another kind": (
+        {"columns": {"amount": {"kind": "numeric", "encoding": "hash"}}},
+        "columns.amount.encoding=hash: must be one of auto, standard, .* for a numeric column",
     ),
     "an unknown kind": ({"columns": {"user": "number"}}, "columns.user.kind=number: must be one of"),
     "an unknown key of a task": (

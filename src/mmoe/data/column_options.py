@@ -5,15 +5,19 @@ from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
+from mmoe.data.schema import NUMBER_ENCODINGS
 from mmoe.errors import ArgumentError, check_integers
 
 KINDS = ("numeric", "categorical", "multi", "datetime")
 LEVELS = ("categorical", "multi")
 KINDS_OF_OPTIONS = {
-    "encoding": LEVELS, "size": LEVELS, "min_count": LEVELS, "buckets": LEVELS, "separator": ("multi",),
+    "size": LEVELS, "min_count": LEVELS, "buckets": LEVELS, "separator": ("multi",),
     "max_values": ("multi",),
 }  # fmt: skip
-ENCODINGS = ("auto", "one_hot", "embedding", "hash")
+ENCODINGS = {
+    **dict.fromkeys(LEVELS, ("auto", "one_hot", "embedding", "hash")),
+    **dict.fromkeys(("numeric", "datetime"), ("auto", *NUMBER_ENCODINGS)),
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,9 @@ class ColumnOptions:
     Attributes:
         kind: `numeric`, `categorical`, `multi` (several levels in a row) or `datetime`.
         encoding: for levels: `one_hot` (one input for each), `embedding` (a learned vector for each), `hash`
-            (a learned vector for each hash bucket), or `auto`: one-hot for up to 256 levels.
+            (a learned vector for each hash bucket), or `auto`: one-hot for up to 256 levels. For numbers and
+            dates: `standard` (z-scores), `piecewise_linear` (quantile bins), `piecewise_linear_and_values`
+            (also one input for each frequent number), or `auto`: as `inputs` in the configuration says.
         size: the size of the learned vectors; 0 chooses it by the number of levels.
         min_count: levels in fewer training rows are encoded as one level, `(rare)`.
         buckets: the number of hash buckets.
@@ -43,9 +49,11 @@ class ColumnOptions:
     max_values: int = 32
 
     def __post_init__(self) -> None:
-        for key, allowed in (("kind", KINDS), ("encoding", ENCODINGS)):
-            if getattr(self, key) not in allowed:
-                raise ArgumentError(f"{key}={getattr(self, key)}: must be one of {', '.join(allowed)}")
+        if self.kind not in KINDS:
+            raise ArgumentError(f"kind={self.kind}: must be one of {', '.join(KINDS)}")
+        if self.encoding not in ENCODINGS[self.kind]:
+            rule = f"must be one of {', '.join(ENCODINGS[self.kind])} for a {self.kind} column"
+            raise ArgumentError(f"encoding={self.encoding}: {rule}")
         check_integers(0, size=self.size)
         check_integers(1, min_count=self.min_count, buckets=self.buckets, max_values=self.max_values)
         if not isinstance(self.separator, str):

@@ -63,11 +63,11 @@ def fit_schema(
         if options.kind in ("categorical", "multi"):
             jobs.append(partial(_fit_categorical, frame, rows, Categorical(name, ()), options))
         else:
-            jobs.append(partial(_fit_numbers, frame, rows, name, options.kind == "datetime", num_bins))
+            jobs.append(partial(_fit_numbers, frame, rows, name, options, num_bins))
         if options.kind == "datetime":
             for part in DATE_PARTS:
                 column = Categorical(f"{name}.{part}", (), source=name, part=part)
-                jobs.append(partial(_fit_categorical, frame, rows, column, options))
+                jobs.append(partial(_fit_categorical, frame, rows, column, ColumnOptions("datetime")))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         fitted = [job.result() for job in [threads.submit(job) for job in jobs]]
     # A part that never varies, such as the hour of dates without a time, tells nothing.
@@ -128,11 +128,13 @@ def _vector_size(column: Categorical, options: ColumnOptions) -> int:
 
 
 def _fit_numbers(
-    frame: pd.DataFrame, rows: np.ndarray | None, name: str, is_datetime: bool, num_bins: int
+    frame: pd.DataFrame, rows: np.ndarray | None, name: str, options: ColumnOptions, num_bins: int
 ) -> Numeric:
+    is_datetime = options.kind == "datetime"
     numbers = encode.find_numbers(frame, name, is_datetime)
     numbers = numbers if rows is None else numbers[rows]
-    return replace(fit_numeric(name, numbers, num_bins), is_datetime=is_datetime)
+    encoding = "" if options.encoding == "auto" else options.encoding
+    return replace(fit_numeric(name, numbers, num_bins), is_datetime=is_datetime, encoding=encoding)
 
 
 def fit_numeric(name: str, values: np.ndarray, num_bins: int) -> Numeric:

@@ -16,6 +16,7 @@ from mmoe.tasks import Task, task_from_json, task_to_json
 
 ORIGINS = ("official", "sample", "synthetic", "custom")
 DATE_PARTS = ("year", "month", "weekday", "hour")
+NUMBER_ENCODINGS = ("standard", "piecewise_linear", "piecewise_linear_and_values")
 RARE = "(rare)"  # the name of the code of rare and unseen levels
 
 
@@ -109,6 +110,7 @@ class Numeric:
         origin: a number that is subtracted before the number is rounded to float32.
         has_missing: training rows had missing numbers. One more input is 1 where the number is missing.
         is_datetime: the raw column holds dates, which become days since 1970.
+        encoding: one of `NUMBER_ENCODINGS`; empty for the encoder of all numbers that `Inputs` has.
 
     A constant or empty column has std 1 and a single bin, which begins at its value.
 
@@ -125,9 +127,13 @@ class Numeric:
     origin: float = 0.0
     has_missing: bool = False
     is_datetime: bool = False
+    encoding: str = ""
 
     def __post_init__(self) -> None:
         _check_and_store(self, "numeric.", name=check.text)
+        if self.encoding not in ("", *NUMBER_ENCODINGS):
+            rule = f"must be one of {', '.join(NUMBER_ENCODINGS)}, or empty"
+            raise ArgumentError(f"numeric.{self.name}.encoding={self.encoding}: {rule}")
         statistics = {"mean": check.number, "std": check.std, "bins": check.bins, "values": check.increasing}
         flags = dict.fromkeys(("has_missing", "is_datetime"), check.flag)
         _check_and_store(self, f"numeric.{self.name}.", origin=check.number, **statistics, **flags)

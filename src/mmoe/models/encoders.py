@@ -7,13 +7,14 @@ positions of one column.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmoe.data.schema import Schema
+from mmoe.data.schema import NUMBER_ENCODINGS, Schema
 from mmoe.errors import check_integers
 from mmoe.models.sparse_inputs import float32
 
@@ -213,3 +214,48 @@ class PiecewiseLinearAndValues(nn.Module):
     def forward(self, numbers: Tensor) -> Tensor:
         equal = numbers.index_select(1, self.column) == self.value
         return torch.cat([self.bins(numbers), equal.to(numbers.dtype)], dim=1)
+
+
+class NumbersByColumn(nn.Module):
+    """Numbers in the encodings that the schema gives their columns, and the others as `default` encodes them.
+
+    The inputs of columns with the same encoding stand side by side.
+
+    Attributes:
+        parts: an encoder for each encoding.
+        part_columns: the numeric columns of each part.
+
+    Shape:
+        numbers: [B, M]; output: [B, number of outputs of all parts].
+    """
+
+    def __init__(self, schema: Schema, default: Callable[[Schema], nn.Module]) -> None:
+        super().__init__()
+        by_encoding: dict[str, list[int]] = {}
+        for i, column in enumerate(schema.numeric):
+            by_encoding.setdefault(column.encoding, []).append(i)
+        self.part_columns = list(by_encoding.values())
+        self.parts = nn.ModuleList()
+        self.columns: list[int] = []
+        for encoding, columns in by_encoding.items():
+            encoder = ENCODERS[encoding] if encoding else default
+            part: Any = encoder(replace(schema, numeric=tuple(schema.numeric[i] for i in columns)))
+            self.parts.append(part)
+            self.columns += [columns[i] for i in part.columns]
+        self.num_outputs = len(self.columns)
+        order = [i for columns in self.part_columns for i in columns]
+        self.order = nn.Buffer(torch.tensor(order, dtype=torch.long), persistent=False)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        sizes = [len(columns) for columns in self.part_columns]
+        columns = torch.split(numbers.index_select(1, self.order), sizes, 1)
+        return torch.cat([part(own) for part, own in zip(self.parts, columns, strict=True)], 1)
+
+
+ENCODERS = dict(zip(NUMBER_ENCODINGS, (Standardize, PiecewiseLinear, PiecewiseLinearAndValues), strict=True))
+
+
+def number_encoder(schema: Schema, default: Callable[[Schema], nn.Module]) -> nn.Module:
+    """The encoder of all numbers: `default`, unless the schema gives a column an encoding of its own."""
+    has_own = any(column.encoding for column in schema.numeric)
+    return NumbersByColumn(schema, default) if has_own else default(schema)

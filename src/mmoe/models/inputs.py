@@ -18,10 +18,12 @@ from mmoe.errors import UserError, check_probabilities
 from mmoe.models import sparse_inputs
 from mmoe.models.encoders import (
     ColumnEmbeddings,
+    NumbersByColumn,
     OneHot,
     PiecewiseLinear,
     PiecewiseLinearAndValues,
     Standardize,
+    number_encoder,
 )
 from mmoe.models.sparse_inputs import SparseEncoder, SparseInputs, SparseMatrix, float32
 
@@ -57,7 +59,8 @@ class Inputs(nn.Module):
     Args:
         schema: the schema of the data set.
         categorical: encoder of the other levels: `OneHot`, or `LevelEmbedding` with its size.
-        numeric: encoder of numbers: `Standardize`, `PiecewiseLinear` or `PiecewiseLinearAndValues`.
+        numeric: encoder of the numbers whose columns have no encoding of their own in the schema:
+            `Standardize`, `PiecewiseLinear` or `PiecewiseLinearAndValues`.
         dropout: the share of columns that are dropped in training, for each row separately; all inputs of a
             dropped column are 0.
 
@@ -81,12 +84,15 @@ class Inputs(nn.Module):
         super().__init__()
         (dropout,) = check_probabilities(dropout=dropout)
         self.dropout = nn.Dropout(dropout)
-        encoders: list[Any] = [categorical(schema), numeric(schema), ColumnEmbeddings(schema)]
+        encoders: list[Any] = [
+            categorical(schema), number_encoder(schema, numeric), ColumnEmbeddings(schema)
+        ]  # fmt: skip
         self.categorical, self.numeric, self.embeddings = encoders
         missing = torch.tensor([i for i, column in enumerate(schema.numeric) if column.has_missing]).long()
         self.num_outputs: int = sum(encoder.num_outputs for encoder in encoders) + len(missing)
         num_categorical = len(schema.categorical)
         self.num_columns = num_categorical + len(schema.numeric)
+        self._row_shapes = (len(schema.level_positions),), (len(schema.numeric),)
         levels, numbers, vectors = (torch.tensor(encoder.columns).long() for encoder in encoders)
         column = torch.cat([levels, num_categorical + numbers, num_categorical + missing, vectors])
         self.column = nn.Buffer(column, persistent=False)  # the column that each input is computed from
@@ -96,12 +102,12 @@ class Inputs(nn.Module):
         self.smallest = nn.Buffer(float32([low for low, _ in ranges]), persistent=False)
         self.largest = nn.Buffer(float32([high for _, high in ranges]), persistent=False)
         self.dtype = torch.get_default_dtype()
-        is_known = type(self.categorical) is OneHot and type(self.numeric) in SPARSE_COUNTERPARTS
-        self.may_be_sparse = is_known and self.categorical.num_outputs > 0
+        are_known = all(type(part) in SPARSE_COUNTERPARTS for part, _ in self._number_parts)
+        is_one_hot = type(self.categorical) is OneHot and self.categorical.num_outputs > 0
+        self.may_be_sparse = is_one_hot and are_known
         # None: `forward` checks each batch. `Replicas` stores the result of `check`; vmap cannot run it.
         self.numbers_in_range: bool | None = None
         self._schema = schema
-        self._row_shapes = (len(schema.level_positions),), (len(schema.numeric),)
         self._has_missing = len(missing) > 0
         self._may_be_missing = torch.tensor([column.has_missing for column in schema.numeric])
         self._has_vectors = self.embeddings.num_outputs > 0
@@ -171,7 +177,19 @@ class Inputs(nn.Module):
 
     @cached_property
     def _sparse_encoder(self) -> SparseEncoder:
-        return SparseEncoder(self._schema, SPARSE_COUNTERPARTS[type(self.numeric)])
+        parts = [
+            (encoder, columns)
+            for part, columns in self._number_parts
+            for encoder in SPARSE_COUNTERPARTS[type(part)]
+        ]
+        return SparseEncoder(self._schema, parts)
+
+    @property
+    def _number_parts(self) -> list[tuple[nn.Module, Sequence[int]]]:
+        """The encoders of numbers, each with the numeric columns that it encodes."""
+        if isinstance(self.numeric, NumbersByColumn):
+            return list(zip(self.numeric.parts, self.numeric.part_columns, strict=True))
+        return [(self.numeric, range(self._row_shapes[1][0]))]
 
     def _gives_sparse(self, num_rows: int, numbers: Tensor) -> bool:
         # In half precision dense inputs are rounded, and sparse inputs would be rounded differently.

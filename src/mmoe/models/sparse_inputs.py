@@ -17,6 +17,7 @@ is faster.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -280,6 +281,11 @@ class SparseValues:
         return self.first + place.T, (self.values.gather(1, place) == x).T
 
 
+def _with_columns(schema: Schema, columns: Sequence[int]) -> Schema:
+    """The schema with some of its numeric columns only."""
+    return replace(schema, numeric=tuple(schema.numeric[i] for i in columns))
+
+
 SparseNumbers = SparseZScores | SparseBins | SparseValues
 
 
@@ -288,12 +294,14 @@ class SparseEncoder:
 
     Args:
         schema: the schema of the data set.
-        numbers: the encoders of numbers. Their inputs stand side by side, after those of the levels.
+        numbers: the encoders of numbers, each with the numeric columns that it encodes. Their inputs stand
+            side by side, after those of the levels.
     """
 
-    def __init__(self, schema: Schema, numbers: Sequence[type[SparseNumbers]]) -> None:
+    def __init__(self, schema: Schema, numbers: Sequence[tuple[type[SparseNumbers], Sequence[int]]]) -> None:
         self.levels = SparseLevels(schema)
-        self.numbers = [encoder(schema) for encoder in numbers]
+        self.numbers = [encoder(_with_columns(schema, columns)) for encoder, columns in numbers]
+        self.number_columns = [torch.tensor(columns, dtype=torch.long) for _, columns in numbers]
         self.missing = SparseMissing(schema)
         bases = [encoder.basis for encoder in (self.levels, *self.numbers, self.missing)]
         self.starts = _starts([basis.shape[0] for basis in bases]).tolist()
@@ -315,10 +323,11 @@ class SparseEncoder:
     def _encode(self, levels: Tensor, numbers: Tensor) -> sparse.csr_array:
         indices, values = ([part] for part in self.levels.encode(levels, numbers))
         present, given = ~numbers.isnan(), numbers.nan_to_num(0.0)
-        for encoder in self.numbers:
-            index, coefficients = encoder.encode(levels, given)
-            # The coefficients [B, K] are K / M blocks with a column for each number.
-            kept = present.repeat(1, coefficients.shape[1] // max(1, numbers.shape[1]))
+        for encoder, own in zip(self.numbers, self.number_columns, strict=True):
+            index, coefficients = encoder.encode(levels, given.index_select(1, own))
+            # The coefficients [B, K] are blocks with a column for each of the encoder's own numbers.
+            num_blocks = coefficients.shape[1] // max(1, len(own))
+            kept = present.index_select(1, own).repeat(1, num_blocks)
             indices.append(index)
             values.append(coefficients * kept)
         index, is_missing = self.missing.encode(levels, numbers)
