@@ -25,8 +25,8 @@ ROWS_PER_PASS = 8192
 BOOLEAN_SPELLINGS = (("False", "True"), ("false", "true"), ("FALSE", "TRUE"), ("0", "1"))
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 EPOCH, SECOND = datetime.datetime(1970, 1, 1), datetime.timedelta(seconds=1)
-# Unix times are seconds if the largest is at most 1e11, milliseconds up to 1e14, then micro- or nanoseconds.
-UNIX_TIME_LIMITS = np.array([1e11, 1e14, 1e17])
+UNITS = ("s", "ms", "us", "ns")  # of Unix times
+MAX_SECONDS = 1e11  # the largest Unix time, in the year 5138
 
 Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -66,9 +66,8 @@ class OnnxScorer:
             if len(values) != count:
                 what = f"{self.columns[0]} has {count} values, {name} has {len(values)}"
                 raise ValueError(f"columns must have the same length; {what}")
-        with_dates = {column.name for column in self._categorical if column.part}
-        with_dates |= {column["name"] for column in self._numeric if column["is_datetime"]}
-        dates = {name: _dates(raw[name], name) for name in with_dates}
+        with_dates = {column["name"]: column["unit"] for column in self._numeric if column["is_datetime"]}
+        dates = {name: _dates(raw[name], name, unit) for name, unit in with_dates.items()}
         offsets = [*accumulate((column.num_codes for column in self._categorical), initial=0)]
         levels = [np.empty((count, 0), np.int64)]
         for column, offset in zip(self._categorical, offsets, strict=False):
@@ -232,17 +231,30 @@ def _number(value: Any, where: str) -> float:
     raise ValueError(f"{where}: must be a number, is {str(value)[:40]!r}")
 
 
-def _dates(values: list[Any], name: str) -> np.ndarray:
-    """The dates of a column in UTC, datetime64[s] [N], NaT where missing. Numbers are Unix times."""
-    given = [value for value in values if value is not None]
-    if not all(type(value) in (int, float) for value in given):
+def _dates(values: list[Any], name: str, unit: str) -> np.ndarray:
+    """The dates of a column in UTC, datetime64[s] [N], NaT where missing.
+
+    Numbers are Unix times of this unit, also in text; without a unit, numbers are no dates.
+    """
+    if not unit or not all(map(_is_unix_time, values)):
         seconds = [_seconds(value, f"column {name}, row {i}") for i, value in enumerate(values)]
         return np.array(seconds, "datetime64[s]")
-    numbers = _numbers(values, name).astype(np.float64)
-    largest = np.nanmax(np.abs(numbers), initial=0.0)
-    unix = numbers / 1000.0 ** np.searchsorted(UNIX_TIME_LIMITS, largest)
+    unix = _numbers(values, name).astype(np.float64) / 1000.0 ** UNITS.index(unit)
+    wrong = np.abs(unix) > MAX_SECONDS
+    if wrong.any():
+        row = int(wrong.argmax())
+        rule = f"must be a date, or a Unix time in {unit} as in the training rows"
+        raise ValueError(f"column {name}, row {row}: {rule}, is {str(values[row])[:40]!r}")
     whole = np.floor(np.round(unix, 9))  # dates are rounded to nanoseconds, as pandas does
     return np.where(np.isnan(whole), np.datetime64("NaT"), np.nan_to_num(whole).astype("datetime64[s]"))
+
+
+def _is_unix_time(value: Any) -> bool:
+    """Whether a value is a number, text that holds one, or missing."""
+    try:
+        return value is None or (not isinstance(value, bool) and math.isfinite(_number(value, "")))
+    except ValueError:
+        return False
 
 
 def _seconds(value: Any, where: str) -> int | None:

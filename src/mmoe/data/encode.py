@@ -14,17 +14,9 @@ import torch
 
 from mmoe.data.batch import Batch
 from mmoe.data.columns import BOOLEAN_SPELLINGS
+from mmoe.data.dates import DateFormat, date_part, dates_of, days
 from mmoe.data.labels import decode_labels, encode_labels
-from mmoe.data.raw_column import (
-    Levels,
-    column_of,
-    date_part,
-    dates_of,
-    days,
-    levels_of,
-    multi_levels_of,
-    numbers_of,
-)  # fmt: skip
+from mmoe.data.raw_column import Levels, column_of, levels_of, multi_levels_of, numbers_of
 from mmoe.data.schema import Categorical, Numeric, Schema
 
 
@@ -42,10 +34,12 @@ def encode(frame: pd.DataFrame, schema: Schema) -> Batch:
     levels = np.empty((len(frame), len(schema.level_positions)), dtype)
     numbers = np.empty((len(frame), len(schema.numeric)), np.float32)
     jobs: list[Callable[[], None]] = []
+    formats = {number.name: number.date_format for number in schema.numeric}
     position = 0
     for column, offset in zip(schema.categorical, schema.level_offsets, strict=False):
         target = levels[:, position : position + column.max_values]
-        jobs.append(partial(_encode_levels, frame, column, offset, schema.num_levels, target))
+        dates = formats.get(column.raw_name)
+        jobs.append(partial(_encode_levels, frame, column, dates, offset, schema.num_levels, target))
         position += column.max_values
     for i, number in enumerate(schema.numeric):
         jobs.append(partial(_encode_numbers, frame, number, numbers[:, i]))
@@ -56,18 +50,21 @@ def encode(frame: pd.DataFrame, schema: Schema) -> Batch:
     return Batch(torch.from_numpy(levels), torch.from_numpy(numbers), labels, known, weights)
 
 
-def find_levels(frame: pd.DataFrame, column: Categorical) -> Levels:
-    """The levels of a categorical column of raw rows."""
+def find_levels(frame: pd.DataFrame, column: Categorical, dates: DateFormat | None) -> Levels:
+    """The levels of a categorical column of raw rows; `dates` is the format of dates, for a part of them."""
     values = column_of(frame, column.raw_name)
     if column.part:
-        return date_part(dates_of(values), column.part)
+        return date_part(dates_of(values, dates or DateFormat()), column.part)
     return multi_levels_of(values, column.separator) if column.is_multi else levels_of(values)
 
 
-def find_numbers(frame: pd.DataFrame, column: str, is_datetime: bool) -> np.ndarray:
-    """The numbers of a numeric column of raw rows [N], NaN where missing; dates are days since 1970."""
+def find_numbers(frame: pd.DataFrame, column: str, dates: DateFormat | None) -> np.ndarray:
+    """The numbers of a numeric column of raw rows [N], NaN where missing; dates are days since 1970.
+
+    `dates` is the format of dates; None for numbers.
+    """
     values = column_of(frame, column)
-    return days(dates_of(values)) if is_datetime else numbers_of(values)
+    return numbers_of(values) if dates is None else days(dates_of(values, dates))
 
 
 def hash_level(level: str, buckets: int) -> int:
@@ -91,10 +88,15 @@ def _spelling(levels: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _encode_levels(
-    frame: pd.DataFrame, column: Categorical, offset: int, unseen: int, target: np.ndarray
+    frame: pd.DataFrame,
+    column: Categorical,
+    dates: DateFormat | None,
+    offset: int,
+    unseen: int,
+    target: np.ndarray,
 ) -> None:
     """Write the codes of a column to `target` [N, K]."""
-    codes, names, row_offsets = find_levels(frame, column)
+    codes, names, row_offsets = find_levels(frame, column, dates)
     missing = -1
     if column.has_missing or column.has_rare:
         missing = column.num_codes - 1 - (column.has_missing and column.has_rare)
@@ -117,7 +119,7 @@ def _encode_levels(
 
 def _encode_numbers(frame: pd.DataFrame, column: Numeric, target: np.ndarray) -> None:
     """Write the numbers of a column to `target` [N]."""
-    numbers = find_numbers(frame, column.name, column.is_datetime)
+    numbers = find_numbers(frame, column.name, column.date_format)
     if column.origin:
         numbers = numbers.astype(np.float64) - column.origin
     target[:] = numbers

@@ -17,6 +17,7 @@ from rtdl_num_embeddings import compute_bins
 
 from mmoe.data import encode
 from mmoe.data.column_options import ColumnOptions
+from mmoe.data.dates import DateFormat, guess_format
 from mmoe.data.labels import known_labels
 from mmoe.data.raw_column import check_finite_column, column_of, is_categorical
 from mmoe.data.schema import DATE_PARTS, Categorical, Numeric, Schema
@@ -62,12 +63,15 @@ def fit_schema(
     for name, options in columns.items():
         if options.kind in ("categorical", "multi"):
             jobs.append(partial(_fit_categorical, frame, rows, Categorical(name, ()), options))
-        else:
-            jobs.append(partial(_fit_numbers, frame, rows, name, options, num_bins))
+            continue
+        dates = None
         if options.kind == "datetime":
+            values = column_of(frame, name)
+            dates = guess_format(values if rows is None else values.iloc[rows])
             for part in DATE_PARTS:
                 column = Categorical(f"{name}.{part}", (), source=name, part=part)
-                jobs.append(partial(_fit_categorical, frame, rows, column, ColumnOptions("datetime")))
+                jobs.append(partial(_fit_categorical, frame, rows, column, ColumnOptions("datetime"), dates))
+        jobs.append(partial(_fit_numbers, frame, rows, name, options, dates, num_bins))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         fitted = [job.result() for job in [threads.submit(job) for job in jobs]]
     # A part that never varies, such as the hour of dates without a time, tells nothing.
@@ -85,12 +89,16 @@ def _fit_task(task: Task, frame: pd.DataFrame, rows: np.ndarray | None) -> Task:
 
 
 def _fit_categorical(
-    frame: pd.DataFrame, rows: np.ndarray | None, column: Categorical, options: ColumnOptions
+    frame: pd.DataFrame,
+    rows: np.ndarray | None,
+    column: Categorical,
+    options: ColumnOptions,
+    dates: DateFormat | None = None,
 ) -> Categorical:
     """The vocabulary and the encoding of a categorical column."""
     if options.kind == "multi":
         column = replace(column, is_multi=True, separator=options.separator)
-    codes, names, row_offsets = encode.find_levels(frame, column)
+    codes, names, row_offsets = encode.find_levels(frame, column, dates)
     if row_offsets is not None:
         row = np.repeat(np.arange(len(row_offsets) - 1), np.diff(row_offsets))
         pairs = np.stack([row, codes])
@@ -128,13 +136,18 @@ def _vector_size(column: Categorical, options: ColumnOptions) -> int:
 
 
 def _fit_numbers(
-    frame: pd.DataFrame, rows: np.ndarray | None, name: str, options: ColumnOptions, num_bins: int
+    frame: pd.DataFrame,
+    rows: np.ndarray | None,
+    name: str,
+    options: ColumnOptions,
+    dates: DateFormat | None,
+    num_bins: int,
 ) -> Numeric:
-    is_datetime = options.kind == "datetime"
-    numbers = encode.find_numbers(frame, name, is_datetime)
+    numbers = encode.find_numbers(frame, name, dates)
     numbers = numbers if rows is None else numbers[rows]
     encoding = "" if options.encoding == "auto" else options.encoding
-    return replace(fit_numeric(name, numbers, num_bins), is_datetime=is_datetime, encoding=encoding)
+    column = replace(fit_numeric(name, numbers, num_bins), encoding=encoding)
+    return column if dates is None else replace(column, is_datetime=True, unit=dates.unit)
 
 
 def fit_numeric(name: str, values: np.ndarray, num_bins: int) -> Numeric:

@@ -1,4 +1,4 @@
-"""The values of one column of raw rows, as levels, numbers or dates.
+"""The values of one column of raw rows, as levels or numbers.
 
 A column of a frame may have any dtype of pandas or Arrow. Errors count rows from 0.
 
@@ -21,9 +21,6 @@ from mmoe.errors import UserError
 
 # The results of pandas.api.types.infer_dtype for columns of numbers.
 NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty")
-DAY = 86400.0  # seconds
-# Unix times are seconds if the largest is at most 1e11, milliseconds up to 1e14, then micro- or nanoseconds.
-UNIX_TIME_LIMITS = np.array([1e11, 1e14, 1e17])
 
 
 class Levels(NamedTuple):
@@ -66,7 +63,7 @@ def levels_of(values: pd.Series) -> Levels:
     if isinstance(values.dtype, pd.CategoricalDtype):
         codes, found = values.cat.codes.to_numpy(), values.cat.categories.tolist()
     elif isinstance(values.dtype, pd.ArrowDtype):
-        return _levels_of_array(_array(values), values.name)
+        return _levels_of_array(array_of(values), values.name)
     else:
         try:
             codes, uniques = pd.factorize(values)
@@ -90,7 +87,7 @@ def multi_levels_of(values: pd.Series, separator: str) -> Levels:
         except (TypeError, pa.ArrowException):
             raise UserError(f"column {values.name}: must hold text or lists of levels") from None
     else:
-        array = _array(values)
+        array = array_of(values)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if pa.types.is_null(array.type):
@@ -120,7 +117,7 @@ def numbers_of(values: pd.Series, may_be_missing: bool = True) -> np.ndarray:
         UserError: a value is not a number, is infinite or too large for float32, or must not be missing.
     """
     if isinstance(values.dtype, pd.ArrowDtype):
-        numbers = _numbers_of_array(_array(values), values.name)
+        numbers = _numbers_of_array(array_of(values), values.name)
     else:
         is_text = isinstance(values.dtype, pd.StringDtype) or kind_of(values) == "string"
         if is_text:
@@ -155,52 +152,6 @@ def check_finite_column(name: str, values: np.ndarray, may_be_missing: bool = Fa
         raise UserError(f"column {name}, row {row}: {rule}, is {value}")
 
 
-def dates_of(values: pd.Series) -> np.ndarray:
-    """The dates of a column, datetime64[s] [N], NaT where missing.
-
-    Text is parsed as pandas does, and a time zone is converted to UTC. Numbers are Unix times; their size
-    tells seconds from milliseconds, microseconds and nanoseconds.
-
-    Raises:
-        UserError: a value is not a date.
-    """
-    name = values.name
-    if isinstance(values.dtype, pd.ArrowDtype):
-        array = _array(values)
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
-            seconds = pc.cast(array, pa.timestamp("s"), safe=False)
-            return np.asarray(seconds.to_numpy(zero_copy_only=False))
-        is_number = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
-        values = pd.Series(array.to_pandas(), name=name)
-    else:
-        is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-    if is_number:
-        numbers = numbers_of(values).astype(np.float64)
-        largest = np.nanmax(np.abs(numbers), initial=0.0)
-        unix = numbers / 1000.0 ** np.searchsorted(UNIX_TIME_LIMITS, largest)
-        return pd.to_datetime(pd.Series(unix), unit="s").to_numpy("datetime64[s]")
-    parsed = pd.to_datetime(values, errors="coerce", format="mixed", utc=True)
-    wrong = (parsed.isna() & values.notna()).to_numpy()
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise UserError(f"column {name}, row {row}: must be a date, is {str(values.iloc[row])[:40]!r}")
-    return parsed.dt.tz_localize(None).to_numpy("datetime64[s]")
-
-
-def days(dates: np.ndarray) -> np.ndarray:
-    """Days since 1970 [N], NaN where the date is missing."""
-    seconds = dates.astype("datetime64[s]").astype(np.int64)
-    return np.where(np.isnat(dates), np.nan, seconds / DAY)
-
-
-def date_part(dates: np.ndarray, part: str) -> Levels:
-    """The year, the month (1 to 12), the weekday (0 is Monday) or the hour of dates, as levels."""
-    parts = getattr(pd.Series(dates).dt, part)
-    return levels_of(parts.astype("Int64").rename(part))
-
-
 def kind_of(values: pd.Series) -> str:
     """The kind of values in a column, in pandas's words, ignoring missing values."""
     return pd.api.types.infer_dtype(values, skipna=True)
@@ -220,7 +171,7 @@ def is_categorical(values: pd.Series) -> bool:
     return isinstance(values.dtype, pd.CategoricalDtype | pd.StringDtype) or kind_of(values) not in NUMBERS
 
 
-def _array(values: pd.Series) -> pa.Array:
+def array_of(values: pd.Series) -> pa.Array:
     """The Arrow array of a column with an Arrow dtype."""
     array = pa.array(values)
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array

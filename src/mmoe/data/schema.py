@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 from mmoe.data import schema_checks as check
+from mmoe.data.dates import UNITS, DateFormat
 from mmoe.errors import ArgumentError, UserError
 from mmoe.tasks import Task, task_from_json, task_to_json
 
@@ -110,6 +111,7 @@ class Numeric:
         origin: a number that is subtracted before the number is rounded to float32.
         has_missing: training rows had missing numbers. One more input is 1 where the number is missing.
         is_datetime: the raw column holds dates, which become days since 1970.
+        unit: the unit of Unix times in a column of dates: `s`, `ms`, `us` or `ns`; empty if there were none.
         encoding: one of `NUMBER_ENCODINGS`; empty for the encoder of all numbers that `Inputs` has.
 
     A constant or empty column has std 1 and a single bin, which begins at its value.
@@ -127,13 +129,15 @@ class Numeric:
     origin: float = 0.0
     has_missing: bool = False
     is_datetime: bool = False
+    unit: str = ""
     encoding: str = ""
 
     def __post_init__(self) -> None:
         _check_and_store(self, "numeric.", name=check.text)
-        if self.encoding not in ("", *NUMBER_ENCODINGS):
-            rule = f"must be one of {', '.join(NUMBER_ENCODINGS)}, or empty"
-            raise ArgumentError(f"numeric.{self.name}.encoding={self.encoding}: {rule}")
+        for key, allowed in (("encoding", NUMBER_ENCODINGS), ("unit", UNITS)):
+            if getattr(self, key) not in ("", *allowed):
+                rule = f"must be one of {', '.join(allowed)}, or empty"
+                raise ArgumentError(f"numeric.{self.name}.{key}={getattr(self, key)}: {rule}")
         statistics = {"mean": check.number, "std": check.std, "bins": check.bins, "values": check.increasing}
         flags = dict.fromkeys(("has_missing", "is_datetime"), check.flag)
         _check_and_store(self, f"numeric.{self.name}.", origin=check.number, **statistics, **flags)
@@ -142,6 +146,11 @@ class Numeric:
     def raw_name(self) -> str:
         """The name of the column in the raw rows."""
         return self.name
+
+    @property
+    def date_format(self) -> DateFormat | None:
+        """How the dates of the raw column are written; None if it holds numbers."""
+        return DateFormat(self.unit) if self.is_datetime else None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 
 from mmoe.data.column_options import unknown_key
-from mmoe.data.raw_column import column_of, dates_of, is_categorical, kind_of, levels_of, numbers_of
+from mmoe.data.dates import dates_of, guess_format
+from mmoe.data.raw_column import column_of, is_categorical, kind_of, levels_of, numbers_of
 from mmoe.errors import ArgumentError, UserError, is_number
 from mmoe.tasks.labels import level_text
 from mmoe.tasks.labels import levels_of as label_levels_of
@@ -120,8 +121,9 @@ def _holds(values: pd.Series, value: Any) -> np.ndarray:
 def _is_last(values: pd.Series, available: np.ndarray, share: float, name: str) -> np.ndarray:
     """The rows whose values are above the quantile; rows with equal values are never separated."""
     is_date = is_categorical(values) and not _holds_numbers(values)
-    ordered = dates_of(values).astype(np.int64) if is_date else numbers_of(values)
-    missing = np.isnat(dates_of(values)) if is_date else np.isnan(ordered)
+    found = dates_of(values, guess_format(values)) if is_date else numbers_of(values)
+    missing = np.isnat(found) if is_date else np.isnan(found)
+    ordered = found.astype(np.int64) if is_date else found
     _check_present(missing, available, str(values.name), name)
     ordered = ordered[available]
     first = np.sort(ordered)[int(len(ordered) * (1 - share))]

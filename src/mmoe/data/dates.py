@@ -1,0 +1,115 @@
+"""The dates in a column of raw rows, and how they are written.
+
+A column of a frame may have any dtype of pandas or Arrow. Errors count rows from 0.
+
+N rows.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmoe.data.raw_column import Levels, array_of, kind_of, levels_of, numbers_of
+from mmoe.errors import UserError
+
+DAY = 86400.0  # seconds
+UNITS = ("s", "ms", "us", "ns")  # of Unix times
+MAX_SECONDS = 1e11  # the largest Unix time, in the year 5138
+
+
+class DateFormat(NamedTuple):
+    """How a column of dates is written.
+
+    Attributes:
+        unit: of Unix times, one of `UNITS`; empty if the training rows had no Unix times.
+    """
+
+    unit: str = ""
+
+
+def guess_format(values: pd.Series) -> DateFormat:
+    """The format of the dates in training rows. The largest Unix time gives the unit."""
+    values = _plain(values)
+    if not _holds_unix_times(values):
+        return DateFormat()
+    largest = np.nanmax(np.abs(numbers_of(values).astype(np.float64)), initial=0.0)
+    limits = MAX_SECONDS * 1000.0 ** np.arange(len(UNITS) - 1)
+    return DateFormat(UNITS[int(np.searchsorted(limits, largest))])
+
+
+def dates_of(values: pd.Series, how: DateFormat) -> np.ndarray:
+    """The dates of a column, datetime64[s] [N], NaT where missing.
+
+    Text is parsed as pandas does, and a time zone is converted to UTC. Numbers are Unix times, also in text.
+
+    Raises:
+        UserError: a value is not a date.
+    """
+    values = _plain(values)
+    if isinstance(values.dtype, pd.ArrowDtype):  # dates or times
+        seconds = pc.cast(array_of(values), pa.timestamp("s"), safe=False)
+        return np.asarray(seconds.to_numpy(zero_copy_only=False))
+    if _holds_unix_times(values):
+        return _dates_of_unix_times(values, how)
+    if how.unit and kind_of(values) == "string":
+        try:
+            return _dates_of_unix_times(pd.Series(numbers_of(values), name=values.name), how)
+        except UserError:
+            pass  # the text holds dates
+    parsed = pd.to_datetime(values, errors="coerce", format="mixed", utc=True)
+    wrong = (parsed.isna() & values.notna()).to_numpy()
+    if wrong.any():
+        raise _not_a_date(values, int(wrong.argmax()))
+    return parsed.dt.tz_localize(None).to_numpy("datetime64[s]")
+
+
+def days(dates: np.ndarray) -> np.ndarray:
+    """Days since 1970 [N], NaN where the date is missing."""
+    seconds = dates.astype("datetime64[s]").astype(np.int64)
+    return np.where(np.isnat(dates), np.nan, seconds / DAY)
+
+
+def date_part(dates: np.ndarray, part: str) -> Levels:
+    """The year, the month (1 to 12), the weekday (0 is Monday) or the hour of dates, as levels."""
+    parts = getattr(pd.Series(dates).dt, part)
+    return levels_of(parts.astype("Int64").rename(part))
+
+
+def _plain(values: pd.Series) -> pd.Series:
+    """The column with a dtype of pandas, unless Arrow holds dates or times."""
+    if not isinstance(values.dtype, pd.ArrowDtype):
+        return values
+    array: Any = array_of(values)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
+        return pd.Series(array, dtype=pd.ArrowDtype(array.type), name=values.name)
+    return pd.Series(array.to_pandas(), name=values.name)
+
+
+def _holds_unix_times(values: pd.Series) -> bool:
+    """Whether a column without Arrow's dtype holds numbers."""
+    if isinstance(values.dtype, pd.ArrowDtype):
+        return False
+    if values.dtype == object:
+        return kind_of(values) in ("integer", "floating", "mixed-integer-float")
+    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+
+def _dates_of_unix_times(values: pd.Series, how: DateFormat) -> np.ndarray:
+    numbers = numbers_of(values).astype(np.float64)
+    seconds = numbers / 1000.0 ** UNITS.index(how.unit or "s")
+    wrong = np.isfinite(numbers) & (not how.unit or np.abs(seconds) > MAX_SECONDS)
+    if wrong.any():
+        raise _not_a_date(values, int(wrong.argmax()), how.unit)
+    whole = np.floor(np.round(seconds, 9))  # dates are rounded to nanoseconds, as pandas does
+    found = np.nan_to_num(whole).astype("datetime64[s]")
+    return np.where(np.isnan(whole), np.datetime64("NaT"), found)
+
+
+def _not_a_date(values: pd.Series, row: int, unit: str = "") -> UserError:
+    rule = f"must be a date, or a Unix time in {unit} as in the training rows" if unit else "must be a date"
+    return UserError(f"column {values.name}, row {row}: {rule}, is {str(values.iloc[row])[:40]!r}")
