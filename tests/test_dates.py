@@ -1,6 +1,7 @@
 """Columns of dates: how they are written is found in the training rows."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,20 @@ from conftest import Command
 
 import mmoe
 from mmoe.data.column_options import column_options
-from mmoe.data.dates import UNITS, DateFormat, dates_of, guess_format
+from mmoe.data.dates import (
+    AMBIGUOUS,
+    DAY_FIRST,
+    MONTH_FIRST,
+    UNITS,
+    DateFormat,
+    dates_of,
+    find_order,
+    guess_format,
+)  # fmt: skip
 from mmoe.data.encode import decode, encode
 from mmoe.data.fit_schema import fit_schema
 from mmoe.data.schema import Numeric, Schema
+from mmoe.data.table import TableData
 from mmoe.errors import UserError
 
 DAYS = pd.Series(pd.date_range("2001-01-01", "2025-12-31", periods=500), name="when").dt.floor("s")
@@ -82,6 +93,101 @@ def test_dates_and_times_of_arrow():
     for kind in (pa.timestamp("ms"), pa.timestamp("ns"), pa.timestamp("us", "UTC")):
         values = pd.Series(pa.array(DAYS).cast(kind), dtype=pd.ArrowDtype(kind))
         np.testing.assert_array_equal(dates_of(values, guess_format(values)), expected)
+
+
+@pytest.mark.parametrize(
+    ("texts", "order"),
+    [
+        (["31.12.2025", "1.2.2025"], DAY_FIRST),
+        (["1/2/25 10:30", " 13/2/25", None], DAY_FIRST),
+        (["12/31/2025", "1/2/2025"], MONTH_FIRST),
+        (["1/2/2025", "12-12-2025"], AMBIGUOUS),
+        (["31/12/2025", "12/31/2025"], AMBIGUOUS),
+        (["2025-12-31", "2025/12/31", "20251231", "1 Feb 2025"], ""),
+        (["2025-12-31", "31/12/2025"], DAY_FIRST),
+        ([], ""),
+    ],
+)
+def test_the_order_of_day_and_month(texts: list[str], order: str):
+    assert find_order(text for text in texts if text is not None) == order
+    for values in (pd.Series(texts, dtype=object), pd.Series(texts, dtype=pd.ArrowDtype(pa.string()))):
+        assert guess_format(values) == DateFormat(day_first=order == DAY_FIRST)
+    assert guess_format(pd.Series(texts, dtype=object), True).day_first
+    assert not guess_format(pd.Series(texts, dtype=object), False).day_first
+
+
+def written(pattern: str) -> pd.Series:
+    return DAYS.dt.strftime(pattern).rename("when")
+
+
+@pytest.mark.parametrize("pattern", ["%d.%m.%Y", "%d/%m/%Y", "%d-%m-%y", "%d.%m.%Y %H:%M:%S"])
+def test_dates_with_the_day_first_are_those_of_iso_dates(pattern: str):
+    schema, expected = fit(written(pattern)), fit(DAYS if "H" in pattern else DAYS.dt.floor("D"))
+    assert schema.numeric[0].day_first
+    assert replace(schema.numeric[0], day_first=False) == expected.numeric[0]
+    assert [c for c in schema.categorical if "hour" not in c.name] == [
+        c for c in expected.categorical if "hour" not in c.name
+    ]
+    assert Schema.from_json(schema.to_json()) == schema
+    # A new row alone does not show the order; other ways of writing a date are read as before.
+    new = ["1/2/2025", "12/31/2025", "2025-02-01", "2025/2/1", "1 Feb 2025", "2.1.2025 10:30"]
+    days = ["2025-02-01", "2025-12-31", "2025-02-01", "2025-02-01", "2025-02-01", "2025-01-02"]
+    assert read(new, schema) == days
+    assert read([pd.Timestamp("2025-02-01"), pd.Timestamp("2025-12-31")], schema) == days[:2]
+    month_first = ["2025-01-02", *days[1:-1], "2025-02-01"]
+    assert read(new, fit(written(pattern), day_first=False)) == month_first
+
+
+def test_the_user_says_what_ambiguous_dates_mean():
+    values = pd.Series(["1/2/2025", "3/4/2025"], name="when")
+    assert read(values, fit(values)) == ["2025-01-02", "2025-03-04"]
+    assert read(values, fit(values, day_first=True)) == ["2025-02-01", "2025-04-03"]
+    with pytest.raises(UserError, match=r"^columns.when.day_first=yes: must be true or false"):
+        fit(values, day_first="yes")
+    with pytest.raises(UserError, match=r"^columns.x.day_first=True: a numeric column does not have it"):
+        column_options("x", {"kind": "numeric", "day_first": True})
+
+
+@pytest.mark.parametrize("day_first", [None, True, False])
+def test_the_last_rows_by_dates_with_the_day_first(day_first: bool | None):
+    dates = pd.date_range("2025-01-01", periods=12 if day_first else 300)
+    rows = pd.DataFrame({"when": dates.strftime("%d/%m/%Y" if day_first is not False else "%m/%d/%Y")})
+    rows.assign(y=np.arange(len(rows)) % 2).to_csv("rows.csv", index=False)
+    rule = {"last": 0.25, "by": "when"}
+    columns = {"when": {"kind": "datetime"} | ({} if day_first is None else {"day_first": day_first})}
+    data = TableData(
+        train="rows.csv",
+        test=rule,
+        validation={"fraction": 0.3},
+        columns=columns,
+        tasks={"t": {"column": "y"}},
+    )
+    found = data.dataset.positions["test"].tolist()
+    assert found == list(range(len(rows) - len(found), len(rows)))
+    assert len(found) == pytest.approx(len(rows) / 4, abs=1)
+
+
+def test_an_exported_network_reads_dates_as_the_run_does():
+    pytest.importorskip("onnxruntime")
+    from mmoe.export import export
+    from mmoe.onnx_scorer import OnnxScorer
+
+    for day_first in (True, False):
+        given = mmoe.Table(
+            table(written("%d.%m.%Y" if day_first else "%m/%d/%Y")), {"t": "y"}, columns={"when": "datetime"}
+        )
+        quick = ["trainer.max_epochs=1", "logger=none", "figures=false"]
+        run = mmoe.fit(given, f"run{day_first}", *quick)
+        assert run.schema.numeric[0].day_first is day_first
+        export(run)
+        scorer = OnnxScorer(run.folder / "network.onnx")
+        texts = ["1/2/2025", "12/31/2025", "31-12-2025", "2025-02-01", " 2.1.2025 10:30:05 ", None]
+        expected = encode(pd.DataFrame({"when": texts}), run.input_schema)
+        found = scorer.encode({"when": texts})
+        np.testing.assert_array_equal(found["numbers"], expected.numbers)
+        np.testing.assert_array_equal(found["levels"], expected.levels)
+        with pytest.raises(ValueError, match=r"column when, row 0: must be a date: text such as 2024"):
+            scorer.encode({"when": ["13/13/2025"]})
 
 
 def test_the_unit_is_one_of_four():

@@ -130,7 +130,12 @@ def test_columns_without_use_are_left_out(data: Any, reason: str):
         ("x", [f"0{n}" for n in range(50)] * 10, "integers as text"),
         ("exposure", RANDOM.random(N), "the weight of a row?"),
         ("date", [20200101 + n % 28 for n in range(N)], "YYYYMMDD"),
-        ("x", [f"{1 + n % 28}.{1 + n % 12}.2020" for n in range(N)], "days stand before months"),
+        ("x", [f"{1 + n % 28}.{1 + n % 12}.2020" for n in range(N)], "the day stands before the month"),
+        (
+            "x",
+            [f"{1 + n % 12}/{1 + n % 12}/2020" for n in range(N)],
+            "read with the month first; set day_first",
+        ),
         ("x", RANDOM.integers(2**30, 2**31, N), "beyond 2^24"),
         ("x", [1.5, np.inf] * 100, "infinite"),
     ],

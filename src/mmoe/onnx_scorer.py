@@ -11,6 +11,7 @@ N rows, P positions of levels, K positions of one column, M numeric columns, L p
 import datetime
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -25,6 +26,7 @@ ROWS_PER_PASS = 8192
 BOOLEAN_SPELLINGS = (("False", "True"), ("false", "true"), ("FALSE", "TRUE"), ("0", "1"))
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 EPOCH, SECOND = datetime.datetime(1970, 1, 1), datetime.timedelta(seconds=1)
+NUMERIC_DATE = re.compile(r"(\d{1,2})[-/.](\d{1,2})[-/.](\d{4})([T ].*)?")
 UNITS = ("s", "ms", "us", "ns")  # of Unix times
 MAX_SECONDS = 1e11  # the largest Unix time, in the year 5138
 
@@ -36,7 +38,7 @@ class OnnxScorer:
 
     Rows are a list of mappings, or a mapping from column names to lists or arrays. They need the input
     columns of the run, and may have others. A missing value is None or NaN. Columns may hold what
-    `Run.predict` takes, but dates in text must have ISO format.
+    `Run.predict` takes, but dates in text must be written as 2024-01-31 or 31/1/2024, perhaps with a time.
 
     Attributes:
         schema: the run's schema.json.
@@ -66,8 +68,11 @@ class OnnxScorer:
             if len(values) != count:
                 what = f"{self.columns[0]} has {count} values, {name} has {len(values)}"
                 raise ValueError(f"columns must have the same length; {what}")
-        with_dates = {column["name"]: column["unit"] for column in self._numeric if column["is_datetime"]}
-        dates = {name: _dates(raw[name], name, unit) for name, unit in with_dates.items()}
+        with_dates = {column["name"]: column for column in self._numeric if column["is_datetime"]}
+        dates = {
+            name: _dates(raw[name], name, column["unit"], column["day_first"])
+            for name, column in with_dates.items()
+        }
         offsets = [*accumulate((column.num_codes for column in self._categorical), initial=0)]
         levels = [np.empty((count, 0), np.int64)]
         for column, offset in zip(self._categorical, offsets, strict=False):
@@ -231,13 +236,13 @@ def _number(value: Any, where: str) -> float:
     raise ValueError(f"{where}: must be a number, is {str(value)[:40]!r}")
 
 
-def _dates(values: list[Any], name: str, unit: str) -> np.ndarray:
+def _dates(values: list[Any], name: str, unit: str, day_first: bool) -> np.ndarray:
     """The dates of a column in UTC, datetime64[s] [N], NaT where missing.
 
     Numbers are Unix times of this unit, also in text; without a unit, numbers are no dates.
     """
     if not unit or not all(map(_is_unix_time, values)):
-        seconds = [_seconds(value, f"column {name}, row {i}") for i, value in enumerate(values)]
+        seconds = [_seconds(value, f"column {name}, row {i}", day_first) for i, value in enumerate(values)]
         return np.array(seconds, "datetime64[s]")
     unix = _numbers(values, name).astype(np.float64) / 1000.0 ** UNITS.index(unit)
     wrong = np.abs(unix) > MAX_SECONDS
@@ -257,12 +262,12 @@ def _is_unix_time(value: Any) -> bool:
         return False
 
 
-def _seconds(value: Any, where: str) -> int | None:
+def _seconds(value: Any, where: str, day_first: bool) -> int | None:
     """The seconds since 1970 of a date; None if it is missing."""
     if value is None:
         return None
     try:
-        date = datetime.datetime.fromisoformat(value.strip()) if isinstance(value, str) else value
+        date = datetime.datetime.fromisoformat(_iso(value, day_first)) if isinstance(value, str) else value
     except ValueError:
         date = None
     if isinstance(date, datetime.datetime):
@@ -270,8 +275,22 @@ def _seconds(value: Any, where: str) -> int | None:
         return int((date.replace(tzinfo=None) - EPOCH - offset) // SECOND)
     if isinstance(date, datetime.date):
         return (date - EPOCH.date()).days * 86400
-    rule = "must be a date: text in ISO format such as 2024-01-31T12:00:00, an object, or a Unix time"
+    rule = "must be a date: text such as 2024-01-31T12:00:00 or 31/12/2024, an object, or a Unix time"
     raise ValueError(f"{where}: {rule}; is {str(value)[:40]!r}")
+
+
+def _iso(text: str, day_first: bool) -> str:
+    """A date such as 31/12/2024 12:00 in ISO format; any other text as it is, without outer blanks.
+
+    If the date is impossible in the given order of day and month, the other order is used.
+    """
+    match = NUMERIC_DATE.fullmatch(text.strip())
+    if not match:
+        return text.strip()
+    first, second, year, time = match.groups()
+    is_day_first = int(first) > 12 if day_first is False else int(second) <= 12
+    day, month = (first, second) if is_day_first else (second, first)
+    return f"{year}-{month:0>2}-{day:0>2}{time or ''}"
 
 
 def _days(dates: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from mmoe.data.column_values import ColumnValues
+from mmoe.data.dates import AMBIGUOUS, DAY_FIRST, DateFormat, dates_of, find_order
 
 MAX_CODES = 20  # integers with at most so many distinct values are codes
 MIN_ROWS_PER_CODE = 5
@@ -118,13 +119,14 @@ def _guess_text(found: Guess) -> None:
     num_levels, texts = len(values.distinct), values.texts
     if _is_date(texts):
         found.kind = "datetime"
-        dates = pd.to_datetime(pd.Series(texts[:MAX_DATES]), format="mixed", errors="coerce", utc=True)
-        found.levels = f"{dates.min():%Y-%m-%d} to {dates.max():%Y-%m-%d}"
-        first = [re.match(r"(\d{1,2})[/.-]\d{1,2}[/.-]", text) for text in texts]
-        if any(match and int(match[1]) > 12 for match in first):
-            found.remarks.append(
-                "days stand before months; write dates as 2020-12-31, which are read in one way only"
-            )
+        order = find_order(texts)
+        dates = dates_of(pd.Series(texts[:MAX_DATES]), DateFormat(day_first=order == DAY_FIRST))
+        found.levels = f"{dates.min().astype('M8[D]')} to {dates.max().astype('M8[D]')}"
+        if order == DAY_FIRST:
+            found.options = {"day_first": True}
+            found.remarks.append("the day stands before the month")
+        elif order == AMBIGUOUS:
+            found.remarks.append("read with the month first; set day_first: true if the day is first")
         return
     if separator := _find_separator(values):
         found.kind, found.options = "multi", {"separator": separator}

@@ -12,7 +12,7 @@ KINDS = ("numeric", "categorical", "multi", "datetime")
 LEVELS = ("categorical", "multi")
 KINDS_OF_OPTIONS = {
     "size": LEVELS, "min_count": LEVELS, "buckets": LEVELS, "separator": ("multi",),
-    "max_values": ("multi",),
+    "max_values": ("multi",), "day_first": ("datetime",),
 }  # fmt: skip
 ENCODINGS = {
     **dict.fromkeys(LEVELS, ("auto", "one_hot", "embedding", "hash")),
@@ -35,6 +35,7 @@ class ColumnOptions:
         buckets: the number of hash buckets.
         separator: the text between two levels of a `multi` column; empty for lists.
         max_values: the number of levels of a row that are used, for a `multi` column.
+        day_first: for dates: whether 1/2/2025 is the first of February. None: the training rows tell.
 
     Raises:
         ArgumentError: a value is out of range, or does not fit the kind.
@@ -47,6 +48,7 @@ class ColumnOptions:
     buckets: int = 100_000
     separator: str = ""
     max_values: int = 32
+    day_first: bool | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -56,6 +58,8 @@ class ColumnOptions:
             raise ArgumentError(f"encoding={self.encoding}: {rule}")
         check_integers(0, size=self.size)
         check_integers(1, min_count=self.min_count, buckets=self.buckets, max_values=self.max_values)
+        if not isinstance(self.day_first, bool | None):
+            raise ArgumentError(f"day_first={self.day_first}: must be true or false")
         if not isinstance(self.separator, str):
             raise ArgumentError(f"separator={self.separator!r}: must be text")
         for key, kinds in KINDS_OF_OPTIONS.items():

@@ -5,6 +5,8 @@ A column of a frame may have any dtype of pandas or Arrow. Errors count rows fro
 N rows.
 """
 
+import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,8 @@ from mmoe.errors import UserError
 
 DAY = 86400.0  # seconds
 UNITS = ("s", "ms", "us", "ns")  # of Unix times
+NUMERIC_DATE = re.compile(r"\s*(\d{1,2})[-/.](\d{1,2})[-/.](\d{4}|\d{2})(?!\d)")
+DAY_FIRST, MONTH_FIRST, AMBIGUOUS = "day first", "month first", "ambiguous"
 MAX_SECONDS = 1e11  # the largest Unix time, in the year 5138
 
 
@@ -25,25 +29,48 @@ class DateFormat(NamedTuple):
 
     Attributes:
         unit: of Unix times, one of `UNITS`; empty if the training rows had no Unix times.
+        day_first: 1/2/2025 is the first of February.
     """
 
     unit: str = ""
+    day_first: bool = False
 
 
-def guess_format(values: pd.Series) -> DateFormat:
-    """The format of the dates in training rows. The largest Unix time gives the unit."""
+def guess_format(values: pd.Series, day_first: bool | None = None) -> DateFormat:
+    """The format of the dates in training rows; `day_first` is what the user says of it.
+
+    The largest Unix time gives the unit. The day stands first if `find_order` says so.
+    """
     values = _plain(values)
     if not _holds_unix_times(values):
-        return DateFormat()
+        if day_first is None:
+            is_text = not isinstance(values.dtype, pd.ArrowDtype) and kind_of(values) == "string"
+            day_first = is_text and find_order(values.dropna().unique()) == DAY_FIRST
+        return DateFormat(day_first=day_first)
     largest = np.nanmax(np.abs(numbers_of(values).astype(np.float64)), initial=0.0)
     limits = MAX_SECONDS * 1000.0 ** np.arange(len(UNITS) - 1)
     return DateFormat(UNITS[int(np.searchsorted(limits, largest))])
 
 
+def find_order(texts: Iterable[str]) -> str:
+    """How dates such as 1/2/2025 and 01.02.25 are written: `DAY_FIRST`, `MONTH_FIRST`, or `AMBIGUOUS`.
+
+    A number above 12 is a day. The order is ambiguous if there is none, or if days stand in both places, and
+    empty if there are no such dates.
+    """
+    found = [(int(match[1]), int(match[2])) for match in map(NUMERIC_DATE.match, texts) if match]
+    if not found:
+        return ""
+    first, second = (max(numbers) > 12 for numbers in zip(*found, strict=True))
+    return AMBIGUOUS if first == second else DAY_FIRST if first else MONTH_FIRST
+
+
 def dates_of(values: pd.Series, how: DateFormat) -> np.ndarray:
     """The dates of a column, datetime64[s] [N], NaT where missing.
 
-    Text is parsed as pandas does, and a time zone is converted to UTC. Numbers are Unix times, also in text.
+    Text is parsed as pandas does, and a time zone is converted to UTC. A date that is impossible in the order
+    of the format, such as 31/12/2025 with the month first, has the other order. Numbers are Unix times, also
+    in text.
 
     Raises:
         UserError: a value is not a date.
@@ -60,6 +87,11 @@ def dates_of(values: pd.Series, how: DateFormat) -> np.ndarray:
         except UserError:
             pass  # the text holds dates
     parsed = pd.to_datetime(values, errors="coerce", format="mixed", utc=True)
+    if how.day_first:
+        # With dayfirst=True, pandas would read 2025-01-02 as the first of February.
+        chosen = np.array([isinstance(one, str) and bool(NUMERIC_DATE.match(one)) for one in values], bool)
+        others = pd.to_datetime(values[chosen], errors="coerce", format="mixed", utc=True, dayfirst=True)
+        parsed = parsed.mask(chosen, others)
     wrong = (parsed.isna() & values.notna()).to_numpy()
     if wrong.any():
         raise _not_a_date(values, int(wrong.argmax()))

@@ -67,7 +67,7 @@ def fit_schema(
         dates = None
         if options.kind == "datetime":
             values = column_of(frame, name)
-            dates = guess_format(values if rows is None else values.iloc[rows])
+            dates = guess_format(values if rows is None else values.iloc[rows], options.day_first)
             for part in DATE_PARTS:
                 column = Categorical(f"{name}.{part}", (), source=name, part=part)
                 jobs.append(partial(_fit_categorical, frame, rows, column, ColumnOptions("datetime"), dates))
@@ -147,7 +147,7 @@ def _fit_numbers(
     numbers = numbers if rows is None else numbers[rows]
     encoding = "" if options.encoding == "auto" else options.encoding
     column = replace(fit_numeric(name, numbers, num_bins), encoding=encoding)
-    return column if dates is None else replace(column, is_datetime=True, unit=dates.unit)
+    return column if dates is None else replace(column, is_datetime=True, **dates._asdict())
 
 
 def fit_numeric(name: str, values: np.ndarray, num_bins: int) -> Numeric:

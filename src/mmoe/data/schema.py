@@ -112,6 +112,7 @@ class Numeric:
         has_missing: training rows had missing numbers. One more input is 1 where the number is missing.
         is_datetime: the raw column holds dates, which become days since 1970.
         unit: the unit of Unix times in a column of dates: `s`, `ms`, `us` or `ns`; empty if there were none.
+        day_first: in a column of dates, 1/2/2025 is the first of February.
         encoding: one of `NUMBER_ENCODINGS`; empty for the encoder of all numbers that `Inputs` has.
 
     A constant or empty column has std 1 and a single bin, which begins at its value.
@@ -130,6 +131,7 @@ class Numeric:
     has_missing: bool = False
     is_datetime: bool = False
     unit: str = ""
+    day_first: bool = False
     encoding: str = ""
 
     def __post_init__(self) -> None:
@@ -139,7 +141,7 @@ class Numeric:
                 rule = f"must be one of {', '.join(allowed)}, or empty"
                 raise ArgumentError(f"numeric.{self.name}.{key}={getattr(self, key)}: {rule}")
         statistics = {"mean": check.number, "std": check.std, "bins": check.bins, "values": check.increasing}
-        flags = dict.fromkeys(("has_missing", "is_datetime"), check.flag)
+        flags = dict.fromkeys(("has_missing", "is_datetime", "day_first"), check.flag)
         _check_and_store(self, f"numeric.{self.name}.", origin=check.number, **statistics, **flags)
 
     @property
@@ -150,7 +152,7 @@ class Numeric:
     @property
     def date_format(self) -> DateFormat | None:
         """How the dates of the raw column are written; None if it holds numbers."""
-        return DateFormat(self.unit) if self.is_datetime else None
+        return DateFormat(self.unit, self.day_first) if self.is_datetime else None
 
 
 @dataclass(frozen=True)

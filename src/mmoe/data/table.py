@@ -271,9 +271,9 @@ class TableData(DataModule):
             rows = encoded[self._source_of(split)]
             splits[split] = rows if len(where) == len(rows.labels) else take(rows, where)
             if split != "train":
-                source = self._source_of(split)
-                with errors_of(sources[source].name):
-                    groups = encode_groups(frames[source], schema.tasks, positions[split])
+                name = self._source_of(split)
+                with errors_of(sources[name].name):
+                    groups = encode_groups(frames[name], schema.tasks, positions[split])
                 splits[split] = splits[split]._replace(groups=groups)
         num_rows = {split: len(where) for split, where in index.items()}
         schema = replace(
@@ -290,7 +290,9 @@ class TableData(DataModule):
             if isinstance(rule, SplitRule):
                 name = "validation" if split == "val" else split
                 rows = available[rule.of]
-                chosen[split] = choose(rule, frames[rule.of], rows, self.split_seed, name)
+                by = (self.columns or {}).get(rule.by or "")
+                day_first = by.day_first if by else None
+                chosen[split] = choose(rule, frames[rule.of], rows, self.split_seed, name, day_first)
                 available[rule.of] = rows[~np.isin(rows, chosen[split])]
         left = {split: available[self._source_of(split)] for split in SPLITS if split not in chosen}
         return {split: (chosen | left)[split] for split in SPLITS}

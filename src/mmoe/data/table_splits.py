@@ -88,8 +88,17 @@ def parse(name: str, given: Any) -> "SplitRule | list[str]":
         raise ArgumentError(f"{name}.{error}") from None
 
 
-def choose(rule: SplitRule, frame: pd.DataFrame, available: np.ndarray, seed: int, name: str) -> np.ndarray:
+def choose(
+    rule: SplitRule,
+    frame: pd.DataFrame,
+    available: np.ndarray,
+    seed: int,
+    name: str,
+    day_first: bool | None = None,
+) -> np.ndarray:
     """The sorted positions of the chosen rows, among the `available` positions [N].
+
+    `day_first` is what the user says of dates in the column `by`; see `ColumnOptions`.
 
     Raises:
         UserError: no row is chosen, or none is left.
@@ -97,7 +106,7 @@ def choose(rule: SplitRule, frame: pd.DataFrame, available: np.ndarray, seed: in
     if rule.column:
         mask = _holds(column_of(frame, rule.column), rule.value)[available]
     elif rule.last:
-        mask = _is_last(column_of(frame, str(rule.by)), available, rule.last, name)
+        mask = _is_last(column_of(frame, str(rule.by)), available, rule.last, name, day_first)
     elif rule.by:
         mask = _is_in_groups(column_of(frame, rule.by), available, float(rule.fraction or 0), seed, name)
     else:
@@ -118,10 +127,12 @@ def _holds(values: pd.Series, value: Any) -> np.ndarray:
     return mask
 
 
-def _is_last(values: pd.Series, available: np.ndarray, share: float, name: str) -> np.ndarray:
+def _is_last(
+    values: pd.Series, available: np.ndarray, share: float, name: str, day_first: bool | None
+) -> np.ndarray:
     """The rows whose values are above the quantile; rows with equal values are never separated."""
     is_date = is_categorical(values) and not _holds_numbers(values)
-    found = dates_of(values, guess_format(values)) if is_date else numbers_of(values)
+    found = dates_of(values, guess_format(values, day_first)) if is_date else numbers_of(values)
     missing = np.isnat(found) if is_date else np.isnan(found)
     ordered = found.astype(np.int64) if is_date else found
     _check_present(missing, available, str(values.name), name)

@@ -32,7 +32,8 @@ def grouped_auroc(probability: Tensor, label: Tensor, group: Tensor) -> Tensor:
     pairs = positives * (rows - positives)
     area = (zeros.index_add(0, group, ranks * label) - positives * (positives + 1) / 2) / pairs
     has_both = pairs > 0
-    return (area * rows)[has_both].sum() / rows[has_both].sum()
+    mean: Tensor = (area * rows)[has_both].sum() / rows[has_both].sum()
+    return mean
 
 
 class GroupedAUROC(Metric):
