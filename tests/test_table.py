@@ -14,6 +14,7 @@ from conftest import Command
 from omegaconf import OmegaConf
 
 import mmoe
+from mmoe.cli import run_name
 from mmoe.data.encode import decode, encode
 from mmoe.data.table import TableData
 from mmoe.errors import UserError
@@ -233,6 +234,36 @@ def test_a_table_trains_from_the_command_line(csv: Path, train_mine: Command, tm
     assert set(predicted["plan_class"]) <= {"gold", "silver", "bronze"}
     reordered = run.predict(new[new.columns[::-1]])
     assert predicted.equals(reordered[predicted.columns])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "folder"),
+    [
+        (["data=mine"], "runs/mine/*/metrics.json"),
+        (["-m", "data=mine", "seed=0,1"], "runs/mine/*/[01]/metrics.json"),
+        (["data=mine", "experiment=census"], "runs/census/*/metrics.json"),
+    ],
+)
+def test_the_run_folder_has_the_name_of_the_data_set(
+    csv: Path, train: Command, overrides: list[str], folder: str
+):
+    write_yaml()
+    done = train("--config-dir", "conf", *overrides, "trainer.max_epochs=1", "logger=none")
+    assert done.code == 0, done.err
+    assert len(list(Path().glob(folder))) == 1 + ("-m" in overrides)
+    assert len(list(Path("runs").iterdir())) == 1
+
+
+def test_the_name_of_a_run_folder():
+    for experiment, data, overrides, name in (
+        ("census", "census", [], "census"),
+        ("census", "mine", ["seed=1"], "mine"),
+        ("census", "mine", ["experiment=census"], "census"),
+        ("smoke", "census", ["experiment=smoke"], "smoke"),
+        ("own", "mine", [], "own"),  # chosen in a configuration of the user
+        (None, "mine", ["experiment=null"], "mine"),
+    ):
+        assert run_name(overrides, {"experiment": experiment, "data": data}) == name
 
 
 def test_files_are_scored_like_frames(csv: Path, train_mine: Command, command: Callable[[str], Command]):

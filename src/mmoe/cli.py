@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from mmoe.atomic import remove_if_empty
@@ -30,6 +30,7 @@ from mmoe.errors import (
 )  # fmt: skip
 from mmoe.training.sweep_jobs import in_sweep, run_job
 
+DEFAULT_EXPERIMENT = "census"  # that of conf/train.yaml
 # Warnings of Lightning and torch that need no action.
 IGNORED_WARNINGS = (
     "The number of training batches",  # it is smaller than the logging interval on small data
@@ -38,6 +39,16 @@ IGNORED_WARNINGS = (
     "You requested to overfit",  # our loader does not shuffle then
     ".*could not find the monitored key",  # the final report says so
 )
+
+
+def run_name(overrides: Sequence[str], choices: Mapping[str, Any]) -> str:
+    """The folder of a run below runs/: the experiment, or the data set if no experiment was chosen."""
+    data, experiment = choices.get("data"), choices.get("experiment")
+    is_chosen = experiment != DEFAULT_EXPERIMENT or any(o.startswith("experiment=") for o in overrides)
+    return str(experiment if experiment and (is_chosen or not data) else data)
+
+
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)  # for hydra.run.dir in conf/train.yaml
 
 
 def command(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
