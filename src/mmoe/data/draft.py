@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from mmoe.data.column_guess import WEIGHT_WORDS, Guess, words
 from mmoe.data.csv_options import CsvOptions
+from mmoe.data.fraction_guess import guess_fractions
 from mmoe.data.task_guess import TaskGuess
 
 COMMENT_COLUMN = 42  # where comments begin, as in conf/
@@ -44,14 +45,19 @@ class Description(NamedTuple):
 def draft(table: Description, main_task: str, out: str) -> str:
     """The text of the YAML file `out`."""
     count = len(table.guesses) + len(table.tasks)
+    shares = guess_fractions(table.tasks, main_task, table.num_rows, table.test is not None)
     lines = [
         f"# {_shown(table.source)}: {table.num_rows:,} rows, {count} columns. Drafted by mmoe.describe;"
         " check the kinds of the columns and of the tasks.",
         *_command(out),
         "_target_: mmoe.data.table.datamodule",
         f"train: {to_yaml(table.source)}",
-        _line("validation: {fraction: 0.1}", _validation_hint(table.inputs)),
-        f"test: {to_yaml(table.test)}" if table.test else _line("test: {fraction: 0.2}", "or a file"),
+        _line(
+            f"validation: {{fraction: {shares.validation}}}", shares.reason or _validation_hint(table.inputs)
+        ),
+        f"test: {to_yaml(table.test)}"
+        if table.test
+        else _line(f"test: {{fraction: {shares.test}}}", shares.reason or "or a file"),
     ]
     if table.csv:
         options = asdict(table.csv)

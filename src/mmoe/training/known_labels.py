@@ -19,10 +19,13 @@ log = logging.getLogger(__name__)
 SPLIT_NAMES = {"train": "training", "val": "validation"}
 
 
-def check_known_labels(dataset: Dataset, watched: Collection[str | None]) -> None:
+def check_known_labels(
+    dataset: Dataset, watched: Collection[str | None], takes_fraction: bool = False
+) -> None:
     """Warn of metrics that cannot be computed from the labels of a split; these are shown as n/a.
 
-    `watched` are the metrics, such as `val/income/auroc`, that choose the epoch or stop the training.
+    `watched` are the metrics, such as `val/income/auroc`, that choose the epoch or stop the training. An
+    error advises a larger fraction of validation rows if the data set `takes_fraction`.
 
     Raises:
         UserError: a watched metric cannot be computed from the training or the validation rows, or no
@@ -44,7 +47,12 @@ def check_known_labels(dataset: Dataset, watched: Collection[str | None]) -> Non
             found = f"the {SPLIT_NAMES.get(split, split)} rows have {count}"
             needed = [name for name in missing if f"val/{task.name}/{name}" in watched]
             if needed and split in SPLIT_NAMES:
-                raise UserError(f"monitor=val/{task.name}/{needed[0]}: needs different labels, but {found}")
+                remedies = ["data.validation={fraction: 0.4}"] if takes_fraction and split == "val" else []
+                if "log_loss" in task.METRICS and "log_loss" not in missing:
+                    remedies.append(f"monitor=val/{task.name}/log_loss")
+                hint = f"; try {' or '.join(remedies)}" if remedies else ""
+                rule = f"needs different labels, but {found}{hint}"
+                raise UserError(f"monitor=val/{task.name}/{needed[0]}: {rule}")
             log.warning("task %s: %s, so they have no %s", task.name, found, ", ".join(missing))
 
 

@@ -1,5 +1,6 @@
 """Build the parts of a training, and check them before the first step."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,7 +140,8 @@ def prepare(config: DictConfig, folder: Path) -> Training:
     check_monitor(config.monitor, config.monitor_mode, validation_metrics(data.schema.tasks))
     if isinstance(data, DataModule):
         watched = {config.monitor, *(getattr(callback, "monitor", None) for callback in callbacks.values())}
-        check_known_labels(data.dataset, watched if trainer.limit_val_batches else ())
+        takes_fraction = "validation" in inspect.signature(type(data)).parameters
+        check_known_labels(data.dataset, watched if trainer.limit_val_batches else (), takes_fraction)
     learner = build_learner(config, data.schema)
     learner.check_optimizer()
     if learner.schedule.follows_validations and not validates_each_epoch(trainer):

@@ -1,0 +1,80 @@
+"""Guess which shares of a table are enough for validation and test rows.
+
+N rows.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mmoe.data.table_splits import SplitRule, choose
+from mmoe.data.task_guess import TaskGuess
+from mmoe.errors import UserError
+
+VALIDATION, TEST = (0.1, 0.2, 0.3, 0.4), (0.2, 0.3, 0.4)
+
+
+class Fractions(NamedTuple):
+    """The shares of validation and test rows, and why they are larger than usual; empty if they are not."""
+
+    validation: float
+    test: float
+    reason: str = ""
+
+
+def guess_fractions(
+    tasks: Sequence[TaskGuess], main_task: str, num_rows: int, has_test_file: bool
+) -> Fractions:
+    """The smallest shares for which the binary tasks have both classes in the rows of each split.
+
+    If not all tasks can have them, the main task goes first, then the number of tasks counts.
+    """
+    usual = Fractions(VALIDATION[0], TEST[0])
+    names = [task.name for task in tasks if task.kind == "binary"]
+    best, found = usual, both_classes(tasks, usual, num_rows, has_test_file)
+    before = found
+    if found is not None and len(found) == len(names):
+        return usual
+    for test, validation in product(TEST[:1] if has_test_file else TEST, VALIDATION):
+        candidate = Fractions(validation, test)
+        now = both_classes(tasks, candidate, num_rows, has_test_file)
+        if _rank(now, main_task) > _rank(found, main_task):
+            best, found = candidate, now
+    gained = [name for name in names if name in (found or ()) and name not in (before or ())]
+    one_class = f"have one class of {', '.join(gained)}" if gained else "be empty"
+    return best._replace(reason="" if best == usual else f"with less, a split would {one_class}")
+
+
+def both_classes(
+    tasks: Sequence[TaskGuess], fractions: Fractions, num_rows: int, has_test_file: bool
+) -> set[str] | None:
+    """The binary tasks with known labels of both classes in each split; None if a split is empty.
+
+    The rows are those that training chooses with `split_seed: 0`.
+    """
+    rows, frame = np.arange(num_rows), pd.DataFrame()
+    splits = []
+    for name, share in (("test", fractions.test), ("validation", fractions.validation)):
+        if name == "test" and has_test_file:
+            continue
+        try:
+            chosen = choose(SplitRule(fraction=share), frame, rows, 0, name)
+        except UserError:
+            return None
+        rows = rows[~np.isin(rows, chosen)]
+        splits.append(chosen)
+    found = set()
+    for task in tasks:
+        if task.kind == "binary":
+            known = task.values.codes >= 0
+            shares = [task.positive[split][known[split]] for split in (*splits, rows)]
+            if all(share.any() and not share.all() for share in shares):
+                found.add(task.name)
+    return found
+
+
+def _rank(found: set[str] | None, main_task: str) -> tuple[bool, bool, int]:
+    return (False, False, 0) if found is None else (True, main_task in found, len(found))
