@@ -31,6 +31,7 @@ from mmoe.models.network import Output
 from mmoe.tasks import gate_column, logit_columns, with_groups
 from mmoe.training import checkpoints, report
 from mmoe.training.monitors import run_blank_rows
+from mmoe.training.precision import trainer_options
 from mmoe.training.preparation import build_learner, build_network
 
 # Predictions are computed for this many rows at a time, padded if needed, so that a row's score does not
@@ -317,7 +318,7 @@ class Run:
             config.trainer.pop(key, None)
         config.trainer.accelerator, config.trainer.devices, config.trainer.max_epochs = "auto", 1, 1
         silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
-        trainer: pl.Trainer = build(config, "trainer", **silent)
+        trainer: pl.Trainer = build(config, "trainer", **silent, **trainer_options(config, []))
         return trainer
 
 

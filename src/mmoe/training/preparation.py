@@ -26,6 +26,7 @@ from mmoe.training.monitors import (
     validates_each_epoch,
     with_monitor,
 )
+from mmoe.training.precision import trainer_options
 from mmoe.training.replica_learner import replica_callback_arguments
 
 TRAINER_MINIMUMS = {  # the least value of each integer option
@@ -108,7 +109,7 @@ def build_trainer(
 ) -> pl.Trainer:
     """Build the trainer of a run folder."""
     options: dict[str, Any] = {"callbacks": list(callbacks), "logger": list(loggers) or False}
-    options |= {"plugins": [AtomicCheckpointIO()], "default_root_dir": folder}
+    options |= trainer_options(config, [AtomicCheckpointIO()]) | {"default_root_dir": folder}
     trainer: pl.Trainer = build(config, "trainer", **options)
     return trainer
 
