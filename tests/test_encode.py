@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 import torch
 
+from mmoe.data.column_options import ColumnOptions
 from mmoe.data.encode import encode
 from mmoe.data.fit_schema import fit_numeric, fit_schema
 from mmoe.data.schema import Categorical, Schema
@@ -92,6 +93,39 @@ def test_modes_are_the_most_frequent_levels_of_the_training_rows():
     levels = torch.tensor([[0, 3], [1, 4], [1, 4], [5, 4]], dtype=torch.int16)  # 5 is unseen
     schema = with_modes(Schema(columns, (), ()), levels)
     assert [column.mode for column in schema.categorical] == [1, 2]
+
+
+BOOLEANS = [
+    ("False", "True"),
+    ("false", "true"),
+    ("FALSE", "TRUE"),
+    ("0", "1"),
+    (0, 1),
+    (False, True),
+    (0.0, 1.0),
+]
+
+
+@pytest.mark.parametrize("ours", BOOLEANS)
+def test_new_rows_may_spell_booleans_in_another_way(ours: tuple[object, object]):
+    training = pd.DataFrame({"flag": pd.Series([*ours, None], dtype=object)})
+    schema = fit_schema(training, {"flag": ColumnOptions("categorical")}, TASKS[:0], 4)
+    for theirs in BOOLEANS:
+        for extra in (None, "perhaps", "2"):  # the other levels of a frame do not matter
+            frame = pd.DataFrame({"flag": pd.Series([theirs[1], extra, theirs[0]], dtype=object)})
+            other = 3 if extra else 2  # unseen, or missing
+            assert encode(frame, schema).levels[:, 0].tolist() == [1, other, 0]
+            assert encode(frame[:1], schema).levels[:, 0].tolist() == [1]
+    mixed = pd.DataFrame({"flag": pd.Series(["TRUE", "true", "1", "False"], dtype=object)})
+    assert encode(mixed, schema).levels[:, 0].tolist() == [1, 1, 1, 0]
+
+
+def test_levels_that_are_no_booleans_are_never_respelled():
+    for levels in (["0", "1", "2"], ["true", "1"], ["yes", "no"]):
+        training = pd.DataFrame({"flag": levels})
+        schema = fit_schema(training, {"flag": ColumnOptions("categorical")}, TASKS[:0], 4)
+        found = encode(pd.DataFrame({"flag": ["True", "FALSE"]}), schema)
+        assert (found.levels == len(levels)).all()
 
 
 def test_a_missing_level_has_a_code_if_training_rows_had_one():

@@ -171,6 +171,7 @@ def test_rows_may_be_lists_arrays_frames_or_mappings(run: Run, scorer: OnnxScore
         ("flag", ["0", None, "1"]),
         ("flag", ["true", "perhaps"]),
         ("flag", ["True", "perhaps", "false"]),
+        ("flag", ["TRUE", 0, "perhaps", 1.0, None]),
         ("bit", [True, False]),
         ("bit", ["false", "true"]),
         ("bit", [1, 2, 0]),

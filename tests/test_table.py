@@ -284,6 +284,25 @@ def test_files_are_scored_like_frames(csv: Path, train_mine: Command, command: C
         pd.testing.assert_frame_equal(out[expected.columns], expected, check_dtype=False)
 
 
+def test_booleans_of_parquet_and_text_of_csv_are_the_same(
+    train_mine: Command, command: Callable[[str], Command]
+):
+    rows = frame().assign(large=lambda one: one["amount"].fillna(0) > 20)[["large", "clicked"]]
+    rows.astype(bool).to_parquet("train.parquet")
+    columns, tasks = {"large": "categorical"}, {"click": {"column": "clicked"}}
+    write_yaml(train="train.parquet", columns=columns, tasks=tasks)
+    assert train_mine().code == 0
+    run = mmoe.load("run")
+    expected = run.predict(rows)
+    assert expected["click_probability"].nunique() == 2
+    as_booleans = run.evaluate(rows={"test": "train.parquet"}, resamples=0)["checkpoints"]
+    for spelling in (("True", "False"), ("true", "false"), ("TRUE", "FALSE"), (1, 0)):
+        rows.astype(bool).replace({True: spelling[0], False: spelling[1]}).to_csv("new.csv", index=False)
+        assert command("predict")("run=run", "input=new.csv", "output=out.parquet").code == 0
+        pd.testing.assert_frame_equal(pd.read_parquet("out.parquet"), expected)
+        assert run.evaluate(rows={"test": "new.csv"}, resamples=0)["checkpoints"] == as_booleans
+
+
 def test_missing_and_unseen_values_are_scored(csv: Path, train_mine: Command):
     write_yaml()
     assert train_mine().code == 0

@@ -24,6 +24,7 @@ import onnxruntime
 
 ROWS_PER_PASS = 8192
 BOOLEAN_SPELLINGS = (("False", "True"), ("false", "true"), ("FALSE", "TRUE"), ("0", "1"))
+TRUTH = {name: bool(truth) for spelling in BOOLEAN_SPELLINGS for truth, name in enumerate(spelling)}
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 EPOCH, SECOND = datetime.datetime(1970, 1, 1), datetime.timedelta(seconds=1)
 NUMERIC_DATE = re.compile(r"(\d{1,2})[-/.](\d{1,2})[-/.](\d{4})([T ].*)?")
@@ -148,10 +149,11 @@ class _LevelColumn:
         codes: dict[str | None, int] = {None: self.missing}
         if self.buckets:
             return codes | {level: zlib.crc32(level.encode()) % self.buckets for level in levels}
-        ours, theirs = _spelling(self.levels), _spelling(levels)
-        is_translated = ours and theirs and not levels.keys() <= self.code_of.keys()
-        known = dict(zip(theirs or (), ours or (), strict=True)) if is_translated else {}
-        return codes | {level: self.code_of.get(known.get(level, level), self.rare) for level in levels}
+        ours = _spelling(self.levels)
+        for level in levels:
+            is_respelled = ours and level not in self.code_of and level in TRUTH
+            codes[level] = self.code_of.get(ours[TRUTH[level]] if is_respelled else level, self.rare)
+        return codes
 
     def _split(self, value: Any) -> list[str | None]:
         """The levels of a row of a multi-valued column; a missing row has the level None."""
@@ -206,8 +208,8 @@ def _level(value: Any, column: str) -> str | None:
     raise ValueError(f"column {column}: must hold text, holds {value!r}")
 
 
-def _spelling(levels: Sequence[str] | Mapping[str, Any]) -> tuple[str, str] | None:
-    """How the levels spell false and true; None if they are no booleans."""
+def _spelling(levels: Sequence[str]) -> tuple[str, str] | None:
+    """How a vocabulary spells false and true; None if its levels are no booleans."""
     return next((pair for pair in BOOLEAN_SPELLINGS if levels and set(levels) <= set(pair)), None)
 
 

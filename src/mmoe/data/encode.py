@@ -19,6 +19,10 @@ from mmoe.data.labels import decode_labels, encode_labels
 from mmoe.data.raw_column import Levels, column_of, levels_of, multi_levels_of, numbers_of
 from mmoe.data.schema import Categorical, Numeric, Schema
 
+# For each spelling of a boolean whether it means true. If all levels of a vocabulary are booleans, then new
+# rows may spell them in another way, as booleans in Parquet and text in CSV do.
+TRUTH = {name: bool(truth) for spelling in BOOLEAN_SPELLINGS for truth, name in enumerate(spelling)}
+
 
 def encode(frame: pd.DataFrame, schema: Schema) -> Batch:
     """Encode raw rows; a level that is not in the schema gets the unseen code, and a missing number is NaN.
@@ -76,14 +80,16 @@ def level_codes(names: Sequence[str], column: Categorical) -> np.ndarray:
     """The code of each level in the column, counted from 0; -1 for an unseen one without a code."""
     if column.buckets:
         return np.array([hash_level(name, column.buckets) for name in names], np.int64)
-    known = pd.Index(column.levels, dtype=object).get_indexer(pd.Index(list(names), dtype=object))
-    if (known < 0).any() and (ours := _spelling(column.levels)) and (theirs := _spelling(names)):
-        known = pd.Index(column.levels).get_indexer(pd.Index([ours[theirs.index(name)] for name in names]))
+    vocabulary = pd.Index(column.levels, dtype=object)
+    known = vocabulary.get_indexer(pd.Index(list(names), dtype=object))
+    if (known < 0).any() and (ours := _spelling(column.levels)):
+        respelled = [ours[TRUTH[name]] if name in TRUTH else name for name in names]
+        known = np.where(known < 0, vocabulary.get_indexer(pd.Index(respelled, dtype=object)), known)
     return np.where(known < 0, column.num_codes - 1, known) if column.has_rare else known
 
 
 def _spelling(levels: Sequence[str]) -> tuple[str, str] | None:
-    """How the levels spell false and true; None if they are no booleans."""
+    """How a vocabulary spells false and true; None if its levels are no booleans."""
     return next((pair for pair in BOOLEAN_SPELLINGS if levels and set(levels) <= set(pair)), None)
 
 

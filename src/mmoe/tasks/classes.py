@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 YES_AND_NO = (("0", "1"), ("false", "true"), ("no", "yes"))  # columns whose positive level is obvious
+SAME_BOOLEAN = {"0": "false", "false": "0", "1": "true", "true": "1"}
 BALANCED = "balanced"
 ClassWeights = str | tuple[float, ...] | None
 
@@ -91,7 +92,9 @@ class Binary(Task):
 
     def encode(self, values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
         codes, levels = levels_of(values)
-        is_positive = np.array([*(level in self.positive for level in levels), False], np.float32)
+        # One file may hold 0 and 1 where another one has booleans.
+        positive = {*self.positive, *(SAME_BOOLEAN[one] for one in self.positive if one in SAME_BOOLEAN)}
+        is_positive = np.array([*(level in positive for level in levels), False], np.float32)
         return is_positive[codes], codes >= 0
 
     def decode(self, labels: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
