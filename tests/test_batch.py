@@ -68,10 +68,11 @@ def test_the_check_is_fast():
 
 
 @pytest.mark.parametrize("with_masks", [True, False])
-def test_masks_and_weights_stay_with_their_rows(with_masks: bool):
+def test_masks_weights_and_groups_stay_with_their_rows(with_masks: bool):
     numbers = torch.arange(10.0)[:, None]
     masks = (numbers > 4, 2 * numbers) if with_masks else (None, None)
-    rows = Batch(numbers.short(), numbers, numbers, *masks)
+    groups = 3 * numbers.long() if with_masks else None
+    rows = Batch(numbers.short(), numbers, numbers, *masks, groups=groups)
     order = torch.tensor([7, 2, 9, 0])
     for part, expected in [
         (take(rows, order), order),
@@ -83,6 +84,8 @@ def test_masks_and_weights_stay_with_their_rows(with_masks: bool):
         if with_masks:
             assert torch.equal(part.known, part.numbers > 4)
             assert torch.equal(part.weights, 2 * part.numbers)
+            assert torch.equal(part.groups, 3 * part.numbers.long())
         else:
             assert part.known is None
             assert part.weights is None
+            assert part.groups is None

@@ -169,6 +169,6 @@ def test_totals_of_all_processes_give_the_gradient_of_all_rows():
     whole = torch.autograd.grad(ours(*batch).loss, list(ours.parameters()))
     totals = (batch.known * batch.weights).sum(0) / 2
     parts = [batch.map(lambda tensor, s=s: tensor[s]) for s in (slice(0, 3), slice(3, 12))]
-    gradients = [torch.autograd.grad(ours(*part, totals).loss, list(ours.parameters())) for part in parts]
+    gradients = [torch.autograd.grad(ours(*part[:6], totals).loss, list(ours.parameters())) for part in parts]
     for a, b, c in zip(whole, *gradients, strict=True):
         torch.testing.assert_close(a, (b + c) / 2, rtol=1e-4, atol=1e-7)

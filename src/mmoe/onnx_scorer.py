@@ -151,8 +151,8 @@ class _LevelColumn:
             return codes | {level: zlib.crc32(level.encode()) % self.buckets for level in levels}
         ours = _spelling(self.levels)
         for level in levels:
-            is_respelled = ours and level not in self.code_of and level in TRUTH
-            codes[level] = self.code_of.get(ours[TRUTH[level]] if is_respelled else level, self.rare)
+            name = ours[TRUTH[level]] if ours and level in TRUTH and level not in self.code_of else level
+            codes[level] = self.code_of.get(name, self.rare)
         return codes
 
     def _split(self, value: Any) -> list[str | None]:

@@ -28,10 +28,10 @@ class Batch(NamedTuple):
             0 where a label is unknown.
         known: [N, T], bool, whether each label is known. None: all are.
         weights: [N, T], float32, the weights of the rows in each task's loss. None: all are 1.
-        groups: [N, 1], int64, equal for rows of one group, such as a user; see `TableData`. None: the rows
-            have no groups, as training rows.
         sparse: [N, S], the same rows as a `SparseMatrix`, computed once by `Inputs.encode_rows`. None: the
             input layer encodes levels and numbers in each step.
+        groups: [N, 1], int64, equal for rows of one group, such as a user; see `TableData`. None: the rows
+            have no groups, as training rows.
     """
 
     levels: Tensor
@@ -39,13 +39,18 @@ class Batch(NamedTuple):
     labels: Tensor
     known: Tensor | None = None
     weights: Tensor | None = None
-    groups: Tensor | None = None
     sparse: Any = None  # Any, because `data` imports nothing from `models`
+    groups: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """Apply a function to all tensors; the result has no sparse matrix."""
-        tensors = (None if tensor is None else function(tensor) for tensor in self[:6])
-        return Batch(*tensors)  # type: ignore[arg-type]
+        *tensors, groups = (None if tensor is None else function(tensor) for tensor in self.tensors)
+        return Batch._make((*tensors, None, groups))
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All fields but the sparse matrix."""
+        return *self[:5], self.groups
 
 
 def take(rows: Batch, index: Tensor) -> Batch:
@@ -59,16 +64,16 @@ def split(rows: Batch, size: int, count: int) -> Iterator[Batch]:
     sizes = [size] * (count - 1)
     sizes.append(rows.labels.shape[-2] - sum(sizes))
     nothing = repeat(None)
-    tensors = (nothing if tensor is None else torch.split(tensor, sizes, -2) for tensor in rows[:6])
+    *tensors, groups = (nothing if one is None else torch.split(one, sizes, -2) for one in rows.tensors)
     sparse = nothing if rows.sparse is None else rows.sparse.split(sizes)
-    return map(Batch, *tensors, sparse)
+    return map(Batch, *tensors, sparse, groups)
 
 
 def concatenate(parts: Sequence[Batch]) -> Batch:
     """Join rows; all parts have the same fields, and none has a sparse matrix."""
-    columns = zip(*(part[:6] for part in parts), strict=True)
-    tensors = (None if column[0] is None else torch.cat(column, dim=-2) for column in columns)
-    return Batch(*tensors)  # type: ignore[arg-type]
+    columns = zip(*(part.tensors for part in parts), strict=True)
+    *tensors, groups = (None if column[0] is None else torch.cat(column, dim=-2) for column in columns)
+    return Batch._make((*tensors, None, groups))
 
 
 def blank_rows(schema: Schema) -> Batch:

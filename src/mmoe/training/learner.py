@@ -129,7 +129,7 @@ class Learner(LightModule):
 
     def _compute(self, batch: Batch, totals: Tensor | None = None) -> LossAndOutput:
         """Apply the objective; `totals` are its argument."""
-        return self.objective(*batch[:5], batch.sparse, totals)  # type: ignore[no-any-return]
+        return self.objective(*batch[:6], totals)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, stage: str, number: int) -> Tensor:
         """Compute the loss of the epoch's batch `number`, and keep its logits for the metrics.
