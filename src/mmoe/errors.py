@@ -29,6 +29,14 @@ class ArgumentError(UserError):
     """An argument breaks a rule. The message begins with its name; `build` puts the config key before it."""
 
 
+class RowError(UserError):
+    """A value of a column of raw rows breaks a rule. `row` counts from 0."""
+
+    def __init__(self, column: str, row: int, rule: str) -> None:
+        super().__init__(f"column {column}, row {row}: {rule}")
+        self.column, self.row, self.rule = column, row, rule
+
+
 class Stopped(BaseException):
     """The process received a signal that asks it to end."""
 

@@ -19,10 +19,10 @@ from mmoe import CONF_DIR
 from mmoe.cli import command
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
 
     from mmoe.data.batch import Batch
+    from mmoe.data.raw_rows import RawRows, RowFormat
     from mmoe.data.schema import Schema
     from mmoe.run import Run
 
@@ -64,14 +64,13 @@ def predict(
 
     Args:
         run: the run.
-        source: for a run on a table, files as for its training; else any file that `readers.read_chunks`
-            accepts.
+        source: a file, a glob, a folder or a URL.
         target: a file that ends with .parquet, .csv or .csv.gz.
         checkpoint: as in `Run`.
         replica: as in `Run`.
         gates: add a column with the gate weights of each task and expert.
         ids: columns of the rows that are copied to the output, before the predictions.
-        chunk_rows: the number of rows to read at once.
+        chunk_rows: the most rows to read at once.
 
     A warning names each column with levels that training did not see, and the number of these rows.
 
@@ -85,6 +84,8 @@ def predict(
     from tqdm import tqdm
 
     from mmoe.atomic import write
+    from mmoe.data.data_files import find_files
+    from mmoe.data.raw_rows import read_rows
     from mmoe.errors import UserError
     from mmoe.run import compute_outputs, prediction_columns
     from mmoe.run_folder import check_not_run_file
@@ -92,10 +93,15 @@ def predict(
 
     if not target.name.endswith((".parquet", ".csv", ".csv.gz")):
         raise UserError(f"output={target}: must end with .parquet, .csv or .csv.gz")
-    if target.exists() and Path(source).exists() and target.samefile(source):
+    try:
+        files = find_files(source)
+    except UserError as error:
+        raise UserError(f"input={error}") from None
+    if target.exists() and any(Path(file).exists() and target.samefile(file) for file in files):
         raise UserError(f"output={target}: must not be the input")
     check_not_run_file(run.folder, "output", target)
-    frames = read_frames(run, source, ids, chunk_rows)
+    format = find_format(run)
+    raw = read_rows(files, format, run.schema, ids, chunk_rows)
     network = run.network(checkpoint, replica)
     if gates and not run_blank_rows(network, run.schema).gates.shape[-1]:
         raise UserError("gates=true: the run's model has no gates")
@@ -115,14 +121,14 @@ def predict(
         tables = map(score, chunks)
         first = next(tables, None)
         if first is None:
-            raise UserError(f"{source}: has no rows")
+            raise UserError(f"{source}: must have at least one row; has none")
         with table_writer(scratch, first.schema) as writer, tqdm(unit="row", unit_scale=True) as bar:
             for table in itertools.chain([first], tables):
                 writer.write_table(table)
                 count += len(table)
                 bar.update(len(table))
 
-    encoded = encode_frames(frames, run.input_schema, ids, unseen)
+    encoded = encode_rows(raw, run.input_schema, ids, unseen, format.may_be_missing)
     with closing(regroup_into_blocks(read_ahead(encoded))) as chunks:
         write(target, partial(write_predictions, chunks))
     for name, number in unseen.items():
@@ -139,34 +145,44 @@ class Chunk(NamedTuple):
     rows: "Batch"
 
 
-def read_frames(run: "Run", source: str, ids: Sequence[str], chunk_rows: int) -> Generator["pd.DataFrame"]:
-    """Raw rows with the inputs of the run and the columns of ids, in chunks."""
-    from mmoe.data.readers import read_chunks
+def find_format(run: "Run") -> "RowFormat":
+    """How the rows that the run predicts are written."""
+    from mmoe.data.raw_rows import PLAIN
     from mmoe.data.table import TableData
     from mmoe.errors import UserError
 
     try:
         run.check_trust("data")
     except UserError:  # a class of the user, which is not needed for predictions
-        return read_chunks(Path(source), run.schema, chunk_rows)
+        return PLAIN
     data = hydra.utils.get_object(run.config.data._target_)
     if isinstance(data, type) and issubclass(data, TableData):
-        return data.read_rows(source, run.config.data, run.schema, ids, chunk_rows)
-    return read_chunks(Path(source), run.schema, chunk_rows)
+        return data.row_format(run.config.data, run.schema)
+    return PLAIN
 
 
-def encode_frames(
-    frames: Generator["pd.DataFrame"], schema: "Schema", ids: Sequence[str], unseen: dict[str, int]
+def encode_rows(
+    parts: Generator["RawRows"],
+    schema: "Schema",
+    ids: Sequence[str],
+    unseen: dict[str, int],
+    may_be_missing: bool,
 ) -> Generator[Chunk]:
-    """Encode each frame. Add to `unseen`, by column, the number of levels that training did not see."""
+    """Encode each part. Add to `unseen`, by column, the number of levels that training did not see."""
     import pyarrow as pa
 
     from mmoe.data.encode import encode
     from mmoe.data.raw_column import column_of
+    from mmoe.errors import RowError, UserError
 
-    with closing(frames):
-        for frame in frames:
-            rows = encode(frame, schema)
+    with closing(parts):
+        for frame, locate in parts:
+            try:
+                rows = encode(frame, schema, may_be_missing)
+            except RowError as error:
+                raise locate(error) from None
+            except UserError as error:
+                raise UserError(f"input: {error}") from None
             counts = (rows.levels == schema.num_levels).sum(0).tolist()
             for position, count in zip(schema.level_positions, counts, strict=True):
                 name = schema.categorical[position].name

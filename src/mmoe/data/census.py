@@ -3,20 +3,20 @@
 UCI data set 117. Its census-income.names describes 41 columns and the label.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mmoe.data import headerless_csv
+from mmoe.data import census_layout, headerless_csv
 from mmoe.data.census_files import COLUMNS, INCOME, NAMES, NUMERIC, OFFICIAL_ROWS, Files, find_files
 from mmoe.data.data_files import sha256
-from mmoe.data.readers import read_chunks
+from mmoe.data.raw_rows import RowFormat
 from mmoe.data.schema import Schema
 from mmoe.data.table import Source, TableData
-from mmoe.errors import ArgumentError, UserError
+from mmoe.errors import ArgumentError, RowError, UserError
 
 
 class CensusData(TableData):
@@ -88,20 +88,16 @@ class CensusData(TableData):
         return "census-sample" if self.files.is_sample else "census"
 
     @classmethod
-    def read_rows(
-        cls, source: str, config: Mapping[str, Any], schema: Schema, ids: Sequence[str], chunk_rows: int
-    ) -> Generator[pd.DataFrame]:
-        """Rows to predict, from any file that `readers.read_chunks` accepts."""
-        if not set(ids) <= set(schema.input_columns):
-            raise UserError(f"id={list(ids)}: must be inputs of the run: {', '.join(schema.input_columns)}")
-        return read_chunks(Path(source), schema, chunk_rows)
+    def row_format(cls, config: Mapping[str, Any], schema: Schema) -> RowFormat:
+        return RowFormat(partial(census_layout.find_options, schema.input_columns), may_be_missing=False)
 
     def _sources(self) -> dict[str, Source]:
         paths = {"train": self.files.train, "test": self.files.test}
-        return {
-            name: Source(str(path), {path.name: sha256(str(path))}, lambda: COLUMNS, partial(_read, path))
-            for name, path in paths.items()
-        }
+        sources = {}
+        for name, path in paths.items():
+            digests, read, place = {path.name: sha256(str(path))}, partial(_read, path), partial(_locate, path)
+            sources[name] = Source(str(path), digests, lambda: COLUMNS, read, place)
+        return sources
 
     def _origin(self, num_rows: Mapping[str, int]) -> str:
         if self.files.is_sample:
@@ -130,6 +126,10 @@ def read(path: Path) -> pd.DataFrame:
 
 def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return read(path)[list(columns)]
+
+
+def _locate(path: Path, error: RowError) -> UserError:
+    return UserError(f"{path}: {error}")
 
 
 def _check_features(features: Sequence[str]) -> None:

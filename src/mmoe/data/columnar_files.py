@@ -3,8 +3,8 @@
 Files of one source may differ in their types. Each column is cast to one type for all of them.
 """
 
+import base64
 from collections.abc import Iterator, Sequence
-from functools import reduce
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -33,36 +33,56 @@ class ColumnarFile:
         self.is_parquet = file_kind(path) == PARQUET
         self._text: list[str] = []  # columns that are read as dictionaries
         with reading(path), open_file(path) as file:
-            schema = self._reader(file).schema_arrow if self.is_parquet else _open(file).schema
+            if self.is_parquet:
+                reader = self._reader(file)
+                schema, self._num_rows = reader.schema_arrow, reader.metadata.num_rows
+                _check_types(schema, reader.metadata)
+            else:
+                schema = _open(file).schema
         if self.is_parquet:
             self._text = [field.name for field in schema if field.type in (pa.string(), pa.large_string())]
         types = [TEXT_CODES if field.name in self._text else field.type for field in schema]
-        self.schema = pa.schema(zip(schema.names, types, strict=True))
-        self.names: list[str] = self.schema.names
+        self.types = types
+        self.names: list[str] = schema.names
+        self._stored_names: list[str] = schema.names  # `names` may be changed
         check_names(self.names, path)
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """All rows of the columns. Parquet is decoded by several threads."""
         if not self.is_parquet:
             parts = list(self.batches(columns))
-            return pa.concat_tables(parts) if parts else self.schema.empty_table().select(columns)
+            types = [(name, self.types[self.names.index(name)]) for name in columns]
+            return pa.concat_tables(parts) if parts else pa.schema(types).empty_table()
         with reading(self.path), open_file(self.path) as file:
-            return _checked(self._reader(file).read(list(columns)), columns)
+            return self._checked(self._reader(file).read(self._stored(columns)), columns)
 
     def batches(self, columns: Sequence[str], rows: int = 65536) -> Iterator[pa.Table]:
         """Blocks of rows: of Parquet at most `rows` rows, of Arrow as they are in the file."""
         with reading(self.path), open_file(self.path) as file:
             if self.is_parquet:
-                batches = self._reader(file).iter_batches(rows, columns=list(columns))
+                batches = self._reader(file).iter_batches(rows, columns=self._stored(columns))
             else:
                 reader = _open(file, [self.names.index(name) for name in columns])
                 is_stream = isinstance(reader, pa.RecordBatchReader)
                 batches = (
                     iter(reader) if is_stream else map(reader.get_batch, range(reader.num_record_batches))
                 )
+            count = 0
             for batch in batches:
-                table = _checked(pa.Table.from_batches([batch]), columns)
-                yield table
+                count += len(batch)
+                yield self._checked(pa.Table.from_batches([batch]), columns)
+            if self.is_parquet and count != self._num_rows:
+                raise pa.ArrowInvalid(f"has {count} rows, and its footer says {self._num_rows}")
+
+    def _stored(self, columns: Sequence[str]) -> list[str]:
+        """The names of the columns in the file."""
+        return [self._stored_names[self.names.index(name)] for name in columns]
+
+    def _checked(self, table: pa.Table, columns: Sequence[str]) -> pa.Table:
+        """The columns in this order. Arrow does not check text and codes of dictionaries when it reads them."""
+        table = table.select(self._stored(columns)).rename_columns(list(columns))
+        table.validate(full=True)
+        return table
 
     def _reader(self, file: pa.NativeFile) -> parquet.ParquetFile:
         """Checksums of pages are verified where the file has them."""
@@ -79,22 +99,37 @@ def common_schema(files: Sequence[ColumnarFile], columns: Sequence[str]) -> pa.S
     """
     schema = []
     for name in columns:
-        types = [_plain(file.schema.field(name).type) for file in files]
-        try:
-            schema.append((name, reduce(_common_type, types)))
-        except pa.ArrowTypeError:
-            other, first = next(
-                (kind, file) for kind, file in zip(types, files, strict=True) if kind != types[0]
-            )
-            what = f"holds {other}, and {types[0]} in {files[0].path}"
-            raise UserError(f"{first.path}, column {name}: {what}") from None
+        found = pa.null()
+        for i, file in enumerate(files):
+            kind = _plain(file.types[file.names.index(name)])
+            try:
+                found = _common_type(found, kind)
+            except pa.ArrowTypeError:
+                others = f"{files[0].path} and {i - 1} more" if i > 1 else files[0].path
+                raise UserError(f"{file.path}, column {name}: holds {kind}, and {found} in {others}") from None
+        schema.append((name, found))
     return pa.schema(schema)
 
 
 def cast(table: pa.Table, schema: pa.Schema, path: str) -> pa.Table:
-    """Cast a part of the file at `path` to the schema of all files."""
-    with reading(path):
+    """Cast a part of the file at `path` to the schema of all files.
+
+    Raises:
+        UserError: bytes are not text in UTF-8.
+    """
+    try:
         return table.cast(schema)
+    except pa.ArrowInvalid as error:
+        name = next(field.name for field in schema if not _can_cast(table[field.name], field.type))
+        raise UserError(f"{path}, column {name}: must hold UTF-8 text ({error})") from None
+
+
+def _can_cast(column: pa.ChunkedArray, kind: pa.DataType) -> bool:
+    try:
+        column.cast(kind)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _open(
@@ -107,11 +142,22 @@ def _open(
     return (pa.ipc.open_file if start == FILE_MAGIC else pa.ipc.open_stream)(file, options=options)
 
 
-def _checked(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """The columns in this order. Arrow does not check text and codes of dictionaries when it reads them."""
-    table = table.select(columns)
-    table.validate(full=True)
-    return table
+def _check_types(schema: pa.Schema, metadata: parquet.FileMetaData) -> None:
+    """Compare the types of floats and decimals with those that Arrow recorded when it wrote the file.
+
+    A damaged footer, which has no checksum, may give a wrong type that would change the numbers.
+    """
+    stored = (metadata.metadata or {}).get(b"ARROW:schema")
+    written = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(stored))) if stored else schema
+    types = {field.name: field.type for field in written}
+    for field in schema:
+        kind, other = field.type, types.get(field.name, field.type)
+        if pa.types.is_decimal(kind) and pa.types.is_decimal(other):
+            differ = kind.scale != other.scale
+        else:
+            differ = kind != other and (pa.types.is_floating(kind) or pa.types.is_floating(other))
+        if differ:
+            raise pa.ArrowInvalid(f"column {field.name} holds {kind}, and was written as {other}")
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmoe.data.csv_options import CsvOptions
+from mmoe.errors import RowError
 
 BLANKS = " \t"
 
@@ -75,6 +76,28 @@ def convert_text(column: pa.ChunkedArray, kind: pa.DataType, options: CsvOptions
     column = pc.cast(column, kind)
     # A field that spells NaN is a missing number.
     return pc.if_else(pc.is_nan(column), None, column) if kind == pa.float64() else column
+
+
+def to_numbers(column: pa.ChunkedArray, name: str, options: CsvOptions) -> pa.ChunkedArray:
+    """Convert a column of text to numbers.
+
+    Raises:
+        RowError: a value is not a number.
+    """
+    column = _clean(column, options)
+    try:
+        return convert_text(column, pa.float64(), options)
+    except pa.ArrowInvalid:
+        if options.has_plain_numbers:
+            return column  # of numbers in other spellings, or with an error that is found when they are encoded
+    encoded = column.combine_chunks().dictionary_encode()
+    for code, text in enumerate(encoded.dictionary):
+        try:
+            convert_text(pa.chunked_array([[text.as_py()]]), pa.float64(), options)
+        except pa.ArrowInvalid:
+            row = pc.index(encoded.indices, code).as_py()
+            raise RowError(name, row, f"must be a number, is {text.as_py()[:40]!r}") from None
+    raise AssertionError
 
 
 def _clean(column: pa.ChunkedArray, options: CsvOptions) -> pa.ChunkedArray:

@@ -1,91 +1,125 @@
-"""Read a file of delimited text as Arrow columns of text."""
+"""Read a file of delimited text as Arrow columns of text.
 
-import codecs
+Arrow parses the rows. Python's csv module, which is slower, finds the line of an error, and reads files in
+which blanks stand before quotes.
+"""
+
 import csv
 import io
-from collections.abc import Collection, Iterator
-from itertools import islice
-from typing import IO
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
 from mmoe.data.csv_options import CsvOptions, check_names
+from mmoe.data.csv_start import DELIMITERS, START_BYTES, decoded_stream, find_delimiter, read_start
 from mmoe.data.data_files import open_stream, reading
-from mmoe.data.text_blocks import ENCODINGS
 from mmoe.errors import UserError
 
-BLOCK_BYTES = 1 << 22  # a line must be shorter
-HEADER_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 22  # a row must be shorter
+BATCH_ROWS = 16384  # rows that Python parses at once
 LINE = "line"  # the only column of a ragged file, before it is split
+NO_DELIMITER = "\x1e"  # no text holds it, so a line is one field
+END = "\x1e"  # a line after the last one, which becomes part of the last row if a quote is open
+FIRST_ROW_NUMBERS = ("0", "1")
 
 
 class CsvFile:
-    """A file of delimited text: its column names, and its rows as text."""
+    """A file of delimited text: its column names, and its rows as text.
+
+    Raises:
+        UserError: the file cannot be read or is empty, or two columns have the same name.
+    """
 
     def __init__(self, path: str, options: CsvOptions) -> None:
         self.path, self.options = path, options
-        self.delimiter = options.delimiter or ("\t" if ".tsv" in path.lower() else ",")
-        with reading(path), decoded_stream(path, options.encoding) as stream:
-            text = stream.read(HEADER_BYTES).decode(errors="ignore")
-        if not text.strip("\ufeff\r\n"):
-            raise UserError(f"{path}: is empty")
-        lines = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=self.delimiter)
-        first = next(filter(None, lines))
-        self._skipped = lines.line_num - 1 - sum("\n" in field for field in first) if options.header else 0
-        if options.header:
-            # R writes row names without a header, and pandas names such a column like this.
-            self.names = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(first)]
-        else:
-            self.names = list(options.names or (f"column_{i}" for i in range(1, len(first) + 1)))
+        start = read_start(path, options.encoding)
+        self.encoding = start.encoding
+        self.delimiter = options.delimiter or find_delimiter(path, start.text)
+        blanks_before_quotes = rf'(^|[\n{re.escape(self.delimiter)}]) +"(?!")'
+        self._needs_python = ' "' in start.text and bool(re.search(blanks_before_quotes, start.text))
+        lines: list[str] = []
+        reader = csv.reader(
+            (lines.append(line) or line for line in io.StringIO(start.text, newline="")),  # type: ignore[func-returns-value]
+            delimiter=self.delimiter,
+            skipinitialspace=True,
+        )
+        try:
+            first = next(filter(None, reader))
+            self._header_bytes = len("".join(lines).encode()) + 3 * start.has_mark if options.header else 0
+            second = next(filter(None, reader), [])
+        except csv.Error as error:
+            raise UserError(f"{path}, line 1: must be a row of fields ({error})") from None
+        is_whole = len(start.text) < START_BYTES // 4
+        self._has_rows = bool(second) or not options.header or not is_whole
+        self.names = list(options.names or self._find_names(first, second))
         check_names(self.names, path)
 
-    def batches(self, columns: Collection[str]) -> Iterator[pa.Table]:
+    def _find_names(self, first: Sequence[str], second: Sequence[str]) -> list[str]:
+        """The column names of a file with these first two rows."""
+        if not self.options.header:
+            return [f"column_{i}" for i in range(1, len(first) + 1)]
+        # R writes row numbers without a name, and pandas gives such a column this name.
+        has_row_numbers = len(second) == len(first) + 1 and second[0] in FIRST_ROW_NUMBERS
+        names = ["", *first] if has_row_numbers and not self.options.ragged else first
+        return [name.strip() or f"Unnamed: {i}" for i, name in enumerate(names)]
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The rows in blocks of about 4 MiB, as columns of text with null for a missing value.
 
-        A block may also have the last column of the file, which is always checked.
-
         Raises:
-            UserError: the file is damaged, or a line has too few or too many fields.
+            UserError: the file is damaged, a row has too few or too many fields, or a quote is not closed.
         """
-        is_ragged = self.options.ragged
-        last = self.names[-1]
-        wanted = [LINE] if is_ragged else [name for name in self.names if name in columns or name == last]
-        last_value: str | None = None
-        read = arrow_csv.ReadOptions(
-            column_names=[LINE] if is_ragged else self.names,
-            block_size=BLOCK_BYTES,
-            skip_rows=self._skipped,
-            skip_rows_after_names=int(self.options.header),
-        )
-        if is_ragged:  # a line is one field, because no text holds this delimiter
-            parse = arrow_csv.ParseOptions(delimiter="\x1e", quote_char=False)
+        if not self._has_rows:
+            return
+        if self.options.ragged:
+            for part in self._parse([LINE], [LINE]):
+                yield self._split(part[LINE]).select(columns)
+            return
+        # The last column shows whether the last quote is closed.
+        wanted = list(dict.fromkeys([*columns, self.names[-1]]))
+        last: str | None = None
+        try:
+            parts = self._parse_in_python(wanted) if self._needs_python else self._parse(self.names, wanted)
+            for part in parts:
+                yield part.select(columns)
+                last = part[self.names[-1]][-1].as_py() if len(part) else last
+        except UserError:
+            self._check_rows()
+            raise
+        if self._may_end_in_quotes(last):
+            self._check_rows()
+
+    def _parse(self, names: Sequence[str], wanted: Sequence[str]) -> Iterator[pa.Table]:
+        """The columns `wanted` of a file with the columns `names`, parsed by Arrow."""
+        read = arrow_csv.ReadOptions(column_names=names, block_size=BLOCK_BYTES)
+        if self.options.ragged:
+            parse = arrow_csv.ParseOptions(delimiter=NO_DELIMITER, quote_char=False)
         else:
             parse = arrow_csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True)
         convert = arrow_csv.ConvertOptions(
             column_types=dict.fromkeys(wanted, pa.string()),
             include_columns=wanted,
-            null_values=[] if is_ragged else list(self.options.missing),
+            null_values=[] if self.options.ragged else list(self.options.missing),
             strings_can_be_null=True,
         )
-        try:
-            with (
-                reading(self.path),
-                decoded_stream(self.path, self.options.encoding) as stream,
-                arrow_csv.open_csv(stream, read, parse, convert) as reader,
-            ):
+        with reading(self.path), decoded_stream(self.path, self.encoding) as stream:
+            stream.read(self._header_bytes)
+            with arrow_csv.open_csv(stream, read, parse, convert) as reader:
                 for batch in reader:
-                    yield self._split(batch[LINE]) if is_ragged else pa.Table.from_batches([batch])
-                    last_value = batch[wanted[-1]][-1].as_py() if len(batch) else last_value
-        except UserError:
-            if not is_ragged:
-                self._check_lines()
-            raise
-        if last_value and "\n" in last_value:
-            self._check_last_quote()
+                    yield pa.Table.from_batches([batch])
 
-    def _split(self, lines: pa.Array) -> pa.Table:
+    def _parse_in_python(self, wanted: Sequence[str]) -> Iterator[pa.Table]:
+        positions = [self.names.index(name) for name in wanted]
+        rows = self._checked_rows()
+        while block := list(islice(rows, BATCH_ROWS)):
+            arrays = [pa.array([row[i] for row in block], pa.string()) for i in positions]
+            yield pa.table([self._without_missing(array) for array in arrays], names=wanted)
+
+    def _split(self, lines: pa.ChunkedArray) -> pa.Table:
         """Split lines into columns. The last column takes the rest of each line, or is missing."""
         count = len(self.names)
         # With a delimiter at its end, a line without the last column has an empty one.
@@ -97,43 +131,72 @@ class CsvFile:
             raise UserError(f"{self.path}: a line must have at least {count - 1} fields, is {line[:60]!r}")
         arrays = [pc.list_element(fields, i) for i in range(count)]
         arrays[-1] = pc.ascii_rtrim(arrays[-1], self.delimiter)
-        missing = pa.array(self.options.missing, pa.string())
-        arrays = [pc.if_else(pc.is_in(array, missing), None, array) for array in arrays]
-        return pa.table(arrays, names=self.names)
+        return pa.table([self._without_missing(array) for array in arrays], names=self.names)
 
-    def _check_last_quote(self) -> None:
-        """Raise UserError if the quotes around the last field, which holds line ends, are not closed."""
-        end = b""
-        with reading(self.path), decoded_stream(self.path, self.options.encoding) as stream:
-            while block := stream.read(BLOCK_BYTES):
-                end = (end + block)[-16:]
-        if not end.rstrip(b" \r\n").endswith(b'"'):
-            raise UserError(
-                f"{self.path}: a quote in column {self.names[-1]} must be closed; the file ends before"
-            )
+    def _without_missing(self, array: pa.Array) -> pa.Array:
+        return pc.if_else(pc.is_in(array, pa.array(self.options.missing, pa.string())), None, array)
 
-    def _check_lines(self) -> None:
-        """Raise UserError for the first line that has too few or too many fields, or is not text."""
-        with reading(self.path), decoded_stream(self.path, self.options.encoding) as stream:
-            file: IO[str] = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-            lines = csv.reader(file, delimiter=self.delimiter)
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """The number of the first line of each row, and the row's fields, parsed by Python.
+
+        Raises:
+            UserError: a field is too long, or a quote is not closed.
+        """
+        with reading(self.path), decoded_stream(self.path, self.encoding) as stream:
+            # A byte that is not valid UTF-8 becomes a surrogate.
+            text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")  # type: ignore[arg-type]
+            is_header = self.options.header
+            if self.options.ragged:
+                reader = csv.reader(chain(text, [END]), delimiter=NO_DELIMITER, quoting=csv.QUOTE_NONE)
+            else:
+                reader = csv.reader(chain(text, [END]), delimiter=self.delimiter, skipinitialspace=True)
+            while True:
+                line = reader.line_num + 1
+                try:
+                    row = next(reader)
+                except csv.Error as error:
+                    rule = f"must be a row of fields, with all quotes closed ({error})"
+                    raise UserError(f"{self.path}, line {line}: {rule}") from None
+                if row == [END] and reader.line_num == line:
+                    return
+                if row and row[-1].endswith(END):
+                    raise UserError(f"{self.path}, line {line}: a quote must be closed; the file ends before")
+                if row and not is_header:
+                    yield line, row
+                is_header = is_header and not row
+
+    def _checked_rows(self) -> Iterator[list[str]]:
+        """The fields of each row. Raise UserError if there are too few or too many, or one is not text."""
+        for line, row in self.rows():
+            if len(row) != len(self.names):
+                name = DELIMITERS.get(self.delimiter, repr(self.delimiter))
+                rule = f"must have {len(self.names)} {name}-separated fields, has {len(row)}"
+                if len(row) > len(self.names) and self.options.header:
+                    rule += "; csv.ragged=true takes the rest of a line as its last field"
+                raise UserError(f"{self.path}, line {line}: {rule}")
             try:
-                for line in islice(filter(None, lines), int(self.options.header), None):
-                    if len(line) != len(self.names):
-                        rule = f"must have {len(self.names)} fields, has {len(line)}"
-                        if len(line) > len(self.names):
-                            rule += "; csv.ragged=true takes the rest of a line as its last field"
-                        raise UserError(f"{self.path}, line {lines.line_num}: {rule}")
-            except UnicodeDecodeError:
+                "".join(row).encode()
+            except UnicodeEncodeError:
                 rule = "must be UTF-8 text; csv.encoding names another encoding, such as latin-1"
-                raise UserError(f"{self.path}, after line {lines.line_num}: {rule}") from None
+                raise UserError(f"{self.path}, line {line}: {rule}") from None
+            yield row
 
+    def _check_rows(self) -> None:
+        """Raise UserError for the first row that `_checked_rows` rejects."""
+        for _ in self._checked_rows():
+            pass
 
-def decoded_stream(path: str, encoding: str) -> pa.NativeFile:
-    """Open the text of a file in UTF-8. A byte order mark overrides the encoding."""
-    with open_stream(path) as stream:
-        start = stream.read(4)
-    found = next((name for mark, name in ENCODINGS.items() if start.startswith(mark)), encoding)
-    stream = open_stream(path)
-    is_utf8 = codecs.lookup(found).name in ("utf-8", "ascii")
-    return stream if is_utf8 else pa.transcoding_input_stream(stream, found, "utf-8")
+    def _may_end_in_quotes(self, last: str | None) -> bool:
+        """Whether the file seems to end within quotes. `last` is the last value of the last column."""
+        values = self.options.missing if last is None else [last]
+        ends = ['"' + value.replace('"', '""') for value in values]
+        starts = (self.delimiter, "\n", "\r")
+        size = (max(map(len, ends), default=0) + 1) * 4  # a character takes up to 4 bytes
+        with reading(self.path), open_stream(self.path) as stream:
+            tail = b""
+            if stream.seekable():
+                stream.seek(max(0, stream.size() - size) // 4 * 4)
+            while block := stream.read(BLOCK_BYTES):
+                tail = (tail + block)[-size - 4 :]
+        text = tail.decode(self.encoding, errors="ignore")
+        return text in ends or any(text.endswith(tuple(start + end for start in starts)) for end in ends)

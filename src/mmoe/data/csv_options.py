@@ -16,20 +16,22 @@ class CsvOptions:
     """How delimited text is written. Quotes are as usual: "a ""b"", c" is one field, and may hold line ends.
 
     Args:
-        delimiter: one character; null: a tab in .tsv files, else a comma.
+        delimiter: one character; null: a tab in .tsv files, else the comma, tab, semicolon or bar that splits
+            the first lines into equally many fields.
         header: whether the first line holds the column names.
-        encoding: of files without a byte order mark.
+        encoding: of files without a byte order mark; null: UTF-8, or latin-1 if the start of the file is not
+            valid UTF-8.
         decimal: the decimal point, "." or ",".
         thousands: the character between groups of three digits, or null.
         missing: spellings of a missing value. Blanks around a field do not count.
-        names: the column names of files without a header; null: column_1, column_2, ...
+        names: the column names, in place of a header's; null: those of the header, or column_1, column_2, ...
         ragged: whether the last column takes the rest of a line, with all its delimiters. There are no quotes
             then.
     """
 
     delimiter: str | None = None
     header: bool = True
-    encoding: str = "utf-8"
+    encoding: str | None = None
     decimal: str = "."
     thousands: str | None = None
     missing: Sequence[str] = ("", "?", "NA")
@@ -58,7 +60,15 @@ class CsvOptions:
         options["missing"] = options.get("missing") or ()
         if "missing" not in (values or {}):
             del options["missing"]
-        return cls(**options)
+        parsed = cls(**options)
+        if parsed.names and parsed.header:
+            raise UserError(f"csv.names={parsed.names}: must be null where csv.header is true")
+        return parsed
+
+    @property
+    def has_plain_numbers(self) -> bool:
+        """Whether numbers are written with a decimal point and without marks between groups of digits."""
+        return self.decimal == "." and not self.thousands
 
     def __post_init__(self) -> None:
         def check(is_valid: bool, key: str, rule: str) -> None:
@@ -74,11 +84,12 @@ class CsvOptions:
         )
         check(isinstance(self.header, bool), "header", "true or false")
         check(isinstance(self.ragged, bool), "ragged", "true or false")
-        check(_is_encoding(self.encoding), "encoding", "an encoding such as utf-8 or latin-1")
+        check(
+            self.encoding is None or _is_encoding(self.encoding), "encoding", "an encoding such as latin-1"
+        )
         check(self.decimal in (".", ","), "decimal", "a point or a comma")
         others = [character for character in THOUSANDS if character != self.decimal]
         check((self.thousands or "") in others, "thousands", f"null or one of {others[1:]}")
-        check(not (self.names and self.header), "names", "null where csv.header is true")
         check_names(self.names or (), "csv.names")
 
 

@@ -1,5 +1,6 @@
 """Find and open files, on this machine or by fsspec URL (memory://, https://, s3://)."""
 
+import binascii
 import glob
 import hashlib
 import zlib
@@ -31,6 +32,12 @@ def file_kind(path: str) -> str | None:
     if last in COMPRESSIONS:
         return CSV if before in KINDS[CSV] else None
     return next((kind for kind, endings in KINDS.items() if last in endings), None)
+
+
+def is_tsv(path: str) -> bool:
+    """Whether the name of a file, compressed or not, ends with .tsv."""
+    name = PurePosixPath(_url_path(path)).name.lower()
+    return name.endswith(tuple(f".tsv{compression}" for compression in ("", *COMPRESSIONS)))
 
 
 def find_files(source: str | Path | Sequence[str | Path]) -> list[str]:
@@ -92,7 +99,7 @@ def reading(path: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (pa.ArrowException, EOFError, UnicodeError, zlib.error) as error:
+    except (pa.ArrowException, EOFError, UnicodeError, binascii.Error, zlib.error) as error:
         raise UserError(f"{path}: damaged or incomplete file ({_reason(error)})") from None
     except OSError as error:
         if error.errno is None:  # Arrow's decompressors

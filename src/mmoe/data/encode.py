@@ -3,6 +3,7 @@
 N rows, P positions of levels, K values of a column in a row, M numeric columns.
 """
 
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,26 +14,29 @@ import pandas as pd
 import torch
 
 from mmoe.data.batch import Batch
-from mmoe.data.columns import BOOLEAN_SPELLINGS
-from mmoe.data.dates import DateFormat, date_part, dates_of, days
 from mmoe.data.labels import decode_labels, encode_labels
 from mmoe.data.raw_column import Levels, column_of, levels_of, multi_levels_of, numbers_of
 from mmoe.data.schema import Categorical, Numeric, Schema
+from mmoe.errors import RowError
+
+# How a vocabulary may spell false and true.
+BOOLEAN_SPELLINGS = (("False", "True"), ("false", "true"), ("FALSE", "TRUE"), ("0", "1"))
+WHOLE_NUMBER = re.compile(r"(-?[0-9]+)(\.0*)?")
 
 # For each spelling of a boolean whether it means true. If all levels of a vocabulary are booleans, then new
 # rows may spell them in another way, as booleans in Parquet and text in CSV do.
 TRUTH = {name: bool(truth) for spelling in BOOLEAN_SPELLINGS for truth, name in enumerate(spelling)}
 
 
-def encode(frame: pd.DataFrame, schema: Schema) -> Batch:
+def encode(frame: pd.DataFrame, schema: Schema, may_be_missing: bool = True) -> Batch:
     """Encode raw rows; a level that is not in the schema gets the unseen code, and a missing number is NaN.
 
-    Categorical columns may hold text, numbers or booleans, which become text, and multi-valued columns may
+    Without `may_be_missing`, only columns that had missing values in training may have some. Categorical columns may hold text, numbers or booleans, which become text, and multi-valued columns may
     hold lists. Errors count rows from 0, in the order of the frame. Columns are encoded in parallel.
 
     Raises:
-        UserError: a column is missing, occurs twice or has the wrong type, a number is infinite, or a label
-            or a weight is invalid.
+        UserError: a column is missing, occurs twice or has the wrong type, a number is infinite, a value is
+            missing, or a label or a weight is invalid.
     """
     dtype = np.int16 if schema.num_levels <= np.iinfo(np.int16).max else np.int32
     levels = np.empty((len(frame), len(schema.level_positions)), dtype)
@@ -42,11 +46,12 @@ def encode(frame: pd.DataFrame, schema: Schema) -> Batch:
     position = 0
     for column, offset in zip(schema.categorical, schema.level_offsets, strict=False):
         target = levels[:, position : position + column.max_values]
-        dates = formats.get(column.raw_name)
-        jobs.append(partial(_encode_levels, frame, column, dates, offset, schema.num_levels, target))
+        needed = not (may_be_missing or column.has_missing)
+        jobs.append(partial(_encode_levels, frame, column, offset, schema.num_levels, target, needed))
         position += column.max_values
     for i, number in enumerate(schema.numeric):
-        jobs.append(partial(_encode_numbers, frame, number, numbers[:, i]))
+        needed = not (may_be_missing or number.has_missing)
+        jobs.append(partial(_encode_numbers, frame, number, numbers[:, i], needed))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for job in [threads.submit(job) for job in jobs]:
             job.result()
@@ -80,11 +85,14 @@ def level_codes(names: Sequence[str], column: Categorical) -> np.ndarray:
     """The code of each level in the column, counted from 0; -1 for an unseen one without a code."""
     if column.buckets:
         return np.array([hash_level(name, column.buckets) for name in names], np.int64)
-    vocabulary = pd.Index(column.levels, dtype=object)
-    known = vocabulary.get_indexer(pd.Index(list(names), dtype=object))
-    if (known < 0).any() and (ours := _spelling(column.levels)):
-        respelled = [ours[TRUTH[name]] if name in TRUTH else name for name in names]
-        known = np.where(known < 0, vocabulary.get_indexer(pd.Index(respelled, dtype=object)), known)
+    levels = pd.Index(column.levels, dtype=object)
+    known = levels.get_indexer(pd.Index(list(names), dtype=object))
+    if (known < 0).any():
+        if (ours := _spelling(column.levels)) and (theirs := _spelling(names)):
+            others = [ours[theirs.index(name)] for name in names]
+        else:
+            others = [_other_spelling(name) for name in names]
+        known = np.where(known < 0, levels.get_indexer(pd.Index(others, dtype=object)), known)
     return np.where(known < 0, column.num_codes - 1, known) if column.has_rare else known
 
 
@@ -93,16 +101,21 @@ def _spelling(levels: Sequence[str]) -> tuple[str, str] | None:
     return next((pair for pair in BOOLEAN_SPELLINGS if levels and set(levels) <= set(pair)), None)
 
 
+def _other_spelling(level: str) -> str:
+    """The whole number 4 as 4.0, 4.0 as 4, and another level as it is."""
+    match = WHOLE_NUMBER.fullmatch(level)
+    return level if not match else match[1] if match[2] else f"{level}.0"
+
+
 def _encode_levels(
-    frame: pd.DataFrame,
-    column: Categorical,
-    dates: DateFormat | None,
-    offset: int,
-    unseen: int,
-    target: np.ndarray,
+    frame: pd.DataFrame, column: Categorical, offset: int, unseen: int, target: np.ndarray, needed: bool
 ) -> None:
-    """Write the codes of a column to `target` [N, K]."""
-    codes, names, row_offsets = find_levels(frame, column, dates)
+    """Write the codes of a column to `target` [N, K]. If it is `needed`, no value may be missing."""
+    codes, names, row_offsets = find_levels(frame, column)
+    if needed and (codes < 0).any():
+        value = int((codes < 0).argmax())
+        row = value if row_offsets is None else int(np.searchsorted(row_offsets, value, "right")) - 1
+        raise RowError(column.raw_name, row, "must not be missing")
     missing = -1
     if column.has_missing or column.has_rare:
         missing = column.num_codes - 1 - (column.has_missing and column.has_rare)
@@ -123,9 +136,11 @@ def _encode_levels(
     target[pairs["row"].to_numpy()[kept], place[kept]] = pairs["code"].to_numpy()[kept]
 
 
-def _encode_numbers(frame: pd.DataFrame, column: Numeric, target: np.ndarray) -> None:
-    """Write the numbers of a column to `target` [N]."""
-    numbers = find_numbers(frame, column.name, column.date_format)
+def _encode_numbers(frame: pd.DataFrame, column: Numeric, target: np.ndarray, needed: bool) -> None:
+    """Write the numbers of a column to `target` [N]. If it is `needed`, no number may be missing."""
+    numbers = find_numbers(frame, column.name, column.is_datetime)
+    if needed and (is_missing := np.isnan(numbers)).any():
+        raise RowError(column.name, int(is_missing.argmax()), "must not be missing")
     if column.origin:
         numbers = numbers.astype(np.float64) - column.origin
     target[:] = numbers

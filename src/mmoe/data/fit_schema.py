@@ -22,7 +22,7 @@ from mmoe.data.labels import known_labels
 from mmoe.data.raw_column import check_finite_column, column_of, is_categorical
 from mmoe.data.schema import DATE_PARTS, Categorical, Numeric, Schema
 from mmoe.data.schema_checks import MAX_MAGNITUDE
-from mmoe.errors import UserError, check_integers
+from mmoe.errors import RowError, UserError, check_integers
 from mmoe.tasks import Task
 
 FREQUENT_ROWS = 10  # a value is frequent if it occurs in at least this many training rows
@@ -85,7 +85,12 @@ def fit_schema(
 
 def _fit_task(task: Task, frame: pd.DataFrame, rows: np.ndarray | None) -> Task:
     labels = known_labels(frame, task)
-    return task.fit(labels if rows is None else labels.iloc[rows])
+    try:
+        return task.fit(labels if rows is None else labels.iloc[rows])
+    except RowError as error:
+        if rows is None:
+            raise
+        raise RowError(error.column, int(rows[error.row]), error.rule) from None
 
 
 def _fit_categorical(

@@ -84,8 +84,8 @@ def read_numbers(path: Path, columns: Sequence[str]) -> Generator[np.ndarray]:
             yield numbers
 
 
-def parse(content: bytes, types: Mapping[str, pa.DataType], separator: str = ",") -> pa.Table:
-    """Parse whole lines with one field for each of `types`. A field of null type is left out of the table.
+def parse(content: bytes, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """Parse whole lines with one field for each of `types`.
 
     Raises:
         pyarrow.ArrowInvalid: a line has too few or too many fields, or a field has the wrong type.
@@ -97,14 +97,12 @@ def parse(content: bytes, types: Mapping[str, pa.DataType], separator: str = ","
     # interpreter exits, they can abort the process (std::terminate).
     sink = pa.BufferOutputStream()
     sink.write(guard + content)
-    wanted = {name: kind for name, kind in types.items() if not pa.types.is_null(kind)}
-    options = {"column_types": wanted, "include_columns": list(wanted), "null_values": []}
     return csv.read_csv(
         pa.BufferReader(sink.getvalue()),
         # The content is one block, because Arrow rejects lines that are longer than a block.
         csv.ReadOptions(column_names=list(types), use_threads=False, block_size=len(content) + 2),
-        csv.ParseOptions(delimiter=separator, quote_char=False, double_quote=False, escape_char=False),
-        csv.ConvertOptions(**options, check_utf8=False),
+        csv.ParseOptions(quote_char=False, double_quote=False, escape_char=False),
+        csv.ConvertOptions(column_types=types, null_values=[], check_utf8=False),
     )
 
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from mmoe.data.raw_column import column_of, numbers_of
-from mmoe.data.raw_column import levels_of as raw_levels_of
-from mmoe.errors import UserError
+from mmoe.errors import RowError
 from mmoe.tasks import Task
 from mmoe.tasks.labels import levels_of
 
@@ -82,7 +81,7 @@ def weights_of(frame: pd.DataFrame, name: str, needed: np.ndarray) -> np.ndarray
     if wrong.any():
         row = int(np.argmax(wrong))
         value = "missing" if np.isnan(values[row]) else values[row]
-        raise UserError(f"column {name}, row {row}: must be a weight of at least 0, is {value}")
+        raise RowError(name, row, f"must be a weight of at least 0, is {value}")
     return np.where(needed, values, 0.0)
 
 

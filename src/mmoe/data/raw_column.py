@@ -17,10 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmoe.data.schema_checks import MAX_FLOAT32
-from mmoe.errors import UserError
+from mmoe.errors import RowError, UserError
 
 # The results of pandas.api.types.infer_dtype for columns of numbers.
 NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty")
+BOOLEANS = {"false": 0.0, "true": 1.0}
+DAY = 86400.0  # seconds
+# Unix times are seconds if the largest is at most 1e11, milliseconds up to 1e14, then micro- or nanoseconds.
+UNIX_TIME_LIMITS = np.array([1e11, 1e14, 1e17])
 
 
 class Levels(NamedTuple):
@@ -55,7 +59,8 @@ def column_of(frame: pd.DataFrame, name: str) -> pd.Series:
 def levels_of(values: pd.Series) -> Levels:
     """The levels of a column with one value in each row.
 
-    Text is a level as it is. A whole number such as 4.0 is the level "4".
+    Text is stripped of blanks, and is missing if it is empty then. A whole number such as 4.0 is the level
+    "4".
 
     Raises:
         UserError: a value is neither text, a number, a boolean nor a date.
@@ -76,9 +81,10 @@ def levels_of(values: pd.Series) -> Levels:
 
 
 def multi_levels_of(values: pd.Series, separator: str) -> Levels:
-    """The levels of a multi-valued column: lists, or text with a separator. A row's levels are stripped.
+    """The levels of a multi-valued column: lists, or text with a separator.
 
-    A missing row has the single code -1, and an empty list has no value.
+    A missing row has the single code -1, and an empty list has no value. Missing and empty levels of a list,
+    such as the second one of "a||b", do not count.
     """
     if not isinstance(values.dtype, pd.ArrowDtype):
         plain = values.astype(object).where(values.notna(), None)
@@ -97,16 +103,16 @@ def multi_levels_of(values: pd.Series, separator: str) -> Levels:
             rule = "needs a separator, because it holds no lists"
             raise UserError(f"column {values.name}: {rule}")
         text = pc.cast(array, pa.string())
+        text = pc.utf8_trim_whitespace(text)
         array = pc.split_pattern(pc.if_else(pc.equal(text, ""), None, text), separator)
     is_missing = array.is_null().to_numpy(zero_copy_only=False)
-    counts = np.where(is_missing, 1, pc.fill_null(pc.list_value_length(array), 0))
+    inner = _levels_of_array(array.flatten(), values.name)
+    row = np.repeat(np.arange(len(array)), pc.fill_null(pc.list_value_length(array), 0))
+    is_level = inner.codes >= 0
+    counts = np.where(is_missing, 1, np.bincount(row[is_level], minlength=len(array)))
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    flat = array.flatten()
-    if pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type):
-        flat = pc.utf8_trim_whitespace(flat)
-    inner = _levels_of_array(flat, values.name)
     codes = np.full(offsets[-1], -1, np.int64)
-    codes[~np.repeat(is_missing, counts)] = inner.codes
+    codes[~np.repeat(is_missing, counts)] = inner.codes[is_level]
     return Levels(codes, inner.names, offsets)
 
 
@@ -136,7 +142,7 @@ def _not_a_number(values: pd.Series) -> UserError:
     """The error for a column that holds something else than numbers."""
     for row, value in enumerate(values.astype(object)):
         if isinstance(value, str | bytes):
-            return UserError(f"column {values.name}, row {row}: must be a number, is {value[:40]!r}")
+            return RowError(str(values.name), row, f"must be a number, is {value[:40]!r}")
     return UserError(f"column {values.name}: must hold numbers, holds {kind_of(values)} values")
 
 
@@ -149,7 +155,53 @@ def check_finite_column(name: str, values: np.ndarray, may_be_missing: bool = Fa
         row = int(np.argmax(wrong))
         value = "missing" if np.isnan(values[row]) else values[row]
         rule = "must be a finite number in the range of float32"
-        raise UserError(f"column {name}, row {row}: {rule}, is {value}")
+        raise RowError(name, row, f"{rule}, is {value}")
+
+
+def dates_of(values: pd.Series) -> np.ndarray:
+    """The dates of a column, datetime64[s] [N], NaT where missing.
+
+    Text is parsed as pandas does, and a time zone is converted to UTC. Numbers are Unix times; their size
+    tells seconds from milliseconds, microseconds and nanoseconds.
+
+    Raises:
+        UserError: a value is not a date.
+    """
+    name = values.name
+    if isinstance(values.dtype, pd.ArrowDtype):
+        array = _array(values)
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
+            seconds = pc.cast(array, pa.timestamp("s"), safe=False)
+            return np.asarray(seconds.to_numpy(zero_copy_only=False))
+        is_number = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
+        values = pd.Series(array.to_pandas(), name=name)
+    else:
+        is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    if is_number:
+        numbers = numbers_of(values).astype(np.float64)
+        largest = np.nanmax(np.abs(numbers), initial=0.0)
+        unix = numbers / 1000.0 ** np.searchsorted(UNIX_TIME_LIMITS, largest)
+        return pd.to_datetime(pd.Series(unix), unit="s").to_numpy("datetime64[s]")
+    parsed = pd.to_datetime(values, errors="coerce", format="mixed", utc=True)
+    wrong = (parsed.isna() & values.notna()).to_numpy()
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise RowError(str(name), row, f"must be a date, is {str(values.iloc[row])[:40]!r}")
+    return parsed.dt.tz_localize(None).to_numpy("datetime64[s]")
+
+
+def days(dates: np.ndarray) -> np.ndarray:
+    """Days since 1970 [N], NaN where the date is missing."""
+    seconds = dates.astype("datetime64[s]").astype(np.int64)
+    return np.where(np.isnat(dates), np.nan, seconds / DAY)
+
+
+def date_part(dates: np.ndarray, part: str) -> Levels:
+    """The year, the month (1 to 12), the weekday (0 is Monday) or the hour of dates, as levels."""
+    parts = getattr(pd.Series(dates).dt, part)
+    return levels_of(parts.astype("Int64").rename(part))
 
 
 def kind_of(values: pd.Series) -> str:
@@ -201,20 +253,22 @@ def _named(codes: np.ndarray, found: list[Any], name: Any) -> Levels:
 
 
 def _level_name(value: Any, column: Any) -> str | None:
-    """The name of a level; None if the value is missing."""
+    """The name of a level; None if the value is missing or blank."""
     if isinstance(value, str):
-        return value
+        return value.strip() or None
     if value is None or value != value:
         return None
     if isinstance(value, bytes):
         try:
-            return value.decode()
+            return value.decode().strip() or None
         except UnicodeDecodeError:
             raise UserError(f"column {column}: must be UTF-8 text, holds {value[:40]!r}") from None
     if isinstance(value, Integral | np.bool_ | datetime.date | datetime.time):
         return str(value)
     if isinstance(value, Decimal | float | np.floating):
-        return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
+        if math.isfinite(value) and value == int(value):
+            return str(int(value))
+        return str(value.normalize() if isinstance(value, Decimal) else value)
     raise UserError(f"column {column}: must hold text, holds {value!r}")
 
 
@@ -224,8 +278,7 @@ def _numbers_of_array(array: pa.Array, name: Any) -> np.ndarray:
         array = array.dictionary_decode()
     if pa.types.is_null(array.type):
         return np.full(len(array), np.nan)
-    is_text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
-    if is_text:
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
         array = pc.utf8_trim_whitespace(array)
         array = pc.if_else(pc.equal(array, ""), None, array)
     elif not (
@@ -237,18 +290,34 @@ def _numbers_of_array(array: pa.Array, name: Any) -> np.ndarray:
         raise UserError(f"column {name}: must hold numbers, holds {str(array.type)[:80]}")
     if pa.types.is_boolean(array.type):
         array = pc.cast(array, pa.int8())
-    try:
-        if not pa.types.is_floating(array.type):
+    elif pa.types.is_decimal(array.type):  # as a number, Arrow rounds 637.000000000 to 637.0000000000001
+        array = pc.cast(array, pa.string())
+    if not pa.types.is_floating(array.type):
+        try:
             array = pc.cast(array, pa.float64(), safe=False)
-    except pa.ArrowInvalid:
-        row, text = next(pair for pair in enumerate(array.to_pylist()) if not _is_number(pair[1]))
-        raise UserError(f"column {name}, row {row}: must be a number, is {text[:40]!r}") from None
+        except pa.ArrowInvalid:
+            array = _numbers_of_spellings(array, name)
     numbers: np.ndarray = array.to_numpy(zero_copy_only=False)
     return numbers
 
 
-def _is_number(text: str | None) -> bool:
+def _numbers_of_spellings(texts: pa.Array, name: Any) -> pa.Array:
+    """The numbers that texts spell, of which some may be booleans."""
+    encoded = texts.dictionary_encode()
+    numbers = [_number(text) for text in encoded.dictionary.to_pylist()]
+    wrong = np.array([number is None for number in numbers] + [False])
+    codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+    if wrong[codes].any():
+        row = int(wrong[codes].argmax())
+        raise RowError(str(name), row, f"must be a number, is {texts[row].as_py()[:40]!r}")
+    return pa.array(numbers, pa.float64()).take(encoded.indices)
+
+
+def _number(text: str) -> float | None:
+    if text.lower() in BOOLEANS:
+        return BOOLEANS[text.lower()]
     try:
-        return text is None or pc.cast(pa.scalar(text), pa.float64()) is not None
+        number: float = pc.cast(pa.scalar(text), pa.float64()).as_py()
     except pa.ArrowInvalid:
-        return False
+        return None
+    return number

@@ -5,7 +5,7 @@ conf/data/*.yaml that `python -m mmoe.describe` writes have every argument, with
 N rows, T tasks.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,12 +27,13 @@ from mmoe.data.encode import encode
 from mmoe.data.fit_schema import fit_schema
 from mmoe.data.labels import encode_groups
 from mmoe.data.raw_column import column_of
+from mmoe.data.raw_rows import RowFormat
 from mmoe.data.schema import Schema
 from mmoe.data.splits import Dataset, with_modes
-from mmoe.data.table_files import CsvOptions, find_files, read_batches, read_names, read_table
+from mmoe.data.table_files import CsvOptions, find_files, locate, read_names, read_table
 from mmoe.data.table_splits import SplitRule, choose, parse
-from mmoe.errors import ArgumentError, UserError, check_integers, check_seeds
-from mmoe.tasks import Task, task_from_config, task_to_json, with_groups
+from mmoe.errors import ArgumentError, RowError, UserError, check_integers, check_seeds
+from mmoe.tasks import Task, task_from_config, task_to_json
 
 SPLITS = ("train", "val", "test")
 
@@ -41,13 +42,14 @@ class Source(NamedTuple):
     """Where rows come from.
 
     `name` is for errors, `digests` are those of the files, `names` gives the names of all columns, and `read`
-    reads some of them.
+    reads some of them. `locate` adds the file and the line to an error of a row.
     """
 
     name: str
     digests: Mapping[str, str]
     names: Callable[[], Sequence[str]]
     read: Callable[[Sequence[str]], pd.DataFrame]
+    locate: Callable[[RowError], UserError]
 
 
 class TableData(DataModule):
@@ -166,34 +168,25 @@ class TableData(DataModule):
             digests = {f"{name}/{key}": sha256(file) for key, file in zip(keys, files, strict=True)}
             shown = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
             names, read = partial(read_names, files, self.csv), partial(self._read, files)
-            sources[name] = Source(shown, digests, names, read)
+            place = partial(locate, files, self.csv)
+            sources[name] = Source(shown, digests, names, read, place)
         return sources
 
     def _read(self, files: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
         """The columns as a frame of Arrow arrays. Levels stay text as written in CSV."""
-        text = [name for name, one in (self.columns or {}).items() if one.kind in ("categorical", "multi")]
-        frame: pd.DataFrame = read_table(files, self.csv, columns, text).to_pandas(types_mapper=pd.ArrowDtype)
+        kinds = {name: one.kind for name, one in (self.columns or {}).items()}
+        text = [name for name, kind in kinds.items() if kind in ("categorical", "multi")]
+        numbers = [name for name, kind in kinds.items() if kind == "numeric"]
+        numbers += [task.column for task in self.tasks if task.holds_numbers]
+        table = read_table(files, self.csv, columns, text, numbers)
+        frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype)
         return frame
 
     @classmethod
-    def read_rows(
-        cls, source: str, config: Mapping[str, Any], schema: Schema, ids: Sequence[str], chunk_rows: int
-    ) -> Generator[pd.DataFrame]:
-        """Rows to predict, with the inputs of a run's `schema` and the columns `ids`, in chunks.
-
-        `config` has the arguments of the run's data module.
-        """
+    def row_format(cls, config: Mapping[str, Any], schema: Schema) -> RowFormat:
+        """How rows to predict are written, for a run with these arguments and this schema."""
         csv = CsvOptions.parse(config.get("csv"))
-        try:
-            files = find_files(source)
-        except UserError as error:
-            raise UserError(f"input={error}") from None
-        names = list(dict.fromkeys([*schema.input_columns, *ids]))
-        # Numbers are read as text, and converted by `encode`, unless the file writes them in its own way.
-        is_plain = csv.decimal == "." and not csv.thousands
-        levels = [column.raw_name for column in schema.categorical if not column.part]
-        for table in read_batches(files, csv, names, chunk_rows, names if is_plain else [*levels, *ids]):
-            yield table.to_pandas(types_mapper=pd.ArrowDtype)
+        return RowFormat(lambda _: csv, may_be_missing=True)
 
     def _load_or_encode(self) -> Dataset:
         """The encoded rows, from the cache if the same files were encoded before with the same options."""
@@ -253,17 +246,17 @@ class TableData(DataModule):
         assert self.columns is not None
         frames = {}
         for name, source in sources.items():
-            wanted = dict.fromkeys([*self.columns, *self._other_columns(name), *self._group_columns(name)])
-            with errors_of(source.name):
+            wanted = dict.fromkeys([*self.columns, *self._other_columns(name)])
+            with errors_of(source):
                 frames[name] = source.read(list(wanted))
         positions = self._positions(frames)
-        with errors_of(sources["train"].name):
+        with errors_of(sources["train"]):
             schema = self.given_schema or fit_schema(
                 frames["train"], self.columns, self.tasks, self.num_bins, positions["train"]
             )
         encoded: dict[str, Batch] = {}
         for name, frame in frames.items():
-            with errors_of(sources[name].name):
+            with errors_of(sources[name]):
                 encoded[name] = encode(frame, schema)
         index = {split: torch.from_numpy(where) for split, where in positions.items()}
         splits = {}
@@ -299,13 +292,16 @@ class TableData(DataModule):
 
 
 @contextmanager
-def errors_of(source: str) -> Iterator[None]:
-    """Begin the message of a UserError with the name of the source."""
+def errors_of(source: Source) -> Iterator[None]:
+    """Begin the message of a UserError with the name of the source, or with the file and the line."""
     try:
         yield
+    except RowError as error:
+        raise source.locate(error) from None
     except UserError as error:
         named = str(error)
-        raise UserError(named if named.startswith((source, "data.")) else f"{source}: {named}") from None
+        is_named = named.startswith((source.name, "data."))
+        raise UserError(named if is_named else f"{source.name}: {named}") from None
 
 
 datamodule = TableData  # the name in configurations: `_target_: mmoe.data.table.datamodule`

@@ -2,30 +2,32 @@
 
     files -> the type of each column over all files -> tables of the wanted columns
 
-Columns of CSV are int64, float64, text, or null if every value is missing; dates and booleans stay text.
-Other files keep their types: dictionaries, lists, decimals, dates, timestamps and booleans. Text of Parquet
+`read_table` finds the types of CSV columns: int64, float64, text, or null if every value is missing; dates
+and booleans stay text. `read_batches` leaves them text. Other files keep their types: dictionaries, lists, decimals, dates, timestamps and booleans. Text of Parquet
 comes as dictionaries.
 """
 
 import difflib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
 from mmoe.data.columnar_files import TEXT_TYPES, ColumnarFile, cast, common_schema
-from mmoe.data.csv_columns import ColumnType, convert_text
+from mmoe.data.csv_columns import ColumnType, convert_text, to_numbers
 from mmoe.data.csv_file import CsvFile
 from mmoe.data.csv_options import CsvOptions, check_names
 from mmoe.data.data_files import CSV, file_kind, find_files
-from mmoe.errors import UserError
+from mmoe.errors import RowError, UserError
 
 __all__ = [
     "CsvOptions",
     "check_columns",
     "find_files",
+    "locate",
     "read_batches",
     "read_names",
     "read_table",
@@ -48,23 +50,29 @@ def check_columns(files: Sequence[str], csv: CsvOptions, columns: Sequence[str])
 
 
 def read_table(
-    files: Sequence[str], csv: CsvOptions, columns: Sequence[str] | None = None, text: Collection[str] = ()
+    files: Sequence[str],
+    csv: CsvOptions,
+    columns: Sequence[str] | None = None,
+    text: Collection[str] = (),
+    numbers: Collection[str] = (),
 ) -> pa.Table:
     """All rows of the files, in the order of the files.
 
     `columns` are the wanted columns and their order; None: all columns, which must then be the same in every
     file. `text` names columns of CSV that stay text, as written, even if all their values are numbers.
+    `numbers` names columns of CSV that must hold numbers, even if they look like codes.
 
     Raises:
         UserError: a file cannot be read, lacks a column or has one twice, or the files have no rows.
+        RowError: a value is not a number.
     """
     if file_kind(files[0]) == CSV:
-        table = _read_csv(files, csv, columns, text)
+        table = _read_csv(files, csv, columns, text, numbers)
     else:
         opened = [ColumnarFile(file) for file in files]
         wanted = _check_columns(opened, columns)
         schema = common_schema(opened, wanted)
-        table = pa.concat_tables(cast(file.read(wanted), schema, file.path) for file in opened)
+        table = pa.concat_tables([cast(file.read(wanted), schema, file.path) for file in opened])
         if any(map(pa.types.is_dictionary, schema.types)):
             table = table.unify_dictionaries()
     _check_rows(len(table), files)
@@ -72,25 +80,47 @@ def read_table(
 
 
 def read_batches(
-    files: Sequence[str],
-    csv: CsvOptions,
-    columns: Sequence[str] | None = None,
-    chunk_rows: int = 65536,
-    text: Collection[str] = (),
+    files: Sequence[str], csv: CsvOptions, columns: Sequence[str] | None = None, chunk_rows: int = 65536
 ) -> Iterator[pa.Table]:
-    """The rows and types of `read_table`, in tables of at most `chunk_rows` rows.
+    """The rows of the files in tables of at most `chunk_rows` rows. Memory does not grow with the files.
 
-    Memory does not grow with the files. CSV is read twice, first to find the types, unless `text` names
-    every column.
+    Columns of CSV are text. There may be no rows.
 
     Raises:
         UserError: as in `read_table`.
     """
-    count = 0
-    for table in _regroup(_parts(files, csv, columns, chunk_rows, text), chunk_rows):
-        count += len(table)
-        yield table
-    _check_rows(count, files)
+    if file_kind(files[0]) == CSV:
+        texts = [CsvFile(file, csv) for file in files]
+        wanted = _check_columns(texts, columns)
+        parts = (_texts(part, csv) for file in texts for part in file.batches(wanted))
+    else:
+        opened = [ColumnarFile(file) for file in files]
+        wanted = _check_columns(opened, columns)
+        schema = common_schema(opened, wanted)
+        parts = (cast(p, schema, file.path) for file in opened for p in file.batches(wanted, chunk_rows))
+    with closing(parts):
+        for part in parts:
+            yield from (part.slice(start, chunk_rows) for start in range(0, len(part), chunk_rows))
+
+
+def locate(files: Sequence[str], csv: CsvOptions, error: RowError) -> UserError:
+    """The error of a row of the files, with its file, and its line in text or its row, counted from 1."""
+    row = error.row
+    for path in files:
+        file = _open(path, csv)
+        (column,) = _check_columns([file], [error.column])
+        if isinstance(file, CsvFile):
+            for line, _ in file.rows():
+                if row == 0:
+                    position = file.names.index(column) + 1
+                    return UserError(f"{path}, line {line}, column {position} ({column}): {error.rule}")
+                row -= 1
+        else:
+            count = sum(map(len, file.batches([column])))
+            if row < count:
+                return UserError(f"{path}, column {column}, row {row + 1}: {error.rule}")
+            row -= count
+    return error
 
 
 def table_of_frame(frame: pd.DataFrame) -> pa.Table:
@@ -129,11 +159,15 @@ def _array_of_series(series: "pd.Series[Any]") -> pa.Array:
 
 
 def _read_csv(
-    files: Sequence[str], csv: CsvOptions, columns: Sequence[str] | None, text: Collection[str]
+    files: Sequence[str],
+    csv: CsvOptions,
+    columns: Sequence[str] | None,
+    text: Collection[str],
+    numbers: Collection[str],
 ) -> pa.Table:
     opened = [CsvFile(file, csv) for file in files]
     wanted = _check_columns(opened, columns)
-    parts = [part.select(wanted) for file in opened for part in file.batches(wanted)]
+    parts = [part for file in opened for part in file.batches(wanted)]
     _check_rows(sum(map(len, parts)), files)
     raw = pa.concat_tables(parts)
 
@@ -142,51 +176,18 @@ def _read_csv(
             return convert_text(raw[name], pa.string(), csv)
         found = ColumnType(csv)
         found.add(raw[name])
+        if name in numbers and found.type == pa.string():
+            return to_numbers(raw[name], name, csv)
         return convert_text(raw[name], found.type, csv)
 
     with ThreadPoolExecutor() as threads:
         return pa.table(list(threads.map(convert, wanted)), names=wanted)
 
 
-def _parts(
-    files: Sequence[str], csv: CsvOptions, columns: Sequence[str] | None, rows: int, text: Collection[str]
-) -> Iterator[pa.Table]:
-    """Blocks of the files in the types of the whole table."""
-    if file_kind(files[0]) != CSV:
-        opened = [ColumnarFile(file) for file in files]
-        wanted = _check_columns(opened, columns)
-        schema = common_schema(opened, wanted)
-        for file in opened:
-            for part in file.batches(wanted, rows):
-                yield cast(part, schema, file.path)
-        return
-    texts = [CsvFile(file, csv) for file in files]
-    wanted = _check_columns(texts, columns)
-    found = {name: ColumnType(csv) for name in wanted if name not in text}
-    for source in texts if found else []:
-        for part in source.batches(list(found)):
-            for name, column in found.items():
-                column.add(part[name])
-    types = {name: found[name].type if name in found else pa.string() for name in wanted}
-    for source in texts:
-        for part in source.batches(wanted):
-            arrays = [convert_text(part[name], kind, csv) for name, kind in types.items()]
-            yield pa.table(arrays, names=wanted)
-
-
-def _regroup(parts: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Tables of `rows` rows; the last one may have fewer."""
-    waiting: list[pa.Table] = []
-    for part in parts:
-        waiting.append(part)
-        if sum(map(len, waiting)) >= rows:
-            table = pa.concat_tables(waiting)
-            whole = len(table) // rows * rows
-            yield from (table.slice(start, rows) for start in range(0, whole, rows))
-            waiting = [table.slice(whole)]
-    rest = pa.concat_tables(waiting) if waiting else []
-    if len(rest):
-        yield rest
+def _texts(part: pa.Table, csv: CsvOptions) -> pa.Table:
+    """The columns without blanks around their values."""
+    columns = [convert_text(column, pa.string(), csv) for column in part.columns]
+    return pa.table(columns, names=part.column_names)
 
 
 def _open(file: str, csv: CsvOptions) -> CsvFile | ColumnarFile:
@@ -194,18 +195,42 @@ def _open(file: str, csv: CsvOptions) -> CsvFile | ColumnarFile:
 
 
 def _check_columns(files: Sequence[CsvFile | ColumnarFile], columns: Sequence[str] | None) -> list[str]:
-    """The names of the wanted columns, after a check that every file has them."""
+    """The names of the wanted columns, after a check that every file has them.
+
+    A file's column whose name differs from a wanted one in case or blanks gets that name.
+    """
     wanted = list(files[0].names if columns is None else columns)
     for file in files:
-        for name in wanted:
-            if name not in file.names:
-                nearest = difflib.get_close_matches(name, file.names, 1, 0)
-                hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
-                raise UserError(f"{file.path}: must have a column {name!r}{hint}")
+        file.names = _with_wanted_names(file, wanted)
         if columns is None and len(file.names) > len(wanted):
             extra = next(name for name in file.names if name not in wanted)
             raise UserError(f"{file.path}: must have the columns of {files[0].path}; also has {extra!r}")
     return wanted
+
+
+def _with_wanted_names(file: CsvFile | ColumnarFile, wanted: Sequence[str]) -> list[str]:
+    names, missing = list(file.names), []
+    free = [i for i, name in enumerate(names) if name not in set(wanted)]
+    for name in sorted(set(wanted) - set(names), key=wanted.index):
+        similar = [i for i in free if _folded(names[i]) == _folded(name)]
+        if len(similar) > 1:
+            what = " and ".join(repr(names[i]) for i in similar[:2])
+            raise UserError(f"{file.path}: must have one column {name!r}; has {what}")
+        if similar:
+            names[similar[0]] = name
+        else:
+            missing.append(name)
+    if len(missing) == 1:
+        (nearest,) = difflib.get_close_matches(missing[0], names, 1, 0)
+        raise UserError(f"{file.path}: must have a column {missing[0]!r}; the nearest is {nearest!r}")
+    if missing:
+        listed = ", ".join(map(repr, missing[:5])) + f" and {len(missing) - 5} more" * (len(missing) > 5)
+        raise UserError(f"{file.path}: must have the columns {listed}; it begins with {names[:3]}")
+    return names
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold()
 
 
 def _check_rows(count: int, files: Sequence[str]) -> None:

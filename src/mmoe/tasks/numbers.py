@@ -16,7 +16,7 @@ from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
 from mmoe.data import schema_checks as check
 from mmoe.data.raw_column import numbers_of
-from mmoe.errors import ArgumentError, UserError, check_finite
+from mmoe.errors import ArgumentError, RowError, check_finite
 from mmoe.tasks.task import MeanLoss, Task
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Count(Task):
         if wrong.any():
             row = int(np.argmax(wrong))
             rule = "must be a count, a whole number of at least 0"
-            raise UserError(f"column {self.column}, row {row}: {rule}, is {numbers[row]:g}")
+            raise RowError(self.column, row, f"{rule}, is {numbers[row]:g}")
         return np.nan_to_num(numbers).astype(np.float32), ~np.isnan(numbers)
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:

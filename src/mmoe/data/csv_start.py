@@ -1,0 +1,99 @@
+"""The start of a file of delimited text: its encoding, its delimiter and its first rows."""
+
+import codecs
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from mmoe.data.data_files import is_tsv, open_stream, reading
+from mmoe.data.text_blocks import ENCODINGS
+from mmoe.errors import UserError
+
+START_BYTES = 1 << 20
+SAMPLE_ROWS = 200
+DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+MARK = "\N{BYTE ORDER MARK}"
+
+
+class Start(NamedTuple):
+    """The first bytes of a file as text without the byte order mark, and the encoding of the file."""
+
+    text: str
+    encoding: str
+    has_mark: bool
+
+
+def read_start(path: str, encoding: str | None) -> Start:
+    """Read the start of a file.
+
+    A byte order mark overrides `encoding`. If there is neither, the encoding is UTF-8, or latin-1 if the
+    start of the file is not valid UTF-8.
+
+    Raises:
+        UserError: the file cannot be read, is empty, or has NUL bytes.
+    """
+    with reading(path), open_stream(path) as stream:
+        raw = stream.read(START_BYTES)
+    marked = next((name for mark, name in ENCODINGS.items() if raw.startswith(mark)), None)
+    encoding = marked or encoding or ("utf-8" if _is_utf8(raw) else "latin-1")
+    with reading(path), decoded_stream(path, encoding) as stream:
+        text = stream.read(START_BYTES).decode(errors="ignore")
+    start = Start(text.removeprefix(MARK), encoding, text.startswith(MARK))
+    if not start.text.strip("\r\n"):
+        raise UserError(f"{path}: is empty")
+    if "\0" in text:
+        rule = "must not have NUL bytes; a file in UTF-16 must begin with a byte order mark"
+        raise UserError(f"{path}: {rule}")
+    return start
+
+
+def decoded_stream(path: str, encoding: str) -> pa.NativeFile:
+    """Open a file of text and convert it to UTF-8. Call it within `reading`."""
+    stream = open_stream(path)
+    is_utf8 = codecs.lookup(encoding).name in ("utf-8", "ascii")
+    return stream if is_utf8 else pa.transcoding_input_stream(stream, encoding, "utf-8")
+
+
+def find_delimiter(path: str, text: str) -> str:
+    """The delimiter that splits most lines into the same number of fields; a tab in .tsv files."""
+    return "\t" if is_tsv(path) else max(DELIMITERS, key=lambda one: _score(first_rows(text, one)))
+
+
+def first_rows(text: str, delimiter: str) -> list[list[str]]:
+    """The first rows of the start of a file, as stripped fields. A row with a wrong quote has no fields."""
+    whole = text[: text.rfind("\n") + 1] if len(text) > START_BYTES // 4 else text
+    lines = csv.reader(
+        io.StringIO(whole, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
+    rows: list[list[str]] = []
+    while len(rows) <= SAMPLE_ROWS:
+        try:
+            row = next(lines, None)
+        except csv.Error:
+            rows.append([])
+            continue
+        if row is None:
+            break
+        if row:
+            rows.append([field.strip() for field in row])
+    return rows
+
+
+def _score(rows: Sequence[Sequence[str]]) -> tuple[float, int]:
+    """The share of lines with the commonest number of fields, and that number; 0 for lines of one field."""
+    if not rows or len(rows[0]) < 2:
+        return 0.0, 0
+    width, count = Counter(map(len, rows)).most_common(1)[0]
+    return (count / len(rows) if width > 1 else 0.0), width
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(raw)
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,77 @@
+"""Read the rows that a run predicts: its inputs and any other columns, in chunks."""
+
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+
+from mmoe.data.csv_columns import to_numbers
+from mmoe.data.csv_options import CsvOptions
+from mmoe.data.data_files import CSV, file_kind
+from mmoe.data.schema import Schema
+from mmoe.data.table_files import check_columns, locate, read_batches
+from mmoe.errors import RowError, UserError
+
+
+class RowFormat(NamedTuple):
+    """How rows are written.
+
+    `csv` gives the options of a file of text. Without `may_be_missing`, only columns that had missing values
+    in training may have some.
+    """
+
+    csv: Callable[[str], CsvOptions]
+    may_be_missing: bool
+
+
+# For runs whose data module does not say how its rows are written.
+PLAIN = RowFormat(lambda _: CsvOptions(missing=("",)), may_be_missing=False)
+
+
+class RawRows(NamedTuple):
+    """Rows, and a function that adds the file and the line to an error of a row."""
+
+    frame: pd.DataFrame
+    locate: Callable[[RowError], UserError]
+
+
+def read_rows(
+    files: Sequence[str], format: RowFormat, schema: Schema, ids: Sequence[str], chunk_rows: int
+) -> Generator[RawRows]:
+    """The inputs of `schema` and the columns `ids`, in chunks of at most `chunk_rows` rows.
+
+    Raises:
+        UserError: a file cannot be read or lacks a column, or a value is not a number.
+    """
+    names = list(dict.fromkeys([*schema.input_columns, *ids]))
+    is_csv = file_kind(files[0]) == CSV
+    # Each file of text may have a delimiter, an encoding and a header of its own.
+    parts = [([file], format.csv(file)) for file in files] if is_csv else [(files, CsvOptions())]
+    for part, csv in parts:
+        check_columns(part, csv, names)
+    for part, csv in parts:
+        start = 0
+        for table in read_batches(part, csv, names, chunk_rows):
+            place = partial(_locate, part, csv, start)
+            if is_csv and not csv.has_plain_numbers:
+                try:
+                    table = _with_numbers(table, schema, csv)
+                except RowError as error:
+                    raise place(error) from None
+            yield RawRows(table.to_pandas(types_mapper=pd.ArrowDtype), place)
+            start += len(table)
+
+
+def _with_numbers(table: pa.Table, schema: Schema, csv: CsvOptions) -> pa.Table:
+    """Convert the numeric columns, because `encode` reads only plain numbers in text."""
+    for column in schema.numeric:
+        if not column.is_datetime:
+            numbers = to_numbers(table[column.name], column.name, csv)
+            table = table.set_column(table.column_names.index(column.name), column.name, numbers)
+    return table
+
+
+def _locate(files: Sequence[str], csv: CsvOptions, start: int, error: RowError) -> UserError:
+    return locate(files, csv, RowError(error.column, start + error.row, error.rule))
