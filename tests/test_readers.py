@@ -6,7 +6,7 @@ import decimal
 import gzip
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import sample_lines
 
+from mmoe.data.census import CensusData
 from mmoe.data.census_files import COLUMNS, NUMERIC
-from mmoe.data.columns import to_numbers
-from mmoe.data.readers import read_chunks
+from mmoe.data.csv_file import BLOCK_BYTES
+from mmoe.data.data_files import find_files
+from mmoe.data.encode import decode
+from mmoe.data.raw_column import numbers_of
+from mmoe.data.raw_rows import PLAIN, RawRows, RowFormat, read_rows
 from mmoe.data.schema import Categorical, Numeric, Schema
-from mmoe.data.text_blocks import BLOCK_BYTES, MAX_LINE_BYTES
 from mmoe.errors import UserError
+from mmoe.predict import encode_rows
 
 LINES = sample_lines("census-income.test")[:40]
 FIELDS = [[field.strip() for field in line.split(",")] for line in LINES]
@@ -41,11 +45,20 @@ def schema_of(frame: pd.DataFrame, inputs: list[str]) -> Schema:
 SCHEMA = schema_of(FRAME, INPUTS)
 
 
-def read(path: str | Path, schema: Schema = SCHEMA) -> pd.DataFrame:
-    """The inputs of a file, with levels as plain text."""
+def chunks(
+    path: str | Path, schema: Schema = SCHEMA, rows: int = 4096, format: RowFormat | None = None
+) -> Generator[RawRows]:
+    """The raw rows of a file for a run on census files, or on rows of another `format`."""
+    format = format or CensusData.row_format({}, schema)
+    return read_rows(find_files(path), format, schema, (), rows)
+
+
+def read(path: str | Path, schema: Schema = SCHEMA, format: RowFormat | None = None) -> pd.DataFrame:
+    """The inputs of a file, encoded and decoded."""
     names = [column.name for column in (*schema.categorical, *schema.numeric)]
-    frame = pd.concat([part.astype(object) for part in read_chunks(Path(path), schema, 7)], ignore_index=True)
-    return frame[names]
+    encoded = encode_rows(chunks(path, schema, format=format), schema, (), {}, may_be_missing=False)
+    frames = [decode(chunk.rows, schema) for chunk in encoded]
+    return pd.concat(frames, ignore_index=True)[names].astype(object)
 
 
 EXPECTED = FRAME[[column.name for column in (*SCHEMA.categorical, *SCHEMA.numeric)]].astype(object)
@@ -135,15 +148,19 @@ def test_ways_to_write_text(kind: str):
 def test_letters_beyond_ascii(encoding: str):
     frame = FRAME.assign(race="Québécois")
     Path("a.csv").write_bytes(table(frame).decode().encode(encoding))
-    assert set(read("a.csv")["race"]) == {"Québécois"}
+    assert set(read("a.csv", schema_of(frame, INPUTS))["race"]) == {"Québécois"}
 
 
 def test_quotes_keep_separators_and_quotes():
     frame = FRAME.assign(race='a, "b"', sex='5" disk')
+    schema = schema_of(frame, INPUTS)
     Path("a.csv").write_bytes(table(frame))
-    assert set(read("a.csv")["race"]) == {'a, "b"'}
+    assert set(read("a.csv", schema)["race"]) == {'a, "b"'}
     Path("a.csv").write_bytes(official([line.replace(" Male", ' 5" disk') for line in LINES]))
-    assert '5" disk' in set(read("a.csv")["sex"])
+    assert '5" disk' in set(read("a.csv", schema)["sex"])
+    frame = FRAME.assign(race="two\nlines")
+    Path("a.csv").write_bytes(table(frame))
+    assert set(read("a.csv", schema_of(frame, INPUTS))["race"]) == {"two\nlines"}
 
 
 def test_long_files_are_read_block_by_block():
@@ -157,19 +174,20 @@ def test_long_files_are_read_block_by_block():
     Path("a.csv").write_bytes(
         codecs.BOM_UTF16_LE + text.decode("latin-1").encode("utf-16-le") + b"\x00\xd8x\x00"
     )
-    assert error_of("a.csv").startswith("a.csv, line 24001: must be UTF-16-LE")
-    Path("a.csv").write_bytes(b"1" * (MAX_LINE_BYTES + 2 * BLOCK_BYTES))
-    assert error_of("a.csv") == "a.csv, line 1: must be shorter than 16 MiB"
+    assert error_of("a.csv").startswith("a.csv: damaged or incomplete file ('utf-16-le' codec can't decode")
+    Path("a.csv").write_bytes(table() + b"1" * 3 * BLOCK_BYTES)
+    assert error_of("a.csv").startswith("a.csv, line 42: must be a row of fields")
 
 
 def test_a_run_on_other_columns_needs_a_header():
     schema = Schema((Categorical("colour", ("red", "été")),), (Numeric("size", 0.0, 1.0, (0.0, 1.0)),), ())
     Path("a.csv").write_text("size;shop;colour\n1;x;red\nTRUE;y;été\n")
-    frame = read("a.csv", schema)
+    frame = read("a.csv", schema, PLAIN)
     assert frame["colour"].tolist() == ["red", "été"]
     assert frame["size"].tolist() == [1.0, 1.0]
     Path("a.csv").write_text("1;x;red\n2;y;été\n")
-    assert error_of("a.csv", schema).startswith("a.csv, line 1: must be a header with the names of the run's")
+    with pytest.raises(UserError, match=r"a.csv: must have the columns 'colour', 'size'; it begins with"):
+        read("a.csv", schema, PLAIN)
 
 
 def edited(row: int, name: str, value: str, **options: object) -> bytes:
@@ -182,22 +200,22 @@ INVALID_TEXTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "missing column": (
         "a.csv",
         lambda: table(FRAME.drop(columns=["race", "age"])),
-        "a.csv, line 1: must have a column for every input of the run; lacks 'race', 'age'",
+        "a.csv: must have the columns 'race', 'age'; it begins with ['class_of_worker', 'industry_code',",
     ),
     "duplicate column": (
         "a.csv",
         lambda: table().replace(b"wage_per_hour", b"age", 1),
-        "a.csv, line 1: must have a column for every input of the run; lacks 'wage_per_hour'",
+        "a.csv: two columns are named 'age'; names must differ",
     ),
     "two of a name": (
         "a.csv",
         lambda: table().replace(b",education", b",race", 1),
-        "a.csv, line 1: must have one column 'race'; has 'race' and 'race'",
+        "a.csv: two columns are named 'race'; names must differ",
     ),
     "two of similar names": (
         "a.csv",
         lambda: table().replace(b",education", b",Race", 1).replace(b",race", b",RACE", 1),
-        "a.csv, line 1: must have one column 'race'; has 'Race' and 'RACE'",
+        "a.csv: must have one column 'race'; has 'Race' and 'RACE'",
     ),
     "unknown header": (
         "a.csv",
@@ -208,11 +226,6 @@ INVALID_TEXTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "a.csv",
         lambda: counted(5),
         "a.csv, line 1: must have 42 comma-separated fields after the row number, which must be",
-    ),
-    "an index that stops to count": (
-        "a.csv",
-        lambda: counted(0).replace(b"\n7,", b"\n9,"),
-        "a.csv, line 8, column 1 (index): must be the row number 7, is 9",
     ),
     "too few fields": (
         "a.csv",
@@ -227,55 +240,46 @@ INVALID_TEXTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "no number": (
         "a.csv",
         lambda: edited(3, "age", "old"),
-        "a.csv, line 5, column 1 (age): must be a finite number, is 'old'",
+        "a.csv, line 5, column 1 (age): must be a number, is 'old'",
     ),
     "not finite": (
         "a.csv",
         lambda: edited(3, "age", "1e39", sep=";"),
-        "a.csv, line 5, column 1 (age): must be a finite number, is '1e39'",
+        "a.csv, line 5, column 1 (age): must be a finite number in the range of float32, is 1e+39",
     ),
     "no value": (
         "a.csv",
         lambda: table(FRAME.assign(age=FRAME["age"].where(FRAME.index != 2))),
-        "a.csv, line 4, column 1 (age): must not be empty",
+        "a.csv, line 4, column 1 (age): must not be missing",
     ),
     "no level": (
         "a.csv",
         lambda: edited(3, "race", " "),
-        "a.csv, line 5, column 11 (race): must not be empty",
+        "a.csv, line 5, column 11 (race): must not be missing",
     ),
     "open quote": (
         "a.csv",
         lambda: official([*LINES[:2], LINES[2].replace(" Not", ' "Not', 1)]),
-        "a.csv, line 3: must be a complete row, with all quotes closed",
+        "a.csv, line 3: a quote must be closed; the file ends before",
     ),
     "text after a quote": (
         "a.csv",
         lambda: official([*LINES[:2], '"' + LINES[2].replace(",", '"x,', 1)]),
-        "a.csv, line 3: must be a complete row, with all quotes closed",
-    ),
-    "line break in quotes": (
-        "a.csv",
-        lambda: edited(3, "race", "two\nlines"),
-        "a.csv, line 5: must be a complete row, with all quotes closed",
+        f"a.csv, line 3, column 1 (age): must be a number, is '{FIELDS[2][0]}x'",
     ),
     "UTF-16 without its mark": (
         "a.csv",
         lambda: table().decode().encode("utf-16-le"),
-        "a.csv, line 1: must not have NUL bytes; a file in UTF-16 must begin with a byte order mark",
+        "a.csv: must not have NUL bytes; a file in UTF-16 must begin with a byte order mark",
     ),
     "a mark that is not true": (
         "a.csv",
         lambda: codecs.BOM_UTF8 + edited(3, "race", "é").decode().encode("latin-1"),
-        "a.csv, line 5: must be UTF-8, as the byte order mark of the file says",
+        "a.csv, line 5: must be UTF-8 text",
     ),
-    "nothing": ("a.csv", lambda: b"", ""),
+    "nothing": ("a.csv", lambda: b"", "a.csv: is empty"),
     "header alone": ("a.csv", lambda: ",".join(COLUMNS).encode() + b"\n", ""),
-    "numbers as header alone": (
-        "a.csv",
-        lambda: ",".join(map(str, range(42))).encode(),
-        "a.csv: has no rows",
-    ),
+    "numbers as header alone": ("a.csv", lambda: ",".join(map(str, range(42))).encode(), ""),
     "half of a gzip file": ("a.tsv.gz", lambda: gzip.compress(table())[:-30], "a.tsv.gz: damaged or"),
 }
 
@@ -287,20 +291,7 @@ def test_invalid_text(kind: str):
     if message:
         assert error_of(name).startswith(message)
     else:
-        assert list(read_chunks(Path(name), SCHEMA, 7)) == []  # `predict` says that there are no rows
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.PQ", "a.txt.gz"])
-def test_paths_without_a_file(name: str):
-    assert error_of(name) == f"{name}: no such file"
-    Path(name).mkdir()
-    assert error_of(name) == f"{name}: is a directory; name a file"
-
-
-@pytest.mark.parametrize("name", ["a.xlsx", "a.csv.zip", "a.parquet.gz", "a"])
-def test_unknown_endings(name: str):
-    Path(name).write_bytes(official())
-    assert error_of(name).startswith(f"input={name}: must end with one of .csv, .tsv")
+        assert list(chunks(name)) == []  # `predict` says that there are no rows
 
 
 def decimals(name: str, kind: pa.DataType) -> pa.Array:
@@ -349,7 +340,7 @@ def test_decimals_are_exact(kind: pa.DataType):
     numbers = [*range(0, 3000, 7), 0.1, -2.675]
     array = pa.array([decimal.Decimal(str(number)) for number in numbers]).cast(kind)
     for given in (array, array.dictionary_encode()):
-        assert to_numbers(given, str).tolist() == numbers
+        assert numbers_of(pd.Series(given, dtype=pd.ArrowDtype(given.type))).tolist() == numbers
 
 
 @pytest.mark.parametrize("name", ["a.pq", "a.parq", "A.PARQUET"])
@@ -362,65 +353,55 @@ def test_endings_of_parquet(name: str):
 def test_truth_values(known: tuple[str, str]):
     schema = Schema((Categorical("a", known),), (Numeric("b", 0.0, 1.0, (0.0, 1.0)),), ())
     pd.DataFrame({"a": [True, False], "b": [True, False]}).to_parquet("a.parquet")
-    frame = read("a.parquet", schema)
+    frame = read("a.parquet", schema, PLAIN)
     assert frame["a"].tolist() == [known[1], known[0]]
     assert frame["b"].tolist() == [1.0, 0.0]
 
 
 BAD_COLUMNS: dict[str, tuple[str, Callable[[], pa.Array], str]] = {
-    "list": ("sex", lambda: pa.array([["Male"]] * 40), "column sex: must hold text or numbers, holds list"),
-    "list of numbers": ("age", lambda: pa.array([[1]] * 40), "column age: must hold text or numbers, holds"),
-    "struct": ("sex", lambda: pa.array([{"a": 1}] * 40), "column sex: must hold text or numbers, holds str"),
+    "list": ("sex", lambda: pa.array([["Male"]] * 40), "a.parquet: column sex: must hold text, holds list"),
+    "list of numbers": ("age", lambda: pa.array([[1]] * 40), "a.parquet: column age: must hold numbers, holds list"),
+    "struct": ("sex", lambda: pa.array([{"a": 1}] * 40), "a.parquet: column sex: must hold text, holds struct"),
     "map": (
         "sex",
         lambda: pa.array([[("a", 1)]] * 40, pa.map_(pa.string(), pa.int64())),
-        "column sex: must hold text or numbers, holds map",
+        "a.parquet: column sex: must hold text, holds map",
     ),
     "date": (
         "year",
         lambda: pa.array([1] * 40, pa.date32()),
-        "column year: must hold text or numbers, holds",
+        "a.parquet: column year: must hold numbers, holds date32",
     ),
-    "time": ("year", lambda: pa.array([1] * 40, pa.timestamp("s")), "column year: must hold text or numbers"),
+    "time": ("year", lambda: pa.array([1] * 40, pa.timestamp("s")), "a.parquet: column year: must hold numbers"),
     "text": (
         "age",
         lambda: pa.array(["1", "x", *["1"] * 38]),
-        "column age, row 2: must be a finite number, is 'x'",
+        "a.parquet, column age, row 2: must be a number, is 'x'",
     ),
     "null": (
         "age",
         lambda: pa.array([*[1] * 30, None, *[1] * 9]),
-        "column age, row 31: must be a finite number",
+        "a.parquet, column age, row 31: must not be missing",
     ),
     "nothing but null": (
         "age",
         lambda: pa.nulls(40),
-        "column age, row 1: must be a finite number, is missing",
+        "a.parquet, column age, row 1: must not be missing",
     ),
-    "NaN": ("age", lambda: pa.array([np.nan] * 40), "column age, row 1: must be a finite number, is 'nan'"),
-    "large": ("age", lambda: pa.array([1e39] * 40), "column age, row 1: must be a finite number, is '1e+39'"),
-    "level null": ("sex", lambda: pa.array([*["Male"] * 39, None]), "column sex, row 40: must not be empty"),
-    "nothing but level null": ("sex", lambda: pa.nulls(40), "column sex, row 1: must not be empty"),
-    "empty level": ("sex", lambda: pa.array(["Male", " "] * 20), "column sex, row 2: must not be empty"),
-    "fraction": (
-        "sex",
-        lambda: pa.array([1.0, 1.5] * 20),
-        "column sex, row 2: must be text or a whole number, is 1.5",
-    ),
-    "infinity": (
-        "sex",
-        lambda: pa.array([np.inf] * 40),
-        "column sex, row 1: must be text or a whole number, is inf",
-    ),
+    "NaN": ("age", lambda: pa.array([np.nan] * 40), "a.parquet, column age, row 1: must not be missing"),
+    "large": ("age", lambda: pa.array([1e39] * 40), "a.parquet, column age, row 1: must be a finite number in the range"),
+    "level null": ("sex", lambda: pa.array([*["Male"] * 39, None]), "a.parquet, column sex, row 40: must not be missing"),
+    "nothing but level null": ("sex", lambda: pa.nulls(40), "a.parquet, column sex, row 1: must not be missing"),
+    "empty level": ("sex", lambda: pa.array(["Male", " "] * 20), "a.parquet, column sex, row 2: must not be missing"),
     "not UTF-8": (
         "sex",
         lambda: pa.array([*[b"Male"] * 9, *[b"M\xff"] * 31]),
-        r"column sex, row 10: must be UTF-8 text, is b'M\xff'",
+        "a.parquet, column sex: must hold UTF-8 text",
     ),
     "text that is not UTF-8": (
         "sex",
         lambda: pa.array([*[b"Male"] * 9, *[b"M\xff"] * 31]).view(pa.string()),
-        r"column sex, row 10: must be UTF-8 text, is b'M\xff'",
+        "a.parquet, column sex: damaged, or no UTF-8 text",
     ),
 }
 
@@ -429,15 +410,15 @@ BAD_COLUMNS: dict[str, tuple[str, Callable[[], pa.Array], str]] = {
 def test_invalid_columns_of_parquet(kind: str):
     name, make, message = BAD_COLUMNS[kind]
     pq.write_table(with_column(name, make()), "a.parquet")
-    assert error_of("a.parquet").startswith(f"a.parquet, {message}")
+    assert error_of("a.parquet").startswith(message)
 
 
 def test_names_of_parquet():
     FRAME.drop(columns="race").to_parquet("a.parquet")
-    assert error_of("a.parquet").endswith("must have a column for every input of the run; lacks 'race'")
+    assert error_of("a.parquet") == "a.parquet: must have a column 'race'; the nearest is 'age'"
     whole = pa.Table.from_pandas(FRAME)
     pq.write_table(whole.append_column("race", whole["race"]), "a.parquet")
-    assert error_of("a.parquet") == "a.parquet: must have one column 'race'; has 'race' and 'race'"
+    assert error_of("a.parquet") == "a.parquet: two columns are named 'race'; names must differ"
     pq.write_table(whole.append_column("Race", whole["sex"]), "a.parquet")
     assert_same("a.parquet")  # the exact name wins over a similar one
 
@@ -445,17 +426,11 @@ def test_names_of_parquet():
 def test_damaged_parquet_files():
     FRAME.to_parquet("whole.parquet")
     whole = Path("whole.parquet").read_bytes()
-    for content, message in {
-        b"": "must be a Parquet file; is empty",
-        official(): "must be a Parquet file; begins with b'",
-        whole[:-9]: "damaged or incomplete Parquet file (its end is missing)",
-        whole[:-4] + b"PARE": "must not be encrypted",
-        whole[:4] + whole[-8:]: "damaged or incomplete Parquet file (",
-    }.items():
+    for content in (b"", official(), whole[:-9], whole[:-4] + b"PARE", whole[:4] + whole[-8:]):
         Path("a.parquet").write_bytes(content)
-        assert error_of("a.parquet").startswith(f"a.parquet: {message}")
+        assert error_of("a.parquet").startswith("a.parquet: damaged or incomplete file (")
     FRAME[:0].to_parquet("a.parquet")
-    assert sum(map(len, read_chunks(Path("a.parquet"), SCHEMA, 7))) == 0
+    assert list(chunks("a.parquet")) == []
 
 
 def odd_table(rng: np.random.Generator) -> tuple[pa.Table, Schema]:
@@ -538,27 +513,28 @@ def test_generators_close_their_files():
     pd.concat([FRAME] * 20).to_parquet("a.parquet")
     for name in ("a.csv", "a.parquet"):
         path = Path(name).resolve()
-        chunks = read_chunks(path, SCHEMA, 7)
-        next(chunks)
+        parts = chunks(path, rows=7)
+        next(parts)
         assert str(path) in open_files()
-        chunks.close()
+        parts.close()
         assert str(path) not in open_files()
 
 
 @pytest.mark.slow
-def test_an_error_never_aborts_the_process():
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_an_error_never_aborts_the_process(encoding: str):
     """A library's background threads once outlived the interpreter, which then exited with code 134."""
-    Path("a.csv").write_bytes(official(LINES * 600) + b"1,2\n")
+    text = table(pd.concat([FRAME] * 600)) + b"1,2\n"
+    Path("a.csv").write_bytes(text.decode().encode("utf-16") if encoding == "utf-16" else text)
     code = (
-        "from pathlib import Path\n"
-        "from mmoe.data.readers import read_chunks\n"
+        "from mmoe.data.raw_rows import PLAIN, read_rows\n"
         "from mmoe.data.schema import Numeric, Schema\n"
         "schema = Schema((), (Numeric('age', 0.0, 1.0, (0.0, 1.0)),), ())\n"
-        "list(read_chunks(Path('a.csv'), schema, 7))"
+        "list(read_rows(['a.csv'], PLAIN, schema, [], 7000))"
     )
     for _ in range(3):
         together = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(4)]
         for process in together:
             _, err = process.communicate()
             assert process.returncode == 1
-            assert b"line 24001" in err
+            assert b"line 24002" in err

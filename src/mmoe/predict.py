@@ -173,16 +173,14 @@ def encode_rows(
 
     from mmoe.data.encode import encode
     from mmoe.data.raw_column import column_of
-    from mmoe.errors import RowError, UserError
+    from mmoe.errors import UserError
 
     with closing(parts):
         for frame, locate in parts:
             try:
                 rows = encode(frame, schema, may_be_missing)
-            except RowError as error:
-                raise locate(error) from None
             except UserError as error:
-                raise UserError(f"input: {error}") from None
+                raise locate(error) from None
             counts = (rows.levels == schema.num_levels).sum(0).tolist()
             for position, count in zip(schema.level_positions, counts, strict=True):
                 name = schema.categorical[position].name

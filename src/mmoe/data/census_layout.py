@@ -27,7 +27,7 @@ def find_options(inputs: Sequence[str], path: str) -> CsvOptions:
     first = rows[0]
     options = {"delimiter": delimiter, "missing": ("",)}
     if _only_numbers_columns(first):
-        names = _official_names(path, 2, rows[1], delimiter) if len(rows) > 1 else first
+        names = _official_names(path, 2, rows[min(1, len(rows) - 1)], delimiter)
         return CsvOptions(names=names, **options)  # type: ignore[arg-type]
     found = {name.casefold() for name in first} & {name.casefold() for name in inputs}
     if len(found) < min(2, len(inputs)) and any(map(is_number, first)):

@@ -81,7 +81,12 @@ class ColumnarFile:
     def _checked(self, table: pa.Table, columns: Sequence[str]) -> pa.Table:
         """The columns in this order. Arrow does not check text and codes of dictionaries when it reads them."""
         table = table.select(self._stored(columns)).rename_columns(list(columns))
-        table.validate(full=True)
+        for name in columns:
+            try:
+                table[name].validate(full=True)
+            except pa.ArrowInvalid as error:
+                what = str(error).rpartition(": ")[2]
+                raise UserError(f"{self.path}, column {name}: damaged, or no UTF-8 text ({what})") from None
         return table
 
     def _reader(self, file: pa.NativeFile) -> parquet.ParquetFile:

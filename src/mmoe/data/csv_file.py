@@ -20,6 +20,7 @@ from mmoe.data.data_files import open_stream, reading
 from mmoe.errors import UserError
 
 BLOCK_BYTES = 1 << 22  # a row must be shorter
+csv.field_size_limit(BLOCK_BYTES)  # of Python's reader; by default, a field must be shorter than 128 KiB
 BATCH_ROWS = 16384  # rows that Python parses at once
 LINE = "line"  # the only column of a ragged file, before it is split
 NO_DELIMITER = "\x1e"  # no text holds it, so a line is one field
@@ -47,12 +48,9 @@ class CsvFile:
             delimiter=self.delimiter,
             skipinitialspace=True,
         )
-        try:
-            first = next(filter(None, reader))
-            self._header_bytes = len("".join(lines).encode()) + 3 * start.has_mark if options.header else 0
-            second = next(filter(None, reader), [])
-        except csv.Error as error:
-            raise UserError(f"{path}, line 1: must be a row of fields ({error})") from None
+        first = next(filter(None, reader))
+        self._header_bytes = len("".join(lines).encode()) + 3 * start.has_mark if options.header else 0
+        second = next(filter(None, reader), [])
         is_whole = len(start.text) < START_BYTES // 4
         self._has_rows = bool(second) or not options.header or not is_whole
         self.names = list(options.names or self._find_names(first, second))

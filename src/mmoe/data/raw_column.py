@@ -290,6 +290,8 @@ def _numbers_of_array(array: pa.Array, name: Any) -> np.ndarray:
         raise UserError(f"column {name}: must hold numbers, holds {str(array.type)[:80]}")
     if pa.types.is_boolean(array.type):
         array = pc.cast(array, pa.int8())
+    elif pa.types.is_float16(array.type):
+        array = pc.cast(array, pa.float32())
     elif pa.types.is_decimal(array.type):  # as a number, Arrow rounds 637.000000000 to 637.0000000000001
         array = pc.cast(array, pa.string())
     if not pa.types.is_floating(array.type):

@@ -31,10 +31,10 @@ PLAIN = RowFormat(lambda _: CsvOptions(missing=("",)), may_be_missing=False)
 
 
 class RawRows(NamedTuple):
-    """Rows, and a function that adds the file and the line to an error of a row."""
+    """Rows, and a function that adds the file to an error, and the line to an error of a row."""
 
     frame: pd.DataFrame
-    locate: Callable[[RowError], UserError]
+    locate: Callable[[UserError], UserError]
 
 
 def read_rows(
@@ -73,5 +73,7 @@ def _with_numbers(table: pa.Table, schema: Schema, csv: CsvOptions) -> pa.Table:
     return table
 
 
-def _locate(files: Sequence[str], csv: CsvOptions, start: int, error: RowError) -> UserError:
-    return locate(files, csv, RowError(error.column, start + error.row, error.rule))
+def _locate(files: Sequence[str], csv: CsvOptions, start: int, error: UserError) -> UserError:
+    if isinstance(error, RowError):
+        return locate(files, csv, RowError(error.column, start + error.row, error.rule))
+    return UserError(f"{files[0]}: {error}")
