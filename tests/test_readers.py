@@ -360,8 +360,16 @@ def test_truth_values(known: tuple[str, str]):
 
 BAD_COLUMNS: dict[str, tuple[str, Callable[[], pa.Array], str]] = {
     "list": ("sex", lambda: pa.array([["Male"]] * 40), "a.parquet: column sex: must hold text, holds list"),
-    "list of numbers": ("age", lambda: pa.array([[1]] * 40), "a.parquet: column age: must hold numbers, holds list"),
-    "struct": ("sex", lambda: pa.array([{"a": 1}] * 40), "a.parquet: column sex: must hold text, holds struct"),
+    "list of numbers": (
+        "age",
+        lambda: pa.array([[1]] * 40),
+        "a.parquet: column age: must hold numbers, holds list",
+    ),
+    "struct": (
+        "sex",
+        lambda: pa.array([{"a": 1}] * 40),
+        "a.parquet: column sex: must hold text, holds struct",
+    ),
     "map": (
         "sex",
         lambda: pa.array([[("a", 1)]] * 40, pa.map_(pa.string(), pa.int64())),
@@ -372,7 +380,11 @@ BAD_COLUMNS: dict[str, tuple[str, Callable[[], pa.Array], str]] = {
         lambda: pa.array([1] * 40, pa.date32()),
         "a.parquet: column year: must hold numbers, holds date32",
     ),
-    "time": ("year", lambda: pa.array([1] * 40, pa.timestamp("s")), "a.parquet: column year: must hold numbers"),
+    "time": (
+        "year",
+        lambda: pa.array([1] * 40, pa.timestamp("s")),
+        "a.parquet: column year: must hold numbers",
+    ),
     "text": (
         "age",
         lambda: pa.array(["1", "x", *["1"] * 38]),
@@ -389,10 +401,26 @@ BAD_COLUMNS: dict[str, tuple[str, Callable[[], pa.Array], str]] = {
         "a.parquet, column age, row 1: must not be missing",
     ),
     "NaN": ("age", lambda: pa.array([np.nan] * 40), "a.parquet, column age, row 1: must not be missing"),
-    "large": ("age", lambda: pa.array([1e39] * 40), "a.parquet, column age, row 1: must be a finite number in the range"),
-    "level null": ("sex", lambda: pa.array([*["Male"] * 39, None]), "a.parquet, column sex, row 40: must not be missing"),
-    "nothing but level null": ("sex", lambda: pa.nulls(40), "a.parquet, column sex, row 1: must not be missing"),
-    "empty level": ("sex", lambda: pa.array(["Male", " "] * 20), "a.parquet, column sex, row 2: must not be missing"),
+    "large": (
+        "age",
+        lambda: pa.array([1e39] * 40),
+        "a.parquet, column age, row 1: must be a finite number in the range",
+    ),
+    "level null": (
+        "sex",
+        lambda: pa.array([*["Male"] * 39, None]),
+        "a.parquet, column sex, row 40: must not be missing",
+    ),
+    "nothing but level null": (
+        "sex",
+        lambda: pa.nulls(40),
+        "a.parquet, column sex, row 1: must not be missing",
+    ),
+    "empty level": (
+        "sex",
+        lambda: pa.array(["Male", " "] * 20),
+        "a.parquet, column sex, row 2: must not be missing",
+    ),
     "not UTF-8": (
         "sex",
         lambda: pa.array([*[b"Male"] * 9, *[b"M\xff"] * 31]),

@@ -367,12 +367,18 @@ BAD = {
         "must have a label in at least one training row",
     ),
     "a regression label with text": (
-        {"tasks": {"a": {"column": "plan", "kind": "regression"}}}, r"train.csv, line 2, column 9 \(plan\): must be a number, is",
+        {"tasks": {"a": {"column": "plan", "kind": "regression"}}},
+        r"train.csv, line 2, column 9 \(plan\): must be a number, is",
     ),
-    "a negative weight": ({"weight": "minus"}, r"line 5, column 11 \(minus\): must be a weight of at least 0, is -1"),
-    "a missing weight": ({"weight": "gap"}, r"line 6, column 12 \(gap\): must be a weight of at least 0, is missing"),
+    "a negative weight": (
+        {"weight": "minus"}, r"line 5, column 11 \(minus\): must be a weight of at least 0, is -1",
+    ),
+    "a missing weight": (
+        {"weight": "gap"}, r"line 6, column 12 \(gap\): must be a weight of at least 0, is missing",
+    ),
     "a negative count": (
-        {"tasks": {"a": {"column": "minus", "kind": "count"}}}, r"train.csv, line 5, column 11 \(minus\): must be a count",
+        {"tasks": {"a": {"column": "minus", "kind": "count"}}},
+        r"train.csv, line 5, column 11 \(minus\): must be a count",
     ),
     "an empty file": ({"train": "empty.csv"}, "empty.csv: "),
     "only a header": ({"train": "header.csv"}, "header.csv: must have at least one row; has none"),
@@ -403,9 +409,12 @@ BAD = {
     "no tasks": ({"tasks": {}}, "data.tasks={}: must name at least one task"),
     "an unknown main task": ({"main_task": "clik"}, "data.main_task=clik: must be one of click, spend"),
     "another test file": ({"test": "other.csv"}, "other.csv: must have the columns 'user', 'city'"),
-    "an infinite number": ({"columns": {"inf": "numeric"}}, r"line 4, column 14 \(inf\): must be a finite number"),
+    "an infinite number": (
+        {"columns": {"inf": "numeric"}}, r"line 4, column 14 \(inf\): must be a finite number",
+    ),
     "text in a column of numbers": (
-        {"columns": {"city": "numeric"}}, r"train.csv, line [0-9]+, column 2 \(city\): must be a number, is '",
+        {"columns": {"city": "numeric"}},
+        r"train.csv, line [0-9]+, column 2 \(city\): must be a number, is '",
     ),
     "text in a column of dates": (
         {"columns": {"city": "datetime"}}, r"train.csv, line [0-9]+, column 2 \(city\): must be a date, is '",

@@ -257,7 +257,10 @@ def test_an_encoding_may_be_named_and_must_be_right():
         read_text("x,y\nä,1\n".encode("latin-1"), encoding="utf-8")
     with pytest.raises(UserError, match=r"a\.csv: must not have NUL bytes; a file in UTF-16 must begin"):
         read_text("x,y\n1,2\n".encode("utf-16-le"))
-    assert read_text("x,y\n1,2\n".encode("utf-16-le"), encoding="utf-16-le").to_pydict() == {"x": [1], "y": [2]}
+    assert read_text("x,y\n1,2\n".encode("utf-16-le"), encoding="utf-16-le").to_pydict() == {
+        "x": [1],
+        "y": [2],
+    }
 
 
 def test_delimiters_headers_and_names():
@@ -275,7 +278,9 @@ def test_delimiters_headers_and_names():
     assert read_text("0\n1\n2", header=False, names=["x"]).to_pydict() == {"x": [0, 1, 2]}
 
 
-@pytest.mark.parametrize("text", ['x,y\n1,"a\nb"', 'x,y\n1,""""', 'x,y\n1,"\n"\n', 'x,y\n1,"a"\n\n', 'x,y\n1,5"\n'])
+@pytest.mark.parametrize(
+    "text", ['x,y\n1,"a\nb"', 'x,y\n1,""""', 'x,y\n1,"\n"\n', 'x,y\n1,"a"\n\n', 'x,y\n1,5"\n']
+)
 def test_closed_quotes_at_the_end(text: str):
     assert read_text(text)["x"].to_pylist() == [1]
 
@@ -322,7 +327,10 @@ def test_an_error_has_its_file_and_its_line():
     assert str(locate(files, PLAIN, RowError("x", 2, "r"))) == "b.csv, line 5, column 2 (x): r"
     for name in ("a.parquet", "b.parquet"):
         pd.DataFrame({"x": [1, 2, 3]}).to_parquet(name)
-    assert str(locate(["a.parquet", "b.parquet"], PLAIN, RowError("x", 4, "r"))) == "b.parquet, column x, row 2: r"
+    assert (
+        str(locate(["a.parquet", "b.parquet"], PLAIN, RowError("x", 4, "r")))
+        == "b.parquet, column x, row 2: r"
+    )
     write("a.csv", "x;y\n1.5;a\n2,5;b\n")
     with pytest.raises(RowError, match=r"column x, row 0: must be a number, is '1.5'"):
         read_table(["a.csv"], CsvOptions(decimal=","), ["x"], numbers=["x"])

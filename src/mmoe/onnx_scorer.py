@@ -23,6 +23,7 @@ import numpy as np
 import onnxruntime
 
 ROWS_PER_PASS = 8192
+WHOLE_NUMBER = re.compile(r"(-?[0-9]+)(\.0*)?")
 BOOLEAN_SPELLINGS = (("False", "True"), ("false", "true"), ("FALSE", "TRUE"), ("0", "1"))
 TRUTH = {name: bool(truth) for spelling in BOOLEAN_SPELLINGS for truth, name in enumerate(spelling)}
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -149,21 +150,23 @@ class _LevelColumn:
         codes: dict[str | None, int] = {None: self.missing}
         if self.buckets:
             return codes | {level: zlib.crc32(level.encode()) % self.buckets for level in levels}
-        ours = _spelling(self.levels)
+        ours, theirs = _spelling(self.levels), _spelling(levels)
+        booleans = dict(zip(theirs, ours, strict=True)) if ours and theirs else {}
         for level in levels:
-            name = ours[TRUTH[level]] if ours and level in TRUTH and level not in self.code_of else level
-            codes[level] = self.code_of.get(name, self.rare)
+            other = booleans.get(level) or _other_spelling(level)
+            codes[level] = self.code_of.get(level, self.code_of.get(other, self.rare))
         return codes
 
     def _split(self, value: Any) -> list[str | None]:
         """The levels of a row of a multi-valued column; a missing row has the level None."""
         if isinstance(value, list | tuple | set | frozenset | np.ndarray):
             levels = [_level(_plain(one), self.name) for one in value]
-            return [level and level.strip() for level in levels]
+            return [level for level in levels if level]
         text = _level(value, self.name)
         if text and not self.separator:
             raise ValueError(f"column {self.name}: must hold lists of levels, holds {text[:40]!r}")
-        return [level.strip() for level in text.split(self.separator)] if text else [None]
+        pieces = [piece.strip() for piece in text.split(self.separator)] if text else [None]
+        return [piece for piece in pieces if piece != ""]
 
 
 def _column(rows: Rows, name: str) -> list[Any]:
@@ -196,20 +199,28 @@ def _plain(value: Any) -> Any:
 
 
 def _level(value: Any, column: str) -> str | None:
-    """The name of a level; None if it is missing. The whole number 4.0 is the level "4"."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bytes):
-        return value.decode()
+    """The name of a level; None if it is missing or blank. The whole number 4.0 is the level "4"."""
+    if value is None:
+        return None
+    if isinstance(value, str | bytes):
+        return (value.decode() if isinstance(value, bytes) else value).strip() or None
     if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
         return str(int(value))
-    if isinstance(value, int | float | Decimal | datetime.date | datetime.time):
+    if isinstance(value, Decimal):
+        return str(value.normalize())
+    if isinstance(value, int | float | datetime.date | datetime.time):
         return str(value)
     raise ValueError(f"column {column}: must hold text, holds {value!r}")
 
 
-def _spelling(levels: Sequence[str]) -> tuple[str, str] | None:
-    """How a vocabulary spells false and true; None if its levels are no booleans."""
+def _other_spelling(level: str) -> str:
+    """The whole number 4 as 4.0, 4.0 as 4, and another level as it is."""
+    match = WHOLE_NUMBER.fullmatch(level)
+    return level if not match else match[1] if match[2] else f"{level}.0"
+
+
+def _spelling(levels: Sequence[str] | Mapping[str, Any]) -> tuple[str, str] | None:
+    """How the levels spell false and true; None if they are no booleans."""
     return next((pair for pair in BOOLEAN_SPELLINGS if levels and set(levels) <= set(pair)), None)
 
 
@@ -230,6 +241,8 @@ def _number(value: Any, where: str) -> float:
     text = value.strip() if isinstance(value, str) else ""
     if value is None or (isinstance(value, str) and not text):
         return math.nan
+    if text.lower() in ("false", "true"):
+        return float(text.lower() == "true")
     try:
         if text.isascii() and "_" not in text:  # float() allows more than the training does
             return float(value)

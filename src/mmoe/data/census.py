@@ -95,7 +95,11 @@ class CensusData(TableData):
         paths = {"train": self.files.train, "test": self.files.test}
         sources = {}
         for name, path in paths.items():
-            digests, read, place = {path.name: sha256(str(path))}, partial(_read, path), partial(_locate, path)
+            digests, read, place = (
+                {path.name: sha256(str(path))},
+                partial(_read, path),
+                partial(_locate, path),
+            )
             sources[name] = Source(str(path), digests, lambda: COLUMNS, read, place)
         return sources
 

@@ -79,7 +79,7 @@ class ColumnarFile:
         return [self._stored_names[self.names.index(name)] for name in columns]
 
     def _checked(self, table: pa.Table, columns: Sequence[str]) -> pa.Table:
-        """The columns in this order. Arrow does not check text and codes of dictionaries when it reads them."""
+        """The columns in this order. Arrow itself checks neither text nor codes of dictionaries."""
         table = table.select(self._stored(columns)).rename_columns(list(columns))
         for name in columns:
             try:
@@ -111,7 +111,9 @@ def common_schema(files: Sequence[ColumnarFile], columns: Sequence[str]) -> pa.S
                 found = _common_type(found, kind)
             except pa.ArrowTypeError:
                 others = f"{files[0].path} and {i - 1} more" if i > 1 else files[0].path
-                raise UserError(f"{file.path}, column {name}: holds {kind}, and {found} in {others}") from None
+                raise UserError(
+                    f"{file.path}, column {name}: holds {kind}, and {found} in {others}"
+                ) from None
         schema.append((name, found))
     return pa.schema(schema)
 

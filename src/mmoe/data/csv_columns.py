@@ -89,7 +89,7 @@ def to_numbers(column: pa.ChunkedArray, name: str, options: CsvOptions) -> pa.Ch
         return convert_text(column, pa.float64(), options)
     except pa.ArrowInvalid:
         if options.has_plain_numbers:
-            return column  # of numbers in other spellings, or with an error that is found when they are encoded
+            return column  # `encode` reads other spellings, such as TRUE, or finds the error
     encoded = column.combine_chunks().dictionary_encode()
     for code, text in enumerate(encoded.dictionary):
         try:

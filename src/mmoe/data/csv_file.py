@@ -15,7 +15,15 @@ import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
 from mmoe.data.csv_options import CsvOptions, check_names
-from mmoe.data.csv_start import DELIMITERS, START_BYTES, decoded_stream, find_delimiter, read_start
+from mmoe.data.csv_start import (
+    DELIMITERS,
+    MARK,
+    START_BYTES,
+    find_delimiter,
+    is_utf8,
+    read_start,
+    utf8_stream,
+)
 from mmoe.data.data_files import open_stream, reading
 from mmoe.errors import UserError
 
@@ -104,7 +112,7 @@ class CsvFile:
             null_values=[] if self.options.ragged else list(self.options.missing),
             strings_can_be_null=True,
         )
-        with reading(self.path), decoded_stream(self.path, self.encoding) as stream:
+        with reading(self.path), utf8_stream(self.path, self.encoding) as stream:
             stream.read(self._header_bytes)
             with arrow_csv.open_csv(stream, read, parse, convert) as reader:
                 for batch in reader:
@@ -140,14 +148,16 @@ class CsvFile:
         Raises:
             UserError: a field is too long, or a quote is not closed.
         """
-        with reading(self.path), decoded_stream(self.path, self.encoding) as stream:
+        with reading(self.path), open_stream(self.path) as stream:
             # A byte that is not valid UTF-8 becomes a surrogate.
-            text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")  # type: ignore[arg-type]
-            is_header = self.options.header
+            errors = "surrogateescape" if is_utf8(self.encoding) else "strict"
+            text = io.TextIOWrapper(stream, self.encoding, errors, newline="")
+            lines = chain([text.readline().removeprefix(MARK)], text, [END])
             if self.options.ragged:
-                reader = csv.reader(chain(text, [END]), delimiter=NO_DELIMITER, quoting=csv.QUOTE_NONE)
+                reader = csv.reader(lines, delimiter=NO_DELIMITER, quoting=csv.QUOTE_NONE)
             else:
-                reader = csv.reader(chain(text, [END]), delimiter=self.delimiter, skipinitialspace=True)
+                reader = csv.reader(lines, delimiter=self.delimiter, skipinitialspace=True)
+            is_header = self.options.header
             while True:
                 line = reader.line_num + 1
                 try:

@@ -84,9 +84,7 @@ class CsvOptions:
         )
         check(isinstance(self.header, bool), "header", "true or false")
         check(isinstance(self.ragged, bool), "ragged", "true or false")
-        check(
-            self.encoding is None or _is_encoding(self.encoding), "encoding", "an encoding such as latin-1"
-        )
+        check(self.encoding is None or _is_encoding(self.encoding), "encoding", "an encoding such as latin-1")
         check(self.decimal in (".", ","), "decimal", "a point or a comma")
         others = [character for character in THOUSANDS if character != self.decimal]
         check((self.thousands or "") in others, "thousands", f"null or one of {others[1:]}")

@@ -5,6 +5,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
+from tempfile import NamedTemporaryFile
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -39,9 +40,8 @@ def read_start(path: str, encoding: str | None) -> Start:
     with reading(path), open_stream(path) as stream:
         raw = stream.read(START_BYTES)
     marked = next((name for mark, name in ENCODINGS.items() if raw.startswith(mark)), None)
-    encoding = marked or encoding or ("utf-8" if _is_utf8(raw) else "latin-1")
-    with reading(path), decoded_stream(path, encoding) as stream:
-        text = stream.read(START_BYTES).decode(errors="ignore")
+    encoding = marked or encoding or ("utf-8" if _is_valid(raw) else "latin-1")
+    text = codecs.getincrementaldecoder(encoding)("ignore").decode(raw)
     start = Start(text.removeprefix(MARK), encoding, text.startswith(MARK))
     if not start.text.strip("\r\n"):
         raise UserError(f"{path}: is empty")
@@ -51,11 +51,27 @@ def read_start(path: str, encoding: str | None) -> Start:
     return start
 
 
-def decoded_stream(path: str, encoding: str) -> pa.NativeFile:
-    """Open a file of text and convert it to UTF-8. Call it within `reading`."""
+def utf8_stream(path: str, encoding: str) -> pa.NativeFile:
+    """Open a file of text as UTF-8. Call it within `reading`.
+
+    Text in another encoding is converted into a temporary file. Arrow could convert it, but its background
+    threads then call Python, which aborts the process if it ends while they read.
+    """
     stream = open_stream(path)
-    is_utf8 = codecs.lookup(encoding).name in ("utf-8", "ascii")
-    return stream if is_utf8 else pa.transcoding_input_stream(stream, encoding, "utf-8")
+    if is_utf8(encoding):
+        return stream
+    decoder = codecs.getincrementaldecoder(encoding)()
+    with stream, NamedTemporaryFile() as file:
+        while block := stream.read(START_BYTES):
+            file.write(decoder.decode(block).encode())
+        file.write(decoder.decode(b"", True).encode())
+        file.flush()
+        return pa.OSFile(file.name, "rb")
+
+
+def is_utf8(encoding: str) -> bool:
+    """Whether text in this encoding is also text in UTF-8."""
+    return codecs.lookup(encoding).name in ("utf-8", "ascii")
 
 
 def find_delimiter(path: str, text: str) -> str:
@@ -91,7 +107,7 @@ def _score(rows: Sequence[Sequence[str]]) -> tuple[float, int]:
     return (count / len(rows) if width > 1 else 0.0), width
 
 
-def _is_utf8(raw: bytes) -> bool:
+def _is_valid(raw: bytes) -> bool:
     try:
         codecs.getincrementaldecoder("utf-8")().decode(raw)
     except UnicodeDecodeError:

@@ -31,8 +31,9 @@ TRUTH = {name: bool(truth) for spelling in BOOLEAN_SPELLINGS for truth, name in 
 def encode(frame: pd.DataFrame, schema: Schema, may_be_missing: bool = True) -> Batch:
     """Encode raw rows; a level that is not in the schema gets the unseen code, and a missing number is NaN.
 
-    Without `may_be_missing`, only columns that had missing values in training may have some. Categorical columns may hold text, numbers or booleans, which become text, and multi-valued columns may
-    hold lists. Errors count rows from 0, in the order of the frame. Columns are encoded in parallel.
+    Without `may_be_missing`, only columns that had missing values in training may have some. Categorical
+    columns may hold text, numbers or booleans, which become text, and multi-valued columns may hold lists.
+    Errors count rows from 0, in the order of the frame. Columns are encoded in parallel.
 
     Raises:
         UserError: a column is missing, occurs twice or has the wrong type, a number is infinite, a value is
@@ -86,7 +87,7 @@ def level_codes(names: Sequence[str], column: Categorical) -> np.ndarray:
     if column.buckets:
         return np.array([hash_level(name, column.buckets) for name in names], np.int64)
     levels = pd.Index(column.levels, dtype=object)
-    known = levels.get_indexer(pd.Index(list(names), dtype=object))
+    known: np.ndarray = levels.get_indexer(pd.Index(list(names), dtype=object))
     if (known < 0).any():
         if (ours := _spelling(column.levels)) and (theirs := _spelling(names)):
             others = [ours[theirs.index(name)] for name in names]
@@ -113,9 +114,9 @@ def _encode_levels(
     """Write the codes of a column to `target` [N, K]. If it is `needed`, no value may be missing."""
     codes, names, row_offsets = find_levels(frame, column)
     if needed and (codes < 0).any():
-        value = int((codes < 0).argmax())
-        row = value if row_offsets is None else int(np.searchsorted(row_offsets, value, "right")) - 1
-        raise RowError(column.raw_name, row, "must not be missing")
+        first = int((codes < 0).argmax())
+        first = first if row_offsets is None else int(np.searchsorted(row_offsets, first, "right")) - 1
+        raise RowError(column.raw_name, first, "must not be missing")
     missing = -1
     if column.has_missing or column.has_rare:
         missing = column.num_codes - 1 - (column.has_missing and column.has_rare)

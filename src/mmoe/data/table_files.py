@@ -3,8 +3,8 @@
     files -> the type of each column over all files -> tables of the wanted columns
 
 `read_table` finds the types of CSV columns: int64, float64, text, or null if every value is missing; dates
-and booleans stay text. `read_batches` leaves them text. Other files keep their types: dictionaries, lists, decimals, dates, timestamps and booleans. Text of Parquet
-comes as dictionaries.
+and booleans stay text. In `read_batches`, all of them are text. Other files keep their types: dictionaries,
+lists, decimals, dates, timestamps and booleans. Text of Parquet comes as dictionaries.
 """
 
 import difflib
