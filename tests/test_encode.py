@@ -1,5 +1,8 @@
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 
@@ -160,6 +163,43 @@ def test_integer_levels_become_text():
     rows = encode(frame.assign(code=["9", "10", "11"]), schema)
     assert rows.levels[:, 0].tolist() == [1, 0, 2]
     assert rows.labels[:, 0].tolist() == [1, 0, 1]
+
+
+def test_levels_in_other_spellings():
+    frame = pd.DataFrame({"code": ["4", " 5.0", "x"], "flag": ["true", "false", "true"]})
+    schema = fit_schema(frame, ["code", "flag"], (), num_bins=2)
+    assert [column.levels for column in schema.categorical] == [("4", "5.0", "x"), ("false", "true")]
+    others = pd.DataFrame({"code": ["4.0", "5", "x\t"], "flag": [True, False, True]})
+    assert encode(others, schema).levels.tolist() == encode(frame, schema).levels.tolist()
+    both = Schema((Categorical("code", ("4", "4.0")),), (), ())
+    assert encode(pd.DataFrame({"code": ["4", "4.0", "4.00"]}), both).levels[:, 0].tolist() == [0, 1, 0]
+    decimals = pd.DataFrame({"code": pd.array([Decimal("4.00"), Decimal("1.50")], object)})
+    assert fit_schema(decimals, {"code": ColumnOptions("categorical")}, (), num_bins=2).categorical[0].levels == ("1.5", "4")
+    truths = TRAIN.assign(age=["TRUE", "false", "+5", " 2."])
+    assert encode(truths, SCHEMA).numbers[:, 0].tolist() == [1, 0, 5, 2]
+
+
+@pytest.mark.parametrize("dtype", ["str", pd.ArrowDtype(pa.string()), "category"])
+def test_empty_pieces_are_no_levels(dtype: str):
+    frame = pd.DataFrame({"tags": ["a||b", "b|", "| a |", "|", " ", None]}).astype(dtype)
+    options = {"tags": ColumnOptions("multi", separator="|")}
+    schema = fit_schema(frame, options, (), num_bins=2)
+    (tags,) = schema.categorical
+    assert (tags.levels, tags.max_values, tags.has_missing) == (("a", "b"), 2, True)
+    assert encode(frame, schema).levels.tolist() == [[0, 1], [1, 3], [0, 3], [3, 3], [2, 3], [2, 3]]
+    lists = pd.DataFrame({"tags": [["a", "", "b"], ["b", None], [" a"], [], None, None]})
+    assert encode(lists, schema).levels.tolist() == encode(frame, schema).levels.tolist()
+
+
+def test_values_may_have_to_be_present():
+    for column, value in (("colour", None), ("colour", " "), ("age", np.nan), ("age", " ")):
+        frame = TRAIN.assign(**{column: [*TRAIN[column].astype(object)[:2], value, TRAIN[column][3]]})
+        frame["age"] = frame["age"].astype(str).replace("nan", None)
+        encode(frame, SCHEMA)
+        with pytest.raises(UserError, match=f"column {column}, row 2: must not be missing"):
+            encode(frame, SCHEMA, may_be_missing=False)
+        schema = fit_schema(frame.assign(age=pd.to_numeric(frame["age"], errors="coerce")), ["colour", "age"], TASKS, 48)
+        encode(frame, schema, may_be_missing=False)
 
 
 @pytest.mark.parametrize("dtype", ["Int64", "Float64", "int8", "uint16", "float32", object, "float[pyarrow]"])

@@ -19,6 +19,7 @@ from conftest import sample_lines
 from mmoe.data.census import CensusData
 from mmoe.data.census_files import COLUMNS, NUMERIC
 from mmoe.data.csv_file import BLOCK_BYTES
+from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import find_files
 from mmoe.data.encode import decode
 from mmoe.data.raw_column import numbers_of
@@ -177,6 +178,16 @@ def test_long_files_are_read_block_by_block():
     assert error_of("a.csv").startswith("a.csv: damaged or incomplete file ('utf-16-le' codec can't decode")
     Path("a.csv").write_bytes(table() + b"1" * 3 * BLOCK_BYTES)
     assert error_of("a.csv").startswith("a.csv, line 42: must be a row of fields")
+
+
+def test_other_decimal_points_of_rows_to_predict():
+    schema = Schema((Categorical("a", ("1,5", "2")),), (Numeric("b", 0.0, 1.0, (0.0, 1.0)),), ())
+    format = RowFormat(lambda _: CsvOptions(decimal=",", thousands="."), may_be_missing=False)
+    Path("a.csv").write_text("a;b\n1,5;1.234,5\n2;7\n")
+    assert read("a.csv", schema, format).to_numpy().tolist() == [["1,5", 1234.5], ["2", 7.0]]
+    Path("a.csv").write_text("a;b\n1,5;1,5\n\n2;1.5\n")
+    with pytest.raises(UserError, match=r"^a.csv, line 4, column 2 \(b\): must be a number, is '1.5'$"):
+        read("a.csv", schema, format)
 
 
 def test_a_run_on_other_columns_needs_a_header():
@@ -537,7 +548,7 @@ def test_generators_close_their_files():
 
     if not Path("/proc/self/fd").exists():
         pytest.skip("needs /proc")
-    Path("a.csv").write_bytes(official(LINES * 600))
+    Path("a.csv").write_bytes(table(pd.concat([FRAME] * 600)))
     pd.concat([FRAME] * 20).to_parquet("a.parquet")
     for name in ("a.csv", "a.parquet"):
         path = Path(name).resolve()
@@ -549,8 +560,9 @@ def test_generators_close_their_files():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("until", ["the end", "the first rows"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_an_error_never_aborts_the_process(encoding: str):
+def test_an_error_never_aborts_the_process(encoding: str, until: str):
     """A library's background threads once outlived the interpreter, which then exited with code 134."""
     text = table(pd.concat([FRAME] * 600)) + b"1,2\n"
     Path("a.csv").write_bytes(text.decode().encode("utf-16") if encoding == "utf-16" else text)
@@ -558,8 +570,9 @@ def test_an_error_never_aborts_the_process(encoding: str):
         "from mmoe.data.raw_rows import PLAIN, read_rows\n"
         "from mmoe.data.schema import Numeric, Schema\n"
         "schema = Schema((), (Numeric('age', 0.0, 1.0, (0.0, 1.0)),), ())\n"
-        "list(read_rows(['a.csv'], PLAIN, schema, [], 7000))"
+        "rows = read_rows(['a.csv'], PLAIN, schema, [], 7000)\n"
     )
+    code += "list(rows)" if until == "the end" else "next(rows)\nraise ValueError('line 24002')"
     for _ in range(3):
         together = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(4)]
         for process in together:
