@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 from mmoe.data.column_guess import Guess, guess
 from mmoe.data.column_values import ColumnValues, values_of
 from mmoe.data.csv_guess import guess_options
+from mmoe.data.csv_options import CsvOptions
+from mmoe.data.data_files import CSV, file_kind
 from mmoe.data.draft import to_yaml
 from mmoe.data.suspects import auroc, find_suspects
 from mmoe.data.table_files import find_files, read_table, table_of_frame
@@ -425,7 +427,7 @@ def test_a_file_without_a_header(command: Callable):
             "out=old.yaml: must not exist yet; overwrite=true",
         ),
         (["data/train.csv", "tasks=[clicked]", "main_task=x"], "main_task=x: must be one of clicked"),
-        (["data/train.csv", "tasks=[clicked]", "test=few.csv"], "few.csv: must have a column 'age'"),
+        (["data/train.csv", "tasks=[clicked]", "test=few.csv"], "few.csv: must have the columns 'age', 'user id'"),
         (["data/train.csv", "csv.decimal=x"], "csv.decimal='x': must be a point or a comma"),
         (["few.csv", "tasks=[clicked]", "out=a.yaml"], "no column is left as an input"),
         ([], "input=...: must be given"),
@@ -493,7 +495,7 @@ def test_values_survive_yaml():
 )
 def test_real_tables(tables_dir: Path, name: str, labels: list[str], out: set[str], suspects: set[str]):
     files = find_files(str(tables_dir / name))
-    csv = guess_options(files[0], {})
+    csv = guess_options(files[0], {}) if file_kind(files[0]) == CSV else CsvOptions()
     table = read_table(files, csv)
     columns = {column: values_of(column, table[column]) for column in table.column_names}
     guesses = [guess(one) for column, one in columns.items() if column not in labels]
