@@ -427,7 +427,7 @@ def test_a_file_without_a_header(command: Callable):
             "out=old.yaml: must not exist yet; overwrite=true",
         ),
         (["data/train.csv", "tasks=[clicked]", "main_task=x"], "main_task=x: must be one of clicked"),
-        (["data/train.csv", "tasks=[clicked]", "test=few.csv"], "few.csv: must have the columns 'age', 'user id'"),
+        (["data/train.csv", "tasks=[clicked]", "test=few.csv"], "few.csv: must have the columns 'age'"),
         (["data/train.csv", "csv.decimal=x"], "csv.decimal='x': must be a point or a comma"),
         (["few.csv", "tasks=[clicked]", "out=a.yaml"], "no column is left as an input"),
         ([], "input=...: must be given"),

@@ -174,7 +174,8 @@ def test_levels_in_other_spellings():
     both = Schema((Categorical("code", ("4", "4.0")),), (), ())
     assert encode(pd.DataFrame({"code": ["4", "4.0", "4.00"]}), both).levels[:, 0].tolist() == [0, 1, 0]
     decimals = pd.DataFrame({"code": pd.array([Decimal("4.00"), Decimal("1.50")], object)})
-    assert fit_schema(decimals, {"code": ColumnOptions("categorical")}, (), num_bins=2).categorical[0].levels == ("1.5", "4")
+    (code,) = fit_schema(decimals, {"code": ColumnOptions("categorical")}, (), num_bins=2).categorical
+    assert code.levels == ("1.5", "4")
     truths = TRAIN.assign(age=["TRUE", "false", "+5", " 2."])
     assert encode(truths, SCHEMA).numbers[:, 0].tolist() == [1, 0, 5, 2]
 
@@ -198,7 +199,8 @@ def test_values_may_have_to_be_present():
         encode(frame, SCHEMA)
         with pytest.raises(UserError, match=f"column {column}, row 2: must not be missing"):
             encode(frame, SCHEMA, may_be_missing=False)
-        schema = fit_schema(frame.assign(age=pd.to_numeric(frame["age"], errors="coerce")), ["colour", "age"], TASKS, 48)
+        numbers = pd.to_numeric(frame["age"], errors="coerce")
+        schema = fit_schema(frame.assign(age=numbers), ["colour", "age"], TASKS, 48)
         encode(frame, schema, may_be_missing=False)
 
 

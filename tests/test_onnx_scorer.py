@@ -197,6 +197,7 @@ def test_rows_may_be_lists_arrays_frames_or_mappings(run: Run, scorer: OnnxScore
         ("seen", ["1600000000", " 5.5 ", None]),
         ("seen", ["2020-01-01T01:00", "2021-12-31"]),
         ("amount", ["1.5", " 2 ", "", None, "1e3", "-.5", "nan"]),
+        ("amount", ["TRUE", "false", "+2"]),
         ("amount", [1, None, 2.5]),
         ("amount", [True, False]),
         ("amount", np.array([1, 2], np.int8)),
