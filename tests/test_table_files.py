@@ -263,6 +263,12 @@ def test_an_encoding_may_be_named_and_must_be_right():
     }
 
 
+def test_long_text_in_another_encoding(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mmoe.data.csv_start.MEMORY_BYTES", 10)
+    text = "x,y\n" + "ä,1\n" * 600_000
+    assert read_text(text.encode("utf-16")) == read_text(text)
+
+
 def test_delimiters_headers_and_names():
     assert read_text("x\ty\n1\t2,5\n", "a.tsv")["y"].to_pylist() == ["2,5"]
     assert read_text("1;2\n3;4\n", delimiter=";", header=False).to_pydict() == {

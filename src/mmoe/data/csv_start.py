@@ -16,6 +16,7 @@ from mmoe.errors import UserError
 
 START_BYTES = 1 << 20
 SAMPLE_ROWS = 200
+MEMORY_BYTES = 1 << 26  # of text in another encoding than UTF-8 that is converted in memory
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 MARK = "\N{BYTE ORDER MARK}"
 
@@ -54,19 +55,28 @@ def read_start(path: str, encoding: str | None) -> Start:
 def utf8_stream(path: str, encoding: str) -> pa.NativeFile:
     """Open a file of text as UTF-8. Call it within `reading`.
 
-    Text in another encoding is converted into a temporary file. Arrow could convert it, but its background
-    threads then call Python, which aborts the process if it ends while they read.
+    Text in another encoding is converted in memory, or into a temporary file if it is long. Arrow could
+    convert it, but its background threads then call Python, which aborts the process if it ends while they
+    read.
     """
     stream = open_stream(path)
     if is_utf8(encoding):
         return stream
     decoder = codecs.getincrementaldecoder(encoding)()
-    with stream, NamedTemporaryFile() as file:
-        while block := stream.read(START_BYTES):
-            file.write(decoder.decode(block).encode())
-        file.write(decoder.decode(b"", True).encode())
-        file.flush()
-        return pa.OSFile(file.name, "rb")
+    memory = pa.BufferOutputStream()  # Arrow's own memory, which its threads may use until the end
+    with stream:
+        while memory.tell() < MEMORY_BYTES:
+            block = stream.read(START_BYTES)
+            memory.write(decoder.decode(block, not block).encode())
+            if not block:
+                return pa.BufferReader(memory.getvalue())
+        with NamedTemporaryFile() as file:
+            file.write(memory.getvalue())
+            while block := stream.read(START_BYTES):
+                file.write(decoder.decode(block).encode())
+            file.write(decoder.decode(b"", True).encode())
+            file.flush()
+            return pa.OSFile(file.name, "rb")
 
 
 def is_utf8(encoding: str) -> bool:
