@@ -1,6 +1,6 @@
 """Benchmarks on this machine. Programs take turns within one run, so that their ratios are comparable.
 
-usage: python scripts/bench.py train|experts|start|memory|ranks|replicas|vocabulary|read
+usage: python scripts/bench.py train|experts|start|memory|ranks|replicas|vocabulary|read|stream
        [option=value ...] [overrides]
 
     train      samples a second in training, by batch size: mmoe, plain loops and other libraries
@@ -11,11 +11,15 @@ usage: python scripts/bench.py train|experts|start|memory|ranks|replicas|vocabul
     replicas   R replicas in one process against R separate processes
     vocabulary samples a second in training, by number of levels of a column
     read       seconds of reading and encoding a Parquet file of 30 columns
+    stream     speed and memory of encoding in shards and of training from disk, beside training from memory
 
     batches=32,256,1024,8192   batch sizes of `train`, `ranks` and `vocabulary`
     batch=32                   batch size of `experts` and `replicas`
     levels=1000,1000000        numbers of levels for `vocabulary`
     rows=10000000              rows of the file that `read` reads
+    streamed_rows=50000000     rows that `stream` encodes in shards and trains on for an epoch
+    resident_rows=2000000      rows that `stream` trains on from memory
+    dask_rows=8000000          rows that `stream` encodes with one Dask worker and with two; 0: none
     experts=1,2,4,8,16,32,64,128
     repeats=1,5,20             `memory` trains on so many copies of the rows
     rounds=3                   each round measures everything once; the tables show medians over rounds
@@ -37,8 +41,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +55,19 @@ from options import parse, stop
 from pyarrow import parquet
 from tables import table
 
-from mmoe.data.census_files import NAMES
+from mmoe.data.census import read
+from mmoe.data.census_files import COLUMNS, NAMES, NUMERIC, find_files
 
 DEFAULTS = {
     "batches": "32,256,1024,8192", "batch": "32", "experts": "1,2,4,8,16,32,64,128", "repeats": "1,5,20",
-    "levels": "1000,1000000", "rows": "10000000",
+    "levels": "1000,1000000", "rows": "10000000", "streamed_rows": "50000000", "resident_rows": "2000000",
+    "dask_rows": "8000000",
     "rounds": "3", "seconds": "2", "threads": "2", "replicas": "16", "peers": "", "peers_script": "",
     "out": "",
 }  # fmt: skip
 MINIMUMS = dict.fromkeys(["rounds", "threads", "batch", "replicas", "rows"], 1)
 HERE = Path(__file__).parent
+FILE_ROWS = 1_000_000  # of the files that `stream` writes
 MMOE, LIMIT = "mmoe", "first layer's products alone"
 # Without early stopping, all runs train for the same number of epochs.
 FIXED_LENGTH = ["figures=false", "callbacks.early_stopping=null"]
@@ -70,6 +79,7 @@ class Bench:
     def __init__(self, options: Mapping[str, str], overrides: Sequence[str]) -> None:
         self.options, self.overrides = options, list(overrides)
         self.data_dir = next((o.split("=", 1)[1] for o in overrides if o.startswith("data.dir=")), "")
+        self.anonymous_memory = 0.0
         self.rounds = range(int(options["rounds"]))
         self.environment = os.environ | {
             "OMP_NUM_THREADS": options["threads"],
@@ -88,13 +98,24 @@ class Bench:
         start = time.perf_counter()
         with tempfile.TemporaryFile("w+") as out:
             process = subprocess.Popen([sys.executable, *arguments], stdout=out, env=self.environment)
+            watch = threading.Thread(target=self._watch_memory, args=(process.pid,))
+            watch.start()
             _, status, usage = os.wait4(process.pid, 0)
+            watch.join()
             seconds = time.perf_counter() - start
             code = process.returncode = os.waitstatus_to_exitcode(status)
             if code:
                 raise SystemExit(code)
             out.seek(0)
             return out.read(), seconds, usage.ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
+
+    def _watch_memory(self, process: int) -> None:
+        """Store the peak of the anonymous memory in MB: what is resident, without memory-mapped files."""
+        self.anonymous_memory, status = 0.0, Path(f"/proc/{process}/status")
+        with suppress(OSError):  # the process has ended, or this is not Linux
+            while found := re.search(r"RssAnon:\s+(\d+)", status.read_text()):
+                self.anonymous_memory = max(self.anonymous_memory, int(found[1]) / 1024)
+                time.sleep(0.05)
 
     def train(self, folder: Path, *overrides: str) -> tuple[dict[str, float], float, float]:
         """Train; return what `contestants.Clock` measured, the seconds and the peak memory in MB."""
@@ -327,6 +348,84 @@ def bench_read(bench: Bench, folder: Path) -> dict[str, Any]:
     return {"lines": lines}
 
 
+def write_resampled_rows(folder: Path, data_dir: Path, num_rows: int) -> None:
+    """Write Parquet files of a million census rows each, drawn from the training file, with a user's id."""
+    frame = read(find_files(str(data_dir), "official", "", folder).train)
+    rows, random = pa.Table.from_pandas(frame, preserve_index=False), np.random.default_rng(0)
+    folder.mkdir()
+    for number, start in enumerate(range(0, num_rows, FILE_ROWS)):
+        count = min(FILE_ROWS, num_rows - start)
+        part = rows.take(pa.array(random.integers(0, len(rows), count)))
+        part = part.append_column("user_id", pa.array(random.integers(0, 1_000_000, count)))
+        parquet.write_table(part, folder / f"{number:04d}.parquet", row_group_size=1 << 18)
+
+
+def bench_stream(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Encode many rows in shards and train an epoch on them, and train on fewer rows in memory.
+
+    Rows are drawn from the training file of `data.dir`, with an id of 1,000,000 levels.
+    """
+    write_resampled_rows(folder / "rows", Path(bench.data_dir), int(bench.options["streamed_rows"]))
+    files = sorted(map(str, (folder / "rows").iterdir()))
+    labels = ("income", "marital_status")
+    inputs = [name for name in COLUMNS if name not in (*labels, "instance_weight")]
+    values = {
+        "_target_": "mmoe.data.table.datamodule", "train": files,
+        "validation": {"fraction": 0.02}, "test": {"fraction": 0.02},
+        "columns": {name: "numeric" if name in NUMERIC else "categorical" for name in inputs}
+        | {"user_id": "categorical"},
+        "tasks": {"income": {"column": "income", "positive": ["50000+."]},
+                  "never_married": {"column": "marital_status", "positive": ["Never married"]}},
+        "cache_dir": str(folder / "cache"), "stream": True, "engine": "local", "batch_size": 8192,
+    }  # fmt: skip
+    config = folder / "data" / "stream.yaml"
+    config.parent.mkdir()
+    config.write_text(json.dumps(values))
+    encode = (
+        "import json, sys; from mmoe.data.table import TableData\n"
+        "values = json.loads(sys.argv[1]); values.pop('_target_')\n"
+        "print(sum(TableData(**values).dataset.schema.num_rows.values()))"
+    )
+    lines = []
+
+    def add(what: str, rows: int, seconds: float, memory: float) -> None:
+        lines.append(
+            {"what": what, "rows": rows, "seconds": seconds, "rows a second": rows / seconds, "MB": memory}
+        )
+
+    def measure_encoding(what: str, changes: Mapping[str, Any]) -> None:
+        start = time.perf_counter()
+        out, *_ = bench.run("-c", encode, json.dumps(values | changes))
+        add(what, int(out.split()[-1]), time.perf_counter() - start, bench.anonymous_memory)
+
+    def measure_training(what: str, *overrides: str) -> None:
+        run = Path(tempfile.mkdtemp(dir=folder))
+        options = [
+            "data=stream",
+            f"hydra.searchpath=[file://{folder}]",
+            "trainer.max_epochs=1",
+            "logger=none",
+        ]
+        bench.run("-m", "mmoe.train", *FIXED_LENGTH, *options, *overrides, f"hydra.run.dir={run}")
+        metrics = json.loads((run / "metrics.json").read_text())
+        rows, speed = metrics["steps"] * metrics["global_batch"], metrics["samples_per_second"]
+        add(what, rows, rows / speed, bench.anonymous_memory)
+
+    measure_encoding("encoding in shards", {})
+    measure_training("an epoch from disk")
+    few = files[: max(1, int(bench.options["resident_rows"]) // FILE_ROWS)]
+    for _ in bench.rounds:
+        measure_training("an epoch from disk", f"data.train=[{','.join(few)}]")
+        measure_training("an epoch from memory", f"data.train=[{','.join(few)}]", "data.stream=false")
+    if int(bench.options["dask_rows"]):
+        part = files[: max(1, int(bench.options["dask_rows"]) // FILE_ROWS)]
+        for count in (1, 2):
+            bench.environment["OMP_NUM_THREADS"] = str(count)  # so many workers are started
+            changes = {"train": part, "engine": "dask", "cache_dir": str(folder / f"dask{count}")}
+            measure_encoding(f"encoding in shards, Dask workers: {count}", changes)
+    return {"lines": lines}
+
+
 def speed_table(found: Mapping[str, Any]) -> str:
     """Samples a second in thousands. In parentheses: the speed of the first program divided by this speed."""
     speeds = found["samples_per_second"]
@@ -365,16 +464,22 @@ def result_table(found: Mapping[str, Any]) -> str:
     if "samples_per_second" in found:
         return speed_table(found)
     if "lines" in found:
-        rows = [[f"{value:,.1f}".removesuffix(".0") for value in line.values()] for line in found["lines"]]
+        rows = [list(map(line_text, line.values())) for line in found["lines"]]
         return table(found["lines"][0], rows)
     values = found.get("seconds", found)
     texts = {key: f"{value:.2f}" if isinstance(value, float) else str(value) for key, value in values.items()}
     return table(["what", "value"], map(list, texts.items()))
 
 
+def line_text(value: float | str) -> str:
+    """A cell of a table."""
+    return value if isinstance(value, str) else f"{value:,.1f}".removesuffix(".0")
+
+
 BENCHMARKS: dict[str, Callable[[Bench, Path], dict[str, Any]]] = {
     "train": bench_train, "experts": bench_experts, "start": bench_start, "memory": bench_memory,
     "ranks": bench_ranks, "replicas": bench_replicas, "vocabulary": bench_vocabulary, "read": bench_read,
+    "stream": bench_stream,
 }  # fmt: skip
 
 

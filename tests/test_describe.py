@@ -21,7 +21,7 @@ from mmoe.data.draft import to_yaml
 from mmoe.data.suspects import auroc, find_suspects
 from mmoe.data.table_files import find_files, read_table, table_of_frame
 from mmoe.data.task_guess import guess_tasks
-from mmoe.describe import name_input
+from mmoe.describe import describe, name_input
 from mmoe.errors import UserError
 
 N = 1000
@@ -502,3 +502,12 @@ def test_real_tables(tables_dir: Path, name: str, labels: list[str], out: set[st
     assert {one.values.name for one in guesses if one.reason} == out
     inputs = [one.values for one in guesses if not one.reason]
     assert set(find_suspects(guess_tasks(labels, columns), inputs)) == suspects
+
+
+def test_a_large_table_is_described_by_its_first_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("mmoe.describe.MAX_ROWS", 100)
+    path = tmp_path / "rows.csv"
+    pd.DataFrame({"a": range(250), "y": [0, 1] * 125}).to_csv(path, index=False)
+    assert describe(str(path), ["y"], {"csv": {}, "test": None}).rows == "the first 100 rows"
+    monkeypatch.setattr("mmoe.describe.MAX_ROWS", 250)
+    assert describe(str(path), ["y"], {"csv": {}, "test": None}).rows == "250 rows"

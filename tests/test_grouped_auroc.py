@@ -114,8 +114,8 @@ def test_a_training_measures_and_monitors_it(train_mine: Command, command: Any):
         assert run.history[f"val/{task}/grouped_auroc"].notna().all()
     assert run.metrics["val"]["click"]["grouped_auroc"] == run.history["val/click/grouped_auroc"].max()
     assert "grouped_auroc" not in run.metrics["test"]["spend"]
-    assert command("evaluate")("run=run", "bootstrap=5", "out=same.json").code == 0
-    assert command("evaluate")("run=run", "bootstrap=5", "data.group_by=shop", "out=shop.json").code == 0
+    assert command("evaluate")("run=run", "resamples=5", "out=same.json").code == 0
+    assert command("evaluate")("run=run", "resamples=5", "data.group_by=shop", "out=shop.json").code == 0
     for file, column in (("same", "user"), ("shop", "shop")):
         (line,) = json.loads(Path(f"{file}.json").read_text())["checkpoints"]
         assert line["metrics"]["click"]["grouped_auroc"] == pytest.approx(expected(run, column))
@@ -165,7 +165,7 @@ def test_groups_are_the_same_in_all_files_and_in_the_cache():
 BAD = {
     "a column that the file lacks": ({"group_by": "usr"}, "train.csv: must have a column 'usr'"),
     "missing values": (
-        {"group_by": "gap"}, "train.csv: column gap, row [0-9]+: must have a value, because group_by",
+        {"group_by": "gap"}, r"train.csv, line [0-9]+, column 7 \(gap\): must have a value, because group_by",
     ),
     "no binary task": (
         {"tasks": {"spend": {"column": "spend", "kind": "regression"}}}, "data.group_by=user: needs a binary",

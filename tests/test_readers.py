@@ -23,7 +23,7 @@ from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import find_files
 from mmoe.data.encode import decode
 from mmoe.data.raw_column import numbers_of
-from mmoe.data.raw_rows import PLAIN, RawRows, RowFormat, read_rows
+from mmoe.data.raw_rows import RawRows, RowFormat, read_rows
 from mmoe.data.schema import Categorical, Numeric, Schema
 from mmoe.errors import UserError
 from mmoe.predict import encode_rows
@@ -32,6 +32,8 @@ LINES = sample_lines("census-income.test")[:40]
 FIELDS = [[field.strip() for field in line.split(",")] for line in LINES]
 FRAME = pd.DataFrame(FIELDS, columns=COLUMNS).astype(dict.fromkeys(NUMERIC, float))
 INPUTS = [name for name in COLUMNS if name not in ("income", "education", "instance_weight")]
+
+PLAIN_ROWS = RowFormat(lambda _: CsvOptions(missing=("",)), may_be_missing=False)
 
 
 def schema_of(frame: pd.DataFrame, inputs: list[str]) -> Schema:
@@ -193,12 +195,12 @@ def test_other_decimal_points_of_rows_to_predict():
 def test_a_run_on_other_columns_needs_a_header():
     schema = Schema((Categorical("colour", ("red", "été")),), (Numeric("size", 0.0, 1.0, (0.0, 1.0)),), ())
     Path("a.csv").write_text("size;shop;colour\n1;x;red\nTRUE;y;été\n")
-    frame = read("a.csv", schema, PLAIN)
+    frame = read("a.csv", schema, PLAIN_ROWS)
     assert frame["colour"].tolist() == ["red", "été"]
     assert frame["size"].tolist() == [1.0, 1.0]
     Path("a.csv").write_text("1;x;red\n2;y;été\n")
     with pytest.raises(UserError, match=r"a.csv: must have the columns 'colour', 'size'; it begins with"):
-        read("a.csv", schema, PLAIN)
+        read("a.csv", schema, PLAIN_ROWS)
 
 
 def edited(row: int, name: str, value: str, **options: object) -> bytes:
@@ -364,7 +366,7 @@ def test_endings_of_parquet(name: str):
 def test_truth_values(known: tuple[str, str]):
     schema = Schema((Categorical("a", known),), (Numeric("b", 0.0, 1.0, (0.0, 1.0)),), ())
     pd.DataFrame({"a": [True, False], "b": [True, False]}).to_parquet("a.parquet")
-    frame = read("a.parquet", schema, PLAIN)
+    frame = read("a.parquet", schema, PLAIN_ROWS)
     assert frame["a"].tolist() == [known[1], known[0]]
     assert frame["b"].tolist() == [1.0, 0.0]
 
@@ -567,10 +569,10 @@ def test_an_error_never_aborts_the_process(encoding: str, until: str):
     text = table(pd.concat([FRAME] * 600)) + b"1,2\n"
     Path("a.csv").write_bytes(text.decode().encode("utf-16") if encoding == "utf-16" else text)
     code = (
-        "from mmoe.data.raw_rows import PLAIN, read_rows\n"
+        "from mmoe.data.raw_rows import format_without_class, read_rows\n"
         "from mmoe.data.schema import Numeric, Schema\n"
         "schema = Schema((), (Numeric('age', 0.0, 1.0, (0.0, 1.0)),), ())\n"
-        "rows = read_rows(['a.csv'], PLAIN, schema, [], 7000)\n"
+        "rows = read_rows(['a.csv'], format_without_class(schema), schema, [], 7000)\n"
     )
     code += "list(rows)" if until == "the end" else "next(rows)\nraise ValueError('line 24002')"
     for _ in range(3):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mmoe.data.column_values import ColumnValues
     from mmoe.data.draft import Description
 
+MAX_ROWS = 2**21  # more rows tell nothing new about the kinds of columns
+
 
 def main() -> None:
     """Run the command. Files may stand before the other arguments, without `input=`."""
@@ -64,7 +66,7 @@ def run(config: DictConfig) -> None:
 
 
 def describe(source: str | list[str], labels: Sequence[str], settings: dict[str, Any]) -> "Description":
-    """Read the files and guess the kinds of their columns and tasks. `settings` has `csv` and `test`.
+    """Guess the kinds of columns and tasks from the first `MAX_ROWS` rows. `settings` has `csv` and `test`.
 
     Raises:
         UserError: a file cannot be read, a label is not among its columns, or cannot be learned.
@@ -85,12 +87,14 @@ def describe(source: str | list[str], labels: Sequence[str], settings: dict[str,
     check_columns(files, options, labels)
     if len(set(labels)) < len(labels):
         raise UserError(f"tasks={','.join(labels)}: must name each column once")
-    table = read_table(files, options)
+    table = read_table(files, options, max_rows=MAX_ROWS + 1)
+    is_whole = len(table) <= MAX_ROWS
+    table = table.slice(0, MAX_ROWS)
     columns = {name: values_of(name, table[name]) for name in table.column_names}
     guesses = [guess(values) for name, values in columns.items() if name not in labels]
     tasks = guess_tasks(labels, columns)
     suspects = find_suspects(tasks, [one.values for one in guesses if not one.reason])
-    found = Description(source, settings["test"], csv, len(table), guesses, tasks, suspects)
+    found = Description(source, settings["test"], csv, len(table), is_whole, guesses, tasks, suspects)
     if settings["test"] is not None:
         needed = [*(one.values.name for one in found.inputs), *labels]
         check_columns(find_files(settings["test"]), options, needed)
@@ -103,7 +107,7 @@ def show(table: "Description") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=f"{table.num_rows:,} rows", title_justify="left")
+    shown = Table(title=table.rows, title_justify="left")
     for name in ("column", "kind", "levels or range", "missing", "most frequent", "remark"):
         shown.add_column(name, justify="right" if name == "missing" else "left", overflow="fold")
 

@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
     suffix = "".join(f"_{Path(str(value)).resolve().name}" for value in changes.values())
     out = Path(config.out or run.folder / f"evaluation_{config.split}_{config.checkpoint}{suffix}.json")
     check_not_run_file(run.folder, "out", out)
-    evaluation = run.evaluate(config.split, config.checkpoint, changes, config.bootstrap, config.seed)
+    evaluation = run.evaluate(config.split, config.checkpoint, changes, config.resamples, config.seed)
     text = json.dumps(evaluation, indent=1) + "\n"
     write(out, lambda scratch: scratch.write_text(text, "utf-8"))
     report.show_evaluation(evaluation)

@@ -66,7 +66,9 @@ def extract(run: "Run", replica: int, out: Path) -> None:
         run_folder.start(scratch, text, run.schema)
         checkpoints.save(scratch / checkpoints.BEST, checkpoint)
         predictions = replica_predictions(run, replica) if "test" in replica_metrics else None
-        run_folder.finish(scratch, metrics | replica_metrics, predictions, history)
+        run_folder.finish(
+            scratch, metrics | replica_metrics, [] if predictions is None else [predictions], history
+        )
         if out.is_dir() and any(out.iterdir()):  # a rename cannot replace it
             shutil.copytree(scratch, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.yaml"))
             run_folder.write_config(out, text)  # last, because it makes the folder a run folder

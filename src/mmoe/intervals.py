@@ -5,7 +5,7 @@ groups: the rows of a group have equal predictions, and at least one of them is 
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from mmoe.tasks import Task, logit_columns
 
 CALIBRATION_BINS = 15  # of equal width
 SMALLEST = 1e-30  # of predicted probabilities and counts in logarithms
+BAGS = 8  # parts of a sample, for intervals of more rows than are kept
 CHUNK_SIZE = 2**17  # resamples x rows at a time, so that the arrays fit into the processor's cache
 Metrics = Callable[[np.ndarray], dict[str, np.ndarray]]  # maps row counts [K, N] to values [K] by name
 
@@ -44,30 +45,90 @@ def bootstrap_intervals(
         predicted: what `Task.predict` gives: [N, L], or [R, N, L] with replicas.
         labels, known: [N, T], or [R, N, T] if each replica has different rows; `known` may be None.
     """
-    predicted = predicted.reshape(-1, *predicted.shape[-2:])  # [R, N, T]
+    metrics = _metrics_of(tasks, predicted, labels, known)
+    chunks: list[dict[tuple[str, str], np.ndarray]] = []
+    with tqdm(total=resamples, unit="resample", disable=None, delay=1) as bar:
+        for counts in draw_rows(predicted.shape[-2], resamples, seed):
+            chunks.append(_mean_values(metrics, counts))
+            bar.update(len(counts))
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for task, metric in chunks[0]:
+        values = np.concatenate([chunk[task, metric] for chunk in chunks])
+        found.setdefault(task, {})[metric] = _percentiles(values)
+    return found
+
+
+def _metrics_of(
+    tasks: Sequence[Task], predicted: np.ndarray, labels: np.ndarray, known: np.ndarray | None
+) -> dict[str, list[Metrics]]:
+    """The metrics of each replica, by task; the shapes are those of `bootstrap_intervals`."""
+    predicted = predicted.reshape(-1, *predicted.shape[-2:])  # [R, N, L]
     shape = (*predicted.shape[:2], len(tasks))
     labels = np.broadcast_to(labels, shape)  # [R, N, T]
     masks = np.broadcast_to(True if known is None else known, shape)
-    metrics: list[list[Metrics]] = [  # [T][R]
-        [
+    return {
+        task.name: [
             _of_known(task, p[:, own], y[:, i], mask[:, i])
             for p, y, mask in zip(predicted, labels, masks, strict=True)
         ]
         for i, (task, own) in enumerate(zip(tasks, logit_columns(tasks), strict=True))
-    ]
-    chunks: list[list[dict[str, np.ndarray]]] = [[] for _ in tasks]
-    with tqdm(total=resamples, unit="resample", disable=None, delay=1) as bar:
-        for counts in draw_rows(predicted.shape[1], resamples, seed):
-            for task_chunks, replicas in zip(chunks, metrics, strict=True):
-                values = [replica(counts) for replica in replicas]
-                task_chunks.append({name: np.mean([v[name] for v in values], axis=0) for name in values[0]})
-            bar.update(len(counts))
-    return {
-        task.name: {
-            name: _percentiles(np.concatenate([c[name] for c in task_chunks])) for name in task_chunks[0]
-        }
-        for task, task_chunks in zip(tasks, chunks, strict=True)
     }
+
+
+def _mean_values(
+    metrics: Mapping[str, Sequence[Metrics]], counts: np.ndarray
+) -> dict[tuple[str, str], np.ndarray]:
+    """The metrics [K] for row counts [K, N], by task and metric, averaged over replicas."""
+    found = {}
+    for task, replicas in metrics.items():
+        values = [replica(counts) for replica in replicas]
+        for name in values[0]:
+            found[task, name] = np.mean([own[name] for own in values], axis=0)
+    return found
+
+
+def sampled_intervals(
+    tasks: Sequence[Task],
+    predicted: np.ndarray,
+    labels: np.ndarray,
+    resamples: int,
+    seed: int,
+    known: np.ndarray | None,
+    num_rows: int,
+    estimates: Mapping[str, Mapping[str, float]],
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """The bootstrap intervals of metrics of `num_rows` rows, from a random sample of the rows.
+
+    This is the bag of little bootstraps (Kleiner et al., 2014): the sample is cut into `BAGS` parts. In each,
+    a resample draws `num_rows` rows. The distances from the metric of the part to the ends of its interval
+    are averaged over the parts, and added to the metric of all rows, which `estimates` holds by task.
+
+    Shapes are those of `bootstrap_intervals`, with the rows of the sample.
+    """
+    ends: dict[tuple[str, str], list[np.ndarray]] = {}
+    for bag in range(BAGS):
+        rows = slice(bag, None, BAGS)
+        own_labels, own_known = labels[..., rows, :], None if known is None else known[..., rows, :]
+        metrics = _metrics_of(tasks, predicted[..., rows, :], own_labels, own_known)
+        size = len(range(*rows.indices(labels.shape[-2])))
+        whole = _mean_values(metrics, np.ones((1, size), np.int64))
+        draws = _draw_many(size, num_rows, max(2, resamples // BAGS), seed + bag)
+        drawn = [_mean_values(metrics, counts) for counts in draws]
+        for name, value in whole.items():
+            interval = _percentiles(np.concatenate([values[name] for values in drawn]))
+            ends.setdefault(name, []).append(np.array(interval) - value)
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for (task, metric), distances in ends.items():
+        low, high = (estimates[task][metric] + np.mean(distances, axis=0)).tolist()
+        found.setdefault(task, {})[metric] = (low, high)
+    return found
+
+
+def _draw_many(size: int, num_rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Draw about `num_rows` rows from `size` rows. Yield how often each resample drew each row [1, size]."""
+    random = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield random.poisson(num_rows / size, (1, size))
 
 
 def _of_known(task: Task, predicted: np.ndarray, labels: np.ndarray, known: np.ndarray) -> Metrics:
@@ -221,6 +282,6 @@ class CountMetrics:
 
 def _cumulative(counts: np.ndarray) -> np.ndarray:
     """Return cumulative sums along each row with a leading 0: [K, columns + 1]."""
-    sums = np.zeros((len(counts), counts.shape[1] + 1), np.int32)
-    np.cumsum(counts, axis=1, out=sums[:, 1:], dtype=np.int32)
+    sums = np.zeros((len(counts), counts.shape[1] + 1), counts.dtype)
+    np.cumsum(counts, axis=1, out=sums[:, 1:], dtype=counts.dtype)
     return sums

@@ -150,10 +150,9 @@ class _LevelColumn:
         codes: dict[str | None, int] = {None: self.missing}
         if self.buckets:
             return codes | {level: zlib.crc32(level.encode()) % self.buckets for level in levels}
-        ours, theirs = _spelling(self.levels), _spelling(levels)
-        booleans = dict(zip(theirs, ours, strict=True)) if ours and theirs else {}
+        ours = _spelling(self.levels)
         for level in levels:
-            other = booleans.get(level) or _other_spelling(level)
+            other = ours[TRUTH[level]] if ours and level in TRUTH else _other_spelling(level)
             codes[level] = self.code_of.get(level, self.code_of.get(other, self.rare))
         return codes
 
@@ -219,8 +218,8 @@ def _other_spelling(level: str) -> str:
     return level if not match else match[1] if match[2] else f"{level}.0"
 
 
-def _spelling(levels: Sequence[str] | Mapping[str, Any]) -> tuple[str, str] | None:
-    """How the levels spell false and true; None if they are no booleans."""
+def _spelling(levels: Sequence[str]) -> tuple[str, str] | None:
+    """How a vocabulary spells false and true; None if its levels are no booleans."""
     return next((pair for pair in BOOLEAN_SPELLINGS if levels and set(levels) <= set(pair)), None)
 
 

@@ -85,6 +85,7 @@ def predict(
 
     from mmoe.atomic import write
     from mmoe.data.data_files import find_files
+    from mmoe.data.loader import read_ahead
     from mmoe.data.raw_rows import read_rows
     from mmoe.errors import UserError
     from mmoe.run import compute_outputs, prediction_columns
@@ -147,18 +148,18 @@ class Chunk(NamedTuple):
 
 def find_format(run: "Run") -> "RowFormat":
     """How the rows that the run predicts are written."""
-    from mmoe.data.raw_rows import PLAIN
+    from mmoe.data.raw_rows import format_without_class
     from mmoe.data.table import TableData
     from mmoe.errors import UserError
 
     try:
         run.check_trust("data")
     except UserError:  # a class of the user, which is not needed for predictions
-        return PLAIN
+        return format_without_class(run.schema)
     data = hydra.utils.get_object(run.config.data._target_)
     if isinstance(data, type) and issubclass(data, TableData):
         return data.row_format(run.config.data, run.schema)
-    return PLAIN
+    return format_without_class(run.schema)
 
 
 def encode_rows(
@@ -187,17 +188,6 @@ def encode_rows(
                 if name in unseen:
                     unseen[name] += count
             yield Chunk(pa.table([pa.array(column_of(frame, name)) for name in ids], names=list(ids)), rows)
-
-
-def read_ahead(parts: Generator[Chunk]) -> Generator[Chunk]:
-    """Yield each chunk while a thread prepares the next one. The thread ends with the generator."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with closing(parts), ThreadPoolExecutor(1) as thread:
-        upcoming = thread.submit(next, parts, None)
-        while (part := upcoming.result()) is not None:
-            upcoming = thread.submit(next, parts, None)
-            yield part
 
 
 def regroup_into_blocks(parts: Generator[Chunk]) -> Generator[Chunk]:

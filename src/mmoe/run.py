@@ -22,11 +22,11 @@ from torch import nn
 from mmoe import run_folder
 from mmoe.build import build, check_targets
 from mmoe.data.batch import Batch
-from mmoe.data.datamodule import DataModule, labels_of
+from mmoe.data.datamodule import DataModule, in_memory, labels_of
 from mmoe.data.encode import decode, encode
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError, check_integers, check_seeds
-from mmoe.intervals import bootstrap_intervals
+from mmoe.intervals import bootstrap_intervals, sampled_intervals
 from mmoe.models.network import Output
 from mmoe.tasks import gate_column, logit_columns, with_groups
 from mmoe.training import checkpoints, report
@@ -37,6 +37,7 @@ from mmoe.training.preparation import build_learner, build_network
 # Predictions are computed for this many rows at a time, padded if needed, so that a row's score does not
 # depend on the other rows.
 ROWS_PER_PASS = 8192
+MAX_ANALYSED_ROWS = 2**20
 TRAINER_METHODS = {"val": "validate", "test": "test"}  # by split
 TRAINER_LIMITS = ("limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
 
@@ -105,14 +106,17 @@ class Run:
         return isinstance(target, type) and issubclass(target, DataModule)
 
     def rows(self, split: str = "test", replica: int | None = None) -> Batch:
-        """The encoded rows of `train`, `val` or `test`, in the order of their file."""
+        """The encoded rows of `train`, `val` or `test`, in the order of their file.
+
+        Of rows in shards, these are the first `MAX_ANALYSED_ROWS`.
+        """
         if not self.has_dataset:
             target = self.config.data._target_
             raise UserError(f"{self.folder}: its data module {target} must be an mmoe.DataModule")
         splits = self.data.dataset.splits
         if split not in splits:
             raise UserError(f"split={split}: must be one of {', '.join(splits)}")
-        rows: Batch = splits[split]
+        rows = in_memory(splits[split], MAX_ANALYSED_ROWS)
         if rows.labels.ndim == 3:  # each replica has different rows
             checkpoints.check_replica(self.config.replicas, replica)
             rows = rows.map(lambda tensor: tensor[replica])
@@ -256,12 +260,7 @@ class Run:
                 "metrics": report.nest_metrics(learner.metric_values)[split],
             }
             if resamples:
-                predictions = learner.predictions_of(learner.final_logits[split]).numpy()
-                labels, known = labels_of(data, split, predictions.shape[-2])
-                masks = None if known is None else known.numpy()
-                line["intervals"] = bootstrap_intervals(
-                    self.schema.tasks, predictions, labels.numpy(), resamples, seed, masks
-                )
+                line["intervals"] = self._intervals(learner, data, split, resamples, seed)
             found.append(line)
         return {
             "run": str(self.folder),
@@ -272,6 +271,27 @@ class Run:
             "resamples": resamples,
             "checkpoints": found,
         }
+
+    def _intervals(
+        self, learner: Any, data: Any, split: str, resamples: int, seed: int
+    ) -> dict[str, dict[str, tuple[float, float]]]:
+        """The bootstrap intervals of the last evaluation; of many rows, from a sample of them."""
+        if split not in learner.running:
+            predictions = learner.predictions_of(learner.final_logits[split]).numpy()
+            labels, known = labels_of(data, split, predictions.shape[-2])
+            masks = None if known is None else known.numpy()
+            return bootstrap_intervals(self.schema.tasks, predictions, labels.numpy(), resamples, seed, masks)
+        rows = learner.running[split].sample
+        return sampled_intervals(
+            self.schema.tasks,
+            learner.predictions_of(rows.logits).numpy(),
+            rows.labels.numpy(),
+            resamples,
+            seed,
+            None if rows.known is None else rows.known.numpy(),
+            learner.num_rows[split],
+            report.nest_metrics(learner.metric_values)[split],
+        )
 
     def check_trust(self, *parts: str) -> None:
         """Raise UserError if a class in these parts of the configuration is neither allowed nor trusted."""

@@ -5,9 +5,10 @@ Every file is written atomically. Every reader raises UserError if its file is m
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,30 @@ def forget(folder: Path) -> None:
 
 
 def finish(
-    folder: Path, metrics: dict[str, Any], predictions: pd.DataFrame | None, history: pd.DataFrame
+    folder: Path, metrics: dict[str, Any], predictions: Iterable[pd.DataFrame], history: pd.DataFrame
 ) -> None:
-    """Write the results of a training. metrics.json comes last, because it marks the run as ended."""
-    if predictions is not None:
-        save = partial(predictions.to_parquet, index=False, write_page_checksum=True)
-        write(folder / "predictions.parquet", save)
+    """Write the results of a training. metrics.json comes last, because it marks the run as ended.
+
+    The parts of `predictions` are written one after the other; without any, there is no file.
+    """
+    parts = iter(predictions)
+    if (first := next(parts, None)) is not None:
+        write(folder / "predictions.parquet", partial(_write_parts, chain([first], parts)))
     write(folder / "history.csv", lambda path: history.to_csv(path, index=False))
     text = json.dumps(metrics, indent=1) + "\n"
     write(folder / "metrics.json", lambda path: path.write_text(text, "utf-8"))
+
+
+def _write_parts(parts: Iterable[pd.DataFrame], path: Path) -> None:
+    writer: parquet.ParquetWriter | None = None
+    try:
+        for part in parts:
+            table = pa.Table.from_pandas(part, preserve_index=False)
+            writer = writer or parquet.ParquetWriter(path, table.schema, write_page_checksum=True)
+            writer.write_table(table)
+    finally:
+        if writer:
+            writer.close()
 
 
 def check_not_run_file(folder: Path, name: str, path: Path) -> None:

@@ -68,8 +68,8 @@ def load_or_build(folder: Path, name: str, key: dict[str, Any], build: Callable[
         UserError: `folder` cannot be a directory.
         OSError: the file cannot be written, or the disk cannot be read.
     """
-    request = json.dumps([FORMAT, key], sort_keys=True)
-    path = folder / f"{name}-{hashlib.sha256(request.encode()).hexdigest()[:16]}.npz"
+    request = _request(key)
+    path = entry(folder, name, key).with_suffix(".npz")
     with suppress(CorruptFile):
         if found := _read(path, request):  # this needs no lock, because files appear whole
             return found
@@ -82,6 +82,15 @@ def load_or_build(folder: Path, name: str, key: dict[str, Any], build: Callable[
         dataset = build()
         write(path, partial(_save, dataset, request))
         return dataset
+
+
+def entry(folder: Path, name: str, key: dict[str, Any]) -> Path:
+    """The path of what is stored for this `key`."""
+    return folder / f"{name}-{hashlib.sha256(_request(key).encode()).hexdigest()[:16]}"
+
+
+def _request(key: dict[str, Any]) -> str:
+    return json.dumps([FORMAT, key], sort_keys=True)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import pandas as pd
 
 from mmoe.data import census_layout, headerless_csv
 from mmoe.data.census_files import COLUMNS, INCOME, NAMES, NUMERIC, OFFICIAL_ROWS, Files, find_files
-from mmoe.data.data_files import sha256
 from mmoe.data.raw_rows import RowFormat
 from mmoe.data.schema import Schema
 from mmoe.data.table import Source, TableData
@@ -95,12 +94,8 @@ class CensusData(TableData):
         paths = {"train": self.files.train, "test": self.files.test}
         sources = {}
         for name, path in paths.items():
-            digests, read, place = (
-                {path.name: sha256(str(path))},
-                partial(_read, path),
-                partial(_locate, path),
-            )
-            sources[name] = Source(str(path), digests, lambda: COLUMNS, read, place)
+            read, place = partial(_read, path), partial(_locate, path)
+            sources[name] = Source(str(path), {path.name: str(path)}, lambda: COLUMNS, read, place)
         return sources
 
     def _origin(self, num_rows: Mapping[str, int]) -> str:

@@ -5,6 +5,7 @@ Files of one source may differ in their types. Each column is cast to one type f
 
 import base64
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -56,22 +57,25 @@ class ColumnarFile:
         with reading(self.path), open_file(self.path) as file:
             return self._checked(self._reader(file).read(self._stored(columns)), columns)
 
-    def batches(self, columns: Sequence[str], rows: int = 65536) -> Iterator[pa.Table]:
-        """Blocks of rows: of Parquet at most `rows` rows, of Arrow as they are in the file."""
+    def batches(
+        self, columns: Sequence[str], rows: int = 65536, groups: Sequence[int] | None = None
+    ) -> Iterator[pa.Table]:
+        """Blocks of rows: of Parquet at most `rows` rows, of Arrow as they are in the file.
+
+        `groups` are the numbers of the wanted row groups of Parquet or record batches of Arrow; None: all.
+        """
         with reading(self.path), open_file(self.path) as file:
             if self.is_parquet:
-                batches = self._reader(file).iter_batches(rows, columns=self._stored(columns))
+                wanted = None if groups is None else list(groups)
+                reader = self._reader(file)
+                batches = reader.iter_batches(rows, row_groups=wanted, columns=self._stored(columns))
             else:
-                reader = _open(file, [self.names.index(name) for name in columns])
-                is_stream = isinstance(reader, pa.RecordBatchReader)
-                batches = (
-                    iter(reader) if is_stream else map(reader.get_batch, range(reader.num_record_batches))
-                )
+                batches = _record_batches(_open(file, [self.names.index(name) for name in columns]), groups)
             count = 0
             for batch in batches:
                 count += len(batch)
                 yield self._checked(pa.Table.from_batches([batch]), columns)
-            if self.is_parquet and count != self._num_rows:
+            if self.is_parquet and groups is None and count != self._num_rows:
                 raise pa.ArrowInvalid(f"has {count} rows, and its footer says {self._num_rows}")
 
     def _stored(self, columns: Sequence[str]) -> list[str]:
@@ -89,6 +93,14 @@ class ColumnarFile:
                 raise UserError(f"{self.path}, column {name}: damaged, or no UTF-8 text ({what})") from None
         return table
 
+    def group_rows(self) -> list[int]:
+        """The number of rows of each row group of Parquet, or of each record batch of Arrow."""
+        with reading(self.path), open_file(self.path) as file:
+            if self.is_parquet:
+                footer = self._reader(file).metadata
+                return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+            return [batch.num_rows for batch in _record_batches(_open(file), None)]
+
     def _reader(self, file: pa.NativeFile) -> parquet.ParquetFile:
         """Checksums of pages are verified where the file has them."""
         return parquet.ParquetFile(
@@ -96,7 +108,20 @@ class ColumnarFile:
         )
 
 
-def common_schema(files: Sequence[ColumnarFile], columns: Sequence[str]) -> pa.Schema:
+class Typed(Protocol):
+    """A file whose columns have names and types."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    @property
+    def types(self) -> Sequence[pa.DataType]: ...
+
+
+def common_schema(files: Sequence[Typed], columns: Sequence[str]) -> pa.Schema:
     """For each column the type that holds the values of all files.
 
     Raises:
@@ -147,6 +172,15 @@ def _open(
     file.seek(0)
     options = pa.ipc.IpcReadOptions(included_fields=list(positions) if positions else None)
     return (pa.ipc.open_file if start == FILE_MAGIC else pa.ipc.open_stream)(file, options=options)
+
+
+def _record_batches(
+    reader: pa.RecordBatchReader | pa.ipc.RecordBatchFileReader, groups: Sequence[int] | None
+) -> Iterator[pa.RecordBatch]:
+    """The record batches of a file or stream, or those with the numbers `groups`."""
+    if isinstance(reader, pa.RecordBatchReader):
+        return (batch for i, batch in enumerate(reader) if groups is None or i in groups)
+    return map(reader.get_batch, range(reader.num_record_batches) if groups is None else groups)
 
 
 def _check_types(schema: pa.Schema, metadata: parquet.FileMetaData) -> None:

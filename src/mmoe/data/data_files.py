@@ -1,13 +1,14 @@
 """Find and open files, on this machine or by fsspec URL (memory://, https://, s3://)."""
 
 import binascii
+import errno
 import glob
 import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import fsspec
@@ -22,6 +23,8 @@ KINDS = {
     ARROW: (".arrow", ".feather", ".ipc"),
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+MAX_HASHED_BYTES = 2**32  # of larger files together, only some bytes are compared
+COMPARED_BYTES = 2**16  # at the start and at the end of a file
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 
 
@@ -87,6 +90,56 @@ def sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class FileState(NamedTuple):
+    """What tells whether a file is the same as before.
+
+    `digest` is the SHA-256 of the content, and `time` is empty. Of files that are too large together to be
+    read for this, `digest` is that of the size, the first and the last bytes, which include the footer of a
+    Parquet file, and `time` is when the file was changed.
+    """
+
+    digest: str
+    time: str = ""
+
+
+def file_states(paths: Sequence[str]) -> list[FileState]:
+    """The states of files, on this machine or remote.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    total = sum(file_size(path) for path in paths)
+    return [FileState(sha256(path)) if total <= MAX_HASHED_BYTES else _quick_state(path) for path in paths]
+
+
+def file_size(path: str) -> int:
+    """The bytes of a file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with reading(path):
+        return int(_system_of(path)[0].info(_system_of(path)[1])["size"])
+
+
+def _quick_state(path: str) -> FileState:
+    with reading(path):
+        system, name = _system_of(path)
+        info = system.info(name)
+        digest = hashlib.sha256(str(info["size"]).encode())
+        with system.open(name, "rb") as file:
+            digest.update(file.read(COMPARED_BYTES))
+            file.seek(max(0, info["size"] - COMPARED_BYTES))
+            digest.update(file.read(COMPARED_BYTES))
+    time = next((info[key] for key in ("mtime", "LastModified", "ETag") if info.get(key)), "")
+    return FileState(digest.hexdigest(), str(time))
+
+
+def _system_of(path: str) -> tuple[Any, str]:
+    """The file system of fsspec that holds a file, and the file's name there."""
+    return fsspec.core.url_to_fs(path if _is_remote(path) else str(Path(path).expanduser()))  # type: ignore[no-any-return]
+
+
 @contextmanager
 def reading(path: str) -> Iterator[None]:
     """Turn errors of a file into UserError. The body must call nothing but Arrow and this module.
@@ -102,6 +155,8 @@ def reading(path: str) -> Iterator[None]:
     except (pa.ArrowException, EOFError, UnicodeError, binascii.Error, zlib.error) as error:
         raise UserError(f"{path}: damaged or incomplete file ({_reason(error)})") from None
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # a temporary file does not fit
+            raise
         if error.errno is None:  # Arrow's decompressors
             raise UserError(f"{path}: damaged or incomplete file ({_reason(error)})") from None
         raise UserError(f"{path}: cannot be read ({error.strerror or _reason(error)})") from None

@@ -1,16 +1,18 @@
 """The data module: a data set's training, validation and test rows as loaders for Lightning."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from mmoe.data.batch import concatenate
+from mmoe.data.batch import Batch, concatenate
 from mmoe.data.loader import Loader, RowLoader
 from mmoe.data.schema import Schema
+from mmoe.data.shard_loader import ShardLoader
+from mmoe.data.shards import ShardedRows
 from mmoe.data.splits import Dataset
 from mmoe.errors import USER_ERROR, ArgumentError, UserError, check_integers, check_seeds
 
@@ -68,6 +70,8 @@ class DataModule(pl.LightningDataModule):
         encode_rows = getattr(self.trainer and self.trainer.lightning_module, "encode_rows", None)
         if encode_rows and isinstance(loader, RowLoader):
             loader.rows = encode_rows(loader.rows, self.batch_size)
+        if encode_rows and isinstance(loader, ShardLoader):
+            loader.encode = partial(encode_rows, batch_size=self.batch_size)
         return loader
 
     def unencoded_train_loader(self) -> Loader:
@@ -88,17 +92,17 @@ class DataModule(pl.LightningDataModule):
         """Test rows in order, for `Trainer.predict`."""
         return self.test_dataloader()
 
-    def _loader(self, split: str, batch_size: int, seed: int | None = None) -> RowLoader:
+    def _loader(self, split: str, batch_size: int, seed: int | None = None) -> Loader:
         rows, trainer = self.dataset.splits[split], self.trainer
         if trainer is None:
-            return RowLoader(rows, batch_size, seed)
-        num_rows, processes = rows.labels.shape[-2], trainer.world_size
+            return loader_of(rows, batch_size, seed)
+        num_rows, processes = count_rows(rows), trainer.world_size
         if num_rows < processes:
             rule = f"{processes} processes need at least {processes} {split} rows, there are {num_rows}"
             raise UserError(f"trainer.devices: {rule}")
-        if self.resident:
+        if self.resident and isinstance(rows, Batch):
             rows = rows.map(lambda tensor: tensor.to(trainer.strategy.root_device))
-        return RowLoader(rows, batch_size, seed, trainer.global_rank, processes)
+        return loader_of(rows, batch_size, seed, trainer.global_rank, processes)
 
     @property
     def repeats_batches(self) -> bool:
@@ -127,7 +131,26 @@ class DataModule(pl.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leave a batch of resident rows where it is."""
-        return batch if self.resident else super().transfer_batch_to_device(batch, device, dataloader_idx)
+        is_there = isinstance(batch, Batch) and batch.labels.device == device
+        return batch if is_there else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+
+def loader_of(
+    rows: Batch | ShardedRows, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1
+) -> Loader:
+    """A loader of rows in memory or in shards."""
+    kind = RowLoader if isinstance(rows, Batch) else ShardLoader
+    return kind(rows, batch_size, seed, rank, world_size)  # type: ignore[arg-type]
+
+
+def in_memory(rows: Batch | ShardedRows, count: int) -> Batch:
+    """The rows if they are in memory; of rows in shards, the first `count`."""
+    return rows if isinstance(rows, Batch) else rows.first(count)
+
+
+def count_rows(rows: Batch | ShardedRows) -> int:
+    """The number of rows in memory or in shards."""
+    return rows.labels.shape[-2] if isinstance(rows, Batch) else rows.num_rows
 
 
 def labels_of(data: Any, split: str, count: int) -> tuple[Tensor, Tensor | None]:
@@ -136,7 +159,7 @@ def labels_of(data: Any, split: str, count: int) -> tuple[Tensor, Tensor | None]
     The labels do not have the rounding of the trainer's precision.
     """
     if isinstance(data, DataModule):
-        rows = data.dataset.splits[split]
+        rows = in_memory(data.dataset.splits[split], count)
     else:
         rows = concatenate([batch.map(Tensor.cpu) for batch in getattr(data, f"{split}_dataloader")()])
     known = None if rows.known is None else rows.known[..., :count, :]

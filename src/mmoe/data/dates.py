@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmoe.data.raw_column import Levels, array_of, kind_of, levels_of, numbers_of
-from mmoe.errors import UserError
+from mmoe.errors import RowError, UserError
 
 DAY = 86400.0  # seconds
 UNITS = ("s", "ms", "us", "ns")  # of Unix times
@@ -142,6 +142,6 @@ def _dates_of_unix_times(values: pd.Series, how: DateFormat) -> np.ndarray:
     return np.where(np.isnan(whole), np.datetime64("NaT"), found)
 
 
-def _not_a_date(values: pd.Series, row: int, unit: str = "") -> UserError:
+def _not_a_date(values: pd.Series, row: int, unit: str = "") -> RowError:
     rule = f"must be a date, or a Unix time in {unit} as in the training rows" if unit else "must be a date"
-    return UserError(f"column {values.name}, row {row}: {rule}, is {str(values.iloc[row])[:40]!r}")
+    return RowError(str(values.name), row, f"{rule}, is {str(values.iloc[row])[:40]!r}")

@@ -24,6 +24,8 @@ class Description(NamedTuple):
     Attributes:
         source: the files as the user names them, and `test` files; None if there are none.
         csv: how text is written; None if the files are not text.
+        num_rows: the rows that were read.
+        is_whole: whether the files have no more rows.
         guesses: all columns that are not labels.
         suspects: why columns give a label away, by name.
     """
@@ -32,9 +34,15 @@ class Description(NamedTuple):
     test: str | Sequence[str] | None
     csv: CsvOptions | None
     num_rows: int
+    is_whole: bool
     guesses: Sequence[Guess]
     tasks: Sequence[TaskGuess]
     suspects: Mapping[str, str]
+
+    @property
+    def rows(self) -> str:
+        """The number of rows, for people."""
+        return f"{self.num_rows:,} rows" if self.is_whole else f"the first {self.num_rows:,} rows"
 
     @property
     def inputs(self) -> list[Guess]:
@@ -47,7 +55,7 @@ def draft(table: Description, main_task: str, out: str) -> str:
     count = len(table.guesses) + len(table.tasks)
     shares = guess_fractions(table.tasks, main_task, table.num_rows, table.test is not None)
     lines = [
-        f"# {_shown(table.source)}: {table.num_rows:,} rows, {count} columns. Drafted by mmoe.describe;"
+        f"# {_shown(table.source)}: {table.rows}, {count} columns. Drafted by mmoe.describe;"
         " check the kinds of the columns and of the tasks.",
         *_command(out),
         "_target_: mmoe.data.table.datamodule",
@@ -76,6 +84,9 @@ def draft(table: Description, main_task: str, out: str) -> str:
         _line("num_bins: 48", "at most, for each numeric column"),
         _line("split_seed: 0", "for random validation and test rows"),
         _line("cache_dir: ${oc.env:MMOE_CACHE_DIR,null}", "null: the user's cache directory"),
+        _line("stream: auto", "true: train from disk; auto: if the rows do not fit into memory"),
+        _line("engine: local", "what encodes rows in shards: local or dask"),
+        _line("dask_address: null", "of a Dask scheduler, tcp://host:8786; null: start one here"),
         "batch_size: 256",
         "eval_batch_size: 8192",
         _line("resident: true", "keep the rows on the device"),

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from mmoe.data.batch import Batch
+from mmoe.data.dates import DateFormat, date_part, dates_of, days
 from mmoe.data.labels import decode_labels, encode_labels
 from mmoe.data.raw_column import Levels, column_of, levels_of, multi_levels_of, numbers_of
 from mmoe.data.schema import Categorical, Numeric, Schema
@@ -39,16 +40,15 @@ def encode(frame: pd.DataFrame, schema: Schema, may_be_missing: bool = True) -> 
         UserError: a column is missing, occurs twice or has the wrong type, a number is infinite, a value is
             missing, or a label or a weight is invalid.
     """
-    dtype = np.int16 if schema.num_levels <= np.iinfo(np.int16).max else np.int32
-    levels = np.empty((len(frame), len(schema.level_positions)), dtype)
+    levels = torch.empty(len(frame), len(schema.level_positions), dtype=level_dtype(schema)).numpy()
     numbers = np.empty((len(frame), len(schema.numeric)), np.float32)
     jobs: list[Callable[[], None]] = []
     formats = {number.name: number.date_format for number in schema.numeric}
     position = 0
     for column, offset in zip(schema.categorical, schema.level_offsets, strict=False):
         target = levels[:, position : position + column.max_values]
-        needed = not (may_be_missing or column.has_missing)
-        jobs.append(partial(_encode_levels, frame, column, offset, schema.num_levels, target, needed))
+        dates, needed = formats.get(column.raw_name), not (may_be_missing or column.has_missing)
+        jobs.append(partial(_encode_levels, frame, column, dates, offset, schema.num_levels, target, needed))
         position += column.max_values
     for i, number in enumerate(schema.numeric):
         needed = not (may_be_missing or number.has_missing)
@@ -58,6 +58,11 @@ def encode(frame: pd.DataFrame, schema: Schema, may_be_missing: bool = True) -> 
             job.result()
     labels, known, weights = encode_labels(frame, schema.tasks)
     return Batch(torch.from_numpy(levels), torch.from_numpy(numbers), labels, known, weights)
+
+
+def level_dtype(schema: Schema) -> torch.dtype:
+    """The smallest type that holds the codes of all columns, and the code of an unseen level."""
+    return torch.int16 if schema.num_levels <= torch.iinfo(torch.int16).max else torch.int32
 
 
 def find_levels(frame: pd.DataFrame, column: Categorical, dates: DateFormat | None) -> Levels:
@@ -86,14 +91,11 @@ def level_codes(names: Sequence[str], column: Categorical) -> np.ndarray:
     """The code of each level in the column, counted from 0; -1 for an unseen one without a code."""
     if column.buckets:
         return np.array([hash_level(name, column.buckets) for name in names], np.int64)
-    levels = pd.Index(column.levels, dtype=object)
-    known: np.ndarray = levels.get_indexer(pd.Index(list(names), dtype=object))
+    known: np.ndarray = column.index.get_indexer(pd.Index(list(names), dtype=object))
     if (known < 0).any():
-        if (ours := _spelling(column.levels)) and (theirs := _spelling(names)):
-            others = [ours[theirs.index(name)] for name in names]
-        else:
-            others = [_other_spelling(name) for name in names]
-        known = np.where(known < 0, levels.get_indexer(pd.Index(others, dtype=object)), known)
+        ours = _spelling(column.levels)
+        others = [ours[TRUTH[n]] if ours and n in TRUTH else _other_spelling(n) for n in names]
+        known = np.where(known < 0, column.index.get_indexer(pd.Index(others, dtype=object)), known)
     return np.where(known < 0, column.num_codes - 1, known) if column.has_rare else known
 
 
@@ -109,10 +111,16 @@ def _other_spelling(level: str) -> str:
 
 
 def _encode_levels(
-    frame: pd.DataFrame, column: Categorical, offset: int, unseen: int, target: np.ndarray, needed: bool
+    frame: pd.DataFrame,
+    column: Categorical,
+    dates: DateFormat | None,
+    offset: int,
+    unseen: int,
+    target: np.ndarray,
+    needed: bool,
 ) -> None:
     """Write the codes of a column to `target` [N, K]. If it is `needed`, no value may be missing."""
-    codes, names, row_offsets = find_levels(frame, column)
+    codes, names, row_offsets = find_levels(frame, column, dates)
     if needed and (codes < 0).any():
         first = int((codes < 0).argmax())
         first = first if row_offsets is None else int(np.searchsorted(row_offsets, first, "right")) - 1
@@ -139,7 +147,7 @@ def _encode_levels(
 
 def _encode_numbers(frame: pd.DataFrame, column: Numeric, target: np.ndarray, needed: bool) -> None:
     """Write the numbers of a column to `target` [N]. If it is `needed`, no number may be missing."""
-    numbers = find_numbers(frame, column.name, column.is_datetime)
+    numbers = find_numbers(frame, column.name, column.date_format)
     if needed and (is_missing := np.isnan(numbers)).any():
         raise RowError(column.name, int(is_missing.argmax()), "must not be missing")
     if column.origin:

@@ -5,18 +5,20 @@ N rows.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from rtdl_num_embeddings import compute_bins
 
 from mmoe.data import encode
 from mmoe.data.column_options import ColumnOptions
+from mmoe.data.column_statistics import LevelCounts, NumberStatistics, value_counts
 from mmoe.data.dates import DateFormat, guess_format
 from mmoe.data.labels import known_labels
 from mmoe.data.raw_column import check_finite_column, column_of, is_categorical
@@ -28,6 +30,7 @@ from mmoe.tasks import Task
 FREQUENT_ROWS = 10  # a value is frequent if it occurs in at least this many training rows
 MAX_QUANTILE_VALUES = 2**24  # torch.quantile takes no more values than this
 MAX_EXACT_FLOAT32 = 2**24  # float32 cannot hold every larger integer
+EMPTY_BIN = (0.0, 1.0)  # of a column without values
 MIN_BIN_WIDTH = 1e-30  # 1 / width must not overflow
 MAX_AUTO_ONE_HOT = 256  # a column with more levels gets learned vectors
 MAX_ONE_HOT = 4096  # the most codes that a configuration may encode one-hot
@@ -60,26 +63,58 @@ def fit_schema(
         are_levels = {name: is_categorical(column_of(frame, name)) for name in columns}
         columns = {n: ColumnOptions("categorical" if are else "numeric") for n, are in are_levels.items()}
     jobs: list[Callable[[], Categorical | Numeric]] = []
-    for name, options in columns.items():
-        if options.kind in ("categorical", "multi"):
-            jobs.append(partial(_fit_categorical, frame, rows, Categorical(name, ()), options))
-            continue
-        dates = None
-        if options.kind == "datetime":
-            values = column_of(frame, name)
-            dates = guess_format(values if rows is None else values.iloc[rows], options.day_first)
-            for part in DATE_PARTS:
-                column = Categorical(f"{name}.{part}", (), source=name, part=part)
-                jobs.append(partial(_fit_categorical, frame, rows, column, ColumnOptions("datetime"), dates))
-        jobs.append(partial(_fit_numbers, frame, rows, name, options, dates, num_bins))
+    formats = date_formats(frame, columns, rows)
+    for column, options in unfitted(columns, formats):
+        if isinstance(column, Categorical):
+            dates = formats.get(column.raw_name)
+            jobs.append(partial(_fit_categorical, frame, rows, column, options, dates))
+        else:
+            jobs.append(partial(_fit_numbers, frame, rows, column, num_bins))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         fitted = [job.result() for job in [threads.submit(job) for job in jobs]]
+    return assemble_schema(fitted, [_fit_task(task, frame, rows) for task in tasks])
+
+
+def date_formats(
+    frame: pd.DataFrame, columns: Mapping[str, ColumnOptions], rows: np.ndarray | None
+) -> dict[str, DateFormat]:
+    """The formats of the columns of dates, by column."""
+    values = {name: column_of(frame, name) for name, one in columns.items() if one.kind == "datetime"}
+    return {
+        name: guess_format(column if rows is None else column.iloc[rows], columns[name].day_first)
+        for name, column in values.items()
+    }
+
+
+def unfitted(
+    columns: Mapping[str, ColumnOptions], formats: Mapping[str, DateFormat]
+) -> Iterator[tuple[Categorical | Numeric, ColumnOptions]]:
+    """The columns of the schema, with the column of the rows that each comes from, before they are fitted."""
+    for name, options in columns.items():
+        if options.kind == "multi":
+            yield Categorical(name, (), is_multi=True, separator=options.separator), options
+        elif options.kind == "categorical":
+            yield Categorical(name, ()), options
+        else:
+            encoding = "" if options.encoding == "auto" else options.encoding
+            column = Numeric(name, 0.0, 1.0, EMPTY_BIN, encoding=encoding)
+            if name in formats:
+                column = replace(column, is_datetime=True, **formats[name]._asdict())
+            yield column, options
+            for part in DATE_PARTS if name in formats else ():
+                part_column = Categorical(f"{name}.{part}", (), source=name, part=part)
+                yield part_column, ColumnOptions("datetime")
+
+
+def assemble_schema(fitted: Iterable[Categorical | Numeric], tasks: Iterable[Task]) -> Schema:
+    """The schema of these columns and tasks."""
+    columns = list(fitted)
     # A part that never varies, such as the hour of dates without a time, tells nothing.
-    categorical = [c for c in fitted if isinstance(c, Categorical) and not (c.part and c.num_codes < 2)]
+    categorical = [c for c in columns if isinstance(c, Categorical) and not (c.part and c.num_codes < 2)]
     return Schema(
         tuple(sorted(categorical, key=lambda column: column.size > 0)),
-        tuple(column for column in fitted if isinstance(column, Numeric)),
-        tuple(_fit_task(task, frame, rows) for task in tasks),
+        tuple(column for column in columns if isinstance(column, Numeric)),
+        tuple(tasks),
     )
 
 
@@ -100,10 +135,23 @@ def _fit_categorical(
     options: ColumnOptions,
     dates: DateFormat | None = None,
 ) -> Categorical:
-    """The vocabulary and the encoding of a categorical column."""
-    if options.kind == "multi":
-        column = replace(column, is_multi=True, separator=options.separator)
+    return fit_levels(column, count_levels(frame, rows, column, dates), options)
+
+
+def count_levels(
+    frame: pd.DataFrame, rows: np.ndarray | None, column: Categorical, dates: DateFormat | None
+) -> LevelCounts:
+    """The levels of a categorical column in the rows at these positions, or in all rows.
+
+    `dates` is the format of dates, if the levels are a part of them.
+    """
+    values = column_of(frame, column.raw_name)
+    if isinstance(values.dtype, pd.ArrowDtype) and not (column.is_multi or column.part):
+        array = pa.array(values if rows is None or len(rows) == len(values) else values.iloc[rows])
+        if (found := value_counts(array)) is not None:
+            return found
     codes, names, row_offsets = encode.find_levels(frame, column, dates)
+    longest = 1
     if row_offsets is not None:
         row = np.repeat(np.arange(len(row_offsets) - 1), np.diff(row_offsets))
         pairs = np.stack([row, codes])
@@ -111,19 +159,28 @@ def _fit_categorical(
             pairs = pairs[:, np.isin(row, rows)]
         row, codes = np.unique(pairs, axis=1)  # a level counts once in a row
         longest = int(np.bincount(row, minlength=1).max())
-        column = replace(column, max_values=max(1, min(options.max_values, longest)))
     elif rows is not None:
         codes = codes[rows]
-    column = replace(column, has_missing=bool((codes < 0).any()))
     counts = np.bincount(codes[codes >= 0], minlength=len(names))
+    occurring = np.flatnonzero(counts)
+    levels = pa.array(np.array(names, dtype=object)[occurring], pa.string())
+    return LevelCounts(levels, counts[occurring], bool((codes < 0).any()), longest)
+
+
+def fit_levels(column: Categorical, found: LevelCounts, options: ColumnOptions) -> Categorical:
+    """The vocabulary and the encoding of a categorical column with these levels."""
+    column = replace(column, has_missing=found.has_missing)
+    if column.is_multi:
+        column = replace(column, max_values=max(1, min(options.max_values, found.longest)))
     if options.encoding == "hash":
         column = replace(column, buckets=options.buckets)
     else:
-        kept = [
-            name for name, count in zip(names, counts.tolist(), strict=True) if count >= options.min_count
-        ]
-        has_rare = len(kept) < int((counts > 0).sum())
-        column = replace(column, levels=tuple(sorted(kept)), has_rare=has_rare)
+        is_kept = found.counts >= options.min_count
+        kept = found.levels.filter(pa.array(is_kept)).to_pylist()
+        order = sorted(range(len(kept)), key=kept.__getitem__)
+        mode = int(found.counts[is_kept][order].argmax()) if kept else 0
+        levels = tuple(kept[i] for i in order)
+        column = replace(column, levels=levels, mode=mode, has_rare=not is_kept.all())
     return replace(column, size=_vector_size(column, options))
 
 
@@ -140,19 +197,9 @@ def _vector_size(column: Categorical, options: ColumnOptions) -> int:
     return options.size or min(64, 4 * math.ceil(count**0.25))
 
 
-def _fit_numbers(
-    frame: pd.DataFrame,
-    rows: np.ndarray | None,
-    name: str,
-    options: ColumnOptions,
-    dates: DateFormat | None,
-    num_bins: int,
-) -> Numeric:
-    numbers = encode.find_numbers(frame, name, dates)
-    numbers = numbers if rows is None else numbers[rows]
-    encoding = "" if options.encoding == "auto" else options.encoding
-    column = replace(fit_numeric(name, numbers, num_bins), encoding=encoding)
-    return column if dates is None else replace(column, is_datetime=True, **dates._asdict())
+def _fit_numbers(frame: pd.DataFrame, rows: np.ndarray | None, column: Numeric, num_bins: int) -> Numeric:
+    numbers = encode.find_numbers(frame, column.name, column.date_format)
+    return _fit_values(column, numbers if rows is None else numbers[rows], num_bins)
 
 
 def fit_numeric(name: str, values: np.ndarray, num_bins: int) -> Numeric:
@@ -161,25 +208,65 @@ def fit_numeric(name: str, values: np.ndarray, num_bins: int) -> Numeric:
     Raises:
         UserError: there are no values, or one is infinite.
     """
+    return _fit_values(Numeric(name, 0.0, 1.0, EMPTY_BIN), values, num_bins)
+
+
+def _fit_values(column: Numeric, values: np.ndarray, num_bins: int) -> Numeric:
     if not len(values):
-        raise UserError(f"column {name}: must have at least one row")
-    check_finite_column(name, values, may_be_missing=True)
+        raise UserError(f"column {column.name}: must have at least one row")
+    check_finite_column(column.name, values, may_be_missing=True)
     is_missing = np.isnan(values)
-    has_missing = bool(is_missing.any())
-    if has_missing:
+    column = replace(column, has_missing=bool(is_missing.any()))
+    if column.has_missing:
         values = values[~is_missing]
         if not len(values):
-            return Numeric(name, 0.0, 1.0, (0.0, 1.0), has_missing=True)
-    origin = _origin(values)
+            return column
+    column = replace(column, origin=_origin(values))
+    values = _shifted(values, column.origin)
+    mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    distinct, counts = np.unique(values.astype(np.float32), return_counts=True)
+    return _with_bins(column, mean, std, distinct, distinct[counts >= FREQUENT_ROWS], num_bins)
+
+
+def fit_number_statistics(column: Numeric, found: NumberStatistics, num_bins: int) -> Numeric:
+    """The column with the scale, bins and frequent values of training rows.
+
+    The result is that of `fit_numeric` if all rows are in the sample.
+    """
+    column, values = replace(column, has_missing=found.has_missing), found.values()
+    if not len(found.distinct):
+        return column
+    known = values[~np.isnan(values)]
+    if found.is_exact and len(known) == found.counts.sum():
+        return _fit_values(column, values, num_bins)
+    distinct = np.unique(np.concatenate([[found.low, found.high], found.distinct]))
+    column = replace(column, origin=_origin(distinct))
+    if found.is_exact:
+        values, counts = _shifted(found.distinct, column.origin), found.counts
+    else:
+        values, counts = np.unique(_shifted(known, column.origin), return_counts=True)
+    mean = float(np.average(values, weights=counts))
+    std = float(np.sqrt(np.average(np.square(values - mean), weights=counts)))
+    frequent = np.unique(values[counts >= FREQUENT_ROWS].astype(np.float32))
+    distinct = np.unique(_shifted(distinct, column.origin).astype(np.float32))
+    return _with_bins(column, mean, std, distinct, frequent, num_bins)
+
+
+def _shifted(values: np.ndarray, origin: float) -> np.ndarray:
+    """The values from the origin on, limited to what the network can compute with."""
     if origin:
         values = values.astype(np.float64) - origin
-    if np.abs(values).max() > MAX_MAGNITUDE:
+    if np.abs(values).max(initial=0) > MAX_MAGNITUDE:
         values = np.clip(values, -MAX_MAGNITUDE, MAX_MAGNITUDE)
-    mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    return values
+
+
+def _with_bins(
+    column: Numeric, mean: float, std: float, distinct: np.ndarray, frequent: np.ndarray, num_bins: int
+) -> Numeric:
+    """The column with its scale and its bins. `distinct` and `frequent` hold increasing float32 values."""
     # The edges are quantiles of the distinct values. With quantiles of all values, a column such as
     # capital_gains, which is 0 in 96 of 100 rows, would have a single bin.
-    distinct, counts = np.unique(values.astype(np.float32), return_counts=True)
-    frequent = tuple(distinct[counts >= FREQUENT_ROWS].tolist())
     edges = torch.from_numpy(distinct)
     if len(edges) > num_bins + 1:
         if len(edges) > MAX_QUANTILE_VALUES:
@@ -188,8 +275,8 @@ def fit_numeric(name: str, values: np.ndarray, num_bins: int) -> Numeric:
         (edges,) = compute_bins(edges[:, None], n_bins=num_bins)
     bins = _drop_narrow_bins(edges.tolist())
     if len(bins) == 1:
-        return Numeric(name, mean, 1.0, _bin_of_constant(mean), frequent, origin, has_missing)
-    return Numeric(name, mean, std, bins, frequent, origin, has_missing)
+        std, bins = 1.0, _bin_of_constant(mean)
+    return replace(column, mean=mean, std=std, bins=bins, values=tuple(frequent.tolist()))
 
 
 def _origin(values: np.ndarray) -> float:

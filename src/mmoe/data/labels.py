@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmoe.data.raw_column import column_of, numbers_of
+from mmoe.data.raw_column import levels_of as raw_levels_of
 from mmoe.errors import RowError
 from mmoe.tasks import Task
 from mmoe.tasks.labels import levels_of
@@ -65,7 +66,7 @@ def encode_groups(frame: pd.DataFrame, tasks: Sequence[Task], rows: np.ndarray) 
     codes, names, _ = raw_levels_of(column_of(frame, name).iloc[rows])
     if (codes < 0).any():
         row = int(rows[np.argmax(codes < 0)])
-        raise UserError(f"column {name}, row {row}: must have a value, because group_by needs one")
+        raise RowError(name, row, "must have a value, because group_by needs one")
     hashes = pd.util.hash_array(np.array(names, dtype=object)).view(np.int64)
     return torch.from_numpy(hashes[codes][:, None])
 

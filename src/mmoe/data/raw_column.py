@@ -22,9 +22,6 @@ from mmoe.errors import RowError, UserError
 # The results of pandas.api.types.infer_dtype for columns of numbers.
 NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty")
 BOOLEANS = {"false": 0.0, "true": 1.0}
-DAY = 86400.0  # seconds
-# Unix times are seconds if the largest is at most 1e11, milliseconds up to 1e14, then micro- or nanoseconds.
-UNIX_TIME_LIMITS = np.array([1e11, 1e14, 1e17])
 
 
 class Levels(NamedTuple):
@@ -158,52 +155,6 @@ def check_finite_column(name: str, values: np.ndarray, may_be_missing: bool = Fa
         raise RowError(name, row, f"{rule}, is {value}")
 
 
-def dates_of(values: pd.Series) -> np.ndarray:
-    """The dates of a column, datetime64[s] [N], NaT where missing.
-
-    Text is parsed as pandas does, and a time zone is converted to UTC. Numbers are Unix times; their size
-    tells seconds from milliseconds, microseconds and nanoseconds.
-
-    Raises:
-        UserError: a value is not a date.
-    """
-    name = values.name
-    if isinstance(values.dtype, pd.ArrowDtype):
-        array = _array(values)
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
-            seconds = pc.cast(array, pa.timestamp("s"), safe=False)
-            return np.asarray(seconds.to_numpy(zero_copy_only=False))
-        is_number = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
-        values = pd.Series(array.to_pandas(), name=name)
-    else:
-        is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-    if is_number:
-        numbers = numbers_of(values).astype(np.float64)
-        largest = np.nanmax(np.abs(numbers), initial=0.0)
-        unix = numbers / 1000.0 ** np.searchsorted(UNIX_TIME_LIMITS, largest)
-        return pd.to_datetime(pd.Series(unix), unit="s").to_numpy("datetime64[s]")
-    parsed = pd.to_datetime(values, errors="coerce", format="mixed", utc=True)
-    wrong = (parsed.isna() & values.notna()).to_numpy()
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise RowError(str(name), row, f"must be a date, is {str(values.iloc[row])[:40]!r}")
-    return parsed.dt.tz_localize(None).to_numpy("datetime64[s]")
-
-
-def days(dates: np.ndarray) -> np.ndarray:
-    """Days since 1970 [N], NaN where the date is missing."""
-    seconds = dates.astype("datetime64[s]").astype(np.int64)
-    return np.where(np.isnat(dates), np.nan, seconds / DAY)
-
-
-def date_part(dates: np.ndarray, part: str) -> Levels:
-    """The year, the month (1 to 12), the weekday (0 is Monday) or the hour of dates, as levels."""
-    parts = getattr(pd.Series(dates).dt, part)
-    return levels_of(parts.astype("Int64").rename(part))
-
-
 def kind_of(values: pd.Series) -> str:
     """The kind of values in a column, in pandas's words, ignoring missing values."""
     return pd.api.types.infer_dtype(values, skipna=True)
@@ -239,7 +190,13 @@ def _levels_of_array(array: pa.Array, name: Any) -> Levels:
             array = pc.cast(array, pa.decimal256(76, array.type.scale))
         array = array.dictionary_encode()
     codes = pc.fill_null(array.indices, -1).to_numpy(zero_copy_only=False)
-    return _named(codes, array.dictionary.to_pylist(), name)
+    kind, found = array.dictionary.type, array.dictionary
+    if (pa.types.is_integer(kind) or pa.types.is_string(kind)) and not found.null_count:
+        names = pc.cast(found, pa.string()).to_pylist()
+        # A dictionary from a file may repeat a value, or hold blanks.
+        if len({*map(str.strip, names), ""}) == len(names) + 1 and names == [*map(str.strip, names)]:
+            return Levels(codes, names)
+    return _named(codes, found.to_pylist(), name)
 
 
 def _named(codes: np.ndarray, found: list[Any], name: Any) -> Levels:

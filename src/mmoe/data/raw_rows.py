@@ -7,6 +7,8 @@ from typing import NamedTuple
 import pandas as pd
 import pyarrow as pa
 
+from mmoe.data import census_layout
+from mmoe.data.census_files import COLUMNS
 from mmoe.data.csv_columns import to_numbers
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import CSV, file_kind
@@ -26,8 +28,18 @@ class RowFormat(NamedTuple):
     may_be_missing: bool
 
 
-# For runs whose data module does not say how its rows are written.
-PLAIN = RowFormat(lambda _: CsvOptions(missing=("",)), may_be_missing=False)
+def format_without_class(schema: Schema) -> RowFormat:
+    """How rows are written, for a run whose data module does not say it, or is not trusted."""
+    options: Callable[[str], CsvOptions]
+    if set(schema.input_columns) <= set(COLUMNS):
+        options = partial(census_layout.find_options, schema.input_columns)
+    else:
+        options = _plain_options
+    return RowFormat(options, may_be_missing=False)
+
+
+def _plain_options(path: str) -> CsvOptions:
+    return CsvOptions(missing=("",))
 
 
 class RawRows(NamedTuple):

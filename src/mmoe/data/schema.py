@@ -7,13 +7,17 @@ The classes check their values when they are constructed.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmoe.data import schema_checks as check
 from mmoe.data.dates import UNITS, DateFormat
 from mmoe.errors import ArgumentError, UserError
 from mmoe.tasks import Task, task_from_json, task_to_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ORIGINS = ("official", "sample", "synthetic", "custom")
 DATE_PARTS = ("year", "month", "weekday", "hour")
@@ -88,6 +92,13 @@ class Categorical:
     def num_codes(self) -> int:
         """The number of codes: levels or buckets, then missing, then rare."""
         return (self.buckets or len(self.levels)) + self.has_missing + self.has_rare
+
+    @cached_property
+    def index(self) -> "pd.Index[Any]":
+        """The levels, to look up their codes."""
+        import pandas as pd
+
+        return pd.Index(self.levels, dtype=object)
 
     @property
     def code_names(self) -> list[str | None]:
@@ -218,6 +229,12 @@ class Schema:
         """The columns of the raw rows that the inputs are computed from."""
         columns: list[Categorical | Numeric] = [*self.categorical, *self.numeric]
         return list(dict.fromkeys(column.raw_name for column in columns))
+
+    @property
+    def label_columns(self) -> list[str]:
+        """The columns of the raw rows that the labels and their weights come from."""
+        names = [name for task in self.tasks for name in (task.column, task.where, task.weight) if name]
+        return list(dict.fromkeys(names))
 
     def to_json(self) -> str:
         """The schema as JSON; `from_json` restores an equal schema."""

@@ -57,11 +57,14 @@ def levels(where: str, values: Any) -> tuple[str, ...]:
     """A list of unique levels, sorted as text or, if all are integers, by value."""
     found = texts(where, values)
     ordered = sorted(set(found))
-    are_integers = all(re.fullmatch("-?[0-9]{1,18}", level) for level in found)
-    if list(found) != ordered and not (are_integers and list(found) == sorted(ordered, key=int)):
+    if list(found) != ordered and not (_are_integers(found) and list(found) == sorted(ordered, key=int)):
         listed = ", ".join(map(repr, found[:8])) + ", ..." * (len(found) > 8)
         raise ArgumentError(f"{where}: must be unique and sorted, are {listed}")
     return found
+
+
+def _are_integers(levels: Sequence[str]) -> bool:
+    return all(re.fullmatch("-?[0-9]{1,18}", level) for level in levels)
 
 
 def number(where: str, value: Any) -> float:

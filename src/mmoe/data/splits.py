@@ -11,14 +11,20 @@ from torch import Tensor
 
 from mmoe.data.batch import Batch, take
 from mmoe.data.schema import Schema
+from mmoe.data.shards import ShardedRows
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Encoded rows by split (`train`, `val`, `test`), with the position (from 0) of each in its file."""
+    """Encoded rows by split, with the position (from 0) of each in its source.
+
+    Rows in shards hold their positions themselves.
+    """
 
     schema: Schema
-    splits: Mapping[str, Batch]
+    splits: Mapping[str, Batch | ShardedRows]
     positions: Mapping[str, Tensor]
 
 

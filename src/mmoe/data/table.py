@@ -21,32 +21,36 @@ from mmoe.data.batch import Batch, take
 from mmoe.data.column_guess import guess
 from mmoe.data.column_options import ColumnOptions, column_options, to_plain
 from mmoe.data.column_values import values_of
-from mmoe.data.data_files import sha256
+from mmoe.data.data_files import FileState, file_states
 from mmoe.data.datamodule import DataModule
 from mmoe.data.encode import encode
+from mmoe.data.encode_shards import load_or_encode
+from mmoe.data.engine import check_engine, open_engine
 from mmoe.data.fit_schema import fit_schema
 from mmoe.data.labels import encode_groups
+from mmoe.data.memory import memory_size, memory_to_encode
 from mmoe.data.raw_column import column_of
 from mmoe.data.raw_rows import RowFormat
 from mmoe.data.schema import Schema
-from mmoe.data.splits import Dataset, with_modes
+from mmoe.data.splits import SPLITS, Dataset, with_modes
 from mmoe.data.table_files import CsvOptions, find_files, locate, read_names, read_table
+from mmoe.data.table_jobs import Request
 from mmoe.data.table_splits import SplitRule, choose, parse
 from mmoe.errors import ArgumentError, RowError, UserError, check_integers, check_seeds
-from mmoe.tasks import Task, task_from_config, task_to_json
+from mmoe.tasks import Task, task_from_config, task_to_json, with_groups
 
-SPLITS = ("train", "val", "test")
+MAX_GUESSED_ROWS = 2**18  # of rows in shards, so many decide what the kinds of the columns are
 
 
 class Source(NamedTuple):
     """Where rows come from.
 
-    `name` is for errors, `digests` are those of the files, `names` gives the names of all columns, and `read`
-    reads some of them. `locate` adds the file and the line to an error of a row.
+    `name` is for errors, `files` are the paths of the files by name, `names` gives the names of all columns,
+    and `read` reads some of them. `locate` adds the file and the line to an error of a row.
     """
 
     name: str
-    digests: Mapping[str, str]
+    files: Mapping[str, str]
     names: Callable[[], Sequence[str]]
     read: Callable[[Sequence[str]], pd.DataFrame]
     locate: Callable[[RowError], UserError]
@@ -71,6 +75,10 @@ class TableData(DataModule):
         num_bins: upper limit for the quantile bins of a numeric column.
         split_seed: seed of random splits.
         cache_dir: directory for encoded rows; None is the user's cache directory.
+        stream: whether rows are encoded in shards and read from disk during training: true, false, or `auto`,
+            which streams them if they might not fit into memory.
+        engine: what encodes the shards: `local`, the cores of this machine, or `dask`.
+        dask_address: the address of a Dask scheduler, such as tcp://host:8786; None starts one here.
         schema: the schema of a run, to encode with; None fits one to the training rows.
         batch_size, eval_batch_size, resident, seed: see `DataModule`.
 
@@ -95,6 +103,9 @@ class TableData(DataModule):
         num_bins: int = 48,
         split_seed: int = 0,
         cache_dir: str | None = None,
+        stream: bool | str = "auto",
+        engine: str = "local",
+        dask_address: str | None = None,
         schema: Schema | None = None,
         batch_size: int = 256,
         eval_batch_size: int = 8192,
@@ -102,6 +113,10 @@ class TableData(DataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(self._load_or_encode, batch_size, eval_batch_size, resident, seed)
+        if not isinstance(stream, bool) and stream != "auto":
+            raise ArgumentError(f"stream={stream}: must be true, false or auto")
+        check_engine(engine, dask_address)
+        self.stream, self.engine, self.dask_address = stream, engine, dask_address
         self.tasks = _parse_tasks(tasks, main_task, weight)
         self.group_by = group_by
         if group_by is not None:
@@ -139,7 +154,7 @@ class TableData(DataModule):
     def raw_column(self, name: str, split: str) -> pd.Series | None:
         """A column of the files for the rows of a split; None if there is no such column."""
         source = self._sources()[self._source_of(split)]
-        if name not in source.names():
+        if name not in source.names() or split not in self.dataset.positions:
             return None
         column = column_of(source.read([name]), name)
         return column.iloc[self.dataset.positions[split].numpy()].reset_index(drop=True)
@@ -165,11 +180,11 @@ class TableData(DataModule):
             # A file keeps its name if its folder moves. Two files of one name keep their paths.
             short = [Path(file).name for file in files]
             keys = short if len(set(short)) == len(files) else files
-            digests = {f"{name}/{key}": sha256(file) for key, file in zip(keys, files, strict=True)}
+            named = {f"{name}/{key}": file for key, file in zip(keys, files, strict=True)}
             shown = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
             names, read = partial(read_names, files, self.csv), partial(self._read, files)
             place = partial(locate, files, self.csv)
-            sources[name] = Source(shown, digests, names, read, place)
+            sources[name] = Source(shown, named, names, read, place)
         return sources
 
     def _read(self, files: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
@@ -191,11 +206,20 @@ class TableData(DataModule):
     def _load_or_encode(self) -> Dataset:
         """The encoded rows, from the cache if the same files were encoded before with the same options."""
         sources = self._sources()
-        digests = {name: digest for source in sources.values() for name, digest in source.digests.items()}
+        if self._is_streamed(sources):
+            return self._load_or_encode_shards(sources)
         if self.columns is None:
             self.columns = self._guess_columns(sources["train"])
+        states = _states(sources)
+        digests = {name: state.digest for name, state in states.items()}
+        build = partial(self._encode, sources, digests)
+        return cache.load_or_build(self.cache_dir, self.cache_name, self._cache_key(states), build)
+
+    def _cache_key(self, states: Mapping[str, FileState]) -> dict[str, Any]:
+        """All that the encoded rows depend on."""
+        assert self.columns is not None
         key: dict[str, Any] = {
-            "files": {name: dict(source.digests) for name, source in sources.items()},
+            "files": {name: [*state] for name, state in states.items()},
             "splits": [str(self.validation), str(self.test), self.split_seed],
             "columns": to_plain(self.columns),
             "tasks": [task_to_json(task) for task in self.tasks],
@@ -203,22 +227,56 @@ class TableData(DataModule):
             "num_bins": self.num_bins,
         }
         # For the run's own files, fitting would give the given schema, so both cases use one cache entry.
+        digests = {name: state.digest for name, state in states.items()}
         if self.given_schema and self.given_schema.files != digests:
             key["schema"] = self.given_schema.to_json()
-        build = partial(self._encode, sources, digests)
-        return cache.load_or_build(self.cache_dir, self.cache_name, key, build)
+        return key
+
+    def _is_streamed(self, sources: Mapping[str, Source]) -> bool:
+        """Whether the rows are encoded in shards."""
+        if self.stream == "auto":
+            count = len(self.columns or sources["train"].names())
+            files = [path for source in sources.values() for path in source.files.values()]
+            return memory_to_encode(files, count) > memory_size() / 2
+        return bool(self.stream)
+
+    def _load_or_encode_shards(self, sources: Mapping[str, Source]) -> Dataset:
+        """The rows in shards, from the cache if they are there."""
+        if self.columns is None:
+            self.columns = self._guess_columns(sources["train"], MAX_GUESSED_ROWS)
+        files = {name: list(source.files.values()) for name, source in sources.items()}
+        states = _states(sources)
+        digests = {name: state.digest for name, state in states.items()}
+        folder = cache.entry(self.cache_dir, f"{self.cache_name}-shards", self._cache_key(states))
+        given = {"test": self.test, "val": self.validation}
+        rules = {split: rule for split, rule in given.items() if isinstance(rule, SplitRule)}
+        request = Request(
+            files,
+            rules,
+            self.csv,
+            self.columns,
+            self.tasks,
+            self.num_bins,
+            self.split_seed,
+            self.given_schema,
+        )
+        return load_or_encode(folder, request, digests, partial(open_engine, self.engine, self.dask_address))
 
     def _origin(self, num_rows: Mapping[str, int]) -> str:
         """The `rows` of the schema, for sources with these numbers of rows."""
         return "custom"
 
-    def _guess_columns(self, train: Source) -> dict[str, ColumnOptions]:
-        """The kinds of all columns that no task or split uses."""
+    def _guess_columns(self, train: Source, max_rows: int | None = None) -> dict[str, ColumnOptions]:
+        """The kinds of all columns that no task or split uses, from the first `max_rows` rows or from all."""
         others = self._other_columns("train")
         names = [name for name in train.names() if name not in others]
         if not names:
             raise UserError(f"{train.name}: must have a column that no task uses")
-        frame = train.read(names)
+        if max_rows is None:
+            frame = train.read(names)
+        else:
+            table = read_table(list(train.files.values()), self.csv, names, max_rows=max_rows)
+            frame = table.to_pandas(types_mapper=pd.ArrowDtype)
         guesses = [guess(values_of(name, frame[name].array.__arrow_array__())) for name in names]
         inputs = [one for one in guesses if not one.reason]
         return {one.values.name: column_options(one.values.name, one.to_yaml()) for one in inputs}
@@ -246,7 +304,7 @@ class TableData(DataModule):
         assert self.columns is not None
         frames = {}
         for name, source in sources.items():
-            wanted = dict.fromkeys([*self.columns, *self._other_columns(name)])
+            wanted = dict.fromkeys([*self.columns, *self._other_columns(name), *self._group_columns(name)])
             with errors_of(source):
                 frames[name] = source.read(list(wanted))
         positions = self._positions(frames)
@@ -264,9 +322,9 @@ class TableData(DataModule):
             rows = encoded[self._source_of(split)]
             splits[split] = rows if len(where) == len(rows.labels) else take(rows, where)
             if split != "train":
-                name = self._source_of(split)
-                with errors_of(sources[name].name):
-                    groups = encode_groups(frames[name], schema.tasks, positions[split])
+                origin = self._source_of(split)
+                with errors_of(sources[origin]):
+                    groups = encode_groups(frames[origin], schema.tasks, positions[split])
                 splits[split] = splits[split]._replace(groups=groups)
         num_rows = {split: len(where) for split, where in index.items()}
         schema = replace(
@@ -302,6 +360,12 @@ def errors_of(source: Source) -> Iterator[None]:
         named = str(error)
         is_named = named.startswith((source.name, "data."))
         raise UserError(named if is_named else f"{source.name}: {named}") from None
+
+
+def _states(sources: Mapping[str, Source]) -> dict[str, FileState]:
+    """The states of all files by name."""
+    files = {name: path for source in sources.values() for name, path in source.files.items()}
+    return dict(zip(files, file_states(list(files.values())), strict=True))
 
 
 datamodule = TableData  # the name in configurations: `_target_: mmoe.data.table.datamodule`

@@ -55,8 +55,9 @@ def read_table(
     columns: Sequence[str] | None = None,
     text: Collection[str] = (),
     numbers: Collection[str] = (),
+    max_rows: int | None = None,
 ) -> pa.Table:
-    """All rows of the files, in the order of the files.
+    """All rows of the files, in the order of the files, or the first `max_rows`.
 
     `columns` are the wanted columns and their order; None: all columns, which must then be the same in every
     file. `text` names columns of CSV that stay text, as written, even if all their values are numbers.
@@ -67,7 +68,9 @@ def read_table(
         RowError: a value is not a number.
     """
     if file_kind(files[0]) == CSV:
-        table = _read_csv(files, csv, columns, text, numbers)
+        table = _read_csv(files, csv, columns, text, numbers, max_rows)
+    elif max_rows is not None:
+        table = _first(read_batches(files, csv, columns), max_rows)
     else:
         opened = [ColumnarFile(file) for file in files]
         wanted = _check_columns(opened, columns)
@@ -164,12 +167,12 @@ def _read_csv(
     columns: Sequence[str] | None,
     text: Collection[str],
     numbers: Collection[str],
+    max_rows: int | None,
 ) -> pa.Table:
     opened = [CsvFile(file, csv) for file in files]
     wanted = _check_columns(opened, columns)
-    parts = [part for file in opened for part in file.batches(wanted)]
-    _check_rows(sum(map(len, parts)), files)
-    raw = pa.concat_tables(parts)
+    raw = _first((part for file in opened for part in file.batches(wanted)), max_rows)
+    _check_rows(len(raw), files)
 
     def convert(name: str) -> pa.ChunkedArray:
         if name in text:
@@ -184,10 +187,44 @@ def _read_csv(
         return pa.table(list(threads.map(convert, wanted)), names=wanted)
 
 
+def regroup(parts: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Tables of `rows` rows; the last one may have fewer."""
+    waiting: list[pa.Table] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= rows:
+            table = pa.concat_tables(waiting)
+            whole = len(table) // rows * rows
+            yield from (table.slice(start, rows) for start in range(0, whole, rows))
+            waiting = [table.slice(whole)]
+    rest = pa.concat_tables(waiting) if waiting else []
+    if len(rest):
+        yield rest
+
+
+def _first(parts: Iterator[pa.Table], max_rows: int | None) -> pa.Table:
+    """The first rows of tables, or all rows if `max_rows` is None."""
+    kept, count = [], 0
+    for part in parts:
+        kept.append(part)
+        count += len(part)
+        if max_rows is not None and count >= max_rows:
+            break
+    table = pa.concat_tables(kept) if kept else pa.table({})
+    return table if max_rows is None else table.slice(0, max_rows)
+
+
 def _texts(part: pa.Table, csv: CsvOptions) -> pa.Table:
     """The columns without blanks around their values."""
     columns = [convert_text(column, pa.string(), csv) for column in part.columns]
     return pa.table(columns, names=part.column_names)
+
+
+def open_checked(file: str, csv: CsvOptions, columns: Sequence[str]) -> CsvFile | ColumnarFile:
+    """Open a file, and check that it has these columns, as `check_columns` does."""
+    opened = _open(file, csv)
+    _check_columns([opened], columns)
+    return opened
 
 
 def _open(file: str, csv: CsvOptions) -> CsvFile | ColumnarFile:

@@ -13,11 +13,14 @@ import pandas as pd
 import torch
 
 from mmoe.data.column_options import unknown_key
-from mmoe.data.dates import dates_of, guess_format
+from mmoe.data.column_statistics import level_shares, row_shares
+from mmoe.data.dates import DateFormat, dates_of, guess_format
 from mmoe.data.raw_column import column_of, is_categorical, kind_of, levels_of, numbers_of
 from mmoe.errors import ArgumentError, UserError, is_number
 from mmoe.tasks.labels import level_text
 from mmoe.tasks.labels import levels_of as label_levels_of
+
+MAX_SHUFFLED_ROWS = 2**24  # of more rows, each is chosen by itself
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,49 @@ def parse(name: str, given: Any) -> "SplitRule | list[str]":
         raise ArgumentError(f"{name}.{error}") from None
 
 
+@dataclass(frozen=True)
+class RowTest:
+    """A rule that looks at each row by itself, for rows that are not in memory together.
+
+    Attributes:
+        name: the split, `validation` or `test`.
+        threshold: for `last`, the least value of a chosen row.
+        dates: for `last`, the format of the dates that order the rows; None for numbers.
+    """
+
+    name: str
+    rule: SplitRule
+    seed: int
+    threshold: float
+    dates: DateFormat | None
+
+    def __call__(self, frame: pd.DataFrame, first_row: int) -> np.ndarray:
+        """Which rows of the frame are chosen [N]; `first_row` is the number of its first row.
+
+        Raises:
+            UserError: a row has no value in the column `by`.
+        """
+        rule, salt = self.rule, f"{self.name} {self.seed}"
+        if rule.column:
+            return _holds(column_of(frame, rule.column), rule.value)
+        if rule.last:
+            return ordered_values(rule, frame, self.dates, self.name) >= self.threshold
+        fraction = float(rule.fraction or 0)
+        if not rule.by:
+            return row_shares(first_row, len(frame), salt) < fraction
+        values = column_of(frame, rule.by)
+        codes, names, _ = levels_of(values)
+        _check_present(codes < 0, rule.by, self.name)
+        chosen: np.ndarray = (level_shares(names, salt) < fraction)[codes]
+        return chosen
+
+
+def row_test(rule: SplitRule, sample: np.ndarray, dates: DateFormat | None, seed: int, name: str) -> RowTest:
+    """The test for a rule. For `last`, `sample` [N] has values of the column from a sample of the rows."""
+    threshold = _last_threshold(sample, rule.last) if rule.last else 0.0
+    return RowTest(name, rule, seed, threshold, dates)
+
+
 def choose(
     rule: SplitRule,
     frame: pd.DataFrame,
@@ -98,47 +144,85 @@ def choose(
 ) -> np.ndarray:
     """The sorted positions of the chosen rows, among the `available` positions [N].
 
-    `day_first` is what the user says of dates in the column `by`; see `ColumnOptions`.
+    `day_first` is what the user says of dates in the column `by`; see `ColumnOptions`. With more than
+    `MAX_SHUFFLED_ROWS` rows, each row is chosen by itself, as in data that does not fit into memory, so the
+    share is not exact.
 
     Raises:
         UserError: no row is chosen, or none is left.
     """
-    if rule.column:
+    if len(frame) > MAX_SHUFFLED_ROWS:
+        dates = date_format(rule, frame, day_first)
+        sample = ordered_values(rule, frame, dates, name)[available] if rule.last else np.empty(0)
+        mask = row_test(rule, sample, dates, seed, name)(frame, 0)[available]
+    elif rule.column:
         mask = _holds(column_of(frame, rule.column), rule.value)[available]
     elif rule.last:
-        mask = _is_last(column_of(frame, str(rule.by)), available, rule.last, name, day_first)
+        dates = date_format(rule, frame, day_first)
+        values = ordered_values(rule, frame, dates, name, available)[available]
+        mask = values >= _last_threshold(values, rule.last)
     elif rule.by:
         mask = _is_in_groups(column_of(frame, rule.by), available, float(rule.fraction or 0), seed, name)
     else:
         order = torch.randperm(len(available), generator=torch.Generator().manual_seed(seed)).numpy()
         mask = np.zeros(len(available), bool)
         mask[order[: int(len(available) * float(rule.fraction or 0))]] = True
-    for rows, what in ((mask, f"choose at least one {name} row"), (~mask, "leave at least one other row")):
-        if not rows.any():
-            raise UserError(f"data.{name}: must {what} of {len(available):,}")
+    check_chosen(name, int(mask.sum()), len(available))
     chosen: np.ndarray = available[mask]
     return chosen
+
+
+def check_chosen(name: str, chosen: int, available: int) -> None:
+    """Raise UserError unless a rule has chosen some of the available rows and left others."""
+    for count, what in (
+        (chosen, f"choose at least one {name} row"),
+        (available - chosen, "leave another row"),
+    ):
+        if not count:
+            raise UserError(f"data.{name}: must {what} of {available:,}")
+
+
+def date_format(rule: SplitRule, frame: pd.DataFrame, day_first: bool | None) -> DateFormat | None:
+    """The format of the dates that order the rows; None if numbers do, or no order matters."""
+    if not rule.last:
+        return None
+    values = column_of(frame, str(rule.by))
+    holds_dates = is_categorical(values) and not _holds_numbers(values)
+    return guess_format(values, day_first) if holds_dates else None
+
+
+def ordered_values(
+    rule: SplitRule,
+    frame: pd.DataFrame,
+    dates: DateFormat | None,
+    name: str,
+    available: np.ndarray | None = None,
+) -> np.ndarray:
+    """The values of the column that orders the rows [N]: numbers, or seconds for dates in this format.
+
+    Raises:
+        UserError: one of the `available` rows has no value.
+    """
+    values = column_of(frame, str(rule.by))
+    found = numbers_of(values) if dates is None else dates_of(values, dates)
+    missing = np.isnan(found) if dates is None else np.isnat(found)
+    _check_present(missing, str(rule.by), name, available)
+    return found if dates is None else found.astype(np.int64)
+
+
+def _last_threshold(values: np.ndarray, share: float) -> float:
+    """The least value of the last rows; rows with equal values are never separated."""
+    ordered = np.sort(values)
+    first = ordered[int(len(ordered) * (1 - share))]
+    larger = ordered[ordered > first]
+    threshold: float = larger[0] if first == ordered[0] and len(larger) else first
+    return threshold
 
 
 def _holds(values: pd.Series, value: Any) -> np.ndarray:
     wanted = {level_text(one) for one in (value if isinstance(value, list | tuple) else [value])}
     codes, names = label_levels_of(values)
     mask: np.ndarray = np.array([*(name in wanted for name in names), False])[codes]
-    return mask
-
-
-def _is_last(
-    values: pd.Series, available: np.ndarray, share: float, name: str, day_first: bool | None
-) -> np.ndarray:
-    """The rows whose values are above the quantile; rows with equal values are never separated."""
-    is_date = is_categorical(values) and not _holds_numbers(values)
-    found = dates_of(values, guess_format(values, day_first)) if is_date else numbers_of(values)
-    missing = np.isnat(found) if is_date else np.isnan(found)
-    ordered = found.astype(np.int64) if is_date else found
-    _check_present(missing, available, str(values.name), name)
-    ordered = ordered[available]
-    first = np.sort(ordered)[int(len(ordered) * (1 - share))]
-    mask: np.ndarray = ordered > first if first == ordered.min() else ordered >= first
     return mask
 
 
@@ -154,7 +238,7 @@ def _is_in_groups(
     values: pd.Series, available: np.ndarray, fraction: float, seed: int, name: str
 ) -> np.ndarray:
     codes, names, _ = levels_of(values)
-    _check_present(codes < 0, available, str(values.name), name)
+    _check_present(codes < 0, str(values.name), name, available)
     groups = np.unique(codes[available])
     if len(groups) < 2:
         rule = f"column {values.name} must have at least two groups, has only {names[groups[0]]!r}"
@@ -167,8 +251,10 @@ def _is_in_groups(
     return mask
 
 
-def _check_present(is_missing: np.ndarray, available: np.ndarray, column: str, name: str) -> None:
-    wrong = is_missing[available]
-    if wrong.any():
-        row = int(available[wrong.argmax()])
-        raise UserError(f"data.{name}.by: column {column} must have a value in every row, row {row} has none")
+def _check_present(
+    is_missing: np.ndarray, column: str, name: str, available: np.ndarray | None = None
+) -> None:
+    wrong = np.flatnonzero(is_missing) if available is None else available[is_missing[available]]
+    if len(wrong):
+        rule = f"column {column} must have a value in every row, row {wrong[0]} has none"
+        raise UserError(f"data.{name}.by: {rule}")

@@ -70,18 +70,21 @@ class Binary(Task):
             raise ArgumentError(f"{self._at}.positive=[]: must name at least one level of {self.column}")
 
     def fit(self, values: pd.Series) -> Self:
-        codes, levels = levels_of(values)
-        self._check_known(codes >= 0)
-        occurring = sort_levels({levels[code] for code in np.unique(codes[codes >= 0])})
+        return self.fit_counts(_count_levels(values))
+
+    def fit_counts(self, counts: Mapping[str, int]) -> Self:
+        self._check_known(bool(counts))
+        occurring = sort_levels(set(counts))
         task = replace(self, positive=self.positive or self._obvious_positive(occurring))
         for level in self.positive:
             # A column with a single level may hold only negative labels.
             if level not in occurring and (len(occurring) > 1 or len(self.positive) > 1):
                 what = f"{level!r} is not a level of {self.column} in the training file"
                 raise UserError(f"data.{self._at}.positive: {what}; the levels are {listed(occurring)}")
-        labels, known = task.encode(values)
-        counts = np.bincount(labels[known].astype(np.int64), minlength=2)
-        return replace(task, class_weights=_fit_class_weights(self.class_weights, counts))
+        rows = np.zeros(2, np.int64)
+        for level, count in counts.items():
+            rows[int(level in task.positive)] += count
+        return replace(task, class_weights=_fit_class_weights(self.class_weights, rows))
 
     def _obvious_positive(self, levels: Sequence[str]) -> tuple[str, ...]:
         for negative, positive in YES_AND_NO:
@@ -127,10 +130,10 @@ class Binary(Task):
         """The logit of the mean probability, without overflow."""
         return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
 
-    def metrics(self) -> "MetricCollection":
+    def metrics(self, is_binned: bool = False) -> "MetricCollection":
         from mmoe.training.metrics import binary_metrics
 
-        return binary_metrics(bool(self.group_by))
+        return binary_metrics(bool(self.group_by), is_binned)
 
     def metric_inputs(self, predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return predicted[:, 0], labels.int()
@@ -195,13 +198,13 @@ class Multiclass(Task):
         return len(self.classes)
 
     def fit(self, values: pd.Series) -> Self:
-        codes, levels = levels_of(values)
-        self._check_known(codes >= 0)
-        occurring = {levels[code] for code in np.unique(codes[codes >= 0])}
-        task = replace(self, classes=self.classes or sort_levels(occurring))
-        labels, known = task.encode(values)
-        counts = np.bincount(labels[known].astype(np.int64), minlength=task.num_outputs)
-        return replace(task, class_weights=_fit_class_weights(self.class_weights, counts))
+        return self.fit_counts(_count_levels(values))
+
+    def fit_counts(self, counts: Mapping[str, int]) -> Self:
+        self._check_known(bool(counts))
+        task = replace(self, classes=self.classes or sort_levels(set(counts)))
+        rows = np.array([counts.get(level, 0) for level in task.classes], np.int64)
+        return replace(task, class_weights=_fit_class_weights(self.class_weights, rows))
 
     def encode(self, values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
         codes, levels = levels_of(values)
@@ -240,10 +243,10 @@ class Multiclass(Task):
         """The logarithm of the mean probabilities, up to a constant."""
         return logits.log_softmax(-1).logsumexp(0)
 
-    def metrics(self) -> "MetricCollection":
+    def metrics(self, is_binned: bool = False) -> "MetricCollection":
         from mmoe.training.metrics import multiclass_metrics
 
-        return multiclass_metrics()
+        return multiclass_metrics(self.num_outputs, is_binned)
 
     def metric_inputs(self, predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return predicted, labels.long()
@@ -277,6 +280,13 @@ def _check_class_weights(at: str, weights: Any, count: int | None) -> ClassWeigh
     if count is not None and len(weights) != count:
         raise ArgumentError(f"{where}={list(weights)}: must have {count} numbers, one for each class")
     return tuple(check_finite(0, **{where: weight})[0] for weight in weights)
+
+
+def _count_levels(values: pd.Series) -> dict[str, int]:
+    """The number of rows by level, without missing ones."""
+    codes, levels = levels_of(values)
+    counts = np.bincount(codes[codes >= 0], minlength=len(levels)).tolist()
+    return {level: count for level, count in zip(levels, counts, strict=True) if count}
 
 
 def _fit_class_weights(weights: ClassWeights, counts: np.ndarray) -> ClassWeights:

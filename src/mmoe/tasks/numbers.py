@@ -66,7 +66,7 @@ class Regression(Task):
     def fit(self, values: pd.Series) -> Self:
         """Set the mean and the standard deviation, rounded to float32; equal labels have the deviation 1."""
         numbers = numbers_of(values).astype(np.float64)
-        self._check_known(~np.isnan(numbers))
+        self._check_known(not np.isnan(numbers).all())
         numbers = numbers[~np.isnan(numbers)]
         mean, std = np.float32(numbers.mean()), np.float32(numbers.std())
         is_constant = not std > 0 or numbers.min() == numbers.max()
@@ -93,10 +93,10 @@ class Regression(Task):
     def average(logits: Tensor) -> Tensor:
         return logits.mean(0)
 
-    def metrics(self) -> "MetricCollection":
+    def metrics(self, is_binned: bool = False) -> "MetricCollection":
         from mmoe.training.metrics import regression_metrics
 
-        return regression_metrics()
+        return regression_metrics(is_binned)
 
     def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "Metrics":
         from mmoe.intervals import RegressionMetrics
@@ -173,7 +173,7 @@ class Count(Task):
     def fit(self, values: pd.Series) -> Self:
         """Set the mean, rounded to float32; it is 1 if all labels are 0."""
         labels, known = self.encode(values)
-        self._check_known(known)
+        self._check_known(bool(known.any()))
         return replace(self, mean=float(np.float32(labels[known].mean(dtype=np.float64))) or 1.0)
 
     def encode(self, values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -197,7 +197,7 @@ class Count(Task):
         """The logarithm of the mean count."""
         return logits.logsumexp(0) - math.log(logits.shape[0])
 
-    def metrics(self) -> "MetricCollection":
+    def metrics(self, is_binned: bool = False) -> "MetricCollection":
         from mmoe.training.metrics import count_metrics
 
         return count_metrics()

@@ -114,6 +114,14 @@ class Task(ABC):
             UserError: no label is known, or one is invalid.
         """
 
+    def fit_counts(self, counts: Mapping[str, int]) -> Self:
+        """As `fit`, for labels that are levels: the number of training labels by level.
+
+        Raises:
+            UserError: as in `fit`.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def encode(self, values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
         """The labels [N] in float32, 0 where they are unknown, and whether each is known [N].
@@ -152,8 +160,11 @@ class Task(ABC):
         """The logits [..., W] whose prediction is the mean prediction of the members' logits [M, ..., W]."""
 
     @abstractmethod
-    def metrics(self) -> "MetricCollection":
-        """The metrics, to be updated with `metric_inputs`."""
+    def metrics(self, is_binned: bool = False) -> "MetricCollection":
+        """The metrics, to be updated with `metric_inputs`.
+
+        With `is_binned`, their memory does not grow with the rows, and areas are those of binned predictions.
+        """
 
     def metric_inputs(self, predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Predictions [N, W] and labels [N] as `metrics` takes them."""
@@ -176,8 +187,8 @@ class Task(ABC):
         """Predictions [N, W] as columns [N]."""
         return {self.prediction_columns[0]: predicted[:, 0]}
 
-    def _check_known(self, known: np.ndarray) -> None:
-        if not known.any():
+    def _check_known(self, has_known: bool) -> None:
+        if not has_known:
             where = f" where {self.where} is one of {', '.join(self.where_levels)}" if self.where else ""
             rule = f"must have a label in at least one training row, but column {self.column} has none{where}"
             raise UserError(f"data.{self._at}: {rule}")

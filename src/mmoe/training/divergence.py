@@ -42,13 +42,20 @@ class Diverged(UserError):
 
 
 def find_divergence(
-    trainer: pl.Trainer, tasks: Sequence[str], batches: Sequence[Tensor], bad: Tensor, is_weight: bool = False
+    trainer: pl.Trainer,
+    tasks: Sequence[str],
+    batches: Sequence[Tensor],
+    bad: Tensor,
+    is_weight: bool = False,
+    first: int = 0,
+    later: int = 0,
 ) -> Diverged:
     """Describe where training diverged: in the first training batch with logits that are not finite.
 
     If there is none, the fault showed up later, in validation logits or weights, or in another process. The
     error then names the last training batch, and `bad` says which tasks are affected. With `is_weight`, `bad`
-    is True for all tasks of a replica with bad weights, and the message names the weights.
+    is True for all tasks of a replica with bad weights, and the message names the weights. `first` is the
+    number of the first of the batches in its epoch, and `later` is the number of batches after them.
 
     Shape:
         tasks: the task of each logit, L names.
@@ -57,15 +64,15 @@ def find_divergence(
     """
     last = max(len(batches) - 1, 0)
     found = next((i for i, batch in enumerate(batches) if not batch.isfinite().all()), None)
-    first = last if found is None else found
+    place = last if found is None else found
     affected = bad if found is None else ~batches[found].isfinite().all(-2)  # [L] or [R, L]
     replica = int(affected.any(-1).nonzero()[0]) if affected.ndim == 2 else None
     own = affected if replica is None else affected[replica]  # [L]
     names = [task for task, is_bad in zip(tasks, own, strict=True) if is_bad]
     if is_weight and found is None:
         names = []
-    step = trainer.global_step - (last - first) // trainer.accumulate_grad_batches
-    return Diverged(trainer.current_epoch, first, step, list(dict.fromkeys(names)), replica)
+    step = trainer.global_step - (last + later - place) // trainer.accumulate_grad_batches
+    return Diverged(trainer.current_epoch, first + place, step, list(dict.fromkeys(names)), replica)
 
 
 def write_batches(error: Diverged, loader: Loader, schema: Schema, path: Path) -> None:

@@ -3,13 +3,14 @@
 B batch, N rows, T tasks, L logits of all tasks, R replicas.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+MAX_ROWS = 2**20  # the outputs of so many rows are kept
 MAX_ROWS_ON_DEVICE = 2**20  # a GPU keeps the logits of at most this many rows
 
 
@@ -25,6 +26,10 @@ class Outputs(NamedTuple):
         """The same rows on a device."""
         return Outputs(*(None if tensor is None else tensor.to(device) for tensor in self))  # type: ignore[arg-type]
 
+    def select(self, rows: Tensor) -> "Outputs":
+        """The rows at the positions `rows` [K]."""
+        return Outputs(*(None if tensor is None else tensor.index_select(-2, rows) for tensor in self))  # type: ignore[arg-type]
+
 
 class EpochOutputs:
     """The `Outputs` of each batch, by stage.
@@ -35,12 +40,15 @@ class EpochOutputs:
 
     def __init__(self) -> None:
         self._batches: defaultdict[str, list[Outputs]] = defaultdict(list)
+        self._taken: Counter[str] = Counter()  # batches of the epoch that are no longer kept
         self._rows_on_device = 0
 
     def add(self, stage: str, number: int, batch: Outputs) -> None:
         """Keep batch `number` of an epoch. A repeated batch, as with LBFGS, replaces the earlier one."""
         batches = self._batches[stage]
-        del batches[number:]
+        if number == 0:
+            self._taken[stage] = 0
+        del batches[number - self._taken[stage] :]
         batches.append(batch)
         if batch.logits.device.type != "cpu":
             self._rows_on_device += batch.logits.shape[-2]
@@ -50,16 +58,37 @@ class EpochOutputs:
     def logits(self, stage: str) -> list[Tensor]:
         return [batch.logits for batch in self._batches[stage]]
 
-    def pop(self, stage: str, device: torch.device, may_stay_on_cpu: bool) -> Outputs:
-        """Remove the epoch's outputs, and return them on `device`.
+    def num_taken(self, stage: str) -> int:
+        """The number of batches of the epoch that are no longer kept."""
+        return self._taken[stage]
+
+    def is_full(self, stage: str, number: int) -> bool:
+        """Whether so many rows are kept that some must go before batch `number` is added."""
+        batches = self._batches[stage]
+        is_new = number == self._taken[stage] + len(batches)
+        return bool(is_new and batches and len(batches) * batches[0].logits.shape[-2] >= MAX_ROWS)
+
+    def drop_half(self, stage: str) -> list[Tensor]:
+        """Remove the older half of the batches, and return their logits."""
+        batches = self._batches[stage]
+        count = (len(batches) + 1) // 2
+        dropped = [batch.logits for batch in batches[:count]]
+        del batches[:count]
+        self._taken[stage] += count
+        self._count_rows_on_device()
+        return dropped
+
+    def take(self, stage: str, device: torch.device, may_stay_on_cpu: bool) -> Outputs | None:
+        """Remove the outputs that are kept, and return them on `device`; None if there are none.
 
         With `may_stay_on_cpu`, they are returned on the CPU if any of them are there.
         """
-        batches = self._batches.pop(stage)
+        batches = self._batches.pop(stage, [])
+        self._taken[stage] += len(batches)
         if may_stay_on_cpu and any(batch.logits.device != device for batch in batches):
             device = torch.device("cpu")
         self._count_rows_on_device()
-        return _join(batches, device)
+        return join(batches, device) if batches else None
 
     def to(self, device: torch.device) -> None:
         for stage, batches in self._batches.items():
@@ -72,19 +101,21 @@ class EpochOutputs:
 
     def state_dict(self) -> dict[str, Any]:
         """Join the batches of each stage, because thousands of small tensors take seconds to write."""
-        return {
-            stage: (*_join(batches, torch.device("cpu")), [batch.logits.shape[-2] for batch in batches])
+        kept = {
+            stage: (*join(batches, torch.device("cpu")), [batch.logits.shape[-2] for batch in batches])
             for stage, batches in self._batches.items()
             if batches
         }
+        return {"kept": kept, "taken": dict(self._taken)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for stage, (*tensors, sizes) in state.items():
+        self._taken = Counter(state["taken"])
+        for stage, (*tensors, sizes) in state["kept"].items():
             parts = ([None] * len(sizes) if one is None else one.split(sizes, dim=-2) for one in tensors)
             self._batches[stage] = [Outputs(*batch) for batch in zip(*parts, strict=True)]
 
 
-def _join(batches: Sequence[Outputs], device: torch.device) -> Outputs:
+def join(batches: Sequence[Outputs], device: torch.device) -> Outputs:
     """Join the batches on a device."""
     columns = zip(*(batch.to(device) for batch in batches), strict=True)
     tensors = (None if column[0] is None else torch.cat(column, dim=-2) for column in columns)

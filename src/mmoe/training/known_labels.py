@@ -6,9 +6,11 @@ N rows, T tasks.
 import logging
 from collections.abc import Collection
 
+import torch
 from torch import Tensor
 
 from mmoe.data.batch import Batch
+from mmoe.data.shards import ShardedRows
 from mmoe.data.splits import Dataset
 from mmoe.errors import UserError
 from mmoe.tasks.task import GROUPED_AUROC
@@ -33,13 +35,15 @@ def check_known_labels(
     """
     for split, rows in dataset.splits.items():
         for i, task in enumerate(dataset.schema.tasks):
-            labels = known_labels(rows, i, with_weight=split == "train")
-            if split == "train" and not len(labels):
+            labels, number = known_labels(rows, i, with_weight=split == "train")
+            if split == "train" and not number:
                 rule = "must have a training row with a known label and a weight above 0"
                 raise UserError(f"data.tasks.{task.name}: {rule}")
             missing = task.undefined_metrics(labels)
-            count = f"{len(labels):,} known labels, all equal" if len(labels) else "no known label"
-            if task.group_by and split != "train" and not has_mixed_group(rows, i):
+            count = f"{number:,} known labels, all equal" if number else "no known label"
+            # Rows in shards may be too many to be grouped here.
+            can_group = task.group_by and split != "train" and isinstance(rows, Batch)
+            if can_group and not has_mixed_group(rows, i):
                 count = count if missing else f"no {task.group_by} with labels of both classes"
                 missing += (GROUPED_AUROC,)
             if not missing:
@@ -56,8 +60,9 @@ def check_known_labels(
             log.warning("task %s: %s, so they have no %s", task.name, found, ", ".join(missing))
 
 
-def has_mixed_group(rows: Batch, task: int) -> bool:
+def has_mixed_group(rows: Batch | ShardedRows, task: int) -> bool:
     """Whether the rows have a group with labels of both classes."""
+    assert isinstance(rows, Batch)
     labels, known = rows.labels[..., task], rows.known
     if rows.groups is None:
         return False
@@ -66,9 +71,16 @@ def has_mixed_group(rows: Batch, task: int) -> bool:
     return bool(grouped_auroc(labels, labels, rows.groups[..., 0][kept]).isfinite())
 
 
-def known_labels(rows: Batch, task: int, with_weight: bool) -> Tensor:
-    """The known labels of a task; `with_weight` leaves out rows whose weight in the loss is 0."""
+def known_labels(rows: Batch | ShardedRows, task: int, with_weight: bool) -> tuple[Tensor, int]:
+    """The known labels of a task, and their number. Of rows in shards: the smallest and the largest label.
+
+    `with_weight` leaves out rows whose weight in the loss is 0; rows in shards never count them.
+    """
+    if isinstance(rows, ShardedRows):
+        found = rows.label_range(task)
+        return torch.tensor([found.low, found.high] if found.count else []), found.count
     counts = rows.labels[..., task].isfinite() if rows.known is None else rows.known[..., task]
     if with_weight and rows.weights is not None:
         counts = counts & (rows.weights[..., task] > 0)
-    return rows.labels[..., task][counts]
+    labels = rows.labels[..., task][counts]
+    return labels, len(labels)

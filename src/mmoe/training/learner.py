@@ -19,13 +19,14 @@ from mmoe.models.mmoe import MMoE
 from mmoe.models.network import Output
 from mmoe.models.replicas import clip_grad_norm_per_copy
 from mmoe.tasks import logit_columns, logit_names, validation_metrics
-from mmoe.training.divergence import find_divergence
+from mmoe.training.divergence import Diverged, find_divergence
 from mmoe.training.epoch_outputs import EpochOutputs, Outputs
 from mmoe.training.gate_statistics import GateStatistics, dead_units, describe_constant_task
 from mmoe.training.lightning_speedups import LightModule
 from mmoe.training.metrics import TaskMetrics
 from mmoe.training.objective import LossAndOutput, Objective, loss_weights
 from mmoe.training.optimizers import build_optimizer
+from mmoe.training.running_metrics import RunningMetrics
 from mmoe.training.schedules import Schedule
 from mmoe.training.throughput import Throughput
 
@@ -86,6 +87,10 @@ class Learner(LightModule):
         self.history: list[tuple[int, int, dict[str, Tensor]]] = []  # epoch, step, values of each validation
         # Logits [N, L] of this process, by stage, from the last evaluation outside training.
         self.final_logits: dict[str, Tensor] = {}
+        # Instead, the statistics of a stage with more than `epoch_outputs.MAX_ROWS` rows, in its last epoch.
+        self.running: dict[str, RunningMetrics] = {}
+        # Found in this epoch's training outputs that were dropped, with the affected logits [L] or [R, L].
+        self._divergence: tuple[Diverged, Tensor] | None = None
         self.test_gates: list[Tensor] = []  # gates of each test batch
         self.throughput = Throughput()
         self._outputs = EpochOutputs()
@@ -98,9 +103,14 @@ class Learner(LightModule):
         self._should_stop = False
 
     @property
+    def num_replicas(self) -> int | None:
+        """The number of networks that are trained side by side; None for one network."""
+        return None
+
+    @property
     def has_replicas(self) -> bool:
         """Whether several networks are trained side by side."""
-        return self.stacked_dims > 0
+        return self.num_replicas is not None
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self._optimizer, self.objective)
@@ -138,13 +148,49 @@ class Learner(LightModule):
         """
         loss, logits, gates = self._compute(batch, self._totals(batch, stage))
         outputs = Outputs(logits.detach(), batch.labels, batch.known, batch.groups)
-        self._outputs.add(stage, number, outputs)
+        self._keep(stage, number, outputs)
         if stage == "val" and gates.shape[-1]:
             self.gates.update(gates)
         if stage == "test":
             self.test_gates = [] if number == 0 else self.test_gates
-            self.test_gates.append(gates.cpu())
+            if stage not in self.running:
+                self.test_gates.append(gates.cpu())
         return loss
+
+    def _keep(self, stage: str, number: int, outputs: Outputs) -> None:
+        """Keep the outputs of the epoch's batch `number`.
+
+        Of many training rows, only the last ones are kept; of many others, statistics.
+        """
+        if number == 0:
+            self.running.pop(stage, None)
+        if number == 0 and stage == "train":
+            self._divergence = None
+        if self._outputs.is_full(stage, number):
+            if stage == "train":
+                self._drop_old_outputs()
+            else:
+                self._add_to_running(stage)
+        self._outputs.add(stage, number, outputs)
+
+    def _drop_old_outputs(self) -> None:
+        """Forget the older half of the training outputs, after a check of their logits."""
+        first, batches = self._outputs.num_taken("train"), self._outputs.drop_half("train")
+        bad = torch.stack([~logits.isfinite().all(-2) for logits in batches]).any(0)
+        if bad.any() and self._divergence is None:  # raised at the end of the epoch, by all processes
+            later = len(self._outputs.logits("train"))
+            error = find_divergence(self.trainer, self._logit_names, batches, bad, first=first, later=later)
+            self._divergence = error, bad
+
+    def _add_to_running(self, stage: str) -> None:
+        """Replace the outputs that are kept by statistics of them."""
+        outputs = self._outputs.take(stage, self.device, self.trainer.world_size == 1)
+        if stage not in self.running:
+            self.running[stage] = RunningMetrics(self.metrics.tasks, self.num_replicas)
+            self.test_gates = [] if stage == "test" else self.test_gates
+        if outputs is None:
+            return
+        self.running[stage].add(outputs, keeps_sample=self.trainer.state.fn != "fit")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.throughput.add(batch.labels.shape[-2])
@@ -225,37 +271,58 @@ class Learner(LightModule):
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:
-        values = self.metrics(stage, *self._finish_epoch(stage))
+        outputs = self._finish_epoch(stage)
+        values = self.running[stage].compute(stage) if outputs is None else self.metrics(stage, *outputs)
         self.metric_values |= values
         for name, value in values.items():
             self.log(name, value, prog_bar=name == self.monitor)
 
-    def _finish_epoch(self, stage: str) -> Outputs:
-        """Collect the epoch's outputs, and check the logits.
+    def _finish_epoch(self, stage: str) -> Outputs | None:
+        """Collect the epoch's outputs, and check the logits. None: `running` has the statistics.
 
         Raises:
             UserError: a logit is not finite, in this process or another one.
         """
         self.throughput.pause(self.device)
-        train_batches = self._outputs.logits("train")
+        reduce = self.trainer.strategy.reduce
+        is_running = torch.tensor(float(stage in self.running), device=self.device)
+        if reduce(is_running, reduce_op="sum"):
+            self._finish_running(stage)
+            return None
+        train_batches, first = self._outputs.logits("train"), self._outputs.num_taken("train")
         # Logits that were moved to the CPU stay there unless processes must exchange them.
-        outputs = self._outputs.pop(stage, self.device, self.trainer.world_size == 1)
+        outputs = self._outputs.take(stage, self.device, self.trainer.world_size == 1)
+        assert outputs is not None
         logits = outputs.logits
         self.metrics.to(logits.device)
         count = torch.tensor(logits.shape[-2], device=self.device)
-        self.num_rows[stage] = int(self.trainer.strategy.reduce(count, reduce_op="sum"))
-        bad = (~logits.isfinite().all(-2)).to(self.device, torch.int32)
+        self.num_rows[stage] = int(reduce(count, reduce_op="sum"))
+        bad = ~logits.isfinite().all(-2)
+        error, dropped = self._divergence or (None, bad)
         # Every process must learn of it, because only the first one prints the error.
-        bad = self.trainer.strategy.reduce(bad, reduce_op="sum").bool()
+        bad = reduce((bad | dropped).to(self.device, torch.int32), reduce_op="sum").bool()
         if bad.any():
             if self.trainer.state.fn != "fit":
                 raise UserError(f"the {stage} rows have logits that are not finite")
-            raise find_divergence(self.trainer, self._logit_names, train_batches, bad)
+            raise error or find_divergence(self.trainer, self._logit_names, train_batches, bad, first=first)
         if self.trainer.state.fn != "fit":
             self.final_logits[stage] = logits.cpu()
         if stage == "val" and self.trainer.is_global_zero:
             self._warn_once(describe_constant_task(logits, self.metrics.tasks), DEAD_TOWER_REMEDY)
         return outputs
+
+    def _finish_running(self, stage: str) -> None:
+        """Add the last outputs of the epoch to `running`, and check that no process has a bad logit."""
+        self._add_to_running(stage)
+        running, reduce = self.running[stage], self.trainer.strategy.reduce
+        self.num_rows[stage] = int(
+            reduce(torch.tensor(running.num_rows, device=self.device), reduce_op="sum")
+        )
+        bad = reduce(running.bad.to(self.device, torch.int32), reduce_op="sum").bool()
+        if bad.any() and self.trainer.state.fn != "fit":
+            raise UserError(f"the {stage} rows have logits that are not finite")
+        if bad.any():
+            raise find_divergence(self.trainer, self._logit_names, self._outputs.logits("train"), bad)
 
     @property
     def is_in_training(self) -> bool:
@@ -306,19 +373,27 @@ class Learner(LightModule):
             "should_stop": self.trainer.should_stop,
             "generators": rng_states,
             "outputs": self._outputs.state_dict(),
+            "running": {stage: one.state_dict() for stage, one in self.running.items()},
             "history": self.history,
             "values": self.metric_values,
         }
 
     def _bad_weights(self) -> Tensor:
         """[L], all True if any weight is not finite. A bad weight is not traced to a task."""
-        is_finite = all(bool(weight.isfinite().all()) for weight in self.objective.parameters())
+        # In parts, because `isfinite` needs several times the memory of a table of vectors.
+        parts = (
+            part for weight in self.objective.parameters() for part in torch.split(weight.flatten(), 2**20)
+        )
+        is_finite = all(bool(part.isfinite().all()) for part in parts)
         return torch.full((len(self._logit_names),), not is_finite)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint["mmoe"]
         self._rng_states, self._should_stop = stored["generators"], stored["should_stop"]
         self._outputs.load_state_dict(stored["outputs"])
+        for stage, state in stored["running"].items():
+            self.running[stage] = RunningMetrics(self.metrics.tasks, self.num_replicas)
+            self.running[stage].load_state_dict(state)
         self.history, self.metric_values = list(stored["history"]), dict(stored["values"])
 
     def on_train_start(self) -> None:
@@ -327,7 +402,7 @@ class Learner(LightModule):
         self._outputs.to(self.device)
         rank = self.trainer.global_rank
         if rank:  # the checkpoint holds rank 0's outputs; each rank needs its own dropout
-            self._outputs = EpochOutputs()
+            self._outputs, self.running = EpochOutputs(), {}
             torch.manual_seed(torch.initial_seed() + 1_000_003 * rank + self.global_step)
         elif self._rng_states:
             torch.set_rng_state(self._rng_states[0].cpu())

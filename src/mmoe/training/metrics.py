@@ -15,6 +15,13 @@ from torchmetrics.utilities import dim_zero_cat
 from mmoe.intervals import CALIBRATION_BINS, SMALLEST
 from mmoe.tasks import Task, logit_columns
 from mmoe.tasks.task import GROUPED_AUROC
+from mmoe.training.binned_metrics import (
+    BinnedAUROC,
+    BinnedAveragePrecision,
+    BinnedMacroAUROC,
+    RunningR2,
+    SampledGroupedAUROC,
+)  # fmt: skip
 from mmoe.training.grouped_auroc import GroupedAUROC
 
 
@@ -22,14 +29,15 @@ class TaskMetrics(nn.Module):
     """The metrics of every task over its known labels, named `{stage}/{task}/{metric}`.
 
     A metric that cannot be computed, such as the AUROC of a single class, is NaN. Training rows have no
-    groups, and so no `grouped_auroc`.
+    groups, and so no `grouped_auroc`. With `is_binned`, memory does not grow with the rows, and areas have
+    the small error of bins; see `binned_metrics`.
     """
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task], is_binned: bool = False) -> None:
         super().__init__()
         self.tasks = list(tasks)
         self.columns = logit_columns(tasks)
-        self.collections = nn.ModuleList(task.metrics() for task in tasks)
+        self.collections = nn.ModuleList(task.metrics(is_binned) for task in tasks)
 
     def forward(
         self,
@@ -39,20 +47,32 @@ class TaskMetrics(nn.Module):
         known: Tensor | None = None,
         groups: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Compute the metrics over the rows of all ranks.
+        """Compute the metrics over the rows of all ranks; the shapes are those of `update`."""
+        self.update(logits, labels, known, groups)
+        return self.compute(stage)
+
+    def update(
+        self, logits: Tensor, labels: Tensor, known: Tensor | None = None, groups: Tensor | None = None
+    ) -> None:
+        """Add rows of this rank.
 
         Shape:
             logits: [N, L]; labels: [N, T]; known: None or [N, T]; groups: None or [N, 1].
         """
-        result: dict[str, Tensor] = {}
         for i, (task, collection) in enumerate(zip(self.tasks, self.collections, strict=True)):
-            assert isinstance(collection, MetricCollection)
             predicted, own = task.predict(logits[:, self.columns[i]]), labels[:, i]
             group = None if groups is None else groups[:, 0]
             if known is not None:
                 rows = known[:, i]
                 predicted, own, group = predicted[rows], own[rows], None if group is None else group[rows]
+            assert isinstance(collection, MetricCollection)
             collection.update(*task.metric_inputs(predicted, own), groups=group)
+
+    def compute(self, stage: str) -> dict[str, Tensor]:
+        """Compute the metrics over the rows of all ranks since the last call."""
+        result: dict[str, Tensor] = {}
+        for task, collection in zip(self.tasks, self.collections, strict=True):
+            assert isinstance(collection, MetricCollection)
             values = collection.compute()
             names = task.METRICS if stage == "train" else task.metric_names
             result |= {f"{stage}/{task.name}/{name}": values[name] for name in names}
@@ -60,12 +80,13 @@ class TaskMetrics(nn.Module):
         return result
 
 
-def binary_metrics(are_grouped: bool = False) -> MetricCollection:
+def binary_metrics(are_grouped: bool = False, is_binned: bool = False) -> MetricCollection:
     """Metrics of probabilities [N] and labels [N], 0 or 1, and perhaps groups [N]; see `Binary.METRICS`."""
-    grouped: dict[str, Metric] = {GROUPED_AUROC: GroupedAUROC()} if are_grouped else {}
+    by_group = SampledGroupedAUROC() if is_binned else GroupedAUROC()
+    grouped: dict[str, Metric] = {GROUPED_AUROC: by_group} if are_grouped else {}
     return _collection(
-        auroc=AUROC(),
-        average_precision=AveragePrecision(),
+        auroc=BinnedAUROC() if is_binned else AUROC(),
+        average_precision=BinnedAveragePrecision() if is_binned else AveragePrecision(),
         log_loss=RowMean(log_loss),
         brier=RowMean(squared_error),
         calibration_error=CalibrationError(),
@@ -73,18 +94,19 @@ def binary_metrics(are_grouped: bool = False) -> MetricCollection:
     )
 
 
-def multiclass_metrics() -> MetricCollection:
+def multiclass_metrics(num_classes: int, is_binned: bool = False) -> MetricCollection:
     """Metrics of probabilities [N, W] and classes [N]; see `Multiclass.METRICS`."""
-    return _collection(auroc=MacroAUROC(), accuracy=RowMean(is_most_probable), log_loss=RowMean(surprise))
+    auroc = BinnedMacroAUROC(num_classes) if is_binned else MacroAUROC()
+    return _collection(auroc=auroc, accuracy=RowMean(is_most_probable), log_loss=RowMean(surprise))
 
 
-def regression_metrics() -> MetricCollection:
+def regression_metrics(is_binned: bool = False) -> MetricCollection:
     """Metrics of predictions [N] and labels [N]; see `Regression.METRICS`."""
     return _collection(
         mse=RowMean(squared_error),
         rmse=RootMeanSquaredError(),
         mae=RowMean(absolute_error),
-        r2=R2(),
+        r2=RunningR2() if is_binned else R2(),
     )
 
 

@@ -103,6 +103,10 @@ class ReplicaLearner(Learner):
         self.register_buffer("best_epoch", torch.zeros(count, dtype=torch.long))  # from 1; 0 means none yet
         self.register_buffer("waited", torch.zeros(count, dtype=torch.long))  # validations since a gain
 
+    @property
+    def num_replicas(self) -> int:
+        return len(self.best_epoch)
+
     def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
         """Return the rows unchanged, because replicas use dense inputs."""
         return rows
@@ -117,21 +121,28 @@ class ReplicaLearner(Learner):
         labels, known = batch.labels, batch.known
         if stage == "train":  # one mean per batch shows where a replica diverged
             logits, labels, known = logits.mean(-2, keepdim=True), labels[..., :1, :], None
-        self._outputs.add(stage, number, Outputs(logits.detach(), labels, known, batch.groups))
+        self._keep(stage, number, Outputs(logits.detach(), labels, known, batch.groups))
         if stage == "val" and gates.shape[-1]:
             self.gates.update(gates)
         return losses
 
     def _log_metrics(self, stage: str) -> None:
         outputs = self._finish_epoch(stage)
+        if outputs is None:
+            self._log_values(self.running[stage].compute(stage))
+            return
         replicas = len(outputs.logits)
         by_replica = (  # each of [R, N, ...]
             [None] * replicas if tensor is None else tensor.expand(replicas, -1, -1) for tensor in outputs
         )
         metrics = [self.metrics(stage, *parts) for parts in zip(*by_replica, strict=True)]
-        for name in metrics[0]:
-            self.metric_values[name] = torch.stack([values[name] for values in metrics])  # [R]
-            self.log(name, self.metric_values[name].mean(), prog_bar=name == self.monitor)
+        self._log_values({name: torch.stack([one[name] for one in metrics]) for name in metrics[0]})
+
+    def _log_values(self, values: dict[str, Tensor]) -> None:
+        """Keep metrics [R], and log their means."""
+        self.metric_values |= values
+        for name, value in values.items():
+            self.log(name, value.mean(), prog_bar=name == self.monitor)
 
     def on_train_epoch_end(self) -> None:
         self._finish_epoch("train")  # checks that the logits are finite

@@ -5,6 +5,7 @@ N rows, T tasks, L logits of all tasks, E experts.
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from mmoe import run_folder
 from mmoe.atomic import remove_if_empty, write
+from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule, labels_of
 from mmoe.data.loader import RowLoader
+from mmoe.data.shards import ShardedRows
 from mmoe.errors import USER_ERROR, UserError
 from mmoe.models.network import Output
 from mmoe.training import checkpoints, report
 from mmoe.training.divergence import Diverged, write_batches
 from mmoe.training.lightning_speedups import flush_denormals
 from mmoe.training.preparation import Training
+
+PREDICTED_ROWS = 2**20  # predictions of so many rows are in memory at a time
 
 
 def fit(training: Training, folder: Path, is_resumed: bool) -> Path:
@@ -99,43 +104,57 @@ def test(training: Training) -> None:
         trainer.test(learner, data, verbose=False)
 
 
-def test_predictions(training: Training) -> tuple[pd.DataFrame | None, Output | None]:
-    """The content of predictions.parquet, and logits [N, L] and gates [N, T, E] of the test rows.
+def test_predictions(training: Training) -> tuple[Iterator[pd.DataFrame], Output | None]:
+    """The content of predictions.parquet in parts, and logits [N, L] and gates [N, T, E] of the test rows.
 
-    Both are None if no row was tested. The logits and gates are also None for replicas, which keep no gates,
-    and for several processes. Each of several processes has tested only some of the rows, so the first one
-    predicts all of them.
+    There are no parts if no row was tested. The logits and gates are None for replicas, which keep no gates.
+    They are also None if the test has not kept the logits of all rows: if there were too many, or if several
+    processes tested some of the rows each. The first process then predicts the rows again.
     """
     learner, data = training.learner, training.data
     count = learner.num_rows.get("test", 0)
     if not count:
-        return None, None
-    output = None
-    if training.trainer.world_size > 1:
+        return iter(()), None
+    if training.trainer.world_size > 1 or "test" in learner.running:
         learner.to(training.trainer.strategy.root_device)
-        predicted = predict_rows(learner, data, count)
-    else:
-        logits = learner.final_logits["test"]
-        predicted = learner.predictions_of(logits)
-        if not learner.has_replicas:
-            output = Output(logits.float(), torch.cat(learner.test_gates).float())
-    is_ours = isinstance(data, DataModule)
-    positions = data.dataset.positions["test"][:count] if is_ours else torch.arange(count)
+        return _predict_again(learner, data, count), None
+    logits = learner.final_logits["test"]
+    output = None
+    if not learner.has_replicas:
+        output = Output(logits.float(), torch.cat(learner.test_gates).float())
+    positions = torch.cat([positions for _, positions in _test_rows(data)])[:count]
     labels, known = labels_of(data, "test", count)
-    return report.predictions(data.schema.tasks, positions, labels, known, predicted), output
+    predicted = learner.predictions_of(logits)
+    return iter([report.predictions(data.schema.tasks, positions, labels, known, predicted)]), output
 
 
-def predict_rows(learner: Any, data: Any, count: int) -> torch.Tensor:
-    """Predict the first `count` test rows in this process alone."""
-    is_ours = isinstance(data, DataModule)
-    loader: Any = (
-        RowLoader(data.dataset.splits["test"], data.eval_batch_size) if is_ours else data.test_dataloader()
-    )
-    batches, seen = [], 0
-    for batch in loader:
-        left = count - seen
-        batches.append(batch.map(lambda tensor, left=left: tensor[..., :left, :]))
-        seen += batches[-1].labels.shape[-2]
-        if seen == count:
-            break
-    return learner.predict(batches)  # type: ignore[no-any-return]
+def _predict_again(learner: Any, data: Any, count: int) -> Iterator[pd.DataFrame]:
+    """The predictions of the first `count` test rows, in parts."""
+    size = getattr(data, "eval_batch_size", None)
+    for rows, positions in _test_rows(data):
+        left = min(count, len(positions))
+        if not left:
+            return
+        rows = rows.map(lambda tensor, left=left: tensor[..., :left, :])  # type: ignore[misc]
+        predicted = learner.predict(RowLoader(rows, size or left))
+        yield report.predictions(data.schema.tasks, positions[:left], rows.labels, rows.known, predicted)
+        count -= left
+
+
+def _test_rows(data: Any) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """The test rows in parts, and their positions in the source."""
+    if isinstance(data, DataModule):
+        rows = data.dataset.splits["test"]
+        if isinstance(rows, ShardedRows):
+            yield from rows.parts()
+            return
+        for start in range(0, rows.labels.shape[-2], PREDICTED_ROWS):
+            end = start + PREDICTED_ROWS
+            part = rows.map(lambda tensor, start=start, end=end: tensor[..., start:end, :])  # type: ignore[misc]
+            yield part, data.dataset.positions["test"][start:end]
+        return
+    start = 0
+    for batch in data.test_dataloader():
+        end = start + batch.labels.shape[-2]
+        yield batch.map(torch.Tensor.cpu), torch.arange(start, end)
+        start = end

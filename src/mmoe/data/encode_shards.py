@@ -1,0 +1,178 @@
+"""Encode a table in bounded memory: statistics of all partitions, then a shard of encoded rows for each.
+
+An interrupted encoding goes on with the shards that are missing.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tqdm import tqdm
+
+from mmoe.atomic import remove_abandoned, write
+from mmoe.data import cache
+from mmoe.data.batch import Batch, take
+from mmoe.data.encode import encode, level_dtype
+from mmoe.data.engine import Engine
+from mmoe.data.labels import encode_groups
+from mmoe.data.schema import Schema
+from mmoe.data.shards import Piece, ShardedRows, ShardWriter
+from mmoe.data.splits import SPLITS, Dataset
+from mmoe.data.table_jobs import Job, Request, errors_in, plan
+from mmoe.data.table_splits import check_chosen
+from mmoe.data.table_statistics import collect, first_formats, fit
+from mmoe.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SCHEMA, MANIFEST = "schema.json", "dataset.json"
+
+
+def load_or_encode(
+    folder: Path, request: Request, digests: Mapping[str, str], open_engine: Callable[[], Engine]
+) -> Dataset:
+    """Open the shards in `folder`, which must be named after all that they depend on, or make them.
+
+    One process makes them, others wait for it.
+
+    Raises:
+        UserError: a file or a value breaks a rule, or a split has no rows.
+        OSError: the disk is full, for example.
+    """
+    if not (folder / MANIFEST).exists():
+        with cache.lock(folder):
+            if not (folder / MANIFEST).exists():
+                _encode_all(folder, request, digests, open_engine)
+    stored = json.loads((folder / MANIFEST).read_text("utf-8"))
+    schema = Schema.from_json(json.dumps(stored["schema"]))
+    pieces = [Piece.from_plain(piece) for piece in stored["pieces"]]
+    rows = {}
+    for split in SPLITS:
+        own = [piece for piece in pieces if piece.split == split]
+        rows[split] = ShardedRows(folder, own, _blank(schema, has_groups=split != "train"))
+    return Dataset(schema, rows, {})
+
+
+def _encode_all(
+    folder: Path, request: Request, digests: Mapping[str, str], open_engine: Callable[[], Engine]
+) -> None:
+    folder.mkdir(exist_ok=True)
+    remove_abandoned(folder)
+    with open_engine() as engine:
+        jobs = plan(request, engine)
+        schema = _fitted_schema(folder / SCHEMA, jobs, request, engine)
+        missing = [job for job in jobs if _read_pieces(folder, job) is None]
+        encode_one = partial(encode_shard, folder=folder)
+        for _ in _with_bar(engine.map(encode_one, missing), missing, "encoding"):
+            pass
+    pa.default_memory_pool().release_unused()
+    pieces = [piece for job in jobs for piece in _read_pieces(folder, job) or []]
+    num_rows = Counter(dict.fromkeys(SPLITS, 0))
+    for piece in pieces:
+        num_rows[piece.split] += piece.rows
+    for split, count in num_rows.items():
+        if not count:
+            raise UserError(f"data: no row belongs to the {split} rows")
+    schema = replace(schema, files=dict(digests), num_rows=dict(num_rows))
+    content = {"schema": json.loads(schema.to_json()), "pieces": [piece.to_plain() for piece in pieces]}
+    write(folder / MANIFEST, lambda scratch: scratch.write_text(json.dumps(content), "utf-8"))
+
+
+def _fitted_schema(path: Path, jobs: Sequence[Job], request: Request, engine: Engine) -> Schema:
+    """The schema of the request, or the one that fits the training rows; it is stored at `path`."""
+    if path.exists():  # from an encoding that was interrupted
+        return _read_schema(path, path.stat().st_mtime_ns)
+    if request.schema:
+        text = request.schema.to_json()
+        write(path, lambda scratch: scratch.write_text(text, "utf-8"))
+        return request.schema
+    training = [job for job in jobs if job.partition.source == "train"]
+    formats = first_formats(training[0], request)
+    parts = engine.map(partial(collect, request=request, formats=formats), training)
+    schema, num_rows = fit(_with_bar(parts, training, "statistics"), request, formats)
+    available = num_rows["train"] + num_rows["val"] + num_rows["test"]
+    for split, rule in request.rules.items():
+        if rule.of == "train":
+            check_chosen("validation" if split == "val" else split, num_rows[split], available)
+    write(path, lambda scratch: scratch.write_text(schema.to_json(), "utf-8"))
+    return schema
+
+
+@lru_cache(1)
+def _read_schema(path: Path, time: int) -> Schema:
+    """The schema at `path`, which was written at this `time`. It is read once in each process."""
+    return Schema.from_json(path.read_text("utf-8"))
+
+
+def encode_shard(job: Job, folder: Path) -> None:
+    """Write the shard of a partition, and then the list of its pieces.
+
+    Raises:
+        UserError: a value breaks a rule.
+    """
+    schema = _read_schema(folder / SCHEMA, (folder / SCHEMA).stat().st_mtime_ns)
+    takes_part = job.rest != "train" or job.tests or job.splits is not None  # has validation or test rows
+    groups = [task.group_by for task in schema.tasks if task.group_by and takes_part]
+    columns = [*schema.input_columns, *schema.label_columns, *groups]
+    name = f"{job.number:06d}.arrow"
+    pieces: list[Piece] = []
+    has_groups = any(task.group_by for task in schema.tasks)
+
+    def save(scratch: Path) -> None:
+        with ShardWriter(scratch, name, has_groups) as writer:
+            for frame, first_row in job.frames(columns):
+                with errors_in(job, first_row):
+                    rows = encode(frame, schema)
+                    splits = job.splits_of(frame, first_row)
+                for number, split in enumerate(SPLITS):
+                    chosen = np.flatnonzero(splits == number)
+                    if len(chosen):
+                        own = rows if len(chosen) == len(splits) else take(rows, torch.from_numpy(chosen))
+                        if split != "train":
+                            with errors_in(job, first_row):
+                                own = own._replace(groups=encode_groups(frame, schema.tasks, chosen))
+                        writer.add(split, own, first_row + chosen)
+        pieces.extend(writer.pieces)
+
+    write(folder / name, save)
+    text = json.dumps([piece.to_plain() for piece in pieces])
+    write(_list_of(folder, job), lambda scratch: scratch.write_text(text, "utf-8"))
+
+
+def _list_of(folder: Path, job: Job) -> Path:
+    return folder / f"{job.number:06d}.json"
+
+
+def _read_pieces(folder: Path, job: Job) -> list[Piece] | None:
+    """The pieces of a partition's shard; None if the shard is not there yet."""
+    path = _list_of(folder, job)
+    if not path.exists():
+        return None
+    return [Piece.from_plain(piece) for piece in json.loads(path.read_text("utf-8"))]
+
+
+def _blank(schema: Schema, has_groups: bool) -> Batch:
+    """A batch of no rows with the fields, widths and types that shards store."""
+    tasks = len(schema.tasks)
+    is_weighted = any(task.weight for task in schema.tasks)
+    has_groups = has_groups and any(task.group_by for task in schema.tasks)
+    return Batch(
+        torch.empty(0, len(schema.level_positions), dtype=level_dtype(schema)),
+        torch.empty(0, len(schema.numeric)),
+        torch.empty(0, tasks),
+        torch.empty(0, tasks, dtype=torch.bool),
+        torch.empty(0, tasks) if is_weighted else None,
+        torch.empty(0, 1, dtype=torch.int64) if has_groups else None,
+    )
+
+
+def _with_bar(results: Any, jobs: Sequence[Job], what: str) -> Any:
+    return tqdm(results, what, total=len(jobs), unit="partition", disable=None, delay=1)

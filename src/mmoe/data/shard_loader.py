@@ -1,0 +1,123 @@
+"""A loader that reads blocks of memory-mapped rows, shuffles each, and cuts it into batches.
+
+B batch, W ranks.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+
+import torch
+from torch import Tensor
+
+from mmoe.data.batch import Batch, concatenate, split, take
+from mmoe.data.loader import Loader
+from mmoe.data.shards import Piece, ShardedRows
+
+PIECE_ROWS = 2**14  # rows that are gathered and encoded at a time; their arrays fit into the CPU's cache
+
+
+class ShardLoader(Loader):
+    """Batches of rows in shards. All rows of an epoch are in one sequence, of which each rank has one part.
+
+    With a seed, each epoch has its own order of blocks and its own order of the rows in each block. Both
+    depend only on the seed and the epoch. Without a seed, the rows come in order. All batches have B rows,
+    but the last one may be smaller, or one row larger.
+
+    The operating system is asked for a block while the batches of the block before it are used.
+    """
+
+    def __init__(
+        self,
+        rows: ShardedRows,
+        batch_size: int,
+        seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        encode: Callable[[Batch], Batch] | None = None,
+    ) -> None:
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.rank, self.world_size, self.encode = rank, world_size, encode
+        self.blocks = rows.blocks()
+
+    def __len__(self) -> int:
+        # All ranks need the same number of steps. The extra row of some ranks joins their last batch.
+        full, rest = divmod(self.rows.num_rows // self.world_size, self.batch_size)
+        return max(1, full + (rest > 0))
+
+    def batches(self) -> Iterator[Batch]:
+        """The rank's rows of the epoch, batch by batch."""
+        parts: Generator[tuple[Batch, int]] | None = None
+        batches: Iterator[Batch] = iter(())
+        left = 0  # batches that are already cut
+        try:
+            for step in self._steps(len(self)):
+                parts = parts or self._parts(step, len(self))
+                if not left:
+                    rows, left = next(parts)
+                    batches = split(rows, self.batch_size, left)
+                left -= 1
+                yield next(batches)
+        finally:
+            if parts:
+                parts.close()
+
+    def _parts(self, first: int, steps: int) -> Generator[tuple[Batch, int]]:
+        """Rows in their final order, from step `first` on, with the number of batches to cut them into."""
+        begin, end = (self.rows.num_rows * (self.rank + i) // self.world_size for i in (0, 1))
+        left = steps - first
+        waiting: list[Batch] = []
+        for rows in self._rows(begin + first * self.batch_size, end):
+            waiting.append(rows)
+            count = sum(len(part.labels) for part in waiting) // self.batch_size
+            count = min(count, left - 1)  # the last batch has the remaining rows
+            if count > 0:
+                size = count * self.batch_size
+                ready, rest = split(concatenate(waiting), size, 2)
+                waiting, left = [rest], left - count
+                yield self._encoded(ready), count
+        yield self._encoded(concatenate(waiting)), 1
+
+    def _encoded(self, rows: Batch) -> Batch:
+        return self.encode(rows) if self.encode else rows
+
+    def _rows(self, begin: int, end: int) -> Iterator[Batch]:
+        """The rows from `begin` to `end` in the epoch's sequence, block by block."""
+        start = 0
+        blocks = self._ordered_blocks()
+        for place, (number, block) in enumerate(blocks):
+            stop = start + sum(piece.rows for piece in block)
+            if start < end and stop > begin:
+                low, high = max(begin - start, 0), min(end, stop) - start
+                order = self._order(number, stop - start)
+                rows = self.rows.read(block)
+                if place + 1 < len(blocks) and stop < end:
+                    self.rows.expect(blocks[place + 1][1])
+                yield from self._pieces(rows, order, low, high)
+            start = stop
+
+    @staticmethod
+    def _pieces(rows: Batch, order: Tensor | None, low: int, high: int) -> Iterator[Batch]:
+        """The rows of a block from `low` to `high` in its order, `PIECE_ROWS` at a time."""
+        for begin in range(low, high, PIECE_ROWS):
+            end = min(begin + PIECE_ROWS, high)
+            if order is None:
+                yield rows.map(lambda tensor, begin=begin, end=end: tensor[begin:end])  # type: ignore[misc]
+            else:
+                yield take(rows, order[begin:end])
+
+    def _ordered_blocks(self) -> list[tuple[int, list[Piece]]]:
+        numbered = list(enumerate(self.blocks))
+        if self.seed is None:
+            return numbered
+        return [numbered[i] for i in torch.randperm(len(numbered), generator=self._generator(0)).tolist()]
+
+    def _order(self, block: int, num_rows: int) -> Tensor | None:
+        if self.seed is None:
+            return None
+        return torch.randperm(num_rows, generator=self._generator(1 + block))
+
+    def _generator(self, number: int) -> torch.Generator:
+        """A generator for one of the epoch's orders."""
+        assert self.seed is not None
+        # Distinct for all seeds, epochs and blocks that occur; with a sum, orders would repeat.
+        seed = (self.seed * 1_000_003 + self.shuffle_epoch) * 1_000_003 + number
+        return torch.Generator().manual_seed(seed % 2**63)

@@ -1,0 +1,218 @@
+"""Plan the encoding of a table that does not fit into memory: its partitions, and the split of each row.
+
+N rows.
+"""
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from mmoe.data.column_options import ColumnOptions
+from mmoe.data.column_statistics import row_shares
+from mmoe.data.columnar_files import common_schema
+from mmoe.data.csv_options import CsvOptions
+from mmoe.data.dates import DateFormat
+from mmoe.data.engine import Engine
+from mmoe.data.partitions import Partition, TextRules, cut, read, scan
+from mmoe.data.schema import Schema
+from mmoe.data.splits import SPLITS
+from mmoe.data.table_files import locate
+from mmoe.data.table_splits import (
+    MAX_SHUFFLED_ROWS,
+    RowTest,
+    SplitRule,
+    choose,
+    date_format,
+    ordered_values,
+    row_test,
+)  # fmt: skip
+from mmoe.errors import RowError, UserError
+from mmoe.tasks import Task
+
+
+@dataclass(frozen=True)
+class Request:
+    """A table to be encoded.
+
+    Attributes:
+        files: the files of each source: `train`, and `validation` and `test` if they have their own.
+        rules: the rules of the splits `test` and `val`, in this order, if they have no files of their own.
+        csv, columns, tasks, num_bins, split_seed: see `TableData`.
+        schema: the schema of a run to encode with; None: fit one.
+    """
+
+    files: Mapping[str, Sequence[str]]
+    rules: Mapping[str, SplitRule]
+    csv: CsvOptions
+    columns: Mapping[str, ColumnOptions]
+    tasks: Sequence[Task]
+    num_bins: int
+    split_seed: int
+    schema: Schema | None
+
+    def other_columns(self, source: str) -> list[str]:
+        """The columns that tasks and splits need, and that are not inputs."""
+        names = [name for task in self.tasks for name in (task.column, task.where, task.weight) if name]
+        rules = [rule for rule in self.rules.values() if rule.of == source]
+        for rule in rules:
+            names += rule.needed_columns
+        if source != "train" or rules:  # it has validation or test rows
+            names += [task.group_by for task in self.tasks if task.group_by]
+        return list(dict.fromkeys(names))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A partition, and what a worker must know of the whole table to process it.
+
+    Attributes:
+        number: numbers the partitions of all sources.
+        types: the types of the columns in the whole source.
+        total: the rows of the whole source.
+        splits: for each row the number of its split in `SPLITS` [N]; None: `tests` decide.
+        tests: for each split that a rule takes from this source, which rows it takes. The first wins.
+        rest: the split of all other rows.
+    """
+
+    number: int
+    partition: Partition
+    rules: TextRules
+    types: pa.Schema
+    total: int
+    splits: np.ndarray | None
+    tests: Mapping[str, RowTest]
+    rest: str
+
+    def frames(self, columns: Sequence[str]) -> Generator[tuple[pd.DataFrame, int]]:
+        """The rows in frames of bounded size, and the number of each frame's first row in the source."""
+        first_row = self.partition.first_row
+        needed = [name for test in self.tests.values() for name in test.rule.needed_columns]
+        names = list(dict.fromkeys([*columns, *needed]))
+        with closing(read(self.partition, self.rules, self.types, names)) as tables:
+            for table in tables:
+                yield table.to_pandas(types_mapper=pd.ArrowDtype), first_row
+                first_row += len(table)
+
+    def splits_of(self, frame: pd.DataFrame, first_row: int) -> np.ndarray:
+        """For each row of a frame the number of its split in `SPLITS` [N]."""
+        if self.splits is not None:
+            start = first_row - self.partition.first_row
+            return self.splits[start : start + len(frame)]
+        found = np.full(len(frame), SPLITS.index(self.rest), np.uint8)
+        is_free = np.ones(len(frame), bool)
+        for split, test in self.tests.items():
+            chosen = test(frame, first_row) & is_free
+            found[chosen] = SPLITS.index(split)
+            is_free &= ~chosen
+        return found
+
+
+@contextmanager
+def errors_in(job: Job, first_row: int) -> Iterator[None]:
+    """Begin the message of a UserError with the file, and of an error of a row with its line."""
+    part = job.partition
+    try:
+        yield
+    except RowError as error:
+        row = part.file_row + first_row - part.first_row + error.row
+        raise locate([part.file], job.rules.csv, RowError(error.column, row, error.rule)) from None
+    except UserError as error:
+        named = str(error)
+        raise UserError(named if named.startswith("data.") else f"{part.file}: {named}") from None
+
+
+def plan(request: Request, engine: Engine) -> list[Job]:
+    """The jobs of all sources, in the order of their rows."""
+    jobs: list[Job] = []
+    days_first = {name: options.day_first for name, options in request.columns.items()}
+    for source, files in request.files.items():
+        kinds = {name: one.kind for name, one in request.columns.items()}
+        text = [name for name, kind in kinds.items() if kind in ("categorical", "multi")]
+        numbers = [name for name, kind in kinds.items() if kind == "numeric"]
+        numbers += [task.column for task in request.tasks if task.holds_numbers]
+        rules = TextRules(request.csv, text, numbers)
+        columns = list(dict.fromkeys([*request.columns, *request.other_columns(source)]))
+        look = partial(scan, rules=rules, columns=columns)
+        scans = {found.path: found for found in engine.map(look, files)}
+        ordered = [scans[file] for file in files]
+        types = common_schema(ordered, columns)
+        partitions = cut(source, ordered)
+        total = sum(partition.num_rows for partition in partitions)
+        if not total:
+            raise UserError(f"data.{source}: must have at least one row; has none")
+        rest = {"train": "train", "validation": "val", "test": "test"}[source]
+        bare = [
+            Job(len(jobs) + i, partition, rules, types, total, None, {}, rest)
+            for i, partition in enumerate(partitions)
+        ]
+        taken = {split: rule for split, rule in request.rules.items() if rule.of == source}
+        jobs += _with_splits(bare, taken, days_first, request.split_seed, engine) if taken else bare
+    return jobs
+
+
+def _with_splits(
+    jobs: Sequence[Job],
+    rules: Mapping[str, SplitRule],
+    days_first: Mapping[str, bool | None],
+    seed: int,
+    engine: Engine,
+) -> Iterator[Job]:
+    """The jobs of one source, with the rows that rules take from it.
+
+    `days_first` is what the user says of the dates in each column; see `ColumnOptions`.
+    """
+    total = jobs[0].total
+    columns = list(dict.fromkeys(name for rule in rules.values() for name in rule.needed_columns))
+    if total <= MAX_SHUFFLED_ROWS:
+        frame = _all_rows(jobs, columns, engine) if columns else pd.DataFrame(index=range(total))
+        splits = np.full(total, SPLITS.index(jobs[0].rest), np.uint8)
+        available = np.arange(total)
+        for split, rule in rules.items():
+            chosen = choose(rule, frame, available, seed, _name(split), days_first.get(str(rule.by)))
+            splits[chosen] = SPLITS.index(split)
+            available = np.setdiff1d(available, chosen, assume_unique=True)
+        for job in jobs:
+            start = job.partition.first_row
+            yield replace(job, splits=splits[start : start + job.partition.num_rows])
+        return
+    tests: dict[str, RowTest] = {}
+    for split, rule in rules.items():
+        sample, dates = np.empty(0), None
+        if rule.last:
+            frame, _ = next(jobs[0].frames(rule.needed_columns))
+            dates = date_format(rule, frame, days_first.get(str(rule.by)))
+            look = partial(_sample_values, rule=rule, dates=dates, name=_name(split))
+            sample = np.concatenate(list(engine.map(look, [replace(job, tests=dict(tests)) for job in jobs])))
+        tests[split] = row_test(rule, sample, dates, seed, _name(split))
+    for job in jobs:
+        yield replace(job, tests=tests)
+
+
+def _name(split: str) -> str:
+    """The key of a split in the configuration."""
+    return "validation" if split == "val" else split
+
+
+def _all_rows(jobs: Sequence[Job], columns: Sequence[str], engine: Engine) -> pd.DataFrame:
+    found = dict(engine.map(partial(_rows, columns=columns), jobs))
+    return pd.concat([found[job.number] for job in jobs], ignore_index=True)
+
+
+def _rows(job: Job, columns: Sequence[str]) -> tuple[int, pd.DataFrame]:
+    return job.number, pd.concat([frame for frame, _ in job.frames(columns)], ignore_index=True)
+
+
+def _sample_values(job: Job, rule: SplitRule, dates: DateFormat | None, name: str) -> np.ndarray:
+    """The values that order the rows, of a random share of the rows that no earlier rule takes."""
+    parts = []
+    for frame, first_row in job.frames(rule.needed_columns):
+        with errors_in(job, first_row):
+            is_free = job.splits_of(frame, first_row) == SPLITS.index(job.rest)
+            is_sampled = row_shares(first_row, len(frame), "last") < MAX_SHUFFLED_ROWS / job.total
+            parts.append(ordered_values(rule, frame, dates, name)[is_free & is_sampled])
+    return np.concatenate(parts)
