@@ -331,9 +331,11 @@ class SparseEncoder:
             indices.append(index)
             values.append(coefficients * kept)
         index, is_missing = self.missing.encode(levels, numbers)
-        columns = [start + part for start, part in zip(self.starts, [*indices, index], strict=True)]
-        column, value = torch.cat(columns, dim=1), torch.cat([*values, is_missing], dim=1)
-        kept = value != 0
-        offsets = nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
-        arrays = (part.numpy() for part in (value[kept], column[kept].int(), offsets.int()))
-        return sparse.csr_array(tuple(arrays), shape=(len(levels), self.basis.row_offsets.numel() - 1))
+        parts = zip(self.starts, [*indices, index], strict=True)
+        column = torch.cat([part.int() + start for start, part in parts], dim=1)
+        value = torch.cat([*values, is_missing], dim=1)
+        offsets = np.arange(len(levels) + 1, dtype=np.int32) * value.shape[1]
+        arrays = (value.numpy().ravel(), column.numpy().ravel(), offsets)
+        matrix = sparse.csr_array(arrays, shape=(len(levels), self.basis.row_offsets.numel() - 1))
+        matrix.eliminate_zeros()
+        return matrix
