@@ -254,6 +254,19 @@ def test_a_damaged_shard_is_reported(tmp_path: Path):
         list(ShardLoader(rows, 16))
 
 
+@pytest.mark.parametrize("name", ["dataset.json", "schema.json"])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"pieces": 3'])
+def test_a_damaged_list_of_shards_is_reported(tmp_path: Path, name: str, content: str):
+    files = write_files(tmp_path / "rows", 3)
+    dataset = table(train=files, stream=True).dataset
+    folder = dataset.splits["train"].folder
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=r"damaged .*; delete the folder, and it is made again"):
+        _ = table(train=files, stream=True).dataset
+    shutil.rmtree(folder)
+    assert table(train=files, stream=True).dataset.schema == dataset.schema
+
+
 def test_changed_files_are_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mmoe.data.data_files.MAX_HASHED_BYTES", 100)  # sizes, ends and times
     files = write_files(tmp_path / "rows", 2)

@@ -51,9 +51,14 @@ def load_or_encode(
         with cache.lock(folder):
             if not (folder / MANIFEST).exists():
                 _encode_all(folder, request, digests, open_engine)
-    stored = json.loads((folder / MANIFEST).read_text("utf-8"))
-    schema = Schema.from_json(json.dumps(stored["schema"]))
-    pieces = [Piece.from_plain(piece) for piece in stored["pieces"]]
+    try:
+        stored = json.loads((folder / MANIFEST).read_text("utf-8"))
+        schema = _read_schema(folder / SCHEMA, (folder / SCHEMA).stat().st_mtime_ns)
+        schema = replace(schema, files=stored["files"], num_rows=stored["num_rows"])
+        pieces = [Piece.from_plain(piece) for piece in stored["pieces"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{folder}: damaged ({reason}); delete the folder, and it is made again") from None
     rows = {}
     for split in SPLITS:
         own = [piece for piece in pieces if piece.split == split]
@@ -68,7 +73,7 @@ def _encode_all(
     remove_abandoned(folder)
     with open_engine() as engine:
         jobs = plan(request, engine)
-        schema = _fitted_schema(folder / SCHEMA, jobs, request, engine)
+        _fit_schema(folder / SCHEMA, jobs, request, engine)
         missing = [job for job in jobs if _read_pieces(folder, job) is None]
         encode_one = partial(encode_shard, folder=folder)
         for _ in _with_bar(engine.map(encode_one, missing), missing, "encoding"):
@@ -81,19 +86,22 @@ def _encode_all(
     for split, count in num_rows.items():
         if not count:
             raise UserError(f"data: no row belongs to the {split} rows")
-    schema = replace(schema, files=dict(digests), num_rows=dict(num_rows))
-    content = {"schema": json.loads(schema.to_json()), "pieces": [piece.to_plain() for piece in pieces]}
+    content = {
+        "files": dict(digests),
+        "num_rows": dict(num_rows),
+        "pieces": [piece.to_plain() for piece in pieces],
+    }
     write(folder / MANIFEST, lambda scratch: scratch.write_text(json.dumps(content), "utf-8"))
 
 
-def _fitted_schema(path: Path, jobs: Sequence[Job], request: Request, engine: Engine) -> Schema:
-    """The schema of the request, or the one that fits the training rows; it is stored at `path`."""
+def _fit_schema(path: Path, jobs: Sequence[Job], request: Request, engine: Engine) -> None:
+    """Store the schema of the request, or the one that fits the training rows, at `path`."""
     if path.exists():  # from an encoding that was interrupted
-        return _read_schema(path, path.stat().st_mtime_ns)
+        return
     if request.schema:
         text = request.schema.to_json()
         write(path, lambda scratch: scratch.write_text(text, "utf-8"))
-        return request.schema
+        return
     training = [job for job in jobs if job.partition.source == "train"]
     formats = first_formats(training[0], request)
     parts = engine.map(partial(collect, request=request, formats=formats), training)
@@ -103,7 +111,6 @@ def _fitted_schema(path: Path, jobs: Sequence[Job], request: Request, engine: En
         if rule.of == "train":
             check_chosen("validation" if split == "val" else split, num_rows[split], available)
     write(path, lambda scratch: scratch.write_text(schema.to_json(), "utf-8"))
-    return schema
 
 
 @lru_cache(1)

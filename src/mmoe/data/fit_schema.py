@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from rtdl_num_embeddings import compute_bins
 
@@ -176,10 +177,10 @@ def fit_levels(column: Categorical, found: LevelCounts, options: ColumnOptions) 
         column = replace(column, buckets=options.buckets)
     else:
         is_kept = found.counts >= options.min_count
-        kept = found.levels.filter(pa.array(is_kept)).to_pylist()
-        order = sorted(range(len(kept)), key=kept.__getitem__)
-        mode = int(found.counts[is_kept][order].argmax()) if kept else 0
-        levels = tuple(kept[i] for i in order)
+        kept = found.levels.filter(pa.array(is_kept))
+        order = pc.sort_indices(kept)
+        mode = int(found.counts[is_kept][order].argmax()) if len(kept) else 0
+        levels = tuple(kept.take(order).to_pylist())
         column = replace(column, levels=levels, mode=mode, has_rare=not is_kept.all())
     return replace(column, size=_vector_size(column, options))
 

@@ -145,7 +145,7 @@ def _not_a_number(values: pd.Series) -> UserError:
 
 def check_finite_column(name: str, values: np.ndarray, may_be_missing: bool = False) -> None:
     """Raise UserError for the first number [N] that is not finite in float32."""
-    wrong = ~(np.abs(values) <= MAX_FLOAT32)
+    wrong = ~(np.abs(values.astype(np.float64, copy=False)) <= MAX_FLOAT32)  # float16 cannot hold the limit
     if may_be_missing:
         wrong &= ~np.isnan(values)
     if wrong.any():

@@ -6,8 +6,8 @@ The classes check their values when they are constructed.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from functools import cached_property
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -237,9 +237,14 @@ class Schema:
         return list(dict.fromkeys(names))
 
     def to_json(self) -> str:
-        """The schema as JSON; `from_json` restores an equal schema."""
-        values = asdict(self) | {"tasks": [task_to_json(task) for task in self.tasks]}
-        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+        """The schema as JSON, with a line for each column; `from_json` restores an equal schema."""
+        to_text = partial(json.dumps, ensure_ascii=False)
+        texts = {one.name: to_text(getattr(self, one.name)) for one in fields(self) if one.name not in PARTS}
+        for key, kind in PARTS.items():
+            to_plain = task_to_json if kind is Task else _plain_values
+            items = ",\n  ".join(to_text(to_plain(item)) for item in getattr(self, key))
+            texts[key] = f"[\n  {items}\n ]"
+        return "{\n " + ",\n ".join(f'"{key}": {text}' for key, text in texts.items()) + "\n}\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Schema":
@@ -263,6 +268,11 @@ class Schema:
 
 
 PARTS: dict[str, type[Any]] = {"categorical": Categorical, "numeric": Numeric, "tasks": Task}
+
+
+def _plain_values(column: Categorical | Numeric) -> dict[str, Any]:
+    """The fields of a column, without the copies of its levels that `asdict` makes."""
+    return {one.name: getattr(column, one.name) for one in fields(column)}
 
 
 def _check_and_store(instance: object, prefix: str, **checks: Callable[[str, Any], Any]) -> None:

@@ -6,7 +6,9 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from numbers import Real
+from operator import lt
 from typing import Any
 
 import numpy as np
@@ -56,15 +58,19 @@ def texts(where: str, values: Any) -> tuple[str, ...]:
 def levels(where: str, values: Any) -> tuple[str, ...]:
     """A list of unique levels, sorted as text or, if all are integers, by value."""
     found = texts(where, values)
-    ordered = sorted(set(found))
-    if list(found) != ordered and not (_are_integers(found) and list(found) == sorted(ordered, key=int)):
+    if not (_increase(found) or _increase_as_integers(found)):
         listed = ", ".join(map(repr, found[:8])) + ", ..." * (len(found) > 8)
         raise ArgumentError(f"{where}: must be unique and sorted, are {listed}")
     return found
 
 
-def _are_integers(levels: Sequence[str]) -> bool:
-    return all(re.fullmatch("-?[0-9]{1,18}", level) for level in levels)
+def _increase(values: Sequence[Any]) -> bool:
+    return all(map(lt, values, islice(values, 1, None)))
+
+
+def _increase_as_integers(levels: Sequence[str]) -> bool:
+    are_integers = all(re.fullmatch("-?[0-9]{1,18}", level) for level in levels)
+    return are_integers and _increase([(int(level), level) for level in levels])
 
 
 def number(where: str, value: Any) -> float:
