@@ -3,18 +3,18 @@
 usage: python scripts/compare_streaming.py data.dir=... [option=value ...] [overrides]
 
     rows=3000000         training rows; they are drawn from the official training file
-    replicas=8           seeds of each kind of training
+    runs=8               seeds of each kind of training; each has its own order of the rows
     folder=runs/compare_streaming   files, shards and run folders; finished runs are used again
     out=docs/results/streaming      folder for the table and the results of all runs
 
 A half of the official test rows chooses the epoch, and the other half is tested. The rows come in two orders:
-random, and sorted by age, where each block of about a million rows that training from disk shuffles has other
-ages. All other arguments are overrides for the trainings.
+random, and sorted by age, so that neighbouring rows are alike. All other arguments are overrides for the
+trainings.
 """
 
 import json
 import sys
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from mmoe.data.census_files import COLUMNS, NUMERIC, find_files
 from mmoe.intervals import half_interval
 
 DEFAULTS = {
-    "data.dir": None, "rows": "3000000", "replicas": "8",
+    "data.dir": None, "rows": "3000000", "runs": "8",
     "folder": "runs/compare_streaming", "out": "docs/results/streaming",
 }  # fmt: skip
 TASKS = {
@@ -37,28 +37,26 @@ TASKS = {
     "marital": {"column": "marital_status", "positive": ["Never married"]},
 }
 KINDS = {"memory": "false", "disk": "true"}  # and data.stream
-METRICS = [f"{task}/auroc" for task in TASKS]
 
 
 def main() -> None:
     """Write the files, train from memory and from disk, and write the table."""
-    options, overrides = parse(sys.argv[1:], DEFAULTS, {}, {"rows": 1, "replicas": 2})
+    options, overrides = parse(sys.argv[1:], DEFAULTS, {}, {"rows": 1, "runs": 2})
     if not options["data.dir"]:
         stop("data.dir: must be the folder of the official files")
     folder = Path(options["folder"]).absolute()
     runs = []
     for order in ("random", "by age"):
         config = write_files(folder / order.replace(" ", "_"), order, options)
-        for kind, stream in KINDS.items():
-            run = config.parents[1] / kind
+        for (kind, stream), seed in product(KINDS.items(), range(int(options["runs"]))):
+            run = config.parents[1] / f"{kind}{seed}"
             train_once(
                 run, f"hydra.searchpath=[file://{config.parents[1]}]", "data=rows", f"data.stream={stream}",
-                f"replicas={options['replicas']}", "trainer.max_epochs=2", "data.batch_size=1024",
-                *overrides,
+                f"seed={seed}", "trainer.max_epochs=1", "figures=false", *overrides,
             )  # fmt: skip
-            for number, found in enumerate(json.loads((run / "metrics.json").read_text())["replicas"]):
-                values = {metric: found[f"test/{metric}"] for metric in METRICS}
-                runs.append({"order": order, "from": kind, "seed": number} | values)
+            test = json.loads((run / "metrics.json").read_text())["test"]
+            values = {f"{task}/auroc": test[task]["auroc"] for task in TASKS}
+            runs.append({"order": order, "from": kind, "seed": seed} | values)
     write_report(pd.DataFrame(runs), Path(options["out"]))
 
 
@@ -82,6 +80,7 @@ def write_files(folder: Path, order: str, options: dict[str, str]) -> Path:
     }
     values |= {
         "_target_": "mmoe.data.table.datamodule", "tasks": TASKS, "cache_dir": str(folder / "cache"),
+        "stream": "auto", "batch_size": 1024, "seed": "${seed}",
         "columns": {name: "numeric" if name in NUMERIC else "categorical" for name in inputs},
     }  # fmt: skip
     config.write_text(json.dumps(values))
@@ -92,7 +91,7 @@ def write_report(runs: pd.DataFrame, out: Path) -> None:
     """Write all runs, and the table of means, spreads and differences."""
     lines = []
     for order, found in runs.groupby("order", sort=False):
-        for metric in METRICS:
+        for metric in [f"{task}/auroc" for task in TASKS]:
             memory, disk = (found[found["from"] == kind].set_index("seed")[metric] for kind in KINDS)
             seeds = [abs(a - b) for a, b in combinations(memory, 2)]
             lines.append([

@@ -16,7 +16,14 @@ from test_resume import assert_equal_runs, stopped
 from test_table import TASKS, frame, options, write_yaml
 
 import mmoe
-from mmoe.data import column_statistics, encode_shards, partitions, shards, table_splits
+from mmoe.data import (
+    column_statistics,
+    encode_shards,
+    partitions,
+    shard_loader,
+    shards,
+    table_splits,
+)  # fmt: skip
 from mmoe.data.batch import Batch
 from mmoe.data.column_statistics import NumberStatistics, sampled_rows
 from mmoe.data.fit_schema import fit_number_statistics, fit_numeric
@@ -35,7 +42,8 @@ def _small(monkeypatch: pytest.MonkeyPatch):
     """Partitions, chunks and blocks of few rows, so that small files have several."""
     monkeypatch.setattr(partitions, "PARTITION_ROWS", 120)
     monkeypatch.setattr(partitions, "CHUNK_ROWS", 50)
-    monkeypatch.setattr(shards, "BLOCK_ROWS", 90)
+    monkeypatch.setattr(shards, "PIECE_ROWS", 30)
+    monkeypatch.setattr(shard_loader, "BLOCK_ROWS", 90)
 
 
 def write_files(folder: Path, count: int = 1, ending: str = "parquet", group: int = 70, rows: int = N) -> str:
@@ -97,7 +105,7 @@ def test_shards_hold_the_rows_and_the_schema_of_a_table_in_memory(tmp_path: Path
         changes = changes | {"tasks": {name: TASKS[name] for name in ("click", "visits")}}
     streamed = table(train=files, stream=True, **changes)
     assert_same(streamed.dataset, table(train=files, stream=False, **changes).dataset)
-    assert len(streamed.dataset.splits["train"].blocks()) > 1
+    assert len(streamed.dataset.splits["train"].pieces) > 3
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
@@ -237,7 +245,10 @@ def test_orders_differ_by_epoch_and_seed_and_are_resumed(tmp_path: Path):
     assert order(1, 0) != whole
     first = torch.tensor(whole[0])
     positions = [read(rows).numbers.nan_to_num(-1).eq(row).all(1).nonzero()[0, 0].item() for row in first]
-    assert max(positions) - min(positions) < 2 * 90  # the rows of one batch come from one block
+    ends = np.cumsum([piece.rows for piece in rows.pieces])
+    pieces = sorted({int(np.searchsorted(ends, position, side="right")) for position in positions})
+    assert len(pieces) < 8  # the rows of a batch come from the few pieces of a block,
+    assert pieces[-1] - pieces[0] >= len(pieces)  # which do not follow each other in the files
     assert positions != sorted(positions)
 
 

@@ -23,7 +23,7 @@ from mmoe.errors import ArgumentError, UserError, is_disk_error
 
 log = logging.getLogger(__name__)
 
-FORMAT = 11  # increment this when the same files and options are stored or encoded differently
+FORMAT = 12  # increment this when the same files and options are stored or encoded differently
 FIELDS = (
     "levels",
     "numbers",

@@ -12,15 +12,17 @@ from mmoe.data.batch import Batch, concatenate, split, take
 from mmoe.data.loader import Loader
 from mmoe.data.shards import Piece, ShardedRows
 
-PIECE_ROWS = 2**14  # rows that are gathered and encoded at a time; their arrays fit into the CPU's cache
+BLOCK_ROWS = 2**20  # rows that are shuffled together
+GATHERED_ROWS = 2**14  # rows that are gathered and encoded at a time; their arrays fit into the CPU's cache
 
 
 class ShardLoader(Loader):
     """Batches of rows in shards. All rows of an epoch are in one sequence, of which each rank has one part.
 
-    With a seed, each epoch has its own order of blocks and its own order of the rows in each block. Both
-    depend only on the seed and the epoch. Without a seed, the rows come in order. All batches have B rows,
-    but the last one may be smaller, or one row larger.
+    With a seed, each epoch has its own order of pieces. About `BLOCK_ROWS` rows of pieces that follow each
+    other in it are a block, whose rows get an order of their own. Both orders depend only on the seed and the
+    epoch. Without a seed, the rows come in order. All batches have B rows, but the last one may be smaller,
+    or one row larger.
 
     The operating system is asked for a block while the batches of the block before it are used.
     """
@@ -36,7 +38,6 @@ class ShardLoader(Loader):
     ) -> None:
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.rank, self.world_size, self.encode = rank, world_size, encode
-        self.blocks = rows.blocks()
 
     def __len__(self) -> int:
         # All ranks need the same number of steps. The extra row of some ranks joins their last batch.
@@ -82,33 +83,43 @@ class ShardLoader(Loader):
     def _rows(self, begin: int, end: int) -> Iterator[Batch]:
         """The rows from `begin` to `end` in the epoch's sequence, block by block."""
         start = 0
-        blocks = self._ordered_blocks()
-        for place, (number, block) in enumerate(blocks):
+        blocks = self._blocks()
+        for number, block in enumerate(blocks):
             stop = start + sum(piece.rows for piece in block)
             if start < end and stop > begin:
                 low, high = max(begin - start, 0), min(end, stop) - start
                 order = self._order(number, stop - start)
                 rows = self.rows.read(block)
-                if place + 1 < len(blocks) and stop < end:
-                    self.rows.expect(blocks[place + 1][1])
+                if number + 1 < len(blocks) and stop < end:
+                    self.rows.expect(blocks[number + 1])
                 yield from self._pieces(rows, order, low, high)
             start = stop
 
     @staticmethod
     def _pieces(rows: Batch, order: Tensor | None, low: int, high: int) -> Iterator[Batch]:
-        """The rows of a block from `low` to `high` in its order, `PIECE_ROWS` at a time."""
-        for begin in range(low, high, PIECE_ROWS):
-            end = min(begin + PIECE_ROWS, high)
+        """The rows of a block from `low` to `high` in its order, `GATHERED_ROWS` at a time."""
+        for begin in range(low, high, GATHERED_ROWS):
+            end = min(begin + GATHERED_ROWS, high)
             if order is None:
                 yield rows.map(lambda tensor, begin=begin, end=end: tensor[begin:end])  # type: ignore[misc]
             else:
                 yield take(rows, order[begin:end])
 
-    def _ordered_blocks(self) -> list[tuple[int, list[Piece]]]:
-        numbered = list(enumerate(self.blocks))
-        if self.seed is None:
-            return numbered
-        return [numbered[i] for i in torch.randperm(len(numbered), generator=self._generator(0)).tolist()]
+    def _blocks(self) -> list[list[Piece]]:
+        """The pieces in the epoch's order, in groups of about `BLOCK_ROWS` rows."""
+        pieces = self.rows.pieces
+        if self.seed is not None:
+            order = torch.randperm(len(pieces), generator=self._generator(0))
+            pieces = [pieces[i] for i in order.tolist()]
+        blocks: list[list[Piece]] = []
+        count = BLOCK_ROWS
+        for piece in pieces:
+            if count >= BLOCK_ROWS:
+                blocks.append([])
+                count = 0
+            blocks[-1].append(piece)
+            count += piece.rows
+        return blocks
 
     def _order(self, block: int, num_rows: int) -> Tensor | None:
         if self.seed is None:

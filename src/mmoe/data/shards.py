@@ -24,7 +24,7 @@ from mmoe.data.batch import Batch, concatenate
 from mmoe.errors import UserError
 
 FIELDS = ("levels", "numbers", "labels", "known", "weights", "groups")  # of a Batch
-BLOCK_ROWS = 2**20  # rows that are shuffled together
+PIECE_ROWS = 2**16  # a block of rows that are shuffled together has many pieces, from all parts of the files
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,13 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
         self._writer: pa.ipc.RecordBatchFileWriter | None = None
 
     def add(self, split: str, rows: Batch, positions: np.ndarray) -> None:
-        """Write encoded rows of a split, with their positions [N] in the source, as one record batch."""
+        """Write encoded rows of a split, with their positions [N] in the source."""
+        for begin in range(0, len(positions), PIECE_ROWS):
+            part = slice(begin, begin + PIECE_ROWS)
+            self._add_piece(split, rows.map(lambda tensor, part=part: tensor[part]), positions[part])  # type: ignore[misc]
+
+    def _add_piece(self, split: str, rows: Batch, positions: np.ndarray) -> None:
+        """Write rows as one record batch."""
         is_known = torch.ones_like(rows.labels, dtype=torch.bool) if rows.known is None else rows.known
         fields = {
             "levels": rows.levels,
@@ -143,18 +149,6 @@ class ShardedRows:
     def label_range(self, task: int) -> LabelRange:
         """The known labels of a task."""
         return sum((piece.labels[task] for piece in self.pieces), LabelRange())
-
-    def blocks(self) -> list[list[Piece]]:
-        """The pieces in groups of about `BLOCK_ROWS` rows."""
-        blocks: list[list[Piece]] = []
-        count = BLOCK_ROWS
-        for piece in self.pieces:
-            if count >= BLOCK_ROWS:
-                blocks.append([])
-                count = 0
-            blocks[-1].append(piece)
-            count += piece.rows
-        return blocks
 
     def read(self, pieces: Sequence[Piece]) -> Batch:
         """The rows of some pieces, in memory."""
