@@ -25,7 +25,7 @@ from mmoe.data.engine import Engine
 from mmoe.data.labels import encode_groups
 from mmoe.data.schema import Schema
 from mmoe.data.shards import Piece, ShardedRows, ShardWriter
-from mmoe.data.splits import SPLITS, Dataset
+from mmoe.data.splits import CONFIG_KEYS, SPLITS, Dataset
 from mmoe.data.table_jobs import Job, Request, errors_in, plan
 from mmoe.data.table_splits import check_chosen
 from mmoe.data.table_statistics import collect, first_formats, fit
@@ -107,9 +107,8 @@ def _fit_schema(path: Path, jobs: Sequence[Job], request: Request, engine: Engin
     parts = engine.map(partial(collect, request=request, formats=formats), training)
     schema, num_rows = fit(_with_bar(parts, training, "statistics"), request, formats)
     available = num_rows["train"] + num_rows["val"] + num_rows["test"]
-    for split, rule in request.rules.items():
-        if rule.of == "train":
-            check_chosen("validation" if split == "val" else split, num_rows[split], available)
+    for split in request.rules_of("train"):
+        check_chosen(CONFIG_KEYS[split], num_rows[split], available)
     write(path, lambda scratch: scratch.write_text(schema.to_json(), "utf-8"))
 
 

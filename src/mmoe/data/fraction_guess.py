@@ -1,16 +1,12 @@
-"""Guess which shares of a table are enough for validation and test rows.
-
-N rows.
-"""
+"""Guess which shares of a table are enough for validation and test rows."""
 
 from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from mmoe.data.table_splits import SplitRule, choose
+from mmoe.data.table_splits import SplitRule, choose_all
 from mmoe.data.task_guess import TaskGuess
 from mmoe.errors import UserError
 
@@ -55,22 +51,17 @@ def both_classes(
 
     The rows are those that training chooses with `split_seed: 0`.
     """
-    rows, frame = np.arange(num_rows), pd.DataFrame()
-    splits = []
-    for name, share in (("test", fractions.test), ("validation", fractions.validation)):
-        if name == "test" and has_test_file:
-            continue
-        try:
-            chosen = choose(SplitRule(fraction=share), frame, rows, 0, name)
-        except UserError:
-            return None
-        rows = rows[~np.isin(rows, chosen)]
-        splits.append(chosen)
+    rules = {} if has_test_file else {"test": SplitRule(fraction=fractions.test)}
+    rules["val"] = SplitRule(fraction=fractions.validation)
+    try:
+        splits = choose_all(rules, "train", pd.DataFrame(index=range(num_rows)), 0, {})
+    except UserError:
+        return None
     found = set()
     for task in tasks:
         if task.kind == "binary":
             known = task.values.codes >= 0
-            shares = [task.positive[split][known[split]] for split in (*splits, rows)]
+            shares = [task.positive[split][known[split]] for split in splits.values()]
             if all(share.any() and not share.all() for share in shares):
                 found.add(task.name)
     return found

@@ -1,6 +1,6 @@
 """The training, validation and test rows of a data set.
 
-N rows, C categorical columns, T tasks.
+N rows, P positions of levels.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from mmoe.data.schema import Schema
 from mmoe.data.shards import ShardedRows
 
 SPLITS = ("train", "val", "test")
+CONFIG_KEYS = {"train": "train", "val": "validation", "test": "test"}  # of the splits in a configuration
 
 
 @dataclass(frozen=True)

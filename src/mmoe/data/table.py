@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -32,10 +31,10 @@ from mmoe.data.memory import memory_size, memory_to_encode
 from mmoe.data.raw_column import column_of
 from mmoe.data.raw_rows import RowFormat
 from mmoe.data.schema import Schema
-from mmoe.data.splits import SPLITS, Dataset, with_modes
+from mmoe.data.splits import CONFIG_KEYS, Dataset, with_modes
 from mmoe.data.table_files import CsvOptions, find_files, locate, read_names, read_table
 from mmoe.data.table_jobs import Request
-from mmoe.data.table_splits import SplitRule, choose, parse
+from mmoe.data.table_splits import SplitRule, parse
 from mmoe.errors import ArgumentError, RowError, UserError, check_integers, check_seeds
 from mmoe.tasks import Task, task_from_config, task_to_json, with_groups
 
@@ -118,7 +117,6 @@ class TableData(DataModule):
         check_engine(engine, dask_address)
         self.stream, self.engine, self.dask_address = stream, engine, dask_address
         self.tasks = _parse_tasks(tasks, main_task, weight)
-        self.group_by = group_by
         if group_by is not None:
             self.tasks = with_groups(self.tasks, group_by)
         given = parse("train", train)
@@ -162,9 +160,21 @@ class TableData(DataModule):
     def _source_of(self, split: str) -> str:
         """The source of a split's rows: `train`, `validation` or `test`."""
         given = {"train": self.train_files, "val": self.validation, "test": self.test}[split]
-        if isinstance(given, SplitRule):
-            return given.of
-        return "validation" if split == "val" else split
+        return given.of if isinstance(given, SplitRule) else CONFIG_KEYS[split]
+
+    def _request(self, sources: Mapping[str, Source]) -> Request:
+        """The table to be encoded."""
+        given = {"test": self.test, "val": self.validation}
+        return Request(
+            {name: list(source.files.values()) for name, source in sources.items()},
+            {split: rule for split, rule in given.items() if isinstance(rule, SplitRule)},
+            self.csv,
+            self.columns or {},
+            self.tasks,
+            self.num_bins,
+            self.split_seed,
+            self.given_schema,
+        )
 
     def _sources(self) -> dict[str, Source]:
         """The sources by name: `train`, and `validation` and `test` if they have files of their own."""
@@ -209,7 +219,7 @@ class TableData(DataModule):
         if self._is_streamed(sources):
             return self._load_or_encode_shards(sources)
         if self.columns is None:
-            self.columns = self._guess_columns(sources["train"])
+            self.columns = self._guess_columns(sources)
         states = _states(sources)
         digests = {name: state.digest for name, state in states.items()}
         build = partial(self._encode, sources, digests)
@@ -243,32 +253,22 @@ class TableData(DataModule):
     def _load_or_encode_shards(self, sources: Mapping[str, Source]) -> Dataset:
         """The rows in shards, from the cache if they are there."""
         if self.columns is None:
-            self.columns = self._guess_columns(sources["train"], MAX_GUESSED_ROWS)
-        files = {name: list(source.files.values()) for name, source in sources.items()}
+            self.columns = self._guess_columns(sources, MAX_GUESSED_ROWS)
         states = _states(sources)
         digests = {name: state.digest for name, state in states.items()}
         folder = cache.entry(self.cache_dir, f"{self.cache_name}-shards", self._cache_key(states))
-        given = {"test": self.test, "val": self.validation}
-        rules = {split: rule for split, rule in given.items() if isinstance(rule, SplitRule)}
-        request = Request(
-            files,
-            rules,
-            self.csv,
-            self.columns,
-            self.tasks,
-            self.num_bins,
-            self.split_seed,
-            self.given_schema,
-        )
-        return load_or_encode(folder, request, digests, partial(open_engine, self.engine, self.dask_address))
+        engine = partial(open_engine, self.engine, self.dask_address)
+        return load_or_encode(folder, self._request(sources), digests, engine)
 
     def _origin(self, num_rows: Mapping[str, int]) -> str:
         """The `rows` of the schema, for sources with these numbers of rows."""
         return "custom"
 
-    def _guess_columns(self, train: Source, max_rows: int | None = None) -> dict[str, ColumnOptions]:
+    def _guess_columns(
+        self, sources: Mapping[str, Source], max_rows: int | None = None
+    ) -> dict[str, ColumnOptions]:
         """The kinds of all columns that no task or split uses, from the first `max_rows` rows or from all."""
-        others = self._other_columns("train")
+        train, others = sources["train"], self._request(sources).other_columns("train")
         names = [name for name in train.names() if name not in others]
         if not names:
             raise UserError(f"{train.name}: must have a column that no task uses")
@@ -287,27 +287,14 @@ class TableData(DataModule):
                 what = f"the column that the label of task {task.name} is made from"
                 raise ArgumentError(f"columns: {task.column!r} is {what}, so it must not be an input")
 
-    def _other_columns(self, source: str) -> list[str]:
-        """The columns that tasks and splits need, and that are not inputs."""
-        names = [name for task in self.tasks for name in (task.column, task.where, task.weight) if name]
-        for rule in (self.validation, self.test):
-            if isinstance(rule, SplitRule) and rule.of == source:
-                names += rule.needed_columns
-        return list(dict.fromkeys(names))
-
-    def _group_columns(self, source: str) -> list[str]:
-        """The column of groups, if the source has validation or test rows."""
-        is_needed = source in (self._source_of("val"), self._source_of("test"))
-        return [self.group_by] if self.group_by and is_needed else []
-
     def _encode(self, sources: Mapping[str, Source], digests: Mapping[str, str]) -> Dataset:
         assert self.columns is not None
+        request = self._request(sources)
         frames = {}
         for name, source in sources.items():
-            wanted = dict.fromkeys([*self.columns, *self._other_columns(name), *self._group_columns(name)])
             with errors_of(source):
-                frames[name] = source.read(list(wanted))
-        positions = self._positions(frames)
+                frames[name] = source.read(request.all_columns(name))
+        positions = request.positions(frames)
         with errors_of(sources["train"]):
             schema = self.given_schema or fit_schema(
                 frames["train"], self.columns, self.tasks, self.num_bins, positions["train"]
@@ -332,21 +319,6 @@ class TableData(DataModule):
             rows=self._origin({name: len(frame) for name, frame in frames.items()}),
         )
         return Dataset(replace(schema, files=dict(digests), num_rows=num_rows), splits, index)
-
-    def _positions(self, frames: Mapping[str, pd.DataFrame]) -> dict[str, np.ndarray]:
-        """The positions of each split's rows in its source. Test rows are chosen first."""
-        available = {name: np.arange(len(frame)) for name, frame in frames.items()}
-        chosen: dict[str, np.ndarray] = {}
-        for split, rule in (("test", self.test), ("val", self.validation)):
-            if isinstance(rule, SplitRule):
-                name = "validation" if split == "val" else split
-                rows = available[rule.of]
-                by = (self.columns or {}).get(rule.by or "")
-                day_first = by.day_first if by else None
-                chosen[split] = choose(rule, frames[rule.of], rows, self.split_seed, name, day_first)
-                available[rule.of] = rows[~np.isin(rows, chosen[split])]
-        left = {split: available[self._source_of(split)] for split in SPLITS if split not in chosen}
-        return {split: (chosen | left)[split] for split in SPLITS}
 
 
 @contextmanager

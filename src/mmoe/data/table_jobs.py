@@ -20,13 +20,13 @@ from mmoe.data.dates import DateFormat
 from mmoe.data.engine import Engine
 from mmoe.data.partitions import Partition, TextRules, cut, read, scan
 from mmoe.data.schema import Schema
-from mmoe.data.splits import SPLITS
+from mmoe.data.splits import CONFIG_KEYS, SPLITS
 from mmoe.data.table_files import locate
 from mmoe.data.table_splits import (
     MAX_SHUFFLED_ROWS,
     RowTest,
     SplitRule,
-    choose,
+    choose_all,
     date_format,
     ordered_values,
     row_test,
@@ -55,15 +55,39 @@ class Request:
     split_seed: int
     schema: Schema | None
 
+    @property
+    def days_first(self) -> dict[str, bool | None]:
+        """What the user says of the dates in each column; see `ColumnOptions`."""
+        return {name: options.day_first for name, options in self.columns.items()}
+
+    def rules_of(self, source: str) -> dict[str, SplitRule]:
+        """The rules that take rows from a source, by split."""
+        return {split: rule for split, rule in self.rules.items() if rule.of == source}
+
     def other_columns(self, source: str) -> list[str]:
         """The columns that tasks and splits need, and that are not inputs."""
         names = [name for task in self.tasks for name in (task.column, task.where, task.weight) if name]
-        rules = [rule for rule in self.rules.values() if rule.of == source]
-        for rule in rules:
-            names += rule.needed_columns
-        if source != "train" or rules:  # it has validation or test rows
+        names += [name for rule in self.rules_of(source).values() for name in rule.needed_columns]
+        return list(dict.fromkeys(names))
+
+    def all_columns(self, source: str) -> list[str]:
+        """The inputs, the other columns, and the groups if the source has validation or test rows."""
+        names = [*self.columns, *self.other_columns(source)]
+        if source != "train" or self.rules_of(source):
             names += [task.group_by for task in self.tasks if task.group_by]
         return list(dict.fromkeys(names))
+
+    def rest(self, source: str) -> str:
+        """The split of the rows that no rule takes from a source."""
+        return next(split for split, key in CONFIG_KEYS.items() if key == source)
+
+    def positions(self, frames: Mapping[str, pd.DataFrame]) -> dict[str, np.ndarray]:
+        """The sorted positions of each split's rows in the frame of its source."""
+        found: dict[str, np.ndarray] = {}
+        for source, frame in frames.items():
+            rules, rest = self.rules_of(source), self.rest(source)
+            found |= choose_all(rules, rest, frame, self.split_seed, self.days_first)
+        return {split: found[split] for split in SPLITS}
 
 
 @dataclass(frozen=True)
@@ -129,14 +153,13 @@ def errors_in(job: Job, first_row: int) -> Iterator[None]:
 def plan(request: Request, engine: Engine) -> list[Job]:
     """The jobs of all sources, in the order of their rows."""
     jobs: list[Job] = []
-    days_first = {name: options.day_first for name, options in request.columns.items()}
     for source, files in request.files.items():
         kinds = {name: one.kind for name, one in request.columns.items()}
         text = [name for name, kind in kinds.items() if kind in ("categorical", "multi")]
         numbers = [name for name, kind in kinds.items() if kind == "numeric"]
         numbers += [task.column for task in request.tasks if task.holds_numbers]
         rules = TextRules(request.csv, text, numbers)
-        columns = list(dict.fromkeys([*request.columns, *request.other_columns(source)]))
+        columns = request.all_columns(source)
         look = partial(scan, rules=rules, columns=columns)
         scans = {found.path: found for found in engine.map(look, files)}
         ordered = [scans[file] for file in files]
@@ -145,37 +168,26 @@ def plan(request: Request, engine: Engine) -> list[Job]:
         total = sum(partition.num_rows for partition in partitions)
         if not total:
             raise UserError(f"data.{source}: must have at least one row; has none")
-        rest = {"train": "train", "validation": "val", "test": "test"}[source]
         bare = [
-            Job(len(jobs) + i, partition, rules, types, total, None, {}, rest)
+            Job(len(jobs) + i, partition, rules, types, total, None, {}, request.rest(source))
             for i, partition in enumerate(partitions)
         ]
-        taken = {split: rule for split, rule in request.rules.items() if rule.of == source}
-        jobs += _with_splits(bare, taken, days_first, request.split_seed, engine) if taken else bare
+        taken = request.rules_of(source)
+        jobs += _with_splits(bare, taken, request, engine) if taken else bare
     return jobs
 
 
 def _with_splits(
-    jobs: Sequence[Job],
-    rules: Mapping[str, SplitRule],
-    days_first: Mapping[str, bool | None],
-    seed: int,
-    engine: Engine,
+    jobs: Sequence[Job], rules: Mapping[str, SplitRule], request: Request, engine: Engine
 ) -> Iterator[Job]:
-    """The jobs of one source, with the rows that rules take from it.
-
-    `days_first` is what the user says of the dates in each column; see `ColumnOptions`.
-    """
-    total = jobs[0].total
+    """The jobs of one source, with the rows that rules take from it."""
+    total, seed, days_first = jobs[0].total, request.split_seed, request.days_first
     columns = list(dict.fromkeys(name for rule in rules.values() for name in rule.needed_columns))
     if total <= MAX_SHUFFLED_ROWS:
         frame = _all_rows(jobs, columns, engine) if columns else pd.DataFrame(index=range(total))
-        splits = np.full(total, SPLITS.index(jobs[0].rest), np.uint8)
-        available = np.arange(total)
-        for split, rule in rules.items():
-            chosen = choose(rule, frame, available, seed, _name(split), days_first.get(str(rule.by)))
+        splits = np.empty(total, np.uint8)
+        for split, chosen in choose_all(rules, jobs[0].rest, frame, seed, days_first).items():
             splits[chosen] = SPLITS.index(split)
-            available = np.setdiff1d(available, chosen, assume_unique=True)
         for job in jobs:
             start = job.partition.first_row
             yield replace(job, splits=splits[start : start + job.partition.num_rows])
@@ -186,16 +198,11 @@ def _with_splits(
         if rule.last:
             frame, _ = next(jobs[0].frames(rule.needed_columns))
             dates = date_format(rule, frame, days_first.get(str(rule.by)))
-            look = partial(_sample_values, rule=rule, dates=dates, name=_name(split))
+            look = partial(_sample_values, rule=rule, dates=dates, name=CONFIG_KEYS[split])
             sample = np.concatenate(list(engine.map(look, [replace(job, tests=dict(tests)) for job in jobs])))
-        tests[split] = row_test(rule, sample, dates, seed, _name(split))
+        tests[split] = row_test(rule, sample, dates, seed, CONFIG_KEYS[split])
     for job in jobs:
         yield replace(job, tests=tests)
-
-
-def _name(split: str) -> str:
-    """The key of a split in the configuration."""
-    return "validation" if split == "val" else split
 
 
 def _all_rows(jobs: Sequence[Job], columns: Sequence[str], engine: Engine) -> pd.DataFrame:

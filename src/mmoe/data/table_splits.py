@@ -16,6 +16,7 @@ from mmoe.data.column_options import unknown_key
 from mmoe.data.column_statistics import level_shares, row_shares
 from mmoe.data.dates import DateFormat, dates_of, guess_format
 from mmoe.data.raw_column import column_of, is_categorical, kind_of, levels_of, numbers_of
+from mmoe.data.splits import CONFIG_KEYS
 from mmoe.errors import ArgumentError, UserError, is_number
 from mmoe.tasks.labels import level_text
 from mmoe.tasks.labels import levels_of as label_levels_of
@@ -132,6 +133,28 @@ def row_test(rule: SplitRule, sample: np.ndarray, dates: DateFormat | None, seed
     """The test for a rule. For `last`, `sample` [N] has values of the column from a sample of the rows."""
     threshold = _last_threshold(sample, rule.last) if rule.last else 0.0
     return RowTest(name, rule, seed, threshold, dates)
+
+
+def choose_all(
+    rules: Mapping[str, SplitRule],
+    rest: str,
+    frame: pd.DataFrame,
+    seed: int,
+    days_first: Mapping[str, bool | None],
+) -> dict[str, np.ndarray]:
+    """The sorted positions of each split's rows in a frame. The rules choose in turn; `rest` gets the others.
+
+    `days_first` is what the user says of the dates in each column; see `ColumnOptions`.
+
+    Raises:
+        UserError: a rule chooses no row, or leaves none.
+    """
+    chosen = {}
+    left = np.arange(len(frame))
+    for split, rule in rules.items():
+        chosen[split] = choose(rule, frame, left, seed, CONFIG_KEYS[split], days_first.get(rule.by or ""))
+        left = left[~np.isin(left, chosen[split])]
+    return chosen | {rest: left}
 
 
 def choose(

@@ -74,7 +74,7 @@ def collect(job: Job, request: Request, formats: Mapping[str, DateFormat]) -> Co
     """
     columns = list(unfitted(request.columns, formats))
     total = _nothing()
-    for frame, first_row in job.frames([*request.columns, *request.other_columns("train")]):
+    for frame, first_row in job.frames(request.all_columns("train")):
         with errors_in(job, first_row):
             splits = job.splits_of(frame, first_row)
             rows = np.flatnonzero(splits == SPLITS.index("train"))
