@@ -21,16 +21,10 @@ import pytest
 from pyarrow import feather, ipc, parquet
 
 from mmoe.data.csv_file import BLOCK_BYTES
+from mmoe.data.csv_options import CsvOptions
 from mmoe.data.csv_start import START_BYTES
-from mmoe.data.table_files import (
-    CsvOptions,
-    find_files,
-    locate,
-    read_batches,
-    read_names,
-    read_table,
-    table_of_frame,
-)
+from mmoe.data.data_files import find_files
+from mmoe.data.table_files import locate, read_batches, read_names, read_table, table_of_frame
 from mmoe.errors import RowError, UserError
 
 PLAIN = CsvOptions()

@@ -74,10 +74,11 @@ def describe(source: str | list[str], labels: Sequence[str], settings: dict[str,
     from mmoe.data.column_guess import guess
     from mmoe.data.column_values import values_of
     from mmoe.data.csv_guess import guess_options
-    from mmoe.data.data_files import CSV, file_kind
+    from mmoe.data.csv_options import CsvOptions
+    from mmoe.data.data_files import CSV, file_kind, find_files
     from mmoe.data.draft import Description
     from mmoe.data.suspects import find_suspects
-    from mmoe.data.table_files import CsvOptions, check_columns, find_files, read_table
+    from mmoe.data.table_files import check_columns, read_table
     from mmoe.data.task_guess import guess_tasks
     from mmoe.errors import UserError
 

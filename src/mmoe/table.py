@@ -29,8 +29,9 @@ from mmoe.cli import ignore_warnings
 from mmoe.data.column_guess import Guess, guess
 from mmoe.data.column_values import values_of
 from mmoe.data.csv_options import CsvOptions
+from mmoe.data.data_files import find_files
 from mmoe.data.suspects import find_suspects
-from mmoe.data.table_files import find_files, read_table, table_of_frame
+from mmoe.data.table_files import read_table, table_of_frame
 from mmoe.data.task_guess import TaskGuess, guess_task
 from mmoe.errors import ArgumentError, UserError
 from mmoe.run_folder import FOLDER

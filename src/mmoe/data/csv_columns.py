@@ -4,6 +4,9 @@ Arrow guesses a column's type from the first block of a file. Here all rows of a
 stays text if any value in the column is not a plain number.
 """
 
+from collections.abc import Collection
+from dataclasses import dataclass
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -11,6 +14,15 @@ from mmoe.data.csv_options import CsvOptions
 from mmoe.errors import RowError
 
 BLANKS = " \t"
+
+
+@dataclass(frozen=True)
+class TextRules:
+    """How columns of CSV are converted: those in `text` stay text, those in `numbers` must hold numbers."""
+
+    csv: CsvOptions
+    text: Collection[str]
+    numbers: Collection[str]
 
 
 class ColumnType:
@@ -48,6 +60,19 @@ class ColumnType:
         integers = texts.filter(pc.invert(pc.match_substring_regex(texts, "[^0-9-]")))
         is_large = pc.any(pc.greater_equal(pc.abs(pc.cast(integers, pa.float64())), float(2**63))).as_py()
         self.type = pa.string() if is_large or _has_leading_zero(integers) else pa.float64()
+
+
+def convert_column(
+    column: pa.ChunkedArray, name: str, kind: pa.DataType, rules: TextRules
+) -> pa.ChunkedArray:
+    """Convert a column of text to the type that `ColumnType` found, or to numbers if it must hold numbers.
+
+    Raises:
+        RowError: a value is not a number.
+    """
+    if name in rules.numbers and kind == pa.string():
+        return to_numbers(column, name, rules.csv)
+    return convert_text(column, kind, rules.csv)
 
 
 def convert_text(column: pa.ChunkedArray, kind: pa.DataType, options: CsvOptions) -> pa.ChunkedArray:

@@ -1,14 +1,13 @@
 """Cut the files of a table into partitions that are read and encoded independently, in bounded memory."""
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from mmoe.data.columnar_files import cast
-from mmoe.data.csv_columns import ColumnType, convert_text, to_numbers
+from mmoe.data.csv_columns import ColumnType, TextRules, convert_column
 from mmoe.data.csv_file import CsvFile
-from mmoe.data.csv_options import CsvOptions
 from mmoe.data.table_files import locate, open_checked, regroup
 from mmoe.errors import RowError
 
@@ -45,15 +44,6 @@ class FileScan:
     group_rows: tuple[int, ...]
     names: tuple[str, ...]
     types: tuple[pa.DataType, ...]
-
-
-@dataclass(frozen=True)
-class TextRules:
-    """How columns of CSV are converted: those in `text` stay text, those in `numbers` must hold numbers."""
-
-    csv: CsvOptions
-    text: Collection[str]
-    numbers: Collection[str]
 
 
 def scan(file: str, rules: TextRules, columns: Sequence[str]) -> FileScan:
@@ -121,11 +111,8 @@ def _converted(
     for part in file.batches(columns):
         arrays = []
         for name in columns:
-            kind = types.field(name).type
             try:
-                is_mixed = name in rules.numbers and kind == pa.string()
-                convert = to_numbers(part[name], name, rules.csv) if is_mixed else None
-                arrays.append(convert_text(part[name], kind, rules.csv) if convert is None else convert)
+                arrays.append(convert_column(part[name], name, types.field(name).type, rules))
             except RowError as error:
                 wrong = RowError(error.column, count + error.row, error.rule)
                 raise locate([file.path], rules.csv, wrong) from None

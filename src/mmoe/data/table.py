@@ -20,7 +20,8 @@ from mmoe.data.batch import Batch, take
 from mmoe.data.column_guess import guess
 from mmoe.data.column_options import ColumnOptions, column_options, to_plain
 from mmoe.data.column_values import values_of
-from mmoe.data.data_files import FileState, file_states
+from mmoe.data.csv_options import CsvOptions
+from mmoe.data.data_files import FileState, file_states, find_files
 from mmoe.data.datamodule import DataModule
 from mmoe.data.encode import encode
 from mmoe.data.encode_shards import load_or_encode
@@ -32,8 +33,8 @@ from mmoe.data.raw_column import column_of
 from mmoe.data.raw_rows import RowFormat
 from mmoe.data.schema import Schema
 from mmoe.data.splits import CONFIG_KEYS, Dataset, with_modes
-from mmoe.data.table_files import CsvOptions, find_files, locate, read_names, read_table
-from mmoe.data.table_jobs import Request
+from mmoe.data.table_files import locate, read_names, read_table
+from mmoe.data.table_jobs import Request, text_rules
 from mmoe.data.table_splits import SplitRule, parse
 from mmoe.errors import ArgumentError, RowError, UserError, check_integers, check_seeds
 from mmoe.tasks import Task, task_from_config, task_to_json, with_groups
@@ -199,11 +200,8 @@ class TableData(DataModule):
 
     def _read(self, files: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
         """The columns as a frame of Arrow arrays. Levels stay text as written in CSV."""
-        kinds = {name: one.kind for name, one in (self.columns or {}).items()}
-        text = [name for name, kind in kinds.items() if kind in ("categorical", "multi")]
-        numbers = [name for name, kind in kinds.items() if kind == "numeric"]
-        numbers += [task.column for task in self.tasks if task.holds_numbers]
-        table = read_table(files, self.csv, columns, text, numbers)
+        rules = text_rules(self.csv, self.columns or {}, self.tasks)
+        table = read_table(files, self.csv, columns, rules.text, rules.numbers)
         frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype)
         return frame
 

@@ -17,22 +17,11 @@ import pandas as pd
 import pyarrow as pa
 
 from mmoe.data.columnar_files import TEXT_TYPES, ColumnarFile, cast, common_schema
-from mmoe.data.csv_columns import ColumnType, convert_text, to_numbers
+from mmoe.data.csv_columns import ColumnType, TextRules, convert_column, convert_text
 from mmoe.data.csv_file import CsvFile
 from mmoe.data.csv_options import CsvOptions, check_names
-from mmoe.data.data_files import CSV, file_kind, find_files
+from mmoe.data.data_files import CSV, file_kind
 from mmoe.errors import RowError, UserError
-
-__all__ = [
-    "CsvOptions",
-    "check_columns",
-    "find_files",
-    "locate",
-    "read_batches",
-    "read_names",
-    "read_table",
-    "table_of_frame",
-]
 
 
 def read_names(files: Sequence[str], csv: CsvOptions) -> list[str]:
@@ -68,7 +57,7 @@ def read_table(
         RowError: a value is not a number.
     """
     if file_kind(files[0]) == CSV:
-        table = _read_csv(files, csv, columns, text, numbers, max_rows)
+        table = _read_csv(files, TextRules(csv, text, numbers), columns, max_rows)
     elif max_rows is not None:
         table = _first(read_batches(files, csv, columns), max_rows)
     else:
@@ -162,26 +151,20 @@ def _array_of_series(series: "pd.Series[Any]") -> pa.Array:
 
 
 def _read_csv(
-    files: Sequence[str],
-    csv: CsvOptions,
-    columns: Sequence[str] | None,
-    text: Collection[str],
-    numbers: Collection[str],
-    max_rows: int | None,
+    files: Sequence[str], rules: TextRules, columns: Sequence[str] | None, max_rows: int | None
 ) -> pa.Table:
-    opened = [CsvFile(file, csv) for file in files]
+    opened = [CsvFile(file, rules.csv) for file in files]
     wanted = _check_columns(opened, columns)
     raw = _first((part for file in opened for part in file.batches(wanted)), max_rows)
     _check_rows(len(raw), files)
 
     def convert(name: str) -> pa.ChunkedArray:
-        if name in text:
-            return convert_text(raw[name], pa.string(), csv)
-        found = ColumnType(csv)
-        found.add(raw[name])
-        if name in numbers and found.type == pa.string():
-            return to_numbers(raw[name], name, csv)
-        return convert_text(raw[name], found.type, csv)
+        kind = pa.string()
+        if name not in rules.text:
+            found = ColumnType(rules.csv)
+            found.add(raw[name])
+            kind = found.type
+        return convert_column(raw[name], name, kind, rules)
 
     with ThreadPoolExecutor() as threads:
         return pa.table(list(threads.map(convert, wanted)), names=wanted)

@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mmoe.data.column_options import ColumnOptions
+from mmoe.data.column_options import LEVELS, ColumnOptions
 from mmoe.data.column_statistics import row_shares
 from mmoe.data.columnar_files import common_schema
+from mmoe.data.csv_columns import TextRules
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.dates import DateFormat
 from mmoe.data.engine import Engine
-from mmoe.data.partitions import Partition, TextRules, cut, read, scan
+from mmoe.data.partitions import Partition, cut, read, scan
 from mmoe.data.schema import Schema
 from mmoe.data.splits import CONFIG_KEYS, SPLITS
 from mmoe.data.table_files import locate
@@ -150,15 +151,18 @@ def errors_in(job: Job, first_row: int) -> Iterator[None]:
         raise UserError(named if named.startswith("data.") else f"{part.file}: {named}") from None
 
 
+def text_rules(csv: CsvOptions, columns: Mapping[str, ColumnOptions], tasks: Sequence[Task]) -> TextRules:
+    """How CSV columns become levels, which stay text as written, numbers, and labels."""
+    text = [name for name, one in columns.items() if one.kind in LEVELS]
+    numbers = [name for name, one in columns.items() if one.kind == "numeric"]
+    return TextRules(csv, text, [*numbers, *(task.column for task in tasks if task.holds_numbers)])
+
+
 def plan(request: Request, engine: Engine) -> list[Job]:
     """The jobs of all sources, in the order of their rows."""
     jobs: list[Job] = []
+    rules = text_rules(request.csv, request.columns, request.tasks)
     for source, files in request.files.items():
-        kinds = {name: one.kind for name, one in request.columns.items()}
-        text = [name for name, kind in kinds.items() if kind in ("categorical", "multi")]
-        numbers = [name for name, kind in kinds.items() if kind == "numeric"]
-        numbers += [task.column for task in request.tasks if task.holds_numbers]
-        rules = TextRules(request.csv, text, numbers)
         columns = request.all_columns(source)
         look = partial(scan, rules=rules, columns=columns)
         scans = {found.path: found for found in engine.map(look, files)}
