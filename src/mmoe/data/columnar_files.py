@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from mmoe.data.csv_options import check_names
 from mmoe.data.data_files import PARQUET, file_kind, open_file, reading
+from mmoe.data.raw_column import is_number_type
 from mmoe.errors import UserError
 
 # Types that become text. Some writers of Parquet store text as bytes.
@@ -42,8 +43,7 @@ class ColumnarFile:
                 schema = _open(file).schema
         if self.is_parquet:
             self._text = [field.name for field in schema if field.type in (pa.string(), pa.large_string())]
-        types = [TEXT_CODES if field.name in self._text else field.type for field in schema]
-        self.types = types
+        self.types = [TEXT_CODES if field.name in self._text else field.type for field in schema]
         self.names: list[str] = schema.names
         self._stored_names: list[str] = schema.names  # `names` may be changed
         check_names(self.names, path)
@@ -217,12 +217,7 @@ def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(one) or pa.types.is_dictionary(other):
         values = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in (one, other)]
         return _common_type(*values)
-    if all(map(_is_simple, (one, other))) and pa.string() in (one, other):
+    if pa.string() in (one, other) and (is_number_type(one) or is_number_type(other)):
         return pa.string()
     fields = [pa.schema([("", kind)]) for kind in (one, other)]
     return pa.unify_schemas(fields, promote_options="permissive").field(0).type
-
-
-def _is_simple(kind: pa.DataType) -> bool:
-    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    return bool(is_number or pa.types.is_boolean(kind) or pa.types.is_string(kind))

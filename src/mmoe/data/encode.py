@@ -120,14 +120,15 @@ def _encode_levels(
     needed: bool,
 ) -> None:
     """Write the codes of a column to `target` [N, K]. If it is `needed`, no value may be missing."""
-    codes, names, row_offsets = find_levels(frame, column, dates)
+    levels = find_levels(frame, column, dates)
+    codes, names, row_offsets = levels
     if needed and (codes < 0).any():
         first = int((codes < 0).argmax())
-        first = first if row_offsets is None else int(np.searchsorted(row_offsets, first, "right")) - 1
-        raise RowError(column.raw_name, first, "must not be missing")
-    missing = -1
-    if column.has_missing or column.has_rare:
-        missing = column.num_codes - 1 - (column.has_missing and column.has_rare)
+        row = first if row_offsets is None else int(levels.rows[first])
+        raise RowError(column.raw_name, row, "must not be missing")
+    # The code after the levels is that of missing values, or without one, that of rare and unseen levels.
+    has_code = column.has_missing or column.has_rare
+    missing = (column.buckets or len(column.levels)) if has_code else -1
     lookup = np.append(level_codes(names, column), missing)
     lookup = np.where(lookup < 0, unseen, lookup + offset)
     # A missing level has the code -1, which picks the last entry.
@@ -135,9 +136,8 @@ def _encode_levels(
     if row_offsets is None:
         target[:, 0] = found
         return
-    row = np.repeat(np.arange(len(row_offsets) - 1), np.diff(row_offsets))
     # A known level counts once in a row, and the first `max_values` of a row are kept.
-    pairs = pd.DataFrame({"row": row, "code": found})
+    pairs = pd.DataFrame({"row": levels.rows, "code": found})
     pairs = pairs[pairs["code"] != unseen].drop_duplicates()
     place = pairs.groupby("row").cumcount().to_numpy()
     kept = place < column.max_values

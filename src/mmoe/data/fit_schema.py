@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 import torch
 from rtdl_num_embeddings import compute_bins
 
-from mmoe.data import encode
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.column_statistics import LevelCounts, NumberStatistics, value_counts
 from mmoe.data.dates import DateFormat, guess_format
+from mmoe.data.encode import find_levels, find_numbers
 from mmoe.data.labels import known_labels
 from mmoe.data.raw_column import check_finite_column, column_of, is_categorical
 from mmoe.data.schema import DATE_PARTS, Categorical, Numeric, Schema
@@ -61,8 +61,8 @@ def fit_schema(
         if count > 1:
             raise UserError(f"columns: must have different names; {count} have the name {name!r}")
     if not isinstance(columns, Mapping):
-        are_levels = {name: is_categorical(column_of(frame, name)) for name in columns}
-        columns = {n: ColumnOptions("categorical" if are else "numeric") for n, are in are_levels.items()}
+        kinds = ("numeric", "categorical")
+        columns = {name: ColumnOptions(kinds[is_categorical(column_of(frame, name))]) for name in columns}
     jobs: list[Callable[[], Categorical | Numeric]] = []
     formats = date_formats(frame, columns, rows)
     for column, options in unfitted(columns, formats):
@@ -90,7 +90,7 @@ def date_formats(
 def unfitted(
     columns: Mapping[str, ColumnOptions], formats: Mapping[str, DateFormat]
 ) -> Iterator[tuple[Categorical | Numeric, ColumnOptions]]:
-    """The columns of the schema, with the column of the rows that each comes from, before they are fitted."""
+    """The columns of the schema before they are fitted, each with its options."""
     for name, options in columns.items():
         if options.kind == "multi":
             yield Categorical(name, (), is_multi=True, separator=options.separator), options
@@ -134,7 +134,7 @@ def _fit_categorical(
     rows: np.ndarray | None,
     column: Categorical,
     options: ColumnOptions,
-    dates: DateFormat | None = None,
+    dates: DateFormat | None,
 ) -> Categorical:
     return fit_levels(column, count_levels(frame, rows, column, dates), options)
 
@@ -149,15 +149,15 @@ def count_levels(
     values = column_of(frame, column.raw_name)
     if isinstance(values.dtype, pd.ArrowDtype) and not (column.is_multi or column.part):
         array = pa.array(values if rows is None or len(rows) == len(values) else values.iloc[rows])
-        if (found := value_counts(array)) is not None:
-            return found
-    codes, names, row_offsets = encode.find_levels(frame, column, dates)
+        if (counted := value_counts(array)) is not None:
+            return counted
+    found = find_levels(frame, column, dates)
+    codes, names, row_offsets = found
     longest = 1
     if row_offsets is not None:
-        row = np.repeat(np.arange(len(row_offsets) - 1), np.diff(row_offsets))
-        pairs = np.stack([row, codes])
+        pairs = np.stack([found.rows, codes])
         if rows is not None:
-            pairs = pairs[:, np.isin(row, rows)]
+            pairs = pairs[:, np.isin(found.rows, rows)]
         row, codes = np.unique(pairs, axis=1)  # a level counts once in a row
         longest = int(np.bincount(row, minlength=1).max())
     elif rows is not None:
@@ -199,7 +199,7 @@ def _vector_size(column: Categorical, options: ColumnOptions) -> int:
 
 
 def _fit_numbers(frame: pd.DataFrame, rows: np.ndarray | None, column: Numeric, num_bins: int) -> Numeric:
-    numbers = encode.find_numbers(frame, column.name, column.date_format)
+    numbers = find_numbers(frame, column.name, column.date_format)
     return _fit_values(column, numbers if rows is None else numbers[rows], num_bins)
 
 
@@ -215,7 +215,7 @@ def fit_numeric(name: str, values: np.ndarray, num_bins: int) -> Numeric:
 def _fit_values(column: Numeric, values: np.ndarray, num_bins: int) -> Numeric:
     if not len(values):
         raise UserError(f"column {column.name}: must have at least one row")
-    check_finite_column(column.name, values, may_be_missing=True)
+    check_finite_column(column.name, values)
     is_missing = np.isnan(values)
     column = replace(column, has_missing=bool(is_missing.any()))
     if column.has_missing:

@@ -36,6 +36,12 @@ class Levels(NamedTuple):
     names: list[str]
     row_offsets: np.ndarray | None = None
 
+    @property
+    def rows(self) -> np.ndarray:
+        """The row of each code, of a multi-valued column [V]."""
+        assert self.row_offsets is not None
+        return np.repeat(np.arange(len(self.row_offsets) - 1), np.diff(self.row_offsets))
+
 
 def column_of(frame: pd.DataFrame, name: str) -> pd.Series:
     """The one column of this name.
@@ -113,11 +119,11 @@ def multi_levels_of(values: pd.Series, separator: str) -> Levels:
     return Levels(codes, inner.names, offsets)
 
 
-def numbers_of(values: pd.Series, may_be_missing: bool = True) -> np.ndarray:
+def numbers_of(values: pd.Series) -> np.ndarray:
     """The numbers of a column [N], finite in float32 or NaN where missing. Text may hold numbers.
 
     Raises:
-        UserError: a value is not a number, is infinite or too large for float32, or must not be missing.
+        UserError: a value is not a number, is infinite or too large for float32.
     """
     if isinstance(values.dtype, pd.ArrowDtype):
         numbers = _numbers_of_array(array_of(values), values.name)
@@ -131,7 +137,7 @@ def numbers_of(values: pd.Series, may_be_missing: bool = True) -> np.ndarray:
             numbers = values.to_numpy()
             if numbers.dtype.kind not in "iuf":
                 numbers = values.to_numpy(np.float64, na_value=np.nan)
-    check_finite_column(str(values.name), numbers, may_be_missing)
+    check_finite_column(str(values.name), numbers)
     return numbers
 
 
@@ -143,16 +149,14 @@ def _not_a_number(values: pd.Series) -> UserError:
     return UserError(f"column {values.name}: must hold numbers, holds {kind_of(values)} values")
 
 
-def check_finite_column(name: str, values: np.ndarray, may_be_missing: bool = False) -> None:
-    """Raise UserError for the first number [N] that is not finite in float32."""
-    wrong = ~(np.abs(values.astype(np.float64, copy=False)) <= MAX_FLOAT32)  # float16 cannot hold the limit
-    if may_be_missing:
-        wrong &= ~np.isnan(values)
+def check_finite_column(name: str, values: np.ndarray) -> None:
+    """Raise UserError for the first number [N] that is neither finite in float32 nor NaN."""
+    magnitudes = np.abs(values.astype(np.float64, copy=False))  # float16 cannot hold the limit
+    wrong = ~(magnitudes <= MAX_FLOAT32) & ~np.isnan(values)
     if wrong.any():
         row = int(np.argmax(wrong))
-        value = "missing" if np.isnan(values[row]) else values[row]
         rule = "must be a finite number in the range of float32"
-        raise RowError(name, row, f"{rule}, is {value}")
+        raise RowError(name, row, f"{rule}, is {values[row]}")
 
 
 def kind_of(values: pd.Series) -> str:
@@ -164,14 +168,18 @@ def is_categorical(values: pd.Series) -> bool:
     """Whether the column has a categorical or text dtype, or holds anything but numbers."""
     if isinstance(values.dtype, pd.ArrowDtype):
         kind = values.dtype.pyarrow_dtype
-        return not (
-            pa.types.is_integer(kind)
-            or pa.types.is_floating(kind)
-            or pa.types.is_decimal(kind)
-            or pa.types.is_boolean(kind)
-            or pa.types.is_null(kind)
-        )
+        return not (is_number_type(kind) or pa.types.is_null(kind))
     return isinstance(values.dtype, pd.CategoricalDtype | pd.StringDtype) or kind_of(values) not in NUMBERS
+
+
+def is_number_type(kind: pa.DataType) -> bool:
+    """Whether a type is one of numbers or booleans."""
+    return bool(
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_boolean(kind)
+    )
 
 
 def array_of(values: pd.Series) -> pa.Array:
@@ -194,7 +202,7 @@ def _levels_of_array(array: pa.Array, name: Any) -> Levels:
     if (pa.types.is_integer(kind) or pa.types.is_string(kind)) and not found.null_count:
         names = pc.cast(found, pa.string()).to_pylist()
         # A dictionary from a file may repeat a value, or hold blanks.
-        if len({*map(str.strip, names), ""}) == len(names) + 1 and names == [*map(str.strip, names)]:
+        if len({*names, ""}) == len(names) + 1 and names == [name.strip() for name in names]:
             return Levels(codes, names)
     return _named(codes, found.to_pylist(), name)
 
@@ -238,12 +246,7 @@ def _numbers_of_array(array: pa.Array, name: Any) -> np.ndarray:
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
         array = pc.utf8_trim_whitespace(array)
         array = pc.if_else(pc.equal(array, ""), None, array)
-    elif not (
-        pa.types.is_integer(array.type)
-        or pa.types.is_floating(array.type)
-        or pa.types.is_decimal(array.type)
-        or pa.types.is_boolean(array.type)
-    ):
+    elif not is_number_type(array.type):
         raise UserError(f"column {name}: must hold numbers, holds {str(array.type)[:80]}")
     if pa.types.is_boolean(array.type):
         array = pc.cast(array, pa.int8())

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mmoe.data import encode
 from mmoe.data.column_statistics import LevelCounts, NumberStatistics, sampled_rows
 from mmoe.data.dates import DateFormat
+from mmoe.data.encode import find_numbers
 from mmoe.data.fit_schema import (
     assemble_schema,
     count_levels,
@@ -85,7 +85,7 @@ def collect(job: Job, request: Request, formats: Mapping[str, DateFormat]) -> Co
                     levels = count_levels(frame, rows, column, formats.get(column.raw_name))
                     found[column.name] = [levels.without_names() if options.encoding == "hash" else levels]
                 else:
-                    numbers = encode.find_numbers(frame, column.name, column.date_format)[rows]
+                    numbers = find_numbers(frame, column.name, column.date_format)[rows]
                     found[column.name] = [NumberStatistics.of(numbers, is_sampled, first_row)]
             for task in request.tasks:
                 labels = known_labels(frame, task).iloc[rows]
