@@ -569,10 +569,10 @@ def test_an_error_never_aborts_the_process(encoding: str, until: str):
     text = table(pd.concat([FRAME] * 600)) + b"1,2\n"
     Path("a.csv").write_bytes(text.decode().encode("utf-16") if encoding == "utf-16" else text)
     code = (
-        "from mmoe.data.raw_rows import format_without_class, read_rows\n"
+        "from mmoe.data.raw_rows import default_format, read_rows\n"
         "from mmoe.data.schema import Numeric, Schema\n"
         "schema = Schema((), (Numeric('age', 0.0, 1.0, (0.0, 1.0)),), ())\n"
-        "rows = read_rows(['a.csv'], format_without_class(schema), schema, [], 7000)\n"
+        "rows = read_rows(['a.csv'], default_format(schema), schema, [], 7000)\n"
     )
     code += "list(rows)" if until == "the end" else "next(rows)\nraise ValueError('line 24002')"
     for _ in range(3):

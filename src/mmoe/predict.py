@@ -148,18 +148,18 @@ class Chunk(NamedTuple):
 
 def find_format(run: "Run") -> "RowFormat":
     """How the rows that the run predicts are written."""
-    from mmoe.data.raw_rows import format_without_class
+    from mmoe.data.raw_rows import default_format
     from mmoe.data.table import TableData
     from mmoe.errors import UserError
 
     try:
         run.check_trust("data")
     except UserError:  # a class of the user, which is not needed for predictions
-        return format_without_class(run.schema)
+        return default_format(run.schema)
     data = hydra.utils.get_object(run.config.data._target_)
     if isinstance(data, type) and issubclass(data, TableData):
         return data.row_format(run.config.data, run.schema)
-    return format_without_class(run.schema)
+    return default_format(run.schema)
 
 
 def encode_rows(

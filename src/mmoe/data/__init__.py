@@ -1,1 +1,1 @@
-"""From raw files to slices of tensors."""
+"""From files and frames to batches of tensors."""

@@ -1,7 +1,7 @@
 """Guess from its values what kind of input a column is.
 
-A guess looks at the values first and at the words in the column's name second: codes may be small integers,
-and dates, row numbers and several levels in a field may be text.
+A guess looks at the values first, and then at the words in the column's name. The type is not enough:
+integers may be codes or row numbers, and text may hold dates, or several levels in a field.
 """
 
 import re
@@ -14,10 +14,10 @@ import pandas as pd
 import pyarrow as pa
 
 from mmoe.data.column_values import ColumnValues
-from mmoe.data.dates import AMBIGUOUS, DAY_FIRST, DateFormat, dates_of, find_order
+from mmoe.data.dates import AMBIGUOUS, DAY_FIRST, DateFormat, dates_of, find_order, guess_format
 
 MAX_CODES = 20  # integers with at most so many distinct values are codes
-MIN_ROWS_PER_CODE = 5
+MIN_ROWS_PER_CODE = 5  # integers with fewer rows for each distinct value are numbers
 MANY_LEVELS = 1_000_000  # more levels are hashed
 TEXT_ID_SHARE = 0.9  # text with more levels than this share of the rows identifies the row
 SEPARATORS = ("|", ";", ",")
@@ -121,7 +121,7 @@ def _guess_text(found: Guess) -> None:
         found.kind = "datetime"
         order = find_order(texts)
         dates = dates_of(pd.Series(texts[:MAX_DATES]), DateFormat(day_first=order == DAY_FIRST))
-        found.levels = f"{dates.min().astype('M8[D]')} to {dates.max().astype('M8[D]')}"
+        found.levels = _describe_dates(dates)
         if order == DAY_FIRST:
             found.options = {"day_first": True}
             found.remarks.append("the day stands before the month")
@@ -208,10 +208,8 @@ def _guess_number(found: Guess) -> None:
     if is_code_like and found_words.intersection(TIME_WORDS):
         if any(least <= low and high <= most for least, most in UNIX_TIMES):
             found.kind = "datetime"
-            dates = pd.to_datetime(
-                pd.Series([low, high]) / 1000.0 ** np.searchsorted([1e11, 1e14, 1e17], high), unit="s"
-            )
-            found.levels = f"{dates[0]:%Y-%m-%d} to {dates[1]:%Y-%m-%d}"
+            limits = pd.Series([low, high])
+            found.levels = _describe_dates(dates_of(limits, guess_format(limits)))
             found.remarks.append("numbers that are read as Unix times")
             return
         if COMPACT_DATE[0] <= low and high <= COMPACT_DATE[1] and _is_compact_date(numbers):
@@ -237,6 +235,10 @@ def _guess_number(found: Guess) -> None:
 def _is_compact_date(numbers: np.ndarray) -> bool:
     texts = pd.Series(numbers[:1000]).astype("int64").astype(str)
     return bool(pd.to_datetime(texts, format="%Y%m%d", errors="coerce").notna().all())
+
+
+def _describe_dates(dates: np.ndarray) -> str:
+    return f"{dates.min().astype('M8[D]')} to {dates.max().astype('M8[D]')}"
 
 
 def _describe_levels(found: Guess) -> str:

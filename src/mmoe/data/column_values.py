@@ -80,7 +80,7 @@ class ColumnValues:
 
 
 def values_of(name: str, column: pa.ChunkedArray) -> ColumnValues:
-    """Find the distinct values of a column. Numbers of other types become float64, lists become text."""
+    """Find the distinct values of a column. Decimals become float64, and lists and structs become text."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     longest = 1
     if pa.types.is_dictionary(column.type):
@@ -102,11 +102,11 @@ def values_of(name: str, column: pa.ChunkedArray) -> ColumnValues:
         encoded = encoded.chunk(0) if encoded.num_chunks else pa.array([], encoded.type)
     codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
     distinct = encoded.dictionary
-    is_number = pa.types.is_floating(kind)
-    if is_number or distinct.null_count:  # NaN in Parquet is a missing value
-        valid = (
-            pc.is_valid(distinct) if not is_number else pc.fill_null(pc.invert(pc.is_nan(distinct)), False)
-        )
+    is_float = pa.types.is_floating(kind)
+    if is_float or distinct.null_count:  # NaN in Parquet is a missing value
+        valid = pc.is_valid(distinct)
+        if is_float:
+            valid = pc.fill_null(pc.invert(pc.is_nan(distinct)), False)
         codes, distinct = _keep(codes, distinct, valid.to_numpy(zero_copy_only=False))
     used = np.bincount(codes[codes >= 0], minlength=len(distinct)) > 0
     if not used.all():  # a dictionary may hold values that no row has

@@ -50,14 +50,11 @@ class CsvFile:
         self.delimiter = options.delimiter or find_delimiter(path, start.text)
         blanks_before_quotes = rf'(^|[\n{re.escape(self.delimiter)}]) +"(?!")'
         self._needs_python = ' "' in start.text and bool(re.search(blanks_before_quotes, start.text))
-        lines: list[str] = []
-        reader = csv.reader(
-            (lines.append(line) or line for line in io.StringIO(start.text, newline="")),  # type: ignore[func-returns-value]
-            delimiter=self.delimiter,
-            skipinitialspace=True,
-        )
+        text = io.StringIO(start.text, newline="")
+        reader = csv.reader(text, delimiter=self.delimiter, skipinitialspace=True)
         first = next(filter(None, reader))
-        self._header_bytes = len("".join(lines).encode()) + 3 * start.has_mark if options.header else 0
+        header = start.text[: text.tell()]
+        self._header_bytes = len(header.encode()) + 3 * start.has_mark if options.header else 0
         second = next(filter(None, reader), [])
         is_whole = len(start.text) < START_BYTES // 4
         self._has_rows = bool(second) or not options.header or not is_whole

@@ -57,9 +57,8 @@ class CsvOptions:
                 if not is_list:
                     raise UserError(f"csv.{key}={options[key]}: must be a list")
                 options[key] = tuple(map(str, options[key]))  # YAML reads -1 as a number
-        options["missing"] = options.get("missing") or ()
-        if "missing" not in (values or {}):
-            del options["missing"]
+        if "missing" in options:
+            options["missing"] = options["missing"] or ()
         parsed = cls(**options)
         if parsed.names and parsed.header:
             raise UserError(f"csv.names={parsed.names}: must be null where csv.header is true")

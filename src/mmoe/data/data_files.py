@@ -23,7 +23,7 @@ KINDS = {
     ARROW: (".arrow", ".feather", ".ipc"),
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-MAX_HASHED_BYTES = 2**32  # of larger files together, only some bytes are compared
+MAX_HASHED_BYTES = 2**32  # if files are larger in total, only some of their bytes are compared
 COMPARED_BYTES = 2**16  # at the start and at the end of a file
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 
@@ -86,8 +86,10 @@ def sha256(path: str) -> str:
     Raises:
         UserError: the file cannot be read.
     """
-    with reading(path), fsspec.open(str(Path(path).expanduser()) if not _is_remote(path) else path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with reading(path):
+        system, name = _system_of(path)
+        with system.open(name, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class FileState(NamedTuple):
@@ -119,7 +121,8 @@ def file_size(path: str) -> int:
         UserError: the file cannot be read.
     """
     with reading(path):
-        return int(_system_of(path)[0].info(_system_of(path)[1])["size"])
+        system, name = _system_of(path)
+        return int(system.info(name)["size"])
 
 
 def _quick_state(path: str) -> FileState:

@@ -68,8 +68,7 @@ def draft(table: Description, main_task: str, out: str) -> str:
         else _line(f"test: {{fraction: {shares.test}}}", shares.reason or "or a file"),
     ]
     if table.csv:
-        options = asdict(table.csv)
-        lines.append(f"csv: {to_yaml(options)}")
+        lines.append(f"csv: {to_yaml(asdict(table.csv))}")
     lines.append("columns:")
     for one in table.guesses:
         lines.append(_column(one, table.suspects.get(one.values.name)))

@@ -28,7 +28,7 @@ class RowFormat(NamedTuple):
     may_be_missing: bool
 
 
-def format_without_class(schema: Schema) -> RowFormat:
+def default_format(schema: Schema) -> RowFormat:
     """How rows are written, for a run whose data module does not say it, or is not trusted."""
     options: Callable[[str], CsvOptions]
     if set(schema.input_columns) <= set(COLUMNS):

@@ -45,8 +45,12 @@ MAX_GUESSED_ROWS = 2**18  # of rows in shards, so many decide what the kinds of 
 class Source(NamedTuple):
     """Where rows come from.
 
-    `name` is for errors, `files` are the paths of the files by name, `names` gives the names of all columns,
-    and `read` reads some of them. `locate` adds the file and the line to an error of a row.
+    Attributes:
+        name: the name for errors.
+        files: the paths of the files, by name.
+        names: gives the names of all columns.
+        read: reads some of the columns.
+        locate: adds the file and the line to an error of a row.
     """
 
     name: str

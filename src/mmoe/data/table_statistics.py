@@ -29,7 +29,7 @@ from mmoe.data.table_jobs import Job, Request, errors_in
 from mmoe.tasks import Task
 from mmoe.tasks.labels import levels_of
 
-MERGED_PARTS = 16  # so many counts of levels are kept before they are added up
+MERGED_PARTS = 16  # the counts of so many parts are collected before they are added up
 
 Statistics = LevelCounts | NumberStatistics
 
