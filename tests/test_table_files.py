@@ -379,7 +379,7 @@ def test_a_damaged_layout_is_named(text: str, options: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"delimeter": ","}, "csv.delimeter: no such key; the nearest is delimiter"),
+        ({"delimeter": ","}, "csv.delimeter: must be one of .*; did you mean delimiter?"),
         ({"delimiter": ",,"}, "csv.delimiter=',,': must be one ASCII character"),
         ({"header": "no"}, "csv.header='no': must be true or false"),
         ({"encoding": "utf-9"}, "csv.encoding='utf-9': must be an encoding"),

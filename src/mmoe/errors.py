@@ -8,6 +8,7 @@ import errno
 import math
 import signal
 from collections.abc import Sequence
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
@@ -58,6 +59,13 @@ def exit_code(stop: BaseException) -> int:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its class if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """Say which keys there are, and which of them is the nearest to an unknown one."""
+    nearest = get_close_matches(key, known, 1)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"must be one of {', '.join(known)}{hint}"
 
 
 def is_number(value: Any, kind: type) -> bool:

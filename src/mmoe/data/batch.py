@@ -14,6 +14,7 @@ from mmoe.data.schema import Schema
 from mmoe.errors import UserError
 
 LEVEL_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32)
+FIELDS = ("levels", "numbers", "labels", "known", "weights", "groups")  # of a Batch, as files store them
 
 
 class Batch(NamedTuple):

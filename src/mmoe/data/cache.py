@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 
 from mmoe.atomic import write
-from mmoe.data.batch import Batch
+from mmoe.data.batch import FIELDS, Batch
 from mmoe.data.schema import Schema
 from mmoe.data.splits import Dataset
 from mmoe.errors import ArgumentError, UserError, is_disk_error
@@ -24,14 +24,6 @@ from mmoe.errors import ArgumentError, UserError, is_disk_error
 log = logging.getLogger(__name__)
 
 FORMAT = 12  # increment this when the same files and options are stored or encoded differently
-FIELDS = (
-    "levels",
-    "numbers",
-    "labels",
-    "known",
-    "weights",
-    "groups",
-)  # of a Batch; some may be None
 # errno values of a missing file, and of a path that is not a directory and cannot become one.
 NOT_A_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from typing import Any
 
 from mmoe.data.schema import NUMBER_ENCODINGS
-from mmoe.errors import ArgumentError, check_integers
+from mmoe.errors import ArgumentError, check_integers, unknown_key
 
 KINDS = ("numeric", "categorical", "multi", "datetime")
 LEVELS = ("categorical", "multi")
@@ -92,13 +91,6 @@ def column_options(name: str, given: Any) -> ColumnOptions:
         return ColumnOptions(**values)
     except ArgumentError as error:
         raise ArgumentError(f"columns.{name}.{error}") from None
-
-
-def unknown_key(key: str, known: list[str]) -> str:
-    """Say which keys there are, and which of them is the nearest to an unknown one."""
-    nearest = get_close_matches(key, known, 1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    return f"must be one of {', '.join(known)}{hint}"
 
 
 def to_plain(columns: Mapping[str, ColumnOptions]) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """How delimited text is written."""
 
 import codecs
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mmoe.errors import UserError
+from mmoe.errors import UserError, unknown_key
 
 THOUSANDS = ("", ",", ".", "'", " ", "_")
 
@@ -48,8 +47,7 @@ class CsvOptions:
         known = [field.name for field in fields(cls)]
         for key in values or {}:
             if key not in known:
-                nearest = difflib.get_close_matches(str(key), known, 1, 0)[0]
-                raise UserError(f"csv.{key}: no such key; the nearest is {nearest}")
+                raise UserError(f"csv.{key}: {unknown_key(str(key), known)}")
         options = dict(values or {})
         for key in ("missing", "names"):
             if options.get(key) is not None:
