@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 import mmoe
 from mmoe import Binary, Count, Multiclass, Regression, Schema, Task
 from mmoe.data.encode import encode
-from mmoe.data.labels import encode_labels
+from mmoe.data.encode_labels import encode_labels
 from mmoe.errors import ArgumentError, UserError
 from mmoe.tasks import logit_columns, task_from_config, validation_metrics
 
@@ -288,7 +288,7 @@ def test_invalid_labels_and_weights(change: dict[str, object], message: str):
     ],
 )  # fmt: skip
 def test_tasks_that_cannot_be_fitted(task: Task, message: str):
-    from mmoe.data.labels import known_labels
+    from mmoe.data.encode_labels import known_labels
 
     with pytest.raises(UserError, match=f"^{message}"):
         task.fit(known_labels(FRAME, task))

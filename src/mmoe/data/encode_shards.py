@@ -21,8 +21,8 @@ from mmoe.atomic import remove_abandoned, write
 from mmoe.data import cache
 from mmoe.data.batch import Batch, take
 from mmoe.data.encode import encode, level_dtype
+from mmoe.data.encode_labels import encode_groups
 from mmoe.data.engine import Engine
-from mmoe.data.labels import encode_groups
 from mmoe.data.schema import Schema
 from mmoe.data.shards import Piece, ShardedRows, ShardWriter
 from mmoe.data.splits import CONFIG_KEYS, SPLITS, Dataset

@@ -21,7 +21,7 @@ from mmoe.data.column_options import ColumnOptions
 from mmoe.data.column_statistics import LevelCounts, NumberStatistics, value_counts
 from mmoe.data.dates import DateFormat, guess_format
 from mmoe.data.encode import find_levels, find_numbers
-from mmoe.data.labels import known_labels
+from mmoe.data.encode_labels import known_labels
 from mmoe.data.raw_column import check_finite_column, column_of, is_categorical
 from mmoe.data.schema import DATE_PARTS, Categorical, Numeric, Schema
 from mmoe.data.schema_checks import MAX_MAGNITUDE

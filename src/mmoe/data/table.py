@@ -24,10 +24,10 @@ from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import FileState, file_states, find_files
 from mmoe.data.datamodule import DataModule
 from mmoe.data.encode import encode
+from mmoe.data.encode_labels import encode_groups
 from mmoe.data.encode_shards import load_or_encode
 from mmoe.data.engine import check_engine, open_engine
 from mmoe.data.fit_schema import fit_schema
-from mmoe.data.labels import encode_groups
 from mmoe.data.memory import memory_size, memory_to_encode
 from mmoe.data.raw_column import column_of
 from mmoe.data.raw_rows import RowFormat

@@ -12,14 +12,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mmoe.data.column_options import unknown_key
 from mmoe.data.column_statistics import level_shares, row_shares
 from mmoe.data.dates import DateFormat, dates_of, guess_format
 from mmoe.data.raw_column import column_of, is_categorical, kind_of, levels_of, numbers_of
 from mmoe.data.splits import CONFIG_KEYS
-from mmoe.errors import ArgumentError, UserError, is_number
-from mmoe.tasks.labels import level_text
-from mmoe.tasks.labels import levels_of as label_levels_of
+from mmoe.errors import ArgumentError, UserError, is_number, unknown_key
+from mmoe.tasks.labels import label_levels, level_text
 
 MAX_SHUFFLED_ROWS = 2**24  # of more rows, each is chosen by itself
 
@@ -244,7 +242,7 @@ def _last_threshold(values: np.ndarray, share: float) -> float:
 
 def _holds(values: pd.Series, value: Any) -> np.ndarray:
     wanted = {level_text(one) for one in (value if isinstance(value, list | tuple) else [value])}
-    codes, names = label_levels_of(values)
+    codes, names = label_levels(values)
     mask: np.ndarray = np.array([*(name in wanted for name in names), False])[codes]
     return mask
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from mmoe.data.column_statistics import LevelCounts, NumberStatistics, sampled_rows
 from mmoe.data.dates import DateFormat
 from mmoe.data.encode import find_numbers
+from mmoe.data.encode_labels import known_labels
 from mmoe.data.fit_schema import (
     assemble_schema,
     count_levels,
@@ -21,13 +22,12 @@ from mmoe.data.fit_schema import (
     fit_number_statistics,
     unfitted,
 )
-from mmoe.data.labels import known_labels
 from mmoe.data.raw_column import numbers_of
 from mmoe.data.schema import Categorical, Numeric, Schema
 from mmoe.data.splits import SPLITS
 from mmoe.data.table_jobs import Job, Request, errors_in
 from mmoe.tasks import Task
-from mmoe.tasks.labels import levels_of
+from mmoe.tasks.labels import label_levels
 
 MERGED_PARTS = 16  # the counts of so many parts are collected before they are added up
 
@@ -117,7 +117,7 @@ def _label(task: Task) -> str:
 def _of_labels(task: Task, labels: pd.Series, is_sampled: np.ndarray, first_row: int) -> Statistics:
     if task.holds_numbers:
         return NumberStatistics.of(numbers_of(labels).astype(np.float64), is_sampled, first_row)
-    codes, levels = levels_of(labels)
+    codes, levels = label_levels(labels)
     counts = np.bincount(codes[codes >= 0], minlength=len(levels))
     occurring = np.flatnonzero(counts)
     return LevelCounts(pa.array([levels[i] for i in occurring], pa.string()), counts[occurring])

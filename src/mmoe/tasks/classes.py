@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from mmoe.errors import ArgumentError, UserError, check_finite, is_number
-from mmoe.tasks.labels import levels_of, sort_levels
+from mmoe.tasks.labels import label_levels, sort_levels
 from mmoe.tasks.task import MeanLoss, Task, check_level_list, listed
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Binary(Task):
         raise UserError(f"data.{self._at}.positive: {rule}; the levels are {listed(levels)}")
 
     def encode(self, values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-        codes, levels = levels_of(values)
+        codes, levels = label_levels(values)
         # One file may hold 0 and 1 where another one has booleans.
         positive = {*self.positive, *(SAME_BOOLEAN[one] for one in self.positive if one in SAME_BOOLEAN)}
         is_positive = np.array([*(level in positive for level in levels), False], np.float32)
@@ -207,7 +207,7 @@ class Multiclass(Task):
         return replace(task, class_weights=_fit_class_weights(self.class_weights, rows))
 
     def encode(self, values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-        codes, levels = levels_of(values)
+        codes, levels = label_levels(values)
         number = {level: i for i, level in enumerate(self.classes)}
         lookup = np.array([*(number.get(level, -1) for level in levels), -1])
         labels = lookup[codes]
@@ -284,7 +284,7 @@ def _check_class_weights(at: str, weights: Any, count: int | None) -> ClassWeigh
 
 def _count_levels(values: pd.Series) -> dict[str, int]:
     """The number of rows by level, without missing ones."""
-    codes, levels = levels_of(values)
+    codes, levels = label_levels(values)
     counts = np.bincount(codes[codes >= 0], minlength=len(levels)).tolist()
     return {level: count for level, count in zip(levels, counts, strict=True) if count}
 

@@ -34,7 +34,7 @@ def sort_levels(levels: set[str]) -> tuple[str, ...]:
     return tuple(sorted(sorted(levels), key=int) if are_integers else sorted(levels))
 
 
-def levels_of(values: pd.Series) -> tuple[np.ndarray, list[str]]:
+def label_levels(values: pd.Series) -> tuple[np.ndarray, list[str]]:
     """The codes [N] of a column (-1: missing or empty), and its distinct levels as `level_text` gives them.
 
     Raises:

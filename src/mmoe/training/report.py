@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mmoe.data.labels import decode_labels
+from mmoe.data.encode_labels import decode_labels
 from mmoe.data.schema import Schema
 from mmoe.intervals import half_interval
 from mmoe.tasks import Task, logit_columns

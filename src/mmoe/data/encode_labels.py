@@ -11,11 +11,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from mmoe.data.raw_column import column_of, numbers_of
-from mmoe.data.raw_column import levels_of as raw_levels_of
+from mmoe.data.raw_column import column_of, levels_of, numbers_of
 from mmoe.errors import RowError
 from mmoe.tasks import Task
-from mmoe.tasks.labels import levels_of
+from mmoe.tasks.labels import label_levels
 
 
 def encode_labels(frame: pd.DataFrame, tasks: Sequence[Task]) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -47,7 +46,7 @@ def known_labels(frame: pd.DataFrame, task: Task) -> pd.Series:
         return values
     if isinstance(values.dtype, pd.ArrowDtype) and pa.types.is_dictionary(values.dtype.pyarrow_dtype):
         values = values.astype(pd.ArrowDtype(pa.string()))
-    codes, levels = levels_of(column_of(frame, task.where))
+    codes, levels = label_levels(column_of(frame, task.where))
     is_known = [bool({level, level.lower()} & set(task.where_levels)) for level in levels]
     return values.where(np.array([*is_known, False])[codes])
 
@@ -63,7 +62,7 @@ def encode_groups(frame: pd.DataFrame, tasks: Sequence[Task], rows: np.ndarray) 
     name = next((task.group_by for task in tasks if task.group_by), None)
     if name is None:
         return None
-    codes, names, _ = raw_levels_of(column_of(frame, name).iloc[rows])
+    codes, names, _ = levels_of(column_of(frame, name).iloc[rows])
     if (codes < 0).any():
         row = int(rows[np.argmax(codes < 0)])
         raise RowError(name, row, "must have a value, because group_by needs one")
