@@ -295,10 +295,10 @@ def bench_vocabulary(bench: Bench, folder: Path) -> dict[str, Any]:
     """Samples a second by batch size, for tables with a column of few and of many levels."""
     config = folder / "data" / "vocabulary.yaml"
     config.parent.mkdir()
-    found: dict[int, dict[str, float]] = {}
     write_table(folder / "rows.parquet", 200_000, 5, [10, 50, 100, 5_000_000])
 
     def measure(batch: int) -> dict[str, float]:
+        speeds = {}
         for count in bench.integers("levels"):
             kinds = {f"number_{i}": "numeric" for i in range(5)} | {
                 f"level_{i}": "categorical" for i in range(3)
@@ -317,8 +317,8 @@ def bench_vocabulary(bench: Bench, folder: Path) -> dict[str, Any]:
                 f"hydra.searchpath=[file://{folder}]",
             ]
             clock, *_ = bench.train(folder, "data=vocabulary", *options)
-            found.setdefault(batch, {})[f"{count:,} levels"] = clock["steps"]
-        return found[batch]
+            speeds[f"{count:,} levels"] = clock["steps"]
+        return speeds
 
     return speeds_by("batch size", bench.integers("batches"), bench, measure)
 
