@@ -31,7 +31,7 @@ from boosting import lightgbm_inputs
 from commands import compose_config, train_once
 from finished import cached, check_settings
 from omegaconf import OmegaConf
-from options import parse, stop
+from options import parse, some_of, stop
 from tables import describe_rows, table
 from tqdm import tqdm
 
@@ -66,10 +66,9 @@ def main() -> None:
     torch.set_num_threads(int(options["threads"]))
     os.environ["OMP_NUM_THREADS"] = options["threads"]  # for the trainings, which are processes of their own
     overrides.append(f"data.source={'auto' if options['sample'] == 'true' else 'official'}")
-    folder, features = Path(options["folder"]), options["features"].split(",")
+    folder = Path(options["folder"])
     known = sorted(path.stem for path in (CONF_DIR / "features").glob("*.yaml"))
-    if not set(features) <= set(known):
-        stop(f"features={options['features']}: must be some of {', '.join(known)}")
+    features = some_of(options, "features", known)
     experiments = options["experiments"].split(",")
     if not set(experiments) <= {path.stem for path in (CONF_DIR / "experiment").glob("census*.yaml")}:
         stop(f"experiments={options['experiments']}: must be experiments on census rows")

@@ -27,7 +27,7 @@ import numpy as np
 from finished import cached, check_settings
 from join_movielens import join
 from omegaconf import OmegaConf
-from options import parse, stop
+from options import parse, some_of, stop
 from table_contestants import Contestant, check_validation_rows, contestants, find_settings, labels_of
 from table_networks import Overrides, composed, encoded_rows
 from table_report import CONSTANT, MMOE, Results, compare, constant_prediction, write_report
@@ -52,10 +52,8 @@ def main() -> None:
         import lightgbm  # noqa: F401
     except ModuleNotFoundError as error:
         stop(f"needs {error.name}: pip install 'mmoe[bench]'")
-    names = options["tables"].split(",")
     known = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
-    if not set(names) <= set(known):
-        stop(f"tables={options['tables']}: must be some of {', '.join(known)}")
+    names = some_of(options, "tables", known)
     if "MMOE_TABLES_DIR" not in os.environ:
         stop("MMOE_TABLES_DIR: must be set to the folder of the tables")
     folder = Path(options["folder"]).absolute()

@@ -17,12 +17,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
+from commands import compose_config
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, TensorDataset
 
-from mmoe import CONF_DIR
 from mmoe.build import build
 from mmoe.data.batch import Batch
 from mmoe.training.preparation import build_learner
@@ -119,18 +118,14 @@ def main() -> None:
     """Measure the loops one after the other."""
     torch.set_flush_denormal(True)  # as mmoe.train does
     batch_size, seconds, overrides = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        config = compose("train", ["experiment=census_paper", f"data.batch_size={batch_size}", *overrides])
+    config = compose_config("experiment=census_paper", f"data.batch_size={batch_size}", *overrides)
     config.callbacks = None
     data = build(config, "data")
     learner = build_learner(config, data.schema)
     pl.seed_everything(0, verbose=False)
     rows, network = data.dataset.splits["train"], learner.objective.network
-    model, x, labels = (
-        network.model,
-        network.inputs.dense(rows.levels, rows.numbers),
-        rows.labels,
-    )  # x: [N, I]
+    model, labels = network.model, rows.labels
+    x = network.inputs.dense(rows.levels, rows.numbers)  # [N, I]
     sizes = x.shape[1], labels.shape[1]
     options = {name: value for name, value in config.model.items() if name != "_target_"}
     looped = LoopedMMoE(*sizes, model.num_experts, options["expert_units"][0], options["tower_units"][0])

@@ -1,7 +1,7 @@
 """Command-line arguments of the scripts: `name=value` options, and overrides for the training."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 
@@ -30,6 +30,14 @@ def parse(
         if not str(options[key]).isdigit() or int(options[key]) < minimum:
             stop(f"{key}={options[key]}: must be an integer of at least {minimum}")
     return options, overrides
+
+
+def some_of(options: Mapping[str, str], key: str, known: Collection[str]) -> list[str]:
+    """The value of an option that is a list of names. A name that is not `known` stops the script."""
+    names = options[key].split(",")
+    if not set(names) <= set(known):
+        stop(f"{key}={options[key]}: must be some of {', '.join(known)}")
+    return names
 
 
 def stop(message: str) -> NoReturn:

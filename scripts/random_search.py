@@ -35,8 +35,8 @@ def search(
     """Evaluate the settings of all trials; `name` seeds the draws.
 
     Returns:
-        The settings, the value and the number of the best trial, and the values of all trials. The value of a
-        trial that diverged, whose value is not finite, is None.
+        The settings, the value and the number of the best trial, and the values of all trials. A trial
+        diverged if its value is not finite; None then stands for the value.
 
     Raises:
         SystemExit: all trials diverged.

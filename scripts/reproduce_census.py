@@ -69,7 +69,7 @@ DEFAULTS = {
 
 def main() -> None:
     """Tune and train the methods, and write the tables of one group."""
-    choices = {"group": ("1", "2"), "budget": ("tuned", "matched")}
+    choices = {"group": ("1", "2"), "budget": ("tuned", "matched"), "sample": ("true", "false")}
     options, overrides = parse(sys.argv[1:], DEFAULTS, choices, {"seeds": 2, "trials": 1})
     group, experiment = options["group"], EXPERIMENTS[options["group"]]
     methods = METHODS if options["methods"] == "all" else tuple(options["methods"].split(","))

@@ -19,7 +19,6 @@ All other arguments are overrides for the training. A stopped script continues w
 """
 
 import itertools
-import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -31,6 +30,7 @@ import numpy as np
 import pandas as pd
 import torch
 from commands import compose_config, train_once
+from finished import check_settings
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
@@ -123,7 +123,7 @@ def main() -> None:
     models = list(dict.fromkeys(model for figure in figures for model in FIGURE_MODELS[figure]))
     runs = trials = pd.DataFrame()
     if models:
-        check_settings(root, settings)
+        check_settings(root / "settings.json", settings)
         runs, trials = train_models(models, options, root, overrides)
     results = Results(data, runs, trials, options, out)
     out.mkdir(parents=True, exist_ok=True)
@@ -147,15 +147,6 @@ def common_settings(overrides: list[str]) -> dict[str, Any]:
     parts = ("data", "inputs", "learner", "trainer", "objective")
     settings = {part: OmegaConf.to_container(config[part], resolve=True) for part in parts}
     return settings | {"overrides": sorted(overrides)}
-
-
-def check_settings(root: Path, settings: dict[str, Any]) -> None:
-    """Write the settings to a new folder. Stop if the folder has other settings."""
-    text, path = json.dumps(settings, sort_keys=True, indent=1), root / "settings.json"
-    if path.exists() and path.read_text() != text:
-        stop(f"{path}: holds other settings; name another folder")
-    root.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 def train_models(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from commands import run_command, train_once
 from matplotlib.figure import Figure
-from options import parse, stop
+from options import parse, some_of
 from tables import describe_rows, table
 
 from mmoe.analysis.drawing import COLOURS, LINES
@@ -82,9 +82,7 @@ DEFAULTS = {
 def main() -> None:
     """Train what is missing, and write the results."""
     options, overrides = parse(sys.argv[1:], DEFAULTS, {"sample": ("true", "false")}, {"replicas": 2})
-    names = options["runs"].split(",")
-    if not set(names) <= set(RUNS):
-        stop(f"runs={options['runs']}: must be some of {', '.join(RUNS)}")
+    names = some_of(options, "runs", RUNS)
     overrides.append(f"data.source={'auto' if options['sample'] == 'true' else 'official'}")
     root, out = Path(options["folder"]), Path(options["out"])
     for number, name in enumerate(names, 1):
