@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmoe.atomic import write
 from mmoe.cli import errors_on_one_line
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ def compare(folder: Path, key: str | None = None) -> None:
     from rich.console import Console
 
     from mmoe.analysis.sweep_results import plot_sweep, sweep_table
-    from mmoe.atomic import write
 
     table = sweep_table(folder)
     figure = plot_sweep(folder, key)
@@ -64,13 +64,11 @@ def print_table(table: "pd.DataFrame") -> None:
 
 def cell(line: dict[Any, Any], name: str) -> str:
     """Format one cell."""
+    from mmoe.training.report import metric_text
+
     value, half_interval = line[name], line.get(f"{name} ±", math.nan)
     if "/" in name:
-        return (
-            "n/a"
-            if math.isnan(value)
-            else f"{value:.4f}" + (f" ± {half_interval:.4f}" if math.isfinite(half_interval) else "")
-        )
+        return metric_text(value) + (f" ± {half_interval:.4f}" if math.isfinite(half_interval) else "")
     return f"{value:,}" if name == "parameters" else str(value)
 
 

@@ -10,7 +10,9 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from mmoe import CONF_DIR
+from mmoe.atomic import write
 from mmoe.cli import command
+from mmoe.errors import UserError
 
 if TYPE_CHECKING:
     from mmoe.data.column_guess import Guess
@@ -38,9 +40,7 @@ def name_input(arguments: Sequence[str]) -> list[str]:
 @command
 def run(config: DictConfig) -> None:
     """Print the columns of a table, and write the YAML if `out` is given."""
-    from mmoe.atomic import write
     from mmoe.data.draft import draft, train_command
-    from mmoe.errors import UserError
 
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     out = None if settings["out"] is None else Path(str(settings["out"]))
@@ -80,7 +80,6 @@ def describe(source: str | list[str], labels: Sequence[str], settings: dict[str,
     from mmoe.data.suspects import find_suspects
     from mmoe.data.table_files import check_columns, read_table
     from mmoe.data.task_guess import guess_tasks
-    from mmoe.errors import UserError
 
     files = find_files(source)
     csv = guess_options(files[0], settings["csv"]) if file_kind(files[0]) == CSV else None
@@ -148,8 +147,6 @@ def _most_frequent(values: "ColumnValues") -> str:
 
 
 def _find_main_task(table: "Description", wanted: str | None) -> str:
-    from mmoe.errors import UserError
-
     names = {task.values.name: task.name for task in table.tasks}
     if wanted is None:
         return next(iter(names.values()), "")

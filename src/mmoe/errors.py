@@ -31,7 +31,7 @@ class ArgumentError(UserError):
 
 
 class RowError(UserError):
-    """A value of a column of raw rows breaks a rule. `row` counts from 0."""
+    """A value in a column of raw rows breaks a rule. `row` counts from 0."""
 
     def __init__(self, column: str, row: int, rule: str) -> None:
         super().__init__(f"column {column}, row {row}: {rule}")

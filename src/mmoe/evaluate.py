@@ -8,15 +8,15 @@ import hydra
 from omegaconf import DictConfig
 
 from mmoe import CONF_DIR
+from mmoe.atomic import write
 from mmoe.cli import command
+from mmoe.errors import check_integers
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
 @command
 def main(config: DictConfig) -> None:
     """Print the metrics of each checkpoint and write them as JSON."""
-    from mmoe.atomic import write
-    from mmoe.errors import check_integers
     from mmoe.run import load
     from mmoe.run_folder import check_not_run_file
     from mmoe.training import report

@@ -10,6 +10,7 @@ import hydra
 from omegaconf import DictConfig
 
 from mmoe import CONF_DIR
+from mmoe.atomic import write
 from mmoe.cli import command
 from mmoe.errors import UserError
 
@@ -55,7 +56,6 @@ def export(
     """
     import torch
 
-    from mmoe.atomic import write
     from mmoe.models.exported import ExportedNetwork, random_inputs
 
     formats: dict[str, tuple[str, Callable[..., Callable[..., Any]]]] = {

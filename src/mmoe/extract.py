@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmoe import CONF_DIR
 from mmoe.cli import command
-from mmoe.errors import UserError
+from mmoe.errors import UserError, check_integers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 @command
 def main(config: DictConfig) -> None:
     """Write the new run folder and print its path."""
-    from mmoe.errors import check_integers
     from mmoe.run import load
 
     check_integers(0, replica=config.replica)

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from mmoe.tasks import Task, logit_columns
 
 CALIBRATION_BINS = 15  # of equal width
-SMALLEST = 1e-30  # of predicted probabilities and counts in logarithms
-BAGS = 8  # parts of a sample, for intervals of more rows than are kept
+SMALLEST = 1e-30  # smaller probabilities and counts are raised to this before a logarithm
+BAGS = 8  # `sampled_intervals` cuts its sample into so many parts
 CHUNK_SIZE = 2**17  # resamples x rows at a time, so that the arrays fit into the processor's cache
 Metrics = Callable[[np.ndarray], dict[str, np.ndarray]]  # maps row counts [K, N] to values [K] by name
 

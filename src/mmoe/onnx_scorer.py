@@ -219,7 +219,7 @@ def _other_spelling(level: str) -> str:
 
 
 def _spelling(levels: Sequence[str]) -> tuple[str, str] | None:
-    """How a vocabulary spells false and true; None if its levels are no booleans."""
+    """How a vocabulary spells false and true; None if its levels are not booleans."""
     return next((pair for pair in BOOLEAN_SPELLINGS if levels and set(levels) <= set(pair)), None)
 
 
@@ -253,7 +253,7 @@ def _number(value: Any, where: str) -> float:
 def _dates(values: list[Any], name: str, unit: str, day_first: bool) -> np.ndarray:
     """The dates of a column in UTC, datetime64[s] [N], NaT where missing.
 
-    Numbers are Unix times of this unit, also in text; without a unit, numbers are no dates.
+    Numbers are Unix times of this unit, also in text; without a unit, numbers are not dates.
     """
     if not unit or not all(map(_is_unix_time, values)):
         seconds = [_seconds(value, f"column {name}, row {i}", day_first) for i, value in enumerate(values)]

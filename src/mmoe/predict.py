@@ -16,7 +16,9 @@ import hydra
 from omegaconf import DictConfig
 
 from mmoe import CONF_DIR
+from mmoe.atomic import write
 from mmoe.cli import command
+from mmoe.errors import UserError, check_integers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +35,6 @@ log = logging.getLogger(__name__)
 @command
 def main(config: DictConfig) -> None:
     """Score a file of rows and print how many rows it has."""
-    from mmoe.errors import check_integers
     from mmoe.run import load
 
     check_integers(1, chunk_rows=config.chunk_rows)
@@ -83,11 +84,9 @@ def predict(
     import torch
     from tqdm import tqdm
 
-    from mmoe.atomic import write
     from mmoe.data.data_files import find_files
     from mmoe.data.loader import read_ahead
     from mmoe.data.raw_rows import read_rows
-    from mmoe.errors import UserError
     from mmoe.run import compute_outputs, prediction_columns
     from mmoe.run_folder import check_not_run_file
     from mmoe.training.monitors import run_blank_rows
@@ -150,7 +149,6 @@ def find_format(run: "Run") -> "RowFormat":
     """How the rows that the run predicts are written."""
     from mmoe.data.raw_rows import default_format
     from mmoe.data.table import TableData
-    from mmoe.errors import UserError
 
     try:
         run.check_trust("data")
@@ -174,7 +172,6 @@ def encode_rows(
 
     from mmoe.data.encode import encode
     from mmoe.data.raw_column import column_of
-    from mmoe.errors import UserError
 
     with closing(parts):
         for frame, locate in parts:

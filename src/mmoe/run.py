@@ -37,7 +37,7 @@ from mmoe.training.preparation import build_learner, build_network
 # Predictions are computed for this many rows at a time, padded if needed, so that a row's score does not
 # depend on the other rows.
 ROWS_PER_PASS = 8192
-MAX_ANALYSED_ROWS = 2**20
+MAX_ANALYSED_ROWS = 2**20  # `Run.rows` reads at most so many rows of shards into memory
 TRAINER_METHODS = {"val": "validate", "test": "test"}  # by split
 TRAINER_LIMITS = ("limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
 
@@ -212,8 +212,7 @@ class Run:
         return replace(self.schema, tasks=())
 
     def _table(self, output: Output, gates: bool) -> pd.DataFrame:
-        columns = prediction_columns(self.schema, output, gates)
-        return pd.DataFrame(columns)
+        return pd.DataFrame(prediction_columns(self.schema, output, gates))
 
     def evaluate(
         self,

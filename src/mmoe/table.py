@@ -33,9 +33,9 @@ from mmoe.data.data_files import find_files
 from mmoe.data.suspects import find_suspects
 from mmoe.data.table_files import read_table, table_of_frame
 from mmoe.data.task_guess import TaskGuess, guess_task
-from mmoe.errors import ArgumentError, UserError
+from mmoe.errors import ArgumentError, UserError, first_line
 from mmoe.run_folder import FOLDER
-from mmoe.tasks import Task, task_to_config
+from mmoe.tasks import Task, task_from_config, task_to_config
 
 if TYPE_CHECKING:
     from mmoe.run import Run
@@ -51,7 +51,8 @@ class Table:
         tasks: for each task name a task, such as `Regression("spend")`, or the column of its label, whose
             kind is then guessed.
         test, validation: rows as for `train`, or a rule that takes them from the training rows, such as
-            `{"fraction": 0.1, "by": "user_id"}`; see `mmoe.data.table_splits.SplitRule`.
+            `{"fraction": 0.1, "by": "user_id"}`; see `mmoe.data.table_splits.SplitRule`. The default
+            fractions are 0.2 for the test and 0.1 for validation.
         columns: the kinds of columns that are not to be guessed, as in a configuration; None leaves one out.
         main_task: the task whose validation metric chooses the epoch; by default the first.
         weight: a column with the weight of each row in the loss.
@@ -88,12 +89,12 @@ class Table:
         if not isinstance(tasks, Mapping) or not tasks:
             raise ArgumentError(f"tasks={tasks}: must map names of tasks to tasks or columns")
         guessed = {name: self._guess_task(name, task) for name, task in tasks.items()}
-        self.tasks = {name: task_to_config(task) for name, task in self._given(tasks, guessed).items()}
+        self.tasks = {name: task_to_config(task) for name, task in self._named_tasks(tasks, guessed).items()}
         used = {str(task[key]) for task in self.tasks.values() for key in ("column", "weight") if key in task}
         used |= {weight} if weight else set()
         for rule in (validation, test):
-            if isinstance(rule, Mapping):
-                used |= {str(rule[key]) for key in ("column",) if key in rule}
+            if isinstance(rule, Mapping) and "column" in rule:
+                used.add(str(rule["column"]))
         if group_by is not None and group_by not in self._values:
             raise ArgumentError(f"group_by={group_by}: must be one of {', '.join(self._values)}")
         given = dict(columns or {})
@@ -161,9 +162,8 @@ class Table:
                 raise
             return None
 
-    def _given(self, tasks: Mapping[str, str | Task], guessed: Mapping[str, Any]) -> dict[str, Task]:
-        from mmoe.tasks import task_from_config
-
+    def _named_tasks(self, tasks: Mapping[str, str | Task], guessed: Mapping[str, Any]) -> dict[str, Task]:
+        """Each task with its name. A task that is given as a column is the guessed one."""
         named = {}
         for name, task in tasks.items():
             if isinstance(task, Task):
@@ -223,7 +223,7 @@ def hydra_config(table: Table, folder: Path, overrides: Sequence[str]) -> Iterat
             with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
                 config = compose("train", given, return_hydra_config=True)
         except Exception as error:
-            raise UserError(f"overrides: {str(error).splitlines()[0]}") from None
+            raise UserError(f"overrides: {first_line(error)}") from None
     OmegaConf.set_readonly(config.hydra, False)
     config.hydra.runtime.output_dir = str(folder.absolute())
     try:

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mmoe import CONF_DIR
+from mmoe.atomic import write
 from mmoe.cli import command
 from mmoe.errors import UserError, check_integers, check_replicas
 
@@ -150,7 +151,6 @@ def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
 
 def write_experiment(folder: Path, study: "Study", space: Space, choices: Mapping[str, str]) -> Path:
     """Write the best trial as `folder`/experiment/NAME.yaml, for `--config-dir` and `experiment=`."""
-    from mmoe.atomic import write
     from mmoe.training.optuna_study import count_ended
 
     overrides = with_values(OmegaConf.create({}), widths_as_lists(study.best_params, space))

@@ -116,12 +116,9 @@ def predictions(
     """
     columns: dict[str, Any] = {"row": positions.numpy()}
     has_replicas, have_own_labels = predicted.ndim == 3, labels.ndim == 3
-    masks = known if known is None or known.ndim == labels.ndim else known.expand_as(labels)
-    parts = (
-        [decode_labels(labels, known, tasks)]
-        if not have_own_labels
-        else [decode_labels(own, None if masks is None else masks[r], tasks) for r, own in enumerate(labels)]
-    )
+    labels = labels if have_own_labels else labels[None]  # [R or 1, N, T]
+    masks = [None] * len(labels) if known is None else known.expand_as(labels)
+    parts = [decode_labels(own, mask, tasks) for own, mask in zip(labels, masks, strict=True)]
     for task, own in zip(tasks, logit_columns(tasks), strict=True):
         for r, part in enumerate(parts):
             label = f"{task.name}_label"
@@ -141,7 +138,7 @@ def log_figures(loggers: Sequence[Logger], figures: Mapping[str, Any]) -> None:
             logger.experiment.flush()
 
 
-def number(value: float) -> str:
+def metric_text(value: float) -> str:
     """A metric as text; n/a if it cannot be computed."""
     return "n/a" if math.isnan(value) else f"{value:.4f}"
 
@@ -159,7 +156,9 @@ def metric_tables(metrics: Mapping[str, Any], tasks: Sequence[Task]) -> list[Tab
             for split in (split for split in ("test", "val") if split in metrics):
                 values = metrics[split][task.name]
                 half = metrics["half_interval"][split][task.name] if "replicas" in metrics else {}
-                texts = [number(values[n]) + (f" ± {number(half[n])}" if half else "") for n in names]
+                texts = [
+                    metric_text(values[n]) + (f" ± {metric_text(half[n])}" if half else "") for n in names
+                ]
                 table.add_row(task.name, split, *texts)
         tables.append(table)
     return tables
@@ -175,10 +174,10 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
         for task, values in line["metrics"].items():
             for name, value in values.items():
                 bounds = line.get("intervals", {}).get(task, {}).get(name)
-                interval = " to ".join(map(number, bounds)) if bounds else "-"
+                interval = " to ".join(map(metric_text, bounds)) if bounds else "-"
                 label = name.replace("_", " ")
                 epoch = str(line["epoch"] or "per replica")
-                table.add_row(line["checkpoint"], epoch, task, label, number(value), interval)
+                table.add_row(line["checkpoint"], epoch, task, label, metric_text(value), interval)
     Console().print(table)
 
 
