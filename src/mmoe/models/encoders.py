@@ -217,7 +217,7 @@ class PiecewiseLinearAndValues(nn.Module):
 
 
 class NumbersByColumn(nn.Module):
-    """Numbers in the encodings that the schema gives their columns, and the others as `default` encodes them.
+    """Encode each number as the schema says for its column; `default` encodes columns without an encoding.
 
     The inputs of columns with the same encoding stand side by side.
 

@@ -58,7 +58,7 @@ class Inputs(nn.Module):
 
     Args:
         schema: the schema of the data set.
-        categorical: encoder of the other levels: `OneHot`, or `LevelEmbedding` with its size.
+        categorical: encoder of columns without a size: `OneHot`, or `LevelEmbedding` with one size for all.
         numeric: encoder of the numbers whose columns have no encoding of their own in the schema:
             `Standardize`, `PiecewiseLinear` or `PiecewiseLinearAndValues`.
         dropout: the share of columns that are dropped in training, for each row separately; all inputs of a
@@ -92,6 +92,7 @@ class Inputs(nn.Module):
         self.num_outputs: int = sum(encoder.num_outputs for encoder in encoders) + len(missing)
         num_categorical = len(schema.categorical)
         self.num_columns = num_categorical + len(schema.numeric)
+        self._schema = schema
         self._row_shapes = (len(schema.level_positions),), (len(schema.numeric),)
         levels, numbers, vectors = (torch.tensor(encoder.columns).long() for encoder in encoders)
         column = torch.cat([levels, num_categorical + numbers, num_categorical + missing, vectors])
@@ -107,7 +108,6 @@ class Inputs(nn.Module):
         self.may_be_sparse = is_one_hot and are_known
         # None: `forward` checks each batch. `Replicas` stores the result of `check`; vmap cannot run it.
         self.numbers_in_range: bool | None = None
-        self._schema = schema
         self._has_missing = len(missing) > 0
         self._may_be_missing = torch.tensor([column.has_missing for column in schema.numeric])
         self._has_vectors = self.embeddings.num_outputs > 0
@@ -164,7 +164,7 @@ class Inputs(nn.Module):
         if not possible or not self.check(rows.levels, rows.numbers):
             return rows
         if torch.iinfo(rows.levels.dtype).max < self._schema.num_levels:
-            return rows  # `SparseEncoder.inputs` casts the modes to this dtype, which is too small for them
+            return rows  # `SparseEncoder.inputs` casts the most frequent codes to this dtype; they do not fit
         return rows._replace(sparse=self._sparse_encoder.encode(rows.levels, rows.numbers.float()))
 
     def check(self, levels: Tensor, numbers: Tensor) -> bool:
@@ -189,7 +189,7 @@ class Inputs(nn.Module):
         """The encoders of numbers, each with the numeric columns that it encodes."""
         if isinstance(self.numeric, NumbersByColumn):
             return list(zip(self.numeric.parts, self.numeric.part_columns, strict=True))
-        return [(self.numeric, range(self._row_shapes[1][0]))]
+        return [(self.numeric, range(len(self._schema.numeric)))]
 
     def _gives_sparse(self, num_rows: int, numbers: Tensor) -> bool:
         # In half precision dense inputs are rounded, and sparse inputs would be rounded differently.

@@ -37,7 +37,7 @@ class L2Constrained(SingleTask):
     def penalty(self) -> Tensor:
         """Return `strength` times the sum over pairs of tasks of ||theta_k - theta_l||^2.
 
-        Of the last layer, only the outputs that all tasks have count.
+        In the last layer, only the outputs that every task has are compared.
         """
         linear = [layer for layer in self.layers if isinstance(layer, SharedInputLinear | StackedLinear)]
         parts = [part for layer in linear[:-1] for part in layer.by_layer()]

@@ -1,6 +1,6 @@
 """Inputs and a model as one network, and the output that every model returns.
 
-B batch, C categorical columns, M numeric columns, T tasks, L logits of all tasks, E experts.
+B batch, P positions of levels, M numeric columns, T tasks, L logits of all tasks, E experts.
 """
 
 from typing import NamedTuple
@@ -34,7 +34,7 @@ class Network(nn.Module):
     A model with `takes_sparse_inputs` may get `SparseInputs` from its inputs; others get a tensor.
 
     Shape:
-        levels: [B, C]; numbers: [B, M]; sparse: see `Batch`; output: the output of the model.
+        levels: [B, P]; numbers: [B, M]; sparse: see `Batch`; output: the output of the model.
     """
 
     def __init__(self, inputs: Inputs, model: nn.Module) -> None:

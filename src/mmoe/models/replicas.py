@@ -64,7 +64,7 @@ def clip_grad_norm_per_copy(parameters: Sequence[Tensor], max_norm: float, stack
         stacked_dims: number of stacked dimensions: 1 for replicas [R, ...] or members of an ensemble
             [M, ...], 2 for replicas of an ensemble [R, M, ...], 0 for a single network.
     """
-    gradients = [_values(p) for p in parameters if p.grad is not None]
+    gradients = [_gradient_values(p) for p in parameters if p.grad is not None]
     if not gradients:
         return
     norms = torch.stack([g.reshape(*g.shape[:stacked_dims], -1).norm(dim=-1) for g in gradients])
@@ -73,8 +73,8 @@ def clip_grad_norm_per_copy(parameters: Sequence[Tensor], max_norm: float, stack
         gradient.mul_(scale.view(*scale.shape, *[1] * (gradient.ndim - stacked_dims)))  # [R, 1, ...]
 
 
-def _values(parameter: Tensor) -> Tensor:
-    """The gradient as a dense tensor. A sparse gradient is coalesced, and the result shares its memory."""
+def _gradient_values(parameter: Tensor) -> Tensor:
+    """The gradient, or the values of a sparse one, which is coalesced first; they share their memory."""
     gradient = parameter.grad
     assert gradient is not None
     if gradient.is_sparse:
