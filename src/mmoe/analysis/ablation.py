@@ -22,7 +22,7 @@ from mmoe.training.metrics import TaskMetrics
 def expert_ablation(
     run: Run | Path | str, split: str = "test", checkpoint: str = "best", replica: int | None = None
 ) -> pd.DataFrame:
-    """Compute how much worse each task's main metric (AUROC or MSE) gets when an expert is masked.
+    """Compute how much worse each task's main metric gets when an expert is masked.
 
     The table has a row for each masked expert and a column for each task. Masking sets the expert's gate
     weight to 0 and renormalises the others, without training. In a PLE, it masks only in the last level.

@@ -5,7 +5,6 @@ Only binary tasks with known labels of both classes have these curves.
 N rows.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -98,20 +97,22 @@ def plot_calibration(run: Run | Path | str, bins: int = 10, replica: int | None 
 
 def has_curves(run: Run) -> bool:
     """Whether a run without replicas has a task for which these curves can be drawn."""
-    return any(True for _ in _curves(run, ""))
+    return bool(_curves(run, ""))
 
 
-def _binary_tasks(run: Run | Path | str, replica: int | None) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield the name, the probabilities [N] and the labels [N] of each binary task."""
+def _binary_tasks(run: Run | Path | str, replica: int | None) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """The name, the probabilities [N] and the labels [N] of each binary task."""
     run = load(run)
     check_replica(run.config.replicas, replica)
-    found = list(_curves(run, "" if replica is None else f"_{replica}"))
+    found = _curves(run, "" if replica is None else f"_{replica}")
     if not found:
         raise UserError(f"{run.folder}: has no binary task with labels of both classes")
-    yield from found
+    return found
 
 
-def _curves(run: Run, suffix: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def _curves(run: Run, suffix: str) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """As `_binary_tasks`; the columns of a replica end with `suffix`."""
+    found = []
     for task in run.schema.tasks:
         if not task.probability_column:
             continue
@@ -121,4 +122,5 @@ def _curves(run: Run, suffix: str) -> Iterator[tuple[str, np.ndarray, np.ndarray
         rows = run.predictions[[f"{task.probability_column}{suffix}", label]].dropna()
         labels = rows[label].to_numpy(np.int64)
         if 0 < labels.sum() < len(labels):
-            yield task.name, rows.iloc[:, 0].to_numpy(), labels
+            found.append((task.name, rows.iloc[:, 0].to_numpy(), labels))
+    return found
