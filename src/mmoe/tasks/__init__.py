@@ -38,8 +38,13 @@ def validation_metrics(tasks: Sequence[Task]) -> dict[str, bool]:
     return {f"val/{t.name}/{name}": larger for t in tasks for name, larger in t.metric_names.items()}
 
 
+def default_monitor(tasks: Sequence[Task]) -> str:
+    """The validation metric that chooses the best epoch by default: the main metric of the main task."""
+    return f"val/{tasks[0].name}/{tasks[0].main_metric}"
+
+
 def with_groups(tasks: Sequence[Task], group_by: str) -> list[Task]:
-    """The tasks, where those that have a probability measure their AUROC within the groups of a column.
+    """The tasks; those with a probability get the metric `grouped_auroc`, with the groups of a column.
 
     Raises:
         ArgumentError: no task has a probability, or the column is not text.

@@ -12,11 +12,11 @@ from mmoe.training.grouped_auroc import GroupedAUROC, grouped_auroc
 
 BINS = 2**16  # of equal width in the logit of the probability
 MAX_LOGIT = 16.0  # larger logits are in the last bin
-MAX_GROUPED_ROWS = 2**20  # rows of the groups that are kept
+MAX_GROUPED_ROWS = 2**20  # `SampledGroupedAUROC` keeps at most so many rows
 
 
 class BinnedCurve(Metric):
-    """Base class: the rows with a positive and with a negative label in each bin of the probability, [Z].
+    """Base class: the numbers of positive and of negative labels in each bin of the probability, [Z].
 
     Rows of one bin are ties, as with torchmetrics' binned curves.
     """
@@ -149,15 +149,18 @@ class SampledGroupedAUROC(GroupedAUROC):
             self.level = self.level + 1
             self._thin()
 
+    def _is_kept(self, groups: Tensor) -> Tensor:
+        return (groups & ((1 << int(self.level)) - 1)) == 0
+
     def _thin(self) -> None:
-        kept = [(groups & ((1 << int(self.level)) - 1)) == 0 for groups in self.groups]
+        kept = [self._is_kept(groups) for groups in self.groups]
         for name in ("preds", "target", "groups"):
             parts = zip(getattr(self, name), kept, strict=True)
             setattr(self, name, [dim_zero_cat([values[mask] for values, mask in parts])])
 
     def compute(self) -> Tensor:
         preds, target, groups = map(dim_zero_cat, (self.preds, self.target, self.groups))
-        kept = (groups & ((1 << int(self.level)) - 1)) == 0  # another rank may have a higher level
+        kept = self._is_kept(groups)  # another rank may have a higher level
         return grouped_auroc(preds[kept], target[kept], groups[kept])
 
 

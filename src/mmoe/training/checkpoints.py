@@ -47,7 +47,7 @@ def load(path: Path) -> dict[str, Any]:
             folders = [entry.filename for entry in archive.infolist() if entry.external_attr & FOLDER_BIT]
         damaged = [changed] if changed else folders
         checkpoint: Any = None
-        if not damaged:  # memory-mapped, because it may be as large as what is left of the memory
+        if not damaged:  # memory-mapped, because it may not fit in the free memory
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # zipfile and torch may raise anything for a damaged file
         if is_disk_error(error):

@@ -42,8 +42,8 @@ def check_known_labels(
             missing = task.undefined_metrics(labels)
             count = f"{number:,} known labels, all equal" if number else "no known label"
             # Rows in shards may be too many to be grouped here.
-            can_group = task.group_by and split != "train" and isinstance(rows, Batch)
-            if can_group and not has_mixed_group(rows, i):
+            has_groups = task.group_by and split != "train"
+            if has_groups and isinstance(rows, Batch) and not has_mixed_group(rows, i):
                 count = count if missing else f"no {task.group_by} with labels of both classes"
                 missing += (GROUPED_AUROC,)
             if not missing:
@@ -60,9 +60,8 @@ def check_known_labels(
             log.warning("task %s: %s, so they have no %s", task.name, found, ", ".join(missing))
 
 
-def has_mixed_group(rows: Batch | ShardedRows, task: int) -> bool:
+def has_mixed_group(rows: Batch, task: int) -> bool:
     """Whether the rows have a group with labels of both classes."""
-    assert isinstance(rows, Batch)
     labels, known = rows.labels[..., task], rows.known
     if rows.groups is None:
         return False

@@ -18,7 +18,7 @@ from mmoe.models.inputs import Inputs
 from mmoe.models.mmoe import MMoE
 from mmoe.models.network import Output
 from mmoe.models.replicas import clip_grad_norm_per_copy
-from mmoe.tasks import logit_columns, logit_names, validation_metrics
+from mmoe.tasks import default_monitor, logit_columns, logit_names, validation_metrics
 from mmoe.training.divergence import Diverged, find_divergence
 from mmoe.training.epoch_outputs import EpochOutputs, Outputs
 from mmoe.training.gate_statistics import GateStatistics, dead_units, describe_constant_task
@@ -77,8 +77,7 @@ class Learner(LightModule):
         self.objective: nn.Module = objective
         self.metrics = TaskMetrics(objective.tasks)
         self.gates = GateStatistics()
-        main_task = objective.tasks[0]
-        self.monitor = monitor or f"val/{main_task.name}/{main_task.main_metric}"
+        self.monitor = monitor or default_monitor(objective.tasks)
         self._optimizer = optimizer
         metrics = validation_metrics(objective.tasks)
         self.schedule = Schedule(scheduler, interval, frequency, self.monitor, metrics)
@@ -87,9 +86,9 @@ class Learner(LightModule):
         self.history: list[tuple[int, int, dict[str, Tensor]]] = []  # epoch, step, values of each validation
         # Logits [N, L] of this process, by stage, from the last evaluation outside training.
         self.final_logits: dict[str, Tensor] = {}
-        # Instead, the statistics of a stage with more than `epoch_outputs.MAX_ROWS` rows, in its last epoch.
+        # Statistics in place of logits, if a stage's last epoch had over `epoch_outputs.MAX_ROWS` rows.
         self.running: dict[str, RunningMetrics] = {}
-        # Found in this epoch's training outputs that were dropped, with the affected logits [L] or [R, L].
+        # A divergence in training outputs of this epoch that were dropped, and the bad logits [L] or [R, L].
         self._divergence: tuple[Diverged, Tensor] | None = None
         self.test_gates: list[Tensor] = []  # gates of each test batch
         self.throughput = Throughput()

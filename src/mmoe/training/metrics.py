@@ -120,7 +120,8 @@ def count_metrics() -> MetricCollection:
 
 
 def _collection(**metrics: Metric) -> MetricCollection:
-    # Groups would join metrics for good whose states are equal after the first rows, such as none.
+    # Otherwise, metrics whose states are equal after the first update share one state from then on. After an
+    # update without rows, all states are equal.
     return MetricCollection(dict(metrics), compute_groups=False)
 
 
@@ -209,7 +210,7 @@ class CalibrationError(Metric):
         bins = (preds * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
         values = torch.stack([torch.ones_like(preds), preds, target.to(preds)])  # [3, N]
         added = values.new_zeros(3, CALIBRATION_BINS).index_add(1, bins, values)
-        self.sums = self.sums + added  # half precision casts the zeros of `sums`
+        self.sums = self.sums + added  # not in place: half precision casts the initial `sums`
 
     def compute(self) -> Tensor:
         rows, probabilities, positives = self.sums

@@ -16,7 +16,7 @@ from mmoe.data.batch import blank_rows
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError
 from mmoe.models.replicas import Replicas
-from mmoe.tasks import validation_metrics
+from mmoe.tasks import default_monitor, validation_metrics
 from mmoe.training.gate_statistics import GateStatistics
 from mmoe.training.learner import Learner
 
@@ -26,8 +26,7 @@ def with_monitor(config: DictConfig, schema: Schema) -> DictConfig:
 
     By default, the main metric of the main task is monitored, and the mode is what the metric needs.
     """
-    main_task = schema.tasks[0]
-    monitor = config.get("monitor") or f"val/{main_task.name}/{main_task.main_metric}"
+    monitor = config.get("monitor") or default_monitor(schema.tasks)
     larger_is_better = validation_metrics(schema.tasks).get(monitor, True)
     mode = config.get("monitor_mode") or ("max" if larger_is_better else "min")
     changed: DictConfig = config.copy()

@@ -1,6 +1,6 @@
 """The loss: the weighted sum of the tasks' losses.
 
-B batch, C categorical columns, M numeric columns, T tasks, L logits of all tasks, E experts, K members of an
+B batch, P positions of levels, M numeric columns, T tasks, L logits of all tasks, E experts, K members of an
 ensemble.
 """
 
@@ -48,7 +48,7 @@ class Objective(nn.Module):
         ArgumentError: a weight is negative, not finite, or names no task, or all weights are 0.
 
     Shape:
-        levels: [B, C]; numbers: [B, M]; labels, known, weights: [B, T]; sparse: see `Batch`; totals: [T], the
+        levels: [B, P]; numbers: [B, M]; labels, known, weights: [B, T]; sparse: see `Batch`; totals: [T], the
         sum of weight x known over the rows of all processes, divided by their number; None: of these rows.
         output: a `LossAndOutput`.
     """
@@ -74,7 +74,7 @@ class Objective(nn.Module):
             raise ArgumentError(f"task_weights={weights}: must be finite as float32, and one must be above 0")
         self.register_buffer("task_weights", values, persistent=False)
         kinds = {type(task) for task in tasks}
-        # One call for all tasks, if there is one, takes a fraction of the time of a call for each task.
+        # Where a kind has one function for all its tasks, one call takes a fraction of the time of many.
         self.mean_loss = kinds.pop().mean_loss(self.tasks) if len(kinds) == 1 else None
 
     def forward(

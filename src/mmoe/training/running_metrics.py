@@ -84,4 +84,4 @@ class RunningMetrics:
             for name, values in stored.items():
                 for key, value in values.items():
                     setattr(collection[name], key, value)  # type: ignore[index]
-                collection[name]._update_count = 1  # type: ignore[index]
+                collection[name]._update_count = 1  # type: ignore[index]  # else `compute` warns

@@ -108,8 +108,8 @@ def test_predictions(training: Training) -> tuple[Iterator[pd.DataFrame], Output
     """The content of predictions.parquet in parts, and logits [N, L] and gates [N, T, E] of the test rows.
 
     There are no parts if no row was tested. The logits and gates are None for replicas, which keep no gates.
-    They are also None if the test has not kept the logits of all rows: if there were too many, or if several
-    processes tested some of the rows each. The first process then predicts the rows again.
+    They are also None if this process has not kept the logits of all test rows, because there are too many or
+    because other processes tested some of them. The first process then predicts the rows again.
     """
     learner, data = training.learner, training.data
     count = learner.num_rows.get("test", 0)
