@@ -78,6 +78,7 @@ def test_the_sample_needs_an_option():
     [
         ("group=3", "error: group=3: must be 1 or 2\n"),
         ("budget=big", "error: budget=big: must be tuned or matched\n"),
+        ("sample=yes", "error: sample=yes: must be true or false\n"),
         ("seeds=1", "error: seeds=1: must be an integer of at least 2\n"),
         ("trials=x", "error: trials=x: must be an integer of at least 1\n"),
         ("methods=mlp", "error: methods=mlp: must be all or some of single_task"),
