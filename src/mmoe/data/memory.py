@@ -7,8 +7,7 @@ from pathlib import Path
 from mmoe.data.columnar_files import ColumnarFile
 from mmoe.data.data_files import COMPRESSIONS, CSV, file_kind, file_size
 
-# Bytes of memory for a value at the peak of reading, encoding and training. A census row of 40 columns takes
-# about 576.
+# Bytes of memory at the peak of reading, encoding and training; a census row of 40 columns takes about 457.
 BYTES_PER_VALUE = 16
 CSV_FACTOR = 3  # bytes of memory for a byte of text
 COMPRESSION = 5  # bytes of text in a byte of a compressed file
