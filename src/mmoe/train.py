@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 def main(config: DictConfig) -> None:
     """Train, test the best epoch and write the results to the run folder."""
     started = time.perf_counter()
-    # Imported here so that --help does not wait for torch.
-    from mmoe.training import resume
+    from mmoe.training import resume  # imported here so that --help does not wait for torch
 
     folder, config, is_resumed = resume.run_to_train(config)
     if is_resumed and resume.is_complete(folder, config):
@@ -37,7 +36,6 @@ def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) ->
     Returns:
         The run; None in all processes but the first, and if another process trained it.
     """
-    from mmoe.analysis.figures import write_figures
     from mmoe.build import built_packages
     from mmoe.run import Run
     from mmoe.run_folder import finish
@@ -71,6 +69,8 @@ def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) ->
         run = Run(folder, built_packages(config))
         run.preload(training.data, training.learner, test_output)
         if config.get("figures"):
+            from mmoe.analysis.figures import write_figures
+
             report.log_figures(training.loggers, write_figures(run))
     return run
 

@@ -60,13 +60,16 @@ def take(rows: Batch, index: Tensor) -> Batch:
     return rows.map(lambda tensor: tensor.index_select(-2, index))._replace(sparse=sparse)
 
 
-def split(rows: Batch, size: int, count: int) -> Iterator[Batch]:
-    """Cut `count` batches of `size` rows, without copying; the last batch holds the remaining rows."""
+def split(rows: Batch, size: int, count: int, is_training: bool = True) -> Iterator[Batch]:
+    """Cut `count` batches of `size` rows, without copying; the last batch holds the remaining rows.
+
+    For training, sparse matrices are also transposed, which the gradient needs.
+    """
     sizes = [size] * (count - 1)
     sizes.append(rows.labels.shape[-2] - sum(sizes))
     nothing = repeat(None)
     *tensors, groups = (nothing if one is None else torch.split(one, sizes, -2) for one in rows.tensors)
-    sparse = nothing if rows.sparse is None else rows.sparse.split(sizes)
+    sparse = nothing if rows.sparse is None else rows.sparse.split(sizes, is_training)
     return map(Batch, *tensors, sparse, groups)
 
 

@@ -66,12 +66,14 @@ class DataModule(pl.LightningDataModule):
         If the trainer's module has a method `encode_rows(rows: Batch, batch_size: int) -> Batch`, all rows
         pass through it once. That is faster than encoding each batch in its step.
         """
-        loader = self.unencoded_train_loader()
+        return self._encoded(self.unencoded_train_loader(), self.batch_size)
+
+    def _encoded(self, loader: Loader, batch_size: int) -> Loader:
         encode_rows = getattr(self.trainer and self.trainer.lightning_module, "encode_rows", None)
         if encode_rows and isinstance(loader, RowLoader):
-            loader.rows = encode_rows(loader.rows, self.batch_size)
+            loader.rows = encode_rows(loader.rows, batch_size)
         if encode_rows and isinstance(loader, ShardLoader):
-            loader.encode = partial(encode_rows, batch_size=self.batch_size)
+            loader.encode = partial(encode_rows, batch_size=batch_size)
         return loader
 
     def unencoded_train_loader(self) -> Loader:
@@ -81,8 +83,9 @@ class DataModule(pl.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> Loader:
-        """Validation rows in order."""
-        return self._loader("val", self.eval_batch_size)
+        """Validation rows in order; they pass through `encode_rows` as the training rows do."""
+        loader = self._loader("val", self.eval_batch_size)
+        return self._encoded(loader, self.eval_batch_size)
 
     def test_dataloader(self) -> Loader:
         """Test rows in order."""

@@ -10,7 +10,6 @@ from contextlib import closing
 from typing import Self, TypeVar
 
 import torch
-from torch import Tensor
 
 from mmoe.data.batch import Batch, split, take
 
@@ -102,30 +101,38 @@ class RowLoader(Loader):
 
     def batches(self) -> Iterator[Batch]:
         """The rank's share of the epoch's rows, batch by batch."""
-        num_rows, steps = self.rows.labels.shape[-2], len(self)
-        order = self._order(num_rows)
+        return self._ordered_batches() if self.seed is None else self._shuffled_batches(self.seed)
+
+    def _ordered_batches(self) -> Iterator[Batch]:
+        steps = len(self)
+        if self.world_size == 1:
+            batches = list(split(self.rows, self.batch_size, steps, is_training=False))
+            for step in self._steps(steps):
+                yield batches[step]
+            return
+        for step in self._steps(steps):
+            begin, end = self._bounds(step, 1)
+            index = torch.arange(begin + self.rank, end, self.world_size, device=self.rows.labels.device)
+            yield take(self.rows, index)
+
+    def _shuffled_batches(self, seed: int) -> Iterator[Batch]:
+        # With seed + epoch, each order of seed 1 would be the order that seed 0 has one epoch later.
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + self.shuffle_epoch)
+        order = torch.randperm(self.rows.labels.shape[-2], generator=generator)
+        order = order.to(self.rows.labels.device)
         batches: Iterator[Batch] = iter(())
         left = 0  # steps whose batches are already cut
-        for step in self._steps(steps):
+        for step in self._steps(len(self)):
             if not left:
-                left = min(max(1, BLOCK // self.global_batch), steps - step)
-                begin = step * self.global_batch
-                end = num_rows if step + left == steps else begin + left * self.global_batch
-                batches = split(self._share(order, begin, end), self.batch_size, left)
+                left = min(max(1, BLOCK // self.global_batch), len(self) - step)
+                begin, end = self._bounds(step, left)
+                rows = take(self.rows, order[begin + self.rank : end : self.world_size])
+                batches = split(rows, self.batch_size, left)
             left -= 1
             yield next(batches)
 
-    def _share(self, order: Tensor | None, begin: int, end: int) -> Batch:
-        """The rank's rows among those at the positions `begin` to `end` of the order."""
-        if order is None and self.world_size == 1:
-            return self.rows.map(lambda tensor: tensor[..., begin:end, :])
-        device = self.rows.labels.device
-        index = torch.arange(begin, end, device=device) if order is None else order[begin:end]
-        return take(self.rows, index[self.rank :: self.world_size])
-
-    def _order(self, num_rows: int) -> Tensor | None:
-        if self.seed is None:
-            return None
-        # With seed + epoch, each order of seed 1 would be the order that seed 0 has one epoch later.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.shuffle_epoch)
-        return torch.randperm(num_rows, generator=generator).to(self.rows.labels.device)
+    def _bounds(self, step: int, count: int) -> tuple[int, int]:
+        """The bounds of the rows of all ranks in `count` steps from `step` on."""
+        is_last = step + count == len(self)
+        end = self.rows.labels.shape[-2] if is_last else (step + count) * self.global_batch
+        return step * self.global_batch, end

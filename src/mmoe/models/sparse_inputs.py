@@ -73,13 +73,16 @@ class SparseMatrix:
         """The rows at the positions `index`."""
         return SparseMatrix.from_scipy(self.to_scipy()[index.numpy()])
 
-    def split(self, sizes: Sequence[int]) -> list["SparseMatrix"]:
-        """Split the rows into consecutive parts of these sizes.
+    def split(self, sizes: Sequence[int], are_transposed: bool = True) -> list["SparseMatrix"]:
+        """Split the rows into consecutive parts of these sizes, and transpose the parts if asked to.
 
         All parts are transposed in one scipy call, because a call has a large overhead. For this, the parts
         are placed on a block diagonal: the columns of part i are shifted by i * W.
         """
         first_rows = np.cumsum([0, *sizes])
+        parts = self._parts(first_rows, [self.width] * len(sizes))
+        if not are_transposed:
+            return parts
         first_columns = np.arange(len(sizes) + 1) * self.width
         num_entries = np.diff(self.row_offsets.numpy()[first_rows])
         # int32 is faster than int64. The minus makes numpy choose a signed type.
@@ -88,7 +91,6 @@ class SparseMatrix:
         arrays = (self.values.numpy(), columns, self.row_offsets.numpy())
         transposed = sparse.csr_array(arrays, shape=(first_rows[-1], first_columns[-1])).T.tocsr()
         transposed.indices -= np.repeat(first_rows[:-1], num_entries).astype(transposed.indices.dtype)
-        parts = self._parts(first_rows, [self.width] * len(sizes))
         transposed_parts = SparseMatrix.from_scipy(transposed)._parts(first_columns, sizes)
         for part, transposed_part in zip(parts, transposed_parts, strict=True):
             part.transposed = transposed_part

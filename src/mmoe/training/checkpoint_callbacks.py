@@ -90,17 +90,33 @@ class Last(Checkpoint):
         last = self.folder / "last.ckpt"
         if trainer.is_global_zero and last.exists():
             last.replace(self.folder / "previous.ckpt")
-        trainer.save_checkpoint(last)
+        same = [one.just_saved for one in trainer.checkpoint_callbacks if isinstance(one, Best)]
+        if not (any(same) and trainer.world_size == 1 and _link(max(same), last)):
+            trainer.save_checkpoint(last)
         self._due, self._saved = False, trainer.global_step
         if self.received_signal:
             raise Stopped(self.received_signal)
+
+
+def _link(saved: str, path: Path) -> bool:
+    """Give a saved checkpoint the second name `path`; false if the file system has no hard links."""
+    try:
+        path.hardlink_to(saved)
+    except OSError:
+        return False
+    return True
 
 
 class Best(ModelCheckpoint):
     """`ModelCheckpoint` that still finds its files when the run folder has moved.
 
     If `save_top_k` is not 1, it appends epoch and step to a `filename` without placeholders.
+
+    Attributes:
+        just_saved: the checkpoint that the end of this epoch has saved; `Last` would save the same. Or empty.
     """
+
+    just_saved = ""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.save_top_k == 0:
@@ -112,7 +128,14 @@ class Best(ModelCheckpoint):
             self.auto_insert_metric_name = False  # the `=` that it inserts needs quoting in a shell
         super().setup(trainer, pl_module, stage)
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        step_before = self._last_global_step_saved
+        super().on_train_epoch_end(trainer, pl_module)
+        is_new = self._last_global_step_saved == trainer.global_step != step_before
+        self.just_saved = self._last_checkpoint_saved if is_new and not self.save_weights_only else ""
+
     def on_train_batch_end(self, *arguments: Any) -> None:
+        self.just_saved = ""
         if self._every_n_train_steps or self._train_time_interval is not None:
             super().on_train_batch_end(*arguments)
 

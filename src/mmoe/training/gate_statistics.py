@@ -73,12 +73,13 @@ class GateStatistics:
 
     def update(self, gates: Tensor) -> None:
         """Add the gate weights of a batch, [B, T, E]."""
-        unit = nn.functional.normalize(gates, dim=-1)
+        gates = gates.contiguous()  # `layers.softmax` returns another layout
+        unit = nn.functional.normalize(gates, dim=-1).double()
         sums = (
             gates.sum(-3, dtype=torch.float64),
             torch.special.entr(gates).sum((-3, -1), dtype=torch.float64),
             (gates.amax(-1) > POLARISED).sum(-2).double(),
-            torch.einsum("...bte,...bue->...btu", unit, unit).sum(-3, dtype=torch.float64),
+            torch.einsum("...bte,...bue->...tu", unit, unit),
         )
         self._sums = tuple(a + b for a, b in zip(self._sums, sums, strict=True)) if self.rows else sums
         self.rows += gates.shape[-3]
@@ -123,7 +124,8 @@ def dead_units(network: nn.Module, levels: Tensor, numbers: Tensor) -> dict[str,
 
             hooks.append(module.register_forward_hook(record))
     try:
-        network(levels, numbers)
+        if hooks:
+            network(levels, numbers)
     finally:
         for hook in hooks:
             hook.remove()

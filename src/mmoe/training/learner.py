@@ -76,6 +76,7 @@ class Learner(LightModule):
         check_integers(1, frequency=frequency)
         self.objective: nn.Module = objective
         self.metrics = TaskMetrics(objective.tasks)
+        self.train_metrics = TaskMetrics(objective.tasks, is_binned=True)  # sorting the rows takes long
         self.gates = GateStatistics()
         self.monitor = monitor or default_monitor(objective.tasks)
         self._optimizer = optimizer
@@ -271,7 +272,8 @@ class Learner(LightModule):
 
     def _log_metrics(self, stage: str) -> None:
         outputs = self._finish_epoch(stage)
-        values = self.running[stage].compute(stage) if outputs is None else self.metrics(stage, *outputs)
+        metrics = self.train_metrics if stage == "train" else self.metrics
+        values = self.running[stage].compute(stage) if outputs is None else metrics(stage, *outputs)
         self.metric_values |= values
         for name, value in values.items():
             self.log(name, value, prog_bar=name == self.monitor)
@@ -294,6 +296,7 @@ class Learner(LightModule):
         assert outputs is not None
         logits = outputs.logits
         self.metrics.to(logits.device)
+        self.train_metrics.to(logits.device)
         count = torch.tensor(logits.shape[-2], device=self.device)
         self.num_rows[stage] = int(reduce(count, reduce_op="sum"))
         bad = ~logits.isfinite().all(-2)

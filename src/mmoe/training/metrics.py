@@ -120,9 +120,11 @@ def count_metrics() -> MetricCollection:
 
 
 def _collection(**metrics: Metric) -> MetricCollection:
-    # Otherwise, metrics whose states are equal after the first update share one state from then on. After an
-    # update without rows, all states are equal.
-    return MetricCollection(dict(metrics), compute_groups=False)
+    # Both areas share one state, and the other metrics have their own. torchmetrics would put all metrics into
+    # one group whose states are equal after the first update, as they are after an update without rows.
+    areas = [name for name in metrics if name in ("auroc", "average_precision")]
+    groups = [areas, *([name] for name in metrics if name not in areas)]
+    return MetricCollection(dict(metrics), compute_groups=[group for group in groups if group])
 
 
 def log_loss(preds: Tensor, target: Tensor) -> Tensor:
