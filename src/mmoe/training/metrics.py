@@ -120,8 +120,8 @@ def count_metrics() -> MetricCollection:
 
 
 def _collection(**metrics: Metric) -> MetricCollection:
-    # Both areas share one state; the other metrics have their own. torchmetrics itself would put all metrics in
-    # one group whose states are equal after the first update, which they are after an update without rows.
+    # Both areas share one state; the other metrics have their own. torchmetrics itself would put all metrics
+    # into one group whose states are equal after the first update, as they are after one without rows.
     areas = [name for name in metrics if name in ("auroc", "average_precision")]
     groups = [areas, *([name] for name in metrics if name not in areas)]
     return MetricCollection(dict(metrics), compute_groups=[group for group in groups if group])
