@@ -41,6 +41,7 @@ def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) ->
     from mmoe.run_folder import finish
     from mmoe.training import report, resume, stages
     from mmoe.training.preparation import prepare
+    from mmoe.training.threads import use_threads
     from mmoe.training.warm_start import take_weights
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -57,7 +58,8 @@ def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) ->
         return None
 
     with resume.in_run_folder(folder, config, schema, is_resumed, is_rank_zero):
-        folder = stages.fit(training, folder, is_resumed)
+        with use_threads(training.threads):
+            folder = stages.fit(training, folder, is_resumed)
         epoch, monitor = stages.restore_best(training, folder)
         stages.test(training)
         if not is_rank_zero:

@@ -86,6 +86,7 @@ def train_trial(config: DictConfig, learner: Any, data: Any) -> list[float]:
 
     from mmoe.build import build
     from mmoe.training.lightning_speedups import flush_denormals
+    from mmoe.training.threads import num_threads, use_threads
 
     values: list[float] = []
 
@@ -96,7 +97,8 @@ def train_trial(config: DictConfig, learner: Any, data: Any) -> list[float]:
 
     silent = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
     trainer = build(config, "trainer", callbacks=[RecordMonitor()], **silent)
-    with flush_denormals():
+    threads = num_threads(config.threads, data.batch_size, learner.objective)
+    with flush_denormals(), use_threads(threads):
         trainer.fit(learner, data)
     if not values:
         raise UserError("trainer: must validate at least once, because validations compare trials")

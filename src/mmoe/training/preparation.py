@@ -28,6 +28,7 @@ from mmoe.training.monitors import (
 )
 from mmoe.training.precision import trainer_options
 from mmoe.training.replica_learner import replica_callback_arguments
+from mmoe.training.threads import num_threads
 
 TRAINER_MINIMUMS = {  # the least value of each integer option
     "max_epochs": -1, "max_steps": -1, "min_epochs": 0, "min_steps": 0, "accumulate_grad_batches": 1,
@@ -40,7 +41,8 @@ REPLACED_BY_REPLICAS = ("best", "early_stopping")  # callbacks whose work `Repli
 class Training(NamedTuple):
     """The parts of a training. `callbacks` also holds those that `ReplicaLearner` replaces.
 
-    `config` is the configuration with the monitor that follows from the tasks.
+    `config` is the configuration with the monitor that follows from the tasks. `threads` is the number of
+    torch's intra-op threads for the training.
     """
 
     config: DictConfig
@@ -49,6 +51,7 @@ class Training(NamedTuple):
     learner: Any
     callbacks: dict[str, Any]
     loggers: list[Any]
+    threads: int
 
 
 def build_network(config: DictConfig, schema: Schema) -> Network:
@@ -149,7 +152,8 @@ def prepare(config: DictConfig, folder: Path) -> Training:
         raise UserError("learner.scheduler: ReduceLROnPlateau needs a validation in every epoch")
     check_model_output(learner, data.schema)
     check_callbacks(callbacks, learner, data.schema, trainer)
-    return Training(config, trainer, data, learner, callbacks, loggers)
+    threads = num_threads(config.threads, getattr(data, "batch_size", 1), learner.objective)
+    return Training(config, trainer, data, learner, callbacks, loggers, threads)
 
 
 def check_schema(data: Any, target: str) -> None:

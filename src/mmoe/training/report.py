@@ -65,6 +65,7 @@ def metrics(
         "parameters": sum(p.numel() for p in learner.objective.parameters()) // config.replicas,
         "steps": trainer.global_step,
         "processes": trainer.world_size,
+        "threads": training.threads,
         "global_batch": batch_size * trainer.world_size * trainer.accumulate_grad_batches,
         "learning_rate": trainer.optimizers[0].defaults.get("lr"),
         "samples_per_second": speed and speed * trainer.world_size,
@@ -199,6 +200,8 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     chosen += f" of {metrics['epochs']}"
     why = f"by {metrics['monitor']}" if metrics["monitor"] else "the last, because no validation chose one"
     shared = f" in {metrics['processes']} processes" if metrics["processes"] > 1 else ""
+    threads = f"{metrics['threads']} thread{'s' if metrics['threads'] > 1 else ''}"
+    seconds = f"{metrics['seconds']:.0f} s"
     rate = "-" if metrics["learning_rate"] is None else f"{metrics['learning_rate']:g}"
     console = Console()
     for table in tables:
@@ -207,7 +210,7 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
         f"rows: {counts}\n"
         f"{chosen}, {why}\n"
         f"{metrics['steps']:,} steps of {metrics['global_batch']:,} rows{shared}, learning rate {rate}\n"
-        f"{metrics['parameters']:,} parameters, {speed} samples/s, {metrics['seconds']:.0f} s in all\n"
+        f"{metrics['parameters']:,} parameters, {speed} samples/s with {threads}, {seconds} in all\n"
         f"run folder: {os.path.relpath(folder)}",
         soft_wrap=True,
         highlight=False,
