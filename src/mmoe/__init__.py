@@ -9,12 +9,16 @@ CONF_DIR = next(p for p in (_HERE / "conf", _HERE.parents[1] / "conf") if p.is_d
 
 # Imported on first use, so that `python -m mmoe.train --help` does not wait for torch.
 _PUBLIC = {
+    "AITM": "mmoe.models.aitm",
+    "AdaTT": "mmoe.models.adatt",
     "Batch": "mmoe.data.batch",
     "Binary": "mmoe.tasks",
     "Count": "mmoe.tasks",
     "CrossStitch": "mmoe.models.cross_stitch",
+    "DSelectK": "mmoe.models.dselect_k",
     "DataModule": "mmoe.data.datamodule",
     "Dataset": "mmoe.data.splits",
+    "ESMM": "mmoe.models.esmm",
     "Ensemble": "mmoe.models.ensemble",
     "Inputs": "mmoe.models.inputs",
     "L2Constrained": "mmoe.models.l2_constrained",
@@ -28,6 +32,7 @@ _PUBLIC = {
     "PLE": "mmoe.models.ple",
     "Regression": "mmoe.tasks",
     "Replicas": "mmoe.models.replicas",
+    "STEM": "mmoe.models.stem",
     "Schema": "mmoe.data.schema",
     "SharedBottom": "mmoe.models.shared_bottom",
     "SingleTask": "mmoe.models.single_task",

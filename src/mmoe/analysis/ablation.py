@@ -18,6 +18,8 @@ from mmoe.errors import UserError
 from mmoe.run import Run, compute_outputs, load
 from mmoe.training.metrics import TaskMetrics
 
+SMALLEST = 1e-30  # sum of weights by which they are divided
+
 
 def expert_ablation(
     run: Run | Path | str, split: str = "test", checkpoint: str = "best", replica: int | None = None
@@ -25,7 +27,9 @@ def expert_ablation(
     """Compute how much worse each task's main metric gets when an expert is masked.
 
     The table has a row for each masked expert and a column for each task. Masking sets the expert's gate
-    weight to 0 and renormalises the others, without training. In a PLE, it masks only in the last level.
+    weight to 0 and renormalises the others, without training. In a PLE and an AdaTT, it masks only in the
+    last level; the residual of an AdaTT keeps the expert. If a gate gives an expert all the weight, as those
+    of a DSelectK may, then all weights become 0.
 
     Raises:
         UserError: the run's model has no gates, or only one expert.
@@ -46,7 +50,8 @@ def expert_ablation(
 
     before, lost = main_metric_values(baseline.logits), []
     for expert in range(num_experts):
-        hook = gate_layer(network).register_forward_hook(_masking(expert))
+        gates = gate_layer(network)
+        hook = gates.register_forward_hook(_masking(expert, getattr(gates, "returns_weights", False)))
         try:
             masked = main_metric_values(compute_outputs(network, rows).logits)
         finally:
@@ -80,7 +85,7 @@ def plot_expert_ablation(run: Run | Path | str, **which: Any) -> Figure:
 
 
 def gate_layer(network: nn.Module) -> nn.Module:
-    """Find the module that returns the gate logits [N, T, E] for the towers."""
+    """Find the module that returns the gate logits, or weights, [N, T, E] for the towers."""
     modules: dict[str, nn.Module] = dict(network.named_modules())
     gates = [name for name in modules if name.split(".")[-1] == "gates"]
     if not gates:
@@ -88,10 +93,14 @@ def gate_layer(network: nn.Module) -> nn.Module:
     return modules[gates[-1]]  # a PLE has gates in every level, and those of the last level feed the towers
 
 
-def _masking(expert: int) -> Any:
-    """Make a forward hook that masks an expert in the gate logits."""
+def _masking(expert: int, are_weights: bool) -> Any:
+    """Make a forward hook that masks an expert in the gate logits, or in weights."""
 
-    def mask(_: nn.Module, __: Any, logits: Tensor) -> Tensor:
-        return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) == expert, -math.inf)
+    def mask(_: nn.Module, __: Any, gates: Tensor) -> Tensor:
+        is_masked = torch.arange(gates.shape[-1], device=gates.device) == expert
+        if not are_weights:
+            return gates.masked_fill(is_masked, -math.inf)
+        kept = gates.masked_fill(is_masked, 0.0)
+        return kept / kept.sum(-1, keepdim=True).clamp(min=SMALLEST)
 
     return mask

@@ -3,7 +3,8 @@
 M members, B batch, I inputs, T tasks, L logits of all tasks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from mmoe.errors import ArgumentError, check_integers
 from mmoe.models.layers import TaskLogits
 from mmoe.models.network import Output
 from mmoe.models.replicas import Replicas
-from mmoe.tasks import Binary
+from mmoe.tasks import Binary, Task
 
 Average = Callable[[Tensor], Tensor]  # of the members' logits [M, ..., W] of a task
 
@@ -28,9 +29,10 @@ class Ensemble(nn.Module):
         task_outputs: number of logits of each task; None: one each. L is their sum.
         averages: for each task, the function that averages predictions, such as `Binary.average`; it maps the
             members' logits to one logit. None: all tasks are binary.
+        member_arguments: further arguments of every member.
 
     Raises:
-        ArgumentError: an argument is outside its range, or the members have a `penalty` or are ensembles.
+        ArgumentError: an argument is outside its range, or the members have a penalty or are ensembles.
 
     Shape:
         x: [B, I]; output: the averaged logits [B, L]; in training, all members' logits [M, B, L]. There are
@@ -46,6 +48,7 @@ class Ensemble(nn.Module):
         mean: str = "probability",
         task_outputs: Sequence[int] | None = None,
         averages: Sequence[Average] | None = None,
+        member_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         size, num_inputs = check_integers(1, size=size, num_inputs=num_inputs)
@@ -57,7 +60,8 @@ class Ensemble(nn.Module):
         self.averages = list(averages or [Binary.average] * self.num_tasks)
         if len(self.averages) != self.num_tasks:
             raise ArgumentError(f"averages: must be {self.num_tasks} functions, one for each task")
-        options = {} if task_outputs is None else {"task_outputs": task_outputs}
+        options: dict[str, Any] = {} if task_outputs is None else {"task_outputs": task_outputs}
+        options |= member_arguments or {}
         try:
             members = [member(num_inputs=num_inputs, num_tasks=num_tasks, **options) for _ in range(size)]
         except ArgumentError as error:
@@ -67,9 +71,14 @@ class Ensemble(nn.Module):
         name = type(members[0]).__name__
         if not isinstance(members[0], nn.Module) or isinstance(members[0], Ensemble):
             raise ArgumentError(f"member={name}: must build a module that is not an ensemble")
-        if hasattr(members[0], "penalty"):
-            raise ArgumentError(f"member={name}: must have no penalty")
+        if getattr(members[0], "has_penalty", False):
+            raise ArgumentError(f"member={name}: must have no penalty; set its factor to 0")
         self.members = Replicas(members)
+
+    @staticmethod
+    def task_arguments(tasks: Sequence[Task]) -> Mapping[str, Any]:
+        """The arguments that follow from the tasks."""
+        return {"averages": [task.average for task in tasks]}
 
     def forward(self, x: Tensor) -> Output:
         logits = self.members(x).logits  # [M, B, L]

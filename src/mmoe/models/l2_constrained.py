@@ -10,7 +10,9 @@ from torch import Tensor
 
 from mmoe.errors import check_finite
 from mmoe.models.layers import SharedInputLinear, StackedLinear
+from mmoe.models.network import Output
 from mmoe.models.single_task import SingleTask
+from mmoe.models.sparse_inputs import SparseInputs
 
 
 class L2Constrained(SingleTask):
@@ -32,7 +34,11 @@ class L2Constrained(SingleTask):
     ) -> None:
         (strength,) = check_finite(0, strength=strength)
         super().__init__(num_inputs, num_tasks, units, activation, dropout, task_outputs)
-        self.strength = strength
+        self.strength, self.has_penalty = strength, strength > 0
+
+    def forward_with_penalty(self, x: Tensor | SparseInputs) -> tuple[Output, Tensor]:
+        """The output, and `penalty`."""
+        return self(x), self.penalty()
 
     def penalty(self) -> Tensor:
         """Return `strength` times the sum over pairs of tasks of ||theta_k - theta_l||^2.

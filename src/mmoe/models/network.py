@@ -3,7 +3,7 @@
 B batch, P positions of levels, M numeric columns, T tasks, L logits of all tasks, E experts.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -31,7 +31,9 @@ class Output(NamedTuple):
 class Network(nn.Module):
     """The input layer followed by a model: everything that is trained, saved and exported.
 
-    A model with `takes_sparse_inputs` may get `SparseInputs` from its inputs; others get a tensor.
+    A model with `takes_sparse_inputs` may get `SparseInputs` from its inputs; others get a tensor. A model
+    whose `has_penalty` is true has a method `forward_with_penalty`, which returns its output and a scalar
+    that is added to the loss.
 
     Shape:
         levels: [B, P]; numbers: [B, M]; sparse: see `Batch`; output: the output of the model.
@@ -46,7 +48,15 @@ class Network(nn.Module):
 
     def forward(self, levels: Tensor, numbers: Tensor, sparse: SparseMatrix | None = None) -> Output:
         """Encode the rows, then apply the model."""
-        # Custom inputs may take levels and numbers only.
-        x = self.inputs(levels, numbers) if sparse is None else self.inputs(levels, numbers, sparse)
-        output: Output = self.model(x)
+        output: Output = self.model(self._encode(levels, numbers, sparse))
         return output
+
+    def forward_with_penalty(
+        self, levels: Tensor, numbers: Tensor, sparse: SparseMatrix | None = None
+    ) -> tuple[Output, Tensor]:
+        """As `forward`, and the penalty of a model that has one."""
+        return self.model.forward_with_penalty(self._encode(levels, numbers, sparse))  # type: ignore[no-any-return, operator]
+
+    def _encode(self, levels: Tensor, numbers: Tensor, sparse: SparseMatrix | None) -> Any:
+        # Custom inputs may take levels and numbers only.
+        return self.inputs(levels, numbers) if sparse is None else self.inputs(levels, numbers, sparse)

@@ -103,6 +103,11 @@ class Learner(LightModule):
         self._should_stop = False
 
     @property
+    def _first_objective(self) -> Objective:
+        """The objective, or that of the first replica without its weights."""
+        return self.objective  # type: ignore[return-value]
+
+    @property
     def num_replicas(self) -> int | None:
         """The number of networks that are trained side by side; None for one network."""
         return None
@@ -212,7 +217,8 @@ class Learner(LightModule):
         """
         if stage != "train" or self.trainer.world_size == 1 or not has_weights(batch):
             return None
-        weights = loss_weights(batch.known, batch.weights)
+        _, known = self._first_objective.labels_in_loss(batch.labels, batch.known)
+        weights = loss_weights(known, batch.weights)
         assert weights is not None
         reduced: Tensor = self.trainer.strategy.reduce(weights.sum(-2), reduce_op="sum")
         return reduced / self.trainer.world_size

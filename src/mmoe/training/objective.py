@@ -5,13 +5,14 @@ ensemble.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmoe.errors import ArgumentError, check_finite
 from mmoe.models.ensemble import Ensemble
+from mmoe.models.esmm import ESMM
 from mmoe.models.network import Network
 from mmoe.models.sparse_inputs import SparseMatrix
 from mmoe.tasks import Task, logit_columns
@@ -41,8 +42,9 @@ class Objective(nn.Module):
 
     The loss of a task is the weighted mean of `Task.losses` over its known labels:
     sum(weight x known x loss) / sum(weight x known). It is 0 for a batch without a known label. If the model
-    has a `penalty()`, like `L2Constrained`, it is added. The loss of an `Ensemble` is the sum of its members'
-    losses. `tasks` have the order of the label columns, and `task_weights` are by task name.
+    has a penalty, like `L2Constrained`, it is added. An `ESMM` has the loss of joint probabilities. The loss
+    of an `Ensemble` is the sum of its members' losses. `tasks` have the order of the label columns, and
+    `task_weights` are by task name.
 
     Raises:
         ArgumentError: a weight is negative, not finite, or names no task, or all weights are 0.
@@ -67,6 +69,8 @@ class Objective(nn.Module):
                 raise ArgumentError(f"task_weights.{name}: must be one of the tasks {', '.join(names)}")
             check_finite(0, **{f"task_weights.{name}": weight})
         self.network = network
+        self.has_penalty = getattr(network.model, "has_penalty", False)
+        self.has_funnel = isinstance(self._funnel, ESMM)
         self.tasks = list(tasks)
         self.columns = logit_columns(tasks)
         values = torch.tensor([float(weights.get(name, 1.0)) for name in names])
@@ -88,23 +92,40 @@ class Objective(nn.Module):
         totals: Tensor | None = None,
     ) -> LossAndOutput:
         # A custom network may take only levels and numbers.
-        output = self.network(levels, numbers) if sparse is None else self.network(levels, numbers, sparse)
-        logits, gates = output
+        rows: tuple[Any, ...] = (levels, numbers) if sparse is None else (levels, numbers, sparse)
+        penalty: Tensor | None = None
+        if self.has_penalty:
+            (logits, gates), penalty = self.network.forward_with_penalty(*rows)
+        else:
+            logits, gates = self.network(*rows)
+        in_loss = self._funnel.joint_logits(logits) if self.has_funnel else logits
+        labels, known = self.labels_in_loss(labels, known)
         # In training, an ensemble returns the logits of every member, [K, B, L].
         members = logits.shape[0] if logits.ndim > labels.ndim else 1
         factor = len(self.tasks) * members  # turns the mean over tasks and members into their sum
         row_weights = loss_weights(known, weights)
         if row_weights is not None:
-            loss = self._weighted_loss(logits, labels, row_weights, totals)
+            loss = self._weighted_loss(in_loss, labels, row_weights, totals)
         elif self.mean_loss:
-            loss = factor * self.mean_loss(logits, labels.expand_as(logits), self.task_weights)
+            loss = factor * self.mean_loss(in_loss, labels.expand_as(in_loss), self.task_weights)
         else:
-            loss = factor * (self._losses(logits, labels) * self.task_weights).mean()
-        penalty = getattr(self.network.model, "penalty", None)
-        loss = loss + penalty() if penalty else loss
+            loss = factor * (self._losses(in_loss, labels) * self.task_weights).mean()
+        loss = loss if penalty is None else loss + penalty
         if isinstance(self.network.model, Ensemble) and logits.ndim > labels.ndim:
             logits = self.network.model.average(logits)
         return LossAndOutput(loss, logits, gates)
+
+    def labels_in_loss(self, labels: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The labels [..., B, T] that the loss is computed from, and which are known; see `ESMM`."""
+        if self.has_funnel:
+            labels, known = self._funnel.joint_labels(labels, known)
+        return labels, known
+
+    @property
+    def _funnel(self) -> Any:
+        """The model, or the members of an ensemble: an `ESMM` if `has_funnel`."""
+        model = self.network.model
+        return model.members.stacked if isinstance(model, Ensemble) else model
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of every label, [..., B, T]."""

@@ -13,7 +13,6 @@ from mmoe.build import build, locate
 from mmoe.data.datamodule import DataModule
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError, check_integers, check_replicas
-from mmoe.models.ensemble import Ensemble
 from mmoe.models.inputs import use_dense_inputs
 from mmoe.models.network import Network
 from mmoe.tasks import validation_metrics
@@ -57,15 +56,21 @@ class Training(NamedTuple):
 def build_network(config: DictConfig, schema: Schema) -> Network:
     """Build a network from `config.inputs` and `config.model`."""
     inputs = build(config, "inputs", schema=schema)
-    options: dict[str, Any] = {}
+    options = _task_arguments(config, "model", schema)
     outputs = [task.num_outputs for task in schema.tasks]
     if max(outputs) > 1:
         options["task_outputs"] = outputs
-    target = locate(config.model._target_, "model") if "_target_" in config.model else None
-    if isinstance(target, type) and issubclass(target, Ensemble):
-        options["averages"] = [task.average for task in schema.tasks]
+    if member := _task_arguments(config, "model.member", schema):
+        options["member_arguments"] = member
     sizes = {"num_inputs": inputs.num_outputs, "num_tasks": len(schema.tasks)}
     return Network(inputs, build(config, "model", **sizes, **options))
+
+
+def _task_arguments(config: DictConfig, key: str, schema: Schema) -> dict[str, Any]:
+    """The arguments of a model that follow from the tasks, by its own `task_arguments`, if it has one."""
+    target = OmegaConf.select(config, f"{key}._target_")
+    task_arguments = getattr(locate(target, key), "task_arguments", None) if target else None
+    return dict(task_arguments(schema.tasks)) if task_arguments else {}
 
 
 def build_learner(config: Any, schema: Schema) -> Any:

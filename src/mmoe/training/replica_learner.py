@@ -104,6 +104,10 @@ class ReplicaLearner(Learner):
         self.register_buffer("waited", torch.zeros(count, dtype=torch.long))  # validations since a gain
 
     @property
+    def _first_objective(self) -> Objective:
+        return self.objective.stacked  # type: ignore[return-value]
+
+    @property
     def num_replicas(self) -> int:
         return len(self.best_epoch)
 

@@ -1,0 +1,135 @@
+"""AdaTT-sp (Li et al., KDD 2023): adaptive task-to-task fusion with task-specific and shared experts.
+
+B batch, I inputs, T tasks, S units (the T tasks, then the shared part), E all experts, H expert width, L
+logits of all tasks.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmoe.errors import check_integers, check_widths
+from mmoe.models import layers
+from mmoe.models.network import Output
+from mmoe.models.sparse_inputs import SparseInputs
+
+
+class FusionLevel(nn.Module):
+    """Experts of every unit, and for each unit the sum of two mixtures: of all experts, and of its own.
+
+    A gate weighs all experts for each row. The residual weighs the unit's own (native) experts equally for
+    all rows, with learned weights. The last level has no shared unit, so its outputs have T instead of S.
+
+    Shape:
+        x: [B, I] in the first level, [B, S, I] in the others; output: mixtures [B, S, H] and gates [B, S, E].
+    """
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_tasks: int,
+        task_experts: int,
+        shared_experts: int,
+        units: Sequence[int],
+        activation: str,
+        dropout: float,
+        is_first: bool,
+        is_last: bool,
+    ) -> None:
+        super().__init__()
+        numbers = torch.tensor([task_experts] * num_tasks + [shared_experts])  # [S]
+        source = torch.arange(num_tasks + 1).repeat_interleave(numbers)  # [E]
+        is_native = source == torch.arange(num_tasks if is_last else num_tasks + 1)[:, None]  # [S, E]
+        self.source = nn.Buffer(source, persistent=False)
+        self.is_native = nn.Buffer(is_native.float(), persistent=False)
+        self.native = nn.Parameter((is_native / is_native.sum(1, keepdim=True)).sum(0))  # [E]
+        self.is_first = is_first
+        layer = layers.SharedInputLinear if is_first else layers.StackedLinear
+        self.experts = nn.Sequential(
+            layer(len(source), num_inputs, units[0]),
+            *layers.deeper_layers(len(source), units, activation, dropout),
+            *layers.activation_layers(activation, dropout),
+        )
+        self.gates = layer(len(is_native), num_inputs, len(source))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        experts = self.experts(x if self.is_first else x.index_select(1, self.source))  # [B, E, H]
+        gates = layers.softmax(self.gates(x if self.is_first else x[:, : len(self.is_native)]))  # [B, S, E]
+        return layers.mix(gates + self.is_native * self.native, experts), gates
+
+
+class AdaTT(nn.Module):
+    """Fusion levels, then a tower per task: AdaTT-sp, the paper's variant with shared experts (section 3).
+
+    For a unit with the experts E_own among all experts E, a level computes E g(x) + E_own v, with a linear
+    softmax gate g and learned weights v. The paper fixes v at 1 for a single own expert and leaves open how
+    else it starts. Here it is learned in all cases, and starts as the mean of the own experts.
+
+    Args:
+        num_inputs, num_tasks: I and T.
+        task_outputs: number of logits of each task; None: one each. L is their sum.
+        num_levels: number of fusion levels.
+        task_experts: experts per task and level.
+        shared_experts: experts per level that belong to no task.
+        expert_units: widths of an expert's layers; the last is H.
+        tower_units: widths of a tower's hidden layers, before its outputs.
+        activation, dropout: apply to all hidden layers; activation is a key of `layers.ACTIVATIONS`.
+
+    Raises:
+        ArgumentError: an argument is outside its range.
+
+    Shape:
+        x: [B, I]; output: logits [B, L] and the last level's gates [B, T, E], without the weights v.
+    """
+
+    takes_sparse_inputs = True
+
+    def __init__(
+        self,
+        num_inputs: int,
+        num_tasks: int,
+        num_levels: int = 2,
+        task_experts: int = 2,
+        shared_experts: int = 1,
+        expert_units: Sequence[int] = (16,),
+        tower_units: Sequence[int] = (8,),
+        activation: str = "relu",
+        dropout: float = 0.0,
+        task_outputs: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        num_inputs, num_tasks, num_levels = check_integers(
+            1, num_inputs=num_inputs, num_tasks=num_tasks, num_levels=num_levels
+        )
+        num_task_experts, num_shared_experts = check_integers(
+            1, task_experts=task_experts, shared_experts=shared_experts
+        )
+        (expert_units,) = check_widths(1, expert_units=expert_units)
+        (tower_units,) = check_widths(0, tower_units=tower_units)
+        task_logits, h = layers.TaskLogits(num_tasks, task_outputs), expert_units[-1]
+        tower_widths = [*tower_units, task_logits.widest]
+        self.levels = nn.ModuleList(
+            FusionLevel(
+                num_inputs if level == 0 else h,
+                num_tasks,
+                num_task_experts,
+                num_shared_experts,
+                expert_units,
+                activation,
+                dropout,
+                is_first=level == 0,
+                is_last=level == num_levels - 1,
+            )
+            for level in range(num_levels)
+        )
+        self.towers = nn.Sequential(
+            layers.StackedLinear(num_tasks, h, tower_widths[0]),
+            *layers.deeper_layers(num_tasks, tower_widths, activation, dropout),
+        )
+        self.task_logits = task_logits
+
+    def forward(self, x: Tensor | SparseInputs) -> Output:
+        for level in self.levels:
+            x, gates = level(x)
+        return Output(self.task_logits(self.towers(x)), gates)  # logits [B, L]
