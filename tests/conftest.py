@@ -102,6 +102,11 @@ def census_dir(tmp_path: Path) -> Path:
     return folder
 
 
+def models(*without: str) -> list[str]:
+    """The methods in conf/model/, without those that need other tasks than a test has."""
+    return sorted({path.stem for path in (CONF_DIR / "model").glob("*.yaml")} - set(without))
+
+
 def only_run() -> Path:
     """The only run folder below runs/."""
     (folder,) = Path("runs").glob("*/*")

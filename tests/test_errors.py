@@ -6,14 +6,30 @@ import numpy as np
 import pytest
 import torch
 
-from mmoe import PLE, CrossStitch, L2Constrained, MMoE, OMoE, SharedBottom, SingleTask, TensorFactorization
+from mmoe import (
+    AITM,
+    ESMM,
+    PLE,
+    STEM,
+    AdaTT,
+    CrossStitch,
+    DSelectK,
+    L2Constrained,
+    MMoE,
+    OMoE,
+    SharedBottom,
+    SingleTask,
+    TensorFactorization,
+)
 from mmoe.errors import UserError, check_finite, check_integers, check_probabilities, check_widths
 from mmoe.models.ensemble import Ensemble
 
 MODELS = {
     "mmoe": MMoE, "omoe": OMoE, "ple": PLE, "ple of two levels": partial(PLE, num_levels=2),
     "shared_bottom": SharedBottom, "single_task": SingleTask, "cross_stitch": CrossStitch,
-    "l2_constrained": L2Constrained, "tensor_factorization": TensorFactorization,
+    "l2_constrained": L2Constrained, "tensor_factorization": TensorFactorization, "dselect_k": DSelectK,
+    "static dselect_k": partial(DSelectK, is_static=True, entropy=0.1), "adatt": AdaTT, "stem": STEM,
+    "aitm": AITM, "esmm": ESMM,
     "ensemble": partial(Ensemble, member=MMoE, size=2),
     "ensemble of factorizations": partial(Ensemble, member=TensorFactorization, size=2),
 }  # fmt: skip

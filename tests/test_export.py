@@ -11,14 +11,14 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
-from conftest import config
+from conftest import config, models
 
-from mmoe import CONF_DIR, load
+from mmoe import load
 from mmoe.build import build
 from mmoe.data.schema import Schema
 from mmoe.export import export as write_export
 
-MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
+MODELS = models("esmm")
 
 
 @pytest.fixture

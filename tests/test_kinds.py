@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import models
 
-from mmoe import CONF_DIR, Binary, Count, DataModule, Dataset, Multiclass, Regression, Task, analysis, load
+from mmoe import Binary, Count, DataModule, Dataset, Multiclass, Regression, Task, analysis, load
 from mmoe.data.encode import encode
 from mmoe.data.fit_schema import fit_schema
 
-MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
+MODELS = models("aitm", "esmm")
 TRUST = "trust=[test_kinds]"
 DATA = ["~data", "+data={_target_: test_kinds.AllKinds, batch_size: 64}", "logger=none", "figures=false"]
 QUICK = [*DATA, "trainer.max_epochs=2", "learner.optimizer.lr=0.01", "objective.task_weights=null"]

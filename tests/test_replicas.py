@@ -10,17 +10,17 @@ import pandas as pd
 import processes
 import pytest
 import torch
-from conftest import config
+from conftest import config, models
 from pytorch_lightning.callbacks import EarlyStopping
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from mmoe import CONF_DIR, Replicas, load
+from mmoe import Replicas, load
 from mmoe.build import build
 from mmoe.models.mmoe import MMoE
 from mmoe.train import main as train_main
 from mmoe.training.preparation import build_learner
 
-MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
+MODELS = models("esmm")
 
 
 def learners(count: int, *overrides: str):

@@ -170,7 +170,7 @@ def test_replicas_compiled_networks_and_other_models_have_dense_inputs(any_batch
     assert torch.equal(Network(inputs, nn.Identity())(LEVELS, NUMBERS), x)
 
 
-@pytest.mark.parametrize("model", ["mmoe", "ple", "single_task"])
+@pytest.mark.parametrize("model", ["mmoe", "ple", "single_task", "dselect_k", "adatt", "stem"])
 def test_training_has_the_losses_of_dense_inputs(model: str):
     data = build(config("experiment=smoke", "data.batch_size=128"), "data")
     losses = []

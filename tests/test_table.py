@@ -320,7 +320,7 @@ def test_missing_and_unseen_values_are_scored(csv: Path, train_mine: Command):
 
 MODELS = [
     "mmoe", "omoe", "ple", "single_task", "shared_bottom", "cross_stitch", "l2_constrained",
-    "tensor_factorization", "ensemble",
+    "tensor_factorization", "ensemble", "dselect_k", "adatt", "stem",
 ]  # fmt: skip
 
 

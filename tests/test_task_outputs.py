@@ -8,8 +8,12 @@ from conftest import assert_equal_with_gradients, layer_by_layer
 from torch import Tensor, nn
 
 from mmoe import (
+    ESMM,
     PLE,
+    STEM,
+    AdaTT,
     CrossStitch,
+    DSelectK,
     L2Constrained,
     MMoE,
     OMoE,
@@ -20,7 +24,10 @@ from mmoe import (
 from mmoe.errors import ArgumentError
 from mmoe.models.layers import TaskLogits
 
-METHODS = [MMoE, OMoE, PLE, SharedBottom, SingleTask, L2Constrained, CrossStitch, TensorFactorization]
+METHODS = [
+    MMoE, OMoE, PLE, SharedBottom, SingleTask, L2Constrained, CrossStitch, TensorFactorization, DSelectK,
+    AdaTT, STEM, ESMM,
+]  # fmt: skip
 OUTPUTS = [[1, 3, 2], [2, 2, 2], [1, 1, 1]]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import processes
 import pytest
-from conftest import config
+from conftest import config, models
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -18,7 +18,7 @@ from mmoe.tune import main as tune_main
 from mmoe.tune import space_of, widths_as_lists, with_values
 
 QUICK = ["experiment=smoke", "+trainer.limit_train_batches=2", "folder=tune", "sampler=tpe"]
-MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
+MODELS = models("esmm")
 
 
 def tune(*arguments: str) -> subprocess.CompletedProcess[str]:
