@@ -88,7 +88,7 @@ def test_the_label_of_a_step_may_be_known_only_where_a_column_that_is_no_task_sa
 
 
 def write_funnel(where: bool = False) -> None:
-    """300 rows and their configuration, `data=funnel`. Half of the rows are clicked, and some of them bought."""
+    """300 rows and their configuration, `data=funnel`. Half of the rows are clicked, some bought."""
     draw = np.random.default_rng(0)
     number = draw.normal(size=300)
     clicked = number + draw.logistic(size=300) > 0

@@ -18,8 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchmetrics.functional.classification import binary_auroc
 
 from mmoe import analysis, load, run_folder
+from mmoe.analysis.ablation import _masking, gate_layer
 from mmoe.analysis.gates import subgroups
 from mmoe.errors import UserError
+from mmoe.run import compute_outputs
 from mmoe.training import checkpoints
 
 Train = Callable[..., Result]
@@ -129,6 +131,24 @@ def test_similarity_by_hand(known: Path):
     cosine = {sex: (1 / math.sqrt(2)) / math.hypot(share, 1 - share) for sex, share in SHARE.items()}
     expected = female * cosine["Female"] + (1 - female) * cosine["Male"]
     assert analysis.gate_similarity(known).loc["income", "marital"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("model", ["dselect_k", "adatt", "stem"])
+def test_an_ablation_masks_the_gates_of_every_method(train: Train, model: str):
+    quick = ["trainer.max_epochs=1", "+trainer.limit_train_batches=2", "logger=none", "hydra.run.dir=run"]
+    assert train("experiment=smoke", f"model={model}", *quick).code == 0
+    run = load("run")
+    table = analysis.expert_ablation(run)
+    assert len(table) == run.num_experts == len(analysis.gate_weights(run).columns)
+    assert (table.abs() > 0).any(axis=None)
+    network, rows = run.network(), run.rows()
+    layer = gate_layer(network)
+    hook = layer.register_forward_hook(_masking(1, getattr(layer, "returns_weights", False)))
+    gates = compute_outputs(network, rows).gates
+    hook.remove()
+    kept = run.outputs().gates.clone()
+    kept[:, :, 1] = 0
+    torch.testing.assert_close(gates, kept / kept.sum(-1, keepdim=True).clamp(min=1e-30))
 
 
 def test_an_ablation_is_the_network_without_the_expert(known: Path):
