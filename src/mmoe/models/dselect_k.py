@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from mmoe.errors import check_finite, check_integers, check_widths
 from mmoe.models.layers import StackedLinear, TaskLogits, activation_layers, deeper_layers, mix, softmax
@@ -35,22 +36,23 @@ class SelectorGates(nn.Module):
         super().__init__()
         self.num_experts, self.gamma = num_experts, gamma
         self.num_bits = (num_experts - 1).bit_length()
-        codes = torch.arange(2**self.num_bits)
-        bits = (codes[:, None] >> torch.arange(self.num_bits)) & 1  # [C, M]
-        self.bits = nn.Buffer(bits.bool(), persistent=False)
-        of_expert = codes[:, None] % num_experts == torch.arange(num_experts)  # [C, E]
-        self.of_expert = nn.Buffer(of_expert.float(), persistent=False)
 
     def forward(self, alpha: Tensor, z: Tensor) -> Tensor:
-        ones = self.smooth_step(z).unsqueeze(-2)  # [B, T, K, 1, M]
-        codes = torch.where(self.bits, ones, 1 - ones).prod(-1)  # [B, T, K, C]
-        mixed = torch.einsum("btk,btkc->btc", softmax(alpha), codes)
-        return mixed @ self.of_expert.to(mixed.dtype)  # [B, T, E]
+        ones = self.smooth_step(z)  # [B, T, K, M]
+        codes = softmax(alpha).unsqueeze(-1)  # [B, T, K, 1]
+        for m in range(self.num_bits):  # each bit doubles the codes; bit m counts 2^m
+            with_one = codes * ones[..., m : m + 1]
+            codes = torch.cat([codes - with_one, with_one], dim=-1)
+        codes = codes.sum(2)  # [B, T, C]
+        if codes.shape[-1] == self.num_experts:
+            return codes
+        own, surplus = codes[..., : self.num_experts], codes[..., self.num_experts :]
+        return own + pad(surplus, (0, own.shape[-1] - surplus.shape[-1]))  # [B, T, E]
 
     def smooth_step(self, z: Tensor) -> Tensor:
         """The weight of a 1 in each bit, in the shape of z."""
         z = z.clamp(-self.gamma / 2, self.gamma / 2)
-        return 0.5 + 1.5 / self.gamma * z - 2 / self.gamma**3 * z**3
+        return 0.5 + z * (1.5 / self.gamma - 2 / self.gamma**3 * z * z)
 
     def entropy(self, z: Tensor) -> Tensor:
         """The entropy of each selector's codes, [B, T, K]: the sum of the entropies of its bits."""
