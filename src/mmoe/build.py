@@ -21,12 +21,13 @@ from pytorch_lightning.profilers import Profiler
 from pytorch_lightning.strategies import Strategy
 from torch import nn
 
+from mmoe.balancing.strategies import Strategy as Balancing
 from mmoe.errors import ArgumentError, UserError, first_line, is_number
 
 # Classes that a run folder may build without `trust`: they are defined in the package on the left, and they
 # subclass one of the bases on the right.
 ALLOWED_BASES: dict[str, tuple[type, ...]] = {
-    "mmoe": (nn.Module, pl.LightningDataModule, torch.optim.Optimizer, Callback, Logger, Profiler),
+    "mmoe": (nn.Module, pl.LightningDataModule, torch.optim.Optimizer, Callback, Logger, Profiler, Balancing),
     "torch": (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler),
     "pytorch_lightning": (pl.Trainer, Callback, Logger, Profiler, Strategy, Precision),
 }

@@ -242,7 +242,7 @@ class Run:
         if group_by := (rows or {}).get("group_by"):
             schema = replace(schema, tasks=tuple(with_groups(schema.tasks, group_by)))
         data = self._data_module(rows, schema) if rows else self.data
-        learner = build_learner(self.config, schema)
+        learner = build_learner(OmegaConf.merge(self.config, {"balance": None}), schema)
         trainer = self._trainer()
         found = []
         for path in paths:

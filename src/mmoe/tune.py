@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import Trial
 
-GROUPS = ("data", "features", "inputs", "model", "experiment")  # config groups that identify a study
+GROUPS = ("data", "features", "inputs", "model", "balance", "experiment")  # config groups that identify a study
 DIRECTIONS = {"max": "maximize", "min": "minimize"}
 Space = Mapping[str, Mapping[str, Any]]
 

@@ -4,13 +4,15 @@ B batch, N rows, T tasks, L logits of all tasks, E experts.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmoe.balancing.balancer import Balancer
+from mmoe.balancing.strategies import Strategy
 from mmoe.data.batch import Batch
 from mmoe.errors import ArgumentError, UserError, check_integers
 from mmoe.models.ensemble import Ensemble
@@ -51,6 +53,7 @@ class Learner(LightModule):
         interval, frequency: say when the schedule advances; see `schedules.Schedule`.
         monitor: the validation metric that ReduceLROnPlateau follows and the progress bar shows; by default
             the first metric of the main task.
+        balance: a strategy that balances the tasks; none: the loss of the objective. Replicas have one each.
 
     Raises:
         ArgumentError: an argument is outside its range.
@@ -69,6 +72,7 @@ class Learner(LightModule):
         interval: str | None = None,
         frequency: int = 1,
         monitor: str | None = None,
+        balance: Sequence[Strategy] = (),
     ) -> None:
         super().__init__()
         if interval not in (None, "step", "epoch"):
@@ -98,6 +102,12 @@ class Learner(LightModule):
         self._logit_names = logit_names(objective.tasks)
         self._collapse_remedy = COLLAPSE_REMEDY if isinstance(objective.network.model, MMoE) else ""
         self._warned: set[str] = set()
+        self.balancer: Balancer | None = None
+        if balance:
+            columns = logit_columns(objective.tasks)
+            self.balancer = Balancer(balance, objective.network, columns, self._task_names)
+            objective.by_task = True
+        self._train_batch: Batch  # the last one, if the balancer follows steps
         self._first_val_batch: Batch
         self._rng_states: list[Tensor] = []  # from a checkpoint
         self._should_stop = False
@@ -118,8 +128,28 @@ class Learner(LightModule):
         return self.num_replicas is not None
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self._optimizer, self.objective)
+        learned = self._start_balancer() if self.balancer else ()
+        optimizer = build_optimizer(self._optimizer, self.objective, learned)
         return self.schedule.configure(optimizer, self._trainer)
+
+    def _start_balancer(self) -> list[nn.Parameter]:
+        assert self.balancer is not None
+        has_others = self.trainer.world_size > 1
+        reduce = partial(self.trainer.strategy.reduce, reduce_op="mean") if has_others else None
+        named = {name.removeprefix("stacked."): p for name, p in self.objective.named_parameters()}
+        return self.balancer.start(named, reduce)
+
+    def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
+        if self.balancer and self.balancer.aggregates:
+            self.balancer.backward(1 / self.trainer.accumulate_grad_batches)
+        else:
+            super().backward(loss, *arguments, **options)
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        super().optimizer_step(*arguments, **options)
+        if self.balancer and self.balancer.follows_steps:
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+                self.balancer.follow_step(self._task_losses(self._train_batch))
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients, without the profiler's context that torch's method opens."""
@@ -139,7 +169,7 @@ class Learner(LightModule):
         return inputs[0].encode_rows(rows, batch_size) if inputs and on_cpu else rows
 
     def forward(self, batch: Batch) -> Output:
-        _, logits, gates = self._compute(batch)
+        _, logits, gates, _ = self._compute(batch)
         return Output(logits, gates)
 
     def _compute(self, batch: Batch, totals: Tensor | None = None) -> LossAndOutput:
@@ -151,7 +181,7 @@ class Learner(LightModule):
 
         The loss is a scalar, or [R] for replicas.
         """
-        loss, logits, gates = self._compute(batch, self._totals(batch, stage))
+        loss, logits, gates, task_losses = self._compute(batch, self._totals(batch, stage))
         outputs = Outputs(logits.detach(), batch.labels, batch.known, batch.groups)
         self._keep(stage, number, outputs)
         if stage == "val" and gates.shape[-1]:
@@ -160,7 +190,23 @@ class Learner(LightModule):
             self.test_gates = [] if number == 0 else self.test_gates
             if stage not in self.running:
                 self.test_gates.append(gates.cpu())
-        return loss
+        return self._balanced(batch, loss, task_losses) if stage == "train" else loss
+
+    def _balanced(self, batch: Batch, loss: Tensor, task_losses: Tensor) -> Tensor:
+        """The loss of a training batch: that of the objective, or of its task losses and penalty `loss`."""
+        weight = self._weight_of_process(batch)
+        if self.balancer is None:
+            return loss if weight is None else loss * weight
+        if weight is not None:
+            loss, task_losses = loss * weight, task_losses * weight
+        if self.balancer.follows_steps:
+            self._train_batch = batch
+        return self.balancer.loss(task_losses, loss)
+
+    def _task_losses(self, batch: Batch) -> Tensor:
+        """The losses of the tasks, such that their mean over processes is that of all rows."""
+        losses, weight = self._compute(batch, self._totals(batch, "train"))[-1], self._weight_of_process(batch)
+        return losses if weight is None else losses * weight
 
     def _keep(self, stage: str, number: int, outputs: Outputs) -> None:
         """Keep the outputs of the epoch's batch `number`.
@@ -204,11 +250,7 @@ class Learner(LightModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.trainer.global_step + 1) % every == 0:
             self.log("train/loss", loss.detach().mean(), prog_bar=True)
-        loss = loss.sum() if self.has_replicas else loss
-        # Without weights, processes differ only in the last batch, by their number of rows.
-        if self.trainer.world_size > 1 and self.trainer.is_last_batch and not has_weights(batch):
-            loss = loss * self._weight_of_process(batch)
-        return loss
+        return loss.sum() if self.has_replicas else loss
 
     def _totals(self, batch: Batch, stage: str) -> Tensor | None:
         """The weights of labels, summed over processes and divided by their number: [T], or [R, T].
@@ -223,8 +265,13 @@ class Learner(LightModule):
         reduced: Tensor = self.trainer.strategy.reduce(weights.sum(-2), reduce_op="sum")
         return reduced / self.trainer.world_size
 
-    def _weight_of_process(self, batch: Batch) -> Tensor:
-        """The factor that weights this process's mean loss by its rows; DDP weights processes equally."""
+    def _weight_of_process(self, batch: Batch) -> Tensor | None:
+        """The factor that weights this process's mean loss by its rows; DDP weights processes equally.
+
+        None: it is 1. Without weights, processes differ only in the last batch, by their number of rows.
+        """
+        if self.trainer.world_size == 1 or not self.trainer.is_last_batch or has_weights(batch):
+            return None
         rows = torch.tensor(float(batch.labels.shape[-2]), device=self.device)
         return rows * self.trainer.world_size / self.trainer.strategy.reduce(rows.clone(), reduce_op="sum")
 
@@ -265,10 +312,15 @@ class Learner(LightModule):
 
     def on_train_epoch_end(self) -> None:
         self._log_metrics("train")
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        if self.balancer:
+            self.balancer.end_epoch()
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
-        statistics = self._log_gates()
+        statistics = self._log_statistics()
         if self.is_in_training:
             metrics = {k: value.cpu() for k, value in self.metric_values.items() if k.startswith("val/")}
             self.history.append((self.current_epoch + 1, self.global_step, metrics | statistics))
@@ -343,9 +395,14 @@ class Learner(LightModule):
             self._warned.add(remedy)
             log.warning("%s%s", finding, remedy)
 
-    def _log_gates(self) -> dict[str, Tensor]:
-        """Log statistics of gates and ReLUs on the validation rows, and warn if a gate has collapsed."""
+    def _log_statistics(self) -> dict[str, Tensor]:
+        """Log statistics of balancing, and of gates and ReLUs on the validation rows.
+
+        Warn if a gate has collapsed.
+        """
         values = self._dead_units()
+        if self.balancer and self.is_in_training:
+            values |= self.balancer.take_statistics()
         if self.gates.rows:
             summary = self.gates.summary(partial(self.trainer.strategy.reduce, reduce_op="sum"))
             values |= summary.by_name(self._task_names)
@@ -384,6 +441,7 @@ class Learner(LightModule):
             "running": {stage: one.state_dict() for stage, one in self.running.items()},
             "history": self.history,
             "values": self.metric_values,
+            "balancer": self.balancer and self.balancer.state_dict(),
         }
 
     def _bad_weights(self) -> Tensor:
@@ -403,6 +461,8 @@ class Learner(LightModule):
             self.running[stage] = RunningMetrics(self.metrics.tasks, self.num_replicas)
             self.running[stage].load_state_dict(state)
         self.history, self.metric_values = list(stored["history"]), dict(stored["values"])
+        if self.balancer and self.is_in_training:
+            self.balancer.load_state_dict(stored["balancer"])
 
     def on_train_start(self) -> None:
         """Restore the checkpoint's state, in the last hook before the first random number is drawn."""
@@ -421,12 +481,17 @@ class Learner(LightModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip the gradients of each replica, and of each member of an ensemble, by its own norm."""
+        """Clip the gradients of each replica, and of each member of an ensemble, by its own norm.
+
+        The gradients of a balancing strategy's parameters do not count.
+        """
         if not gradient_clip_val:
             return
         ensembles = [m for m in self.objective.modules() if isinstance(m, Ensemble)]
         has_tables = any(p.grad is not None and p.grad.is_sparse for p in self.objective.parameters())
-        if gradient_clip_algorithm == "value" or not (self.stacked_dims or ensembles or has_tables):
+        learns_weights = self.balancer is not None and bool(self.balancer.learned)
+        is_plain = not (self.stacked_dims or ensembles or has_tables or learns_weights)
+        if gradient_clip_algorithm == "value" or is_plain:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         members = {id(p) for ensemble in ensembles for p in ensemble.members.parameters()}

@@ -96,6 +96,7 @@ def logged_metrics(learner: Learner, schema: Schema) -> dict[str, bool | None]:
             f"train/{t.name}/{name}": larger for t in schema.tasks for name, larger in t.METRICS.items()
         }
     known |= dict.fromkeys(("train/loss", "epoch", "step"))
+    known |= dict.fromkeys(learner.balancer.logged_names if learner.balancer else ())
     gates = run_blank_rows(learner, schema).gates  # [..., 2, T, E]
     if gates.shape[-1]:
         statistics = GateStatistics()

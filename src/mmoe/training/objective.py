@@ -22,12 +22,14 @@ class LossAndOutput(NamedTuple):
     """The output of an objective.
 
     Shape:
-        loss: a scalar. logits: [B, L]. gates: [B, T, E]; E is 0 for a method without gates.
+        loss: a scalar. logits: [B, L]. gates: [B, T, E]; E is 0 for a method without gates. task_losses: [0];
+        [T] in the training of an objective with `by_task`, whose `loss` is then only the penalty.
     """
 
     loss: Tensor
     logits: Tensor
     gates: Tensor
+    task_losses: Tensor
 
 
 def loss_weights(known: Tensor | None, weights: Tensor | None) -> Tensor | None:
@@ -46,6 +48,9 @@ class Objective(nn.Module):
     of an `Ensemble` is the sum of its members' losses. `tasks` have the order of the label columns, and
     `task_weights` are by task name.
 
+    If the attribute `by_task` is True, a training step gets the loss of each task, times its weight, and the
+    penalty apart, for a balancing strategy.
+
     Raises:
         ArgumentError: a weight is negative, not finite, or names no task, or all weights are 0.
 
@@ -56,6 +61,8 @@ class Objective(nn.Module):
     """
 
     task_weights: Tensor
+    no_losses: Tensor
+    by_task = False
 
     def __init__(
         self, network: Network, tasks: Sequence[Task], task_weights: Mapping[str, float] | None = None
@@ -77,6 +84,7 @@ class Objective(nn.Module):
         if not values.isfinite().all() or not values.any():
             raise ArgumentError(f"task_weights={weights}: must be finite as float32, and one must be above 0")
         self.register_buffer("task_weights", values, persistent=False)
+        self.register_buffer("no_losses", torch.zeros(0), persistent=False)
         kinds = {type(task) for task in tasks}
         # Where a kind has one function for all its tasks, one call takes a fraction of the time of many.
         self.mean_loss = kinds.pop().mean_loss(self.tasks) if len(kinds) == 1 else None
@@ -104,8 +112,12 @@ class Objective(nn.Module):
         members = logits.shape[0] if logits.ndim > labels.ndim else 1
         factor = len(self.tasks) * members  # turns the mean over tasks and members into their sum
         row_weights = loss_weights(known, weights)
-        if row_weights is not None:
-            loss = self._weighted_loss(in_loss, labels, row_weights, totals)
+        task_losses = self.no_losses
+        if self.by_task and self.training:
+            task_losses = self._task_losses(logits, labels, row_weights, totals)
+            loss = task_losses.new_zeros(())
+        elif row_weights is not None:
+            loss = self._weighted_losses(logits, labels, row_weights, totals).sum()
         elif self.mean_loss:
             loss = factor * self.mean_loss(in_loss, labels.expand_as(in_loss), self.task_weights)
         else:
@@ -113,7 +125,7 @@ class Objective(nn.Module):
         loss = loss if penalty is None else loss + penalty
         if isinstance(self.network.model, Ensemble) and logits.ndim > labels.ndim:
             logits = self.network.model.average(logits)
-        return LossAndOutput(loss, logits, gates)
+        return LossAndOutput(loss, logits, gates, task_losses)
 
     def labels_in_loss(self, labels: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The labels [..., B, T] that the loss is computed from, and which are known; see `ESMM`."""
@@ -136,11 +148,21 @@ class Objective(nn.Module):
         ]
         return torch.stack(losses, dim=-1)
 
-    def _weighted_loss(
+    def _task_losses(
+        self, logits: Tensor, labels: Tensor, row_weights: Tensor | None, totals: Tensor | None
+    ) -> Tensor:
+        """The sum over members of each task's weighted mean over rows, [T]."""
+        if row_weights is None:
+            losses = self._losses(logits, labels).mean(-2) * self.task_weights  # [T] or [K, T]
+        else:
+            losses = self._weighted_losses(logits, labels, row_weights, totals).sum(-2)
+        return losses.sum(0) if losses.ndim > 1 else losses
+
+    def _weighted_losses(
         self, logits: Tensor, labels: Tensor, row_weights: Tensor, totals: Tensor | None
     ) -> Tensor:
-        """The sum over members and tasks of the weighted means over rows."""
+        """The loss of every label, [..., B, T], divided so that the sum over rows is the weighted mean."""
         totals = row_weights.sum(-2) if totals is None else totals  # [T]
         # Without a known label, the sum is 0 and is divided by 1.
         shares = self.task_weights / torch.where(totals > 0, totals, 1.0)  # [T]
-        return (self._losses(logits, labels) * row_weights * shares).sum()
+        return self._losses(logits, labels) * row_weights * shares

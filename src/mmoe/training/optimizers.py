@@ -19,12 +19,14 @@ FUSED = (torch.optim.Adam, torch.optim.AdamW)
 
 
 def build_optimizer(
-    make: Callable[[Iterable[Any]], torch.optim.Optimizer], module: nn.Module
+    make: Callable[[Iterable[Any]], torch.optim.Optimizer],
+    module: nn.Module,
+    task_weights: Sequence[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of a module's parameters.
+    """Build the optimizer of a module's parameters, and of task weights that a balancing strategy learns.
 
     Adam and AdamW use torch's fused kernel, and Muon becomes `MuonAndAdamW`. Parameters with sparse gradients
-    get `RowAdam` with the same learning rate, which has no weight decay.
+    get `RowAdam`, and the task weights Adam, with the same learning rate and without weight decay.
 
     Raises:
         UserError: the optimizer refuses its arguments.
@@ -43,10 +45,13 @@ def build_optimizer(
         raise UserError("learner.optimizer: Muon needs matrices, and replicas and ensembles stack them")
     try:
         optimizer = make(parameters)
-        if not tables:
-            return optimizer
         shared = {key: optimizer.defaults[key] for key in ("lr", "betas", "eps") if key in optimizer.defaults}
-        return JoinedOptimizers([optimizer, RowAdam(tables, **shared)])
+        parts = [optimizer]
+        if tables:
+            parts.append(RowAdam(tables, **shared))
+        if task_weights:
+            parts.append(torch.optim.Adam(task_weights, **shared))
+        return JoinedOptimizers(parts) if len(parts) > 1 else optimizer
     except (ValueError, TypeError) as error:
         raise UserError(f"learner.optimizer: {error}") from error
 

@@ -9,6 +9,8 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from mmoe.balancing.checks import check_balance
+from mmoe.balancing.strategies import Strategy
 from mmoe.build import build, locate
 from mmoe.data.datamodule import DataModule
 from mmoe.data.schema import Schema
@@ -76,12 +78,14 @@ def _task_arguments(config: DictConfig, key: str, schema: Schema) -> dict[str, A
 def build_learner(config: Any, schema: Schema) -> Any:
     """Build the learner for one network, or for `config.replicas` networks with consecutive seeds."""
     objectives = []
+    balance = build_balance(config, len(schema.tasks))
     for number in range(config.replicas):
         pl.seed_everything(config.seed + number, verbose=False)
         network = build_network(config, schema)
         objectives.append(build(config, "objective", network=network, tasks=schema.tasks))
     if config.replicas == 1:
-        learner = build(config, "learner", objective=objectives[0])
+        options = {"balance": balance} if balance else {}  # a learner of the user's may not have it
+        learner = build(config, "learner", objective=objectives[0], **options)
     else:
         if config.learner._target_ != "mmoe.training.learner.Learner":
             rule = "must be mmoe.training.learner.Learner for replicas"
@@ -89,11 +93,20 @@ def build_learner(config: Any, schema: Schema) -> Any:
         target = {"learner": {"_target_": "mmoe.training.replica_learner.ReplicaLearner"}}
         config = OmegaConf.merge(config, target)
         arguments = replica_callback_arguments(config)
-        learner = build(config, "learner", objectives=objectives, **arguments)
+        learner = build(config, "learner", objectives=objectives, balance=balance, **arguments)
     if config.get("compile"):
         use_dense_inputs(learner.objective)
         learner.objective.compile()  # in place, so that parameters keep their names
     return learner
+
+
+def build_balance(config: Any, num_tasks: int) -> list[Strategy]:
+    """Build the strategy of each network that balances T tasks; none if the losses stay as they are."""
+    if not config.get("balance"):  # a run of an earlier version, or an evaluation
+        return []
+    seeds = range(config.seed, config.seed + config.replicas)
+    strategies = [build(config, "balance", num_tasks=num_tasks, seed=seed) for seed in seeds]
+    return strategies if strategies[0].acts and num_tasks > 1 else []
 
 
 def build_callbacks(config: DictConfig) -> dict[str, Any]:
@@ -155,6 +168,7 @@ def prepare(config: DictConfig, folder: Path) -> Training:
     learner.check_optimizer()
     if learner.schedule.follows_validations and not validates_each_epoch(trainer):
         raise UserError("learner.scheduler: ReduceLROnPlateau needs a validation in every epoch")
+    check_balance(config, learner, data.schema.tasks, trainer)
     check_model_output(learner, data.schema)
     check_callbacks(callbacks, learner, data.schema, trainer)
     threads = num_threads(config.threads, getattr(data, "batch_size", 1), learner.objective)

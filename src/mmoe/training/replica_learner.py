@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from mmoe.balancing.strategies import Strategy
 from mmoe.data.batch import Batch
 from mmoe.errors import ArgumentError, UserError, check_finite, check_integers
 from mmoe.models.replicas import Replicas
@@ -40,7 +41,7 @@ class ReplicaLearner(Learner):
     Args:
         objectives: R objectives, each with its own initial weights.
         optimizer: builds one optimizer for all replicas from the stacked parameters.
-        scheduler, interval, frequency, monitor: see `Learner`.
+        scheduler, interval, frequency, monitor, balance: see `Learner`.
         best_monitor: the validation metric that chooses the best epoch; by default `monitor`.
         best_mode: `max` if a larger value is better, else `min`; by default what `best_monitor` needs.
         stop_monitor: the validation metric that stops a replica early; by default `best_monitor`.
@@ -73,8 +74,9 @@ class ReplicaLearner(Learner):
         stop_mode: str | None = None,
         patience: int | None = None,
         min_delta: float = 0.0,
+        balance: Sequence[Strategy] = (),
     ) -> None:
-        super().__init__(objectives[0], optimizer, scheduler, interval, frequency, monitor)
+        super().__init__(objectives[0], optimizer, scheduler, interval, frequency, monitor, balance)
         if self.schedule.follows_validations:
             raise ArgumentError("scheduler: ReduceLROnPlateau follows one metric, and replicas have one each")
         self.objective = Replicas(objectives)
@@ -121,14 +123,14 @@ class ReplicaLearner(Learner):
         return self.objective(*batch[:5], None, totals, own_rows=has_own_rows)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, stage: str, number: int) -> Tensor:
-        losses, logits, gates = self._compute(batch, self._totals(batch, stage))
+        losses, logits, gates, task_losses = self._compute(batch, self._totals(batch, stage))
         labels, known = batch.labels, batch.known
         if stage == "train":  # one mean per batch shows where a replica diverged
             logits, labels, known = logits.mean(-2, keepdim=True), labels[..., :1, :], None
         self._keep(stage, number, Outputs(logits.detach(), labels, known, batch.groups))
         if stage == "val" and gates.shape[-1]:
             self.gates.update(gates)
-        return losses
+        return self._balanced(batch, losses, task_losses) if stage == "train" else losses
 
     def _log_metrics(self, stage: str) -> None:
         outputs = self._finish_epoch(stage)
@@ -150,6 +152,7 @@ class ReplicaLearner(Learner):
 
     def on_train_epoch_end(self) -> None:
         self._finish_epoch("train")  # checks that the logits are finite
+        self._end_epoch()
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()

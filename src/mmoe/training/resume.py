@@ -62,7 +62,7 @@ def resume(run: Path, hydra_folder: Path, overrides: list[str], given: DictConfi
         rule = f"continues with the run's own configuration; leave out {', '.join(others)}"
         raise UserError(f"resume={run}: {rule}")
     opened = load(run, given.get("trust") or ())
-    opened.check_trust(*run_folder.REQUIRED_PARTS, "callbacks", "logger")
+    opened.check_trust(*run_folder.REQUIRED_PARTS, "balance", "callbacks", "logger")
     config = opened.config
     longer = {key: given.trainer[key] for key in LENGTH if f"trainer.{key}" in names}
     if run_folder.has_ended(run):

@@ -1,0 +1,1 @@
+"""Balance the tasks of a training: weigh their losses, or combine their gradients."""

@@ -1,0 +1,44 @@
+"""Which trainings a balancing strategy cannot serve, and where it has no effect."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+
+from mmoe.errors import UserError
+from mmoe.tasks import Count, Task
+
+log = logging.getLogger(__name__)
+
+
+def check_balance(config: DictConfig, learner: Any, tasks: Sequence[Task], trainer: pl.Trainer) -> None:
+    """Raise UserError if the strategy of a training cannot work; warn if it has no effect."""
+    if len(tasks) == 1 and config.get("balance") and not config.balance._target_.endswith(".Constant"):
+        log.warning("balance: its weights have no effect, because there is one task")
+    balancer = getattr(learner, "balancer", None)
+    if balancer is None:
+        return
+    strategy = balancer.strategies[0]
+    counts = [task.name for task in tasks if isinstance(task, Count)]
+    if strategy.needs_positive_losses and counts:
+        rule = f"needs losses above 0, and the loss of a count may be negative; choose another for {counts[0]}"
+        raise UserError(f"balance: {strategy.name} {rule}")
+    if not (balancer.aggregates or balancer.measure_every):
+        return
+    what = f"balance: {strategy.name}" if balancer.aggregates else "balance.measure_every"
+    if config.get("compile"):
+        raise UserError(f"{what} needs the gradient of each task; leave out compile=true")
+    if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
+        name = type(trainer.strategy).__name__
+        raise UserError(f"{what} needs all gradients in one process; trainer.strategy={name} divides them")
+    if trainer.world_size > 1 and balancer.sparse:
+        rule = "cannot average the sparse gradients of learned vectors over processes; use one process"
+        raise UserError(f"{what} {rule}")
+    if balancer.aggregates and trainer.precision == "16-mixed":
+        rule = "cannot scale losses as trainer.precision=16-mixed does; use bf16-mixed"
+        raise UserError(f"{what} {rule}")
+    if balancer.aggregates and balancer.shares_nothing:
+        log.warning("balance: %s has no effect, because the tasks share no weights", strategy.name)

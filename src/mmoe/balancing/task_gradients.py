@@ -1,0 +1,108 @@
+"""The gradients of the tasks' losses as matrices, and back.
+
+T tasks, R networks (1, or the number of replicas), P entries of the parameters of one network, S of which
+several tasks share.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class TaskGradients:
+    """Compute the gradients of losses, and give parameters their combined gradient.
+
+    Tables of learned vectors with sparse gradients have only the rows of the batch, which are the same for
+    all tasks.
+
+    Args:
+        parameters: by name; with `num_networks` above 1 they are stacked, [R, ...].
+        shared: for some names, a mask of the entries that several tasks share, in the shape of the parameter
+            of one network. All entries of the others are shared.
+        num_networks: R.
+        sparse: the names of the tables with sparse gradients.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        shared: Mapping[str, Tensor],
+        num_networks: int,
+        sparse: Sequence[str] = (),
+    ) -> None:
+        trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        names = sorted(trained, key=lambda name: name in sparse)  # these come last
+        self.parameters = [parameters[name] for name in names]
+        self.num_networks = num_networks
+        self.num_dense = len(names) - len(sparse)
+        sizes = [p.numel() // num_networks for p in self.parameters[: self.num_dense]]
+        self.device = self.parameters[0].device
+        masks = [
+            shared[name].flatten() if name in shared else torch.ones(size, dtype=torch.bool)
+            for name, size in zip(names, sizes, strict=False)
+        ]
+        mask = torch.cat(masks) if masks else torch.ones(0, dtype=torch.bool)
+        # [S] positions of dense entries; None: all
+        self.index = None if mask.all() else mask.nonzero().flatten().to(self.device)
+        self.num_entries = len(mask)
+        self._rows: list[Tensor] = []  # the rows of each sparse gradient, of the last batch
+
+    def jacobian(self, losses: Sequence[Tensor], keep_graph: bool = False) -> Tensor:
+        """The gradients of each loss, [len(losses), R, P]. Each loss is the sum over all networks."""
+        matrix = torch.empty(0)
+        for i, loss in enumerate(losses):
+            keep = keep_graph or i + 1 < len(losses)
+            gradients = torch.autograd.grad(loss, self.parameters, retain_graph=keep, allow_unused=True)
+            parts = self._dense(gradients) + self._sparse(gradients)
+            if i == 0:
+                width = sum(part.shape[1] for part in parts)
+                matrix = torch.empty(len(losses), self.num_networks, width, device=self.device)
+            torch.cat([part.float() for part in parts], dim=1, out=matrix[i])
+        return matrix
+
+    def _dense(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        pairs = zip(self.parameters[: self.num_dense], gradients, strict=False)
+        return [(torch.zeros_like(p) if g is None else g).reshape(self.num_networks, -1) for p, g in pairs]
+
+    def _sparse(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        tables = [gradient.coalesce() for gradient in gradients[self.num_dense :] if gradient is not None]
+        self._rows = [table.indices() for table in tables]
+        return [table.values().reshape(1, -1) for table in tables]
+
+    def shared(self, jacobian: Tensor) -> Tensor:
+        """The shared entries of gradients [T, R, P], as [R, T, S]."""
+        if self.index is not None:
+            jacobian = jacobian.index_select(-1, self._shared_index(jacobian))
+        return jacobian.transpose(0, 1)
+
+    def put(self, total: Tensor, network: int, vector: Tensor) -> None:
+        """Replace the shared entries of one network in `total` [R, P] by a vector [S]."""
+        if self.index is None:
+            total[network] = vector
+        else:
+            total[network].index_copy_(0, self._shared_index(total), vector)
+
+    def _shared_index(self, matrix: Tensor) -> Tensor:
+        assert self.index is not None
+        if matrix.shape[-1] == self.num_entries:
+            return self.index
+        return torch.cat([self.index, torch.arange(self.num_entries, matrix.shape[-1], device=self.device)])
+
+    def accumulate(self, total: Tensor) -> None:
+        """Add gradients [R, P] to those of the parameters."""
+        dense = self.parameters[: self.num_dense]
+        sizes = [p.numel() // self.num_networks for p in dense]
+        tables: list[Any] = self.parameters[self.num_dense :]
+        sizes += [rows.shape[1] * t.shape[1] for t, rows in zip(tables, self._rows, strict=True)]
+        parts = torch.split(total, sizes, dim=1)
+        for parameter, part in zip(dense, parts, strict=False):
+            _add(parameter, part.reshape(parameter.shape).to(parameter.dtype))
+        for table, rows, part in zip(tables, self._rows, parts[self.num_dense :], strict=True):
+            values = part.reshape(-1, table.shape[1]).to(table.dtype)
+            _add(table, torch.sparse_coo_tensor(rows, values, table.shape, is_coalesced=True))
+
+
+def _add(parameter: nn.Parameter, gradient: Tensor) -> None:
+    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
