@@ -8,11 +8,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
 import processes
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -102,9 +104,27 @@ def census_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def models(*without: str) -> list[str]:
-    """The methods in conf/model/, without those that need other tasks than a test has."""
-    return sorted({path.stem for path in (CONF_DIR / "model").glob("*.yaml")} - set(without))
+def balanced_table(missing: bool = True) -> None:
+    """Write a small table of two tasks, and its configuration `data=mine` for `--config-dir=conf`.
+
+    If labels may be missing, `buy` is known in 30 % of the rows.
+    """
+    random = np.random.default_rng(0)
+    rows = pd.DataFrame({"amount": random.normal(size=240), "city": random.choice(["a", "b", "c"], 240)})
+    for name, slope in (("clicked", 1.0), ("bought", -0.5)):
+        rows[name] = (random.random(240) < 1 / (1 + np.exp(-slope * rows["amount"]))).astype(int)
+    rows["shown"] = (random.random(240) < 0.3).astype(int)
+    rows.to_csv("train.csv", index=False)
+    where = {"where": "shown"} if missing else {}
+    config = {
+        "_target_": "mmoe.data.table.datamodule", "train": "train.csv",
+        "validation": {"fraction": 0.2}, "test": {"fraction": 0.2},
+        "columns": {"amount": "numeric", "city": "categorical"},
+        "tasks": {"click": {"column": "clicked"}, "buy": {"column": "bought", **where}},
+        "batch_size": 16, "seed": 0,
+    }  # fmt: skip
+    Path("conf/data").mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(config), "conf/data/mine.yaml")
 
 
 def only_run() -> Path:

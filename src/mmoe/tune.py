@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import Trial
 
-GROUPS = ("data", "features", "inputs", "model", "balance", "experiment")  # config groups that identify a study
+# Config groups that identify a study.
+GROUPS = ("data", "features", "inputs", "model", "balance", "experiment")
 DIRECTIONS = {"max": "maximize", "min": "minimize"}
 Space = Mapping[str, Mapping[str, Any]]
 

@@ -5,6 +5,7 @@ Each table `<name>` of a run has a figure `plot_<name>`. The functions take a `R
 """
 
 from mmoe.analysis.ablation import expert_ablation, plot_expert_ablation
+from mmoe.analysis.balance import balance, plot_balance
 from mmoe.analysis.gates import (
     gate_similarity,
     gate_weights,
@@ -26,8 +27,9 @@ from mmoe.analysis.sweep_results import plot_sweep, sweep_runs, sweep_table
 from mmoe.analysis.training_curves import plot_training_curves, training_curves
 
 __all__ = [
-    "calibration", "expert_ablation", "gate_similarity", "gate_weights", "gate_weights_by",
-    "plot_calibration", "plot_expert_ablation", "plot_gate_distributions", "plot_gate_similarity",
-    "plot_gate_weights", "plot_gate_weights_by", "plot_precision_recall", "plot_roc", "plot_sweep",
-    "plot_training_curves", "precision_recall", "roc", "sweep_runs", "sweep_table", "training_curves",
+    "balance", "calibration", "expert_ablation", "gate_similarity", "gate_weights", "gate_weights_by",
+    "plot_balance", "plot_calibration", "plot_expert_ablation", "plot_gate_distributions",
+    "plot_gate_similarity", "plot_gate_weights", "plot_gate_weights_by", "plot_precision_recall", "plot_roc",
+    "plot_sweep", "plot_training_curves", "precision_recall", "roc", "sweep_runs", "sweep_table",
+    "training_curves",
 ]  # fmt: skip

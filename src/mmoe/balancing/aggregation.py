@@ -6,6 +6,7 @@ aggregator returns one vector [P]; most return weights w [T], and the vector is 
 T tasks, K tasks with a gradient other than 0, P shared entries.
 """
 
+from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +41,7 @@ class Aggregation(Strategy):
     def __init__(self, num_tasks: int, seed: int, name: str, **options: Any) -> None:
         super().__init__(num_tasks, seed)
         self.function: Any = from_library("aggregation", name, **options)
+        self._classes: Any = import_module("torchjd.aggregation")
         self.weights = torch.ones(num_tasks)  # of the last step that had all tasks
 
     def combine(self, jacobian: Tensor, gramian: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,11 +72,11 @@ class Aggregation(Strategy):
 
     def _combine(self, jacobian: Tensor, gramian: Tensor) -> tuple[Tensor, Tensor]:
         """The vector [P] and the weights [K] of gradients [K, P] other than 0."""
-        if hasattr(self.function, "gramian_weighting"):
+        if isinstance(self.function, self._classes.GramianWeightedAggregator):
             # TorchJD treats small Gramians as 0, although the weights do not depend on the scale.
             scaled = gramian / gramian.diagonal().sum() if self.is_scale_free else gramian
             weights = self.function.gramian_weighting(scaled)
-        elif hasattr(self.function, "weighting"):
+        elif isinstance(self.function, self._classes.WeightedAggregator):
             weights = self.function.weighting(jacobian)
         else:
             vector = self.function(jacobian)

@@ -46,7 +46,11 @@ class Balancer:
     """
 
     def __init__(
-        self, strategies: Sequence[Strategy], network: nn.Module, columns: Sequence[slice], names: Sequence[str]
+        self,
+        strategies: Sequence[Strategy],
+        network: nn.Module,
+        columns: Sequence[slice],
+        names: Sequence[str],
     ) -> None:
         self.strategies: list[Any] = list(strategies)
         self.names, first = list(names), strategies[0]

@@ -24,7 +24,7 @@ def check_balance(config: DictConfig, learner: Any, tasks: Sequence[Task], train
     strategy = balancer.strategies[0]
     counts = [task.name for task in tasks if isinstance(task, Count)]
     if strategy.needs_positive_losses and counts:
-        rule = f"needs losses above 0, and the loss of a count may be negative; choose another for {counts[0]}"
+        rule = f"needs losses above 0, and the loss of the count {counts[0]} may be negative"
         raise UserError(f"balance: {strategy.name} {rule}")
     if not (balancer.aggregates or balancer.measure_every):
         return
@@ -37,7 +37,7 @@ def check_balance(config: DictConfig, learner: Any, tasks: Sequence[Task], train
     if trainer.world_size > 1 and balancer.sparse:
         rule = "cannot average the sparse gradients of learned vectors over processes; use one process"
         raise UserError(f"{what} {rule}")
-    if balancer.aggregates and trainer.precision == "16-mixed":
+    if balancer.aggregates and config.trainer.get("precision") == "16-mixed":
         rule = "cannot scale losses as trainer.precision=16-mixed does; use bf16-mixed"
         raise UserError(f"{what} {rule}")
     if balancer.aggregates and balancer.shares_nothing:

@@ -3,7 +3,6 @@
 T tasks, P entries of the weights that several tasks share.
 """
 
-from abc import ABC
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -28,7 +27,7 @@ def from_library(module: str, name: str, **options: Any) -> Any:
         raise UserError(f"{name} needs {missing}: pip install 'mmoe[balance]'") from error
 
 
-class Strategy(ABC):
+class Strategy:
     """Balances the T tasks of one network.
 
     Args:

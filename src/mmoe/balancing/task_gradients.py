@@ -98,10 +98,12 @@ class TaskGradients:
         sizes += [rows.shape[1] * t.shape[1] for t, rows in zip(tables, self._rows, strict=True)]
         parts = torch.split(total, sizes, dim=1)
         for parameter, part in zip(dense, parts, strict=False):
-            _add(parameter, part.reshape(parameter.shape).to(parameter.dtype))
+            # Fused optimizers misread gradients that are not contiguous.
+            _add(parameter, part.reshape(parameter.shape).to(parameter.dtype).contiguous())
         for table, rows, part in zip(tables, self._rows, parts[self.num_dense :], strict=True):
             values = part.reshape(-1, table.shape[1]).to(table.dtype)
-            _add(table, torch.sparse_coo_tensor(rows, values, table.shape, is_coalesced=True))
+            options: Any = {"is_coalesced": True, "check_invariants": False}
+            _add(table, torch.sparse_coo_tensor(rows, values, table.shape, **options))
 
 
 def _add(parameter: nn.Parameter, gradient: Tensor) -> None:

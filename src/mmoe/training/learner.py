@@ -26,7 +26,7 @@ from mmoe.training.epoch_outputs import EpochOutputs, Outputs
 from mmoe.training.gate_statistics import GateStatistics, dead_units, describe_constant_task
 from mmoe.training.lightning_speedups import LightModule
 from mmoe.training.metrics import TaskMetrics
-from mmoe.training.objective import LossAndOutput, Objective, loss_weights
+from mmoe.training.objective import LossAndOutput, Objective, TaskLosses, loss_weights
 from mmoe.training.optimizers import build_optimizer
 from mmoe.training.running_metrics import RunningMetrics
 from mmoe.training.schedules import Schedule
@@ -148,8 +148,11 @@ class Learner(LightModule):
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         super().optimizer_step(*arguments, **options)
         if self.balancer and self.balancer.follows_steps:
+            batch = self._train_batch
             with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-                self.balancer.follow_step(self._task_losses(self._train_batch))
+                losses = self._compute(batch, self._totals(batch, "train"))[0]
+            weight = self._weight_of_process(batch)
+            self.balancer.follow_step(losses if weight is None else losses * weight)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients, without the profiler's context that torch's method opens."""
@@ -169,10 +172,10 @@ class Learner(LightModule):
         return inputs[0].encode_rows(rows, batch_size) if inputs and on_cpu else rows
 
     def forward(self, batch: Batch) -> Output:
-        _, logits, gates, _ = self._compute(batch)
-        return Output(logits, gates)
+        output = self._compute(batch)
+        return Output(output.logits, output.gates)
 
-    def _compute(self, batch: Batch, totals: Tensor | None = None) -> LossAndOutput:
+    def _compute(self, batch: Batch, totals: Tensor | None = None) -> LossAndOutput | TaskLosses:
         """Apply the objective; `totals` are its argument."""
         return self.objective(*batch[:6], totals)  # type: ignore[no-any-return]
 
@@ -181,7 +184,8 @@ class Learner(LightModule):
 
         The loss is a scalar, or [R] for replicas.
         """
-        loss, logits, gates, task_losses = self._compute(batch, self._totals(batch, stage))
+        output = self._compute(batch, self._totals(batch, stage))
+        loss, logits, gates = output[:3]
         outputs = Outputs(logits.detach(), batch.labels, batch.known, batch.groups)
         self._keep(stage, number, outputs)
         if stage == "val" and gates.shape[-1]:
@@ -190,23 +194,20 @@ class Learner(LightModule):
             self.test_gates = [] if number == 0 else self.test_gates
             if stage not in self.running:
                 self.test_gates.append(gates.cpu())
-        return self._balanced(batch, loss, task_losses) if stage == "train" else loss
+        return self._training_loss(batch, output) if stage == "train" else loss
 
-    def _balanced(self, batch: Batch, loss: Tensor, task_losses: Tensor) -> Tensor:
-        """The loss of a training batch: that of the objective, or of its task losses and penalty `loss`."""
+    def _training_loss(self, batch: Batch, output: LossAndOutput | TaskLosses) -> Tensor:
+        """The loss of a training batch, whose gradients DDP averages over processes."""
         weight = self._weight_of_process(batch)
         if self.balancer is None:
-            return loss if weight is None else loss * weight
+            return output[0] if weight is None else output[0] * weight
+        assert isinstance(output, TaskLosses)
+        losses, penalty = output.losses, output.penalty
         if weight is not None:
-            loss, task_losses = loss * weight, task_losses * weight
+            losses, penalty = losses * weight, penalty * weight
         if self.balancer.follows_steps:
             self._train_batch = batch
-        return self.balancer.loss(task_losses, loss)
-
-    def _task_losses(self, batch: Batch) -> Tensor:
-        """The losses of the tasks, such that their mean over processes is that of all rows."""
-        losses, weight = self._compute(batch, self._totals(batch, "train"))[-1], self._weight_of_process(batch)
-        return losses if weight is None else losses * weight
+        return self.balancer.loss(losses, penalty)
 
     def _keep(self, stage: str, number: int, outputs: Outputs) -> None:
         """Keep the outputs of the epoch's batch `number`.

@@ -22,14 +22,26 @@ class LossAndOutput(NamedTuple):
     """The output of an objective.
 
     Shape:
-        loss: a scalar. logits: [B, L]. gates: [B, T, E]; E is 0 for a method without gates. task_losses: [0];
-        [T] in the training of an objective with `by_task`, whose `loss` is then only the penalty.
+        loss: a scalar. logits: [B, L]. gates: [B, T, E]; E is 0 for a method without gates.
     """
 
     loss: Tensor
     logits: Tensor
     gates: Tensor
-    task_losses: Tensor
+
+
+class TaskLosses(NamedTuple):
+    """The output of an objective with `by_task` in training.
+
+    Shape:
+        losses: [T], the loss of each task times its weight. logits, gates: see `LossAndOutput`. penalty: a
+        scalar, 0 for a model without one.
+    """
+
+    losses: Tensor
+    logits: Tensor
+    gates: Tensor
+    penalty: Tensor
 
 
 def loss_weights(known: Tensor | None, weights: Tensor | None) -> Tensor | None:
@@ -48,8 +60,7 @@ class Objective(nn.Module):
     of an `Ensemble` is the sum of its members' losses. `tasks` have the order of the label columns, and
     `task_weights` are by task name.
 
-    If the attribute `by_task` is True, a training step gets the loss of each task, times its weight, and the
-    penalty apart, for a balancing strategy.
+    If the attribute `by_task` is True, the output in training is `TaskLosses`, for a balancing strategy.
 
     Raises:
         ArgumentError: a weight is negative, not finite, or names no task, or all weights are 0.
@@ -61,7 +72,6 @@ class Objective(nn.Module):
     """
 
     task_weights: Tensor
-    no_losses: Tensor
     by_task = False
 
     def __init__(
@@ -84,7 +94,6 @@ class Objective(nn.Module):
         if not values.isfinite().all() or not values.any():
             raise ArgumentError(f"task_weights={weights}: must be finite as float32, and one must be above 0")
         self.register_buffer("task_weights", values, persistent=False)
-        self.register_buffer("no_losses", torch.zeros(0), persistent=False)
         kinds = {type(task) for task in tasks}
         # Where a kind has one function for all its tasks, one call takes a fraction of the time of many.
         self.mean_loss = kinds.pop().mean_loss(self.tasks) if len(kinds) == 1 else None
@@ -98,7 +107,7 @@ class Objective(nn.Module):
         weights: Tensor | None = None,
         sparse: SparseMatrix | None = None,
         totals: Tensor | None = None,
-    ) -> LossAndOutput:
+    ) -> LossAndOutput | TaskLosses:
         # A custom network may take only levels and numbers.
         rows: tuple[Any, ...] = (levels, numbers) if sparse is None else (levels, numbers, sparse)
         penalty: Tensor | None = None
@@ -112,20 +121,22 @@ class Objective(nn.Module):
         members = logits.shape[0] if logits.ndim > labels.ndim else 1
         factor = len(self.tasks) * members  # turns the mean over tasks and members into their sum
         row_weights = loss_weights(known, weights)
-        task_losses = self.no_losses
-        if self.by_task and self.training:
-            task_losses = self._task_losses(logits, labels, row_weights, totals)
-            loss = task_losses.new_zeros(())
+        separate = self.by_task and self.training
+        if separate:
+            loss = self._task_losses(logits, labels, row_weights, totals)
         elif row_weights is not None:
             loss = self._weighted_losses(logits, labels, row_weights, totals).sum()
         elif self.mean_loss:
             loss = factor * self.mean_loss(in_loss, labels.expand_as(in_loss), self.task_weights)
         else:
-            loss = factor * (self._losses(in_loss, labels) * self.task_weights).mean()
-        loss = loss if penalty is None else loss + penalty
+            loss = factor * (self._losses(logits, labels) * self.task_weights).mean()
+        penalty = getattr(self.network.model, "penalty", None)
+        loss = loss + penalty() if penalty and not separate else loss
         if isinstance(self.network.model, Ensemble) and logits.ndim > labels.ndim:
             logits = self.network.model.average(logits)
-        return LossAndOutput(loss, logits, gates, task_losses)
+        if separate:
+            return TaskLosses(loss, logits, gates, penalty() if penalty else loss.new_zeros(()))
+        return LossAndOutput(loss, logits, gates)
 
     def labels_in_loss(self, labels: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The labels [..., B, T] that the loss is computed from, and which are known; see `ESMM`."""

@@ -18,7 +18,7 @@ from mmoe.models.replicas import Replicas
 from mmoe.tasks import validation_metrics
 from mmoe.training.epoch_outputs import Outputs
 from mmoe.training.learner import Learner
-from mmoe.training.objective import LossAndOutput, Objective
+from mmoe.training.objective import LossAndOutput, Objective, TaskLosses
 
 SIGNS = {"max": 1, "min": -1}
 # Settings of the callbacks `best` and `early_stopping` that are allowed with replicas.
@@ -117,20 +117,21 @@ class ReplicaLearner(Learner):
         """Return the rows unchanged, because replicas use dense inputs."""
         return rows
 
-    def _compute(self, batch: Batch, totals: Tensor | None = None) -> LossAndOutput:
-        """Losses [R], logits [R, B, L] and gates [R, B, T, E] of a batch, whose tensors may start with R."""
+    def _compute(self, batch: Batch, totals: Tensor | None = None) -> LossAndOutput | TaskLosses:
+        """Losses, logits and gates of a batch, with R as first dimension; the batch's tensors may have it."""
         has_own_rows = batch.labels.ndim == 3
         return self.objective(*batch[:5], None, totals, own_rows=has_own_rows)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, stage: str, number: int) -> Tensor:
-        losses, logits, gates, task_losses = self._compute(batch, self._totals(batch, stage))
+        output = self._compute(batch, self._totals(batch, stage))
+        losses, logits, gates = output[:3]
         labels, known = batch.labels, batch.known
         if stage == "train":  # one mean per batch shows where a replica diverged
             logits, labels, known = logits.mean(-2, keepdim=True), labels[..., :1, :], None
         self._keep(stage, number, Outputs(logits.detach(), labels, known, batch.groups))
         if stage == "val" and gates.shape[-1]:
             self.gates.update(gates)
-        return self._balanced(batch, losses, task_losses) if stage == "train" else losses
+        return self._training_loss(batch, output) if stage == "train" else losses
 
     def _log_metrics(self, stage: str) -> None:
         outputs = self._finish_epoch(stage)

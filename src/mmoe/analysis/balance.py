@@ -1,0 +1,62 @@
+"""Weights of the tasks, and cosines of their gradients, by epoch."""
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mmoe.analysis.drawing import COLOURS, LIGHT, LINES, MARKERS, panels
+from mmoe.errors import UserError
+from mmoe.run import Run, load
+
+PREFIX = "balance/"
+
+
+def balance(run: Run | Path | str) -> pd.DataFrame:
+    """Return seed, epoch and step of each validation and replica, and the statistics of balancing before it.
+
+    There is a column `weight/<task>` for each task. If gradients were compared, there are also
+    `cosine/<task>_<task>` for each pair of tasks, and `conflicting`, the share of steps in which two tasks
+    had a negative cosine.
+
+    Raises:
+        UserError: the run neither balanced its tasks nor compared their gradients.
+    """
+    run = load(run)
+    names = [name for name in run.history if name.startswith(PREFIX)]
+    if not names:
+        rule = "has no balanced tasks; train with balance=..., or with balance.measure_every=10"
+        raise UserError(f"{run.folder}: {rule}")
+    table: pd.DataFrame = run.history[["seed", "epoch", "step", *names]]
+    return table.rename(columns=lambda name: name.removeprefix(PREFIX))
+
+
+def plot_balance(run: Run | Path | str) -> Figure:
+    """Draw `balance` by epoch: the tasks' weights, and if they were measured, cosines and conflicts.
+
+    The line is the mean and the band the range, over replicas and over the validations of an epoch.
+    """
+    by_epoch = balance(run).groupby("epoch")
+    names = [name for name in by_epoch.obj if name not in ("seed", "epoch", "step")]
+    titles = {"weight": "weights of the tasks", "cosine": "cosine of the tasks' gradients"}
+    titles["conflicting"] = "share of steps with a negative cosine"
+    kinds = [kind for kind in titles if any(name.startswith(kind) for name in names)]
+    figure, all_axes = panels(len(kinds), width=3.8 * len(kinds), height=3.0)
+    for axes, kind in zip(all_axes, kinds, strict=True):
+        chosen = [name for name in names if name.startswith(kind)]
+        for i, name in enumerate(chosen):
+            values = by_epoch[name]
+            mean, style = values.mean(), i % 4
+            label = name.partition("/")[2]
+            marker = MARKERS[style] if len(mean) < 30 else ""
+            axes.plot(
+                mean.index, mean, LINES[style], marker=marker, color=COLOURS[style], label=label, mfc="white"
+            )
+            axes.fill_between(mean.index, values.min(), values.max(), color=LIGHT[style], alpha=0.5)
+        axes.set(title=titles[kind], xlabel="epoch")
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if kind != "conflicting":
+            axes.legend(fontsize="small")
+    return figure

@@ -1,0 +1,311 @@
+"""Trainings with balanced tasks: shared weights, gradients, every method, replicas, and bad input."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import Command, balanced_table
+from torch import Tensor, nn
+
+from mmoe import CONF_DIR, MMoE, Network, Objective, Schema
+from mmoe.balancing.aggregation import CAGrad
+from mmoe.balancing.balancer import Balancer, RunningMean
+from mmoe.balancing.shared_entries import shared_entries
+from mmoe.balancing.strategies import Constant
+from mmoe.balancing.task_gradients import TaskGradients
+from mmoe.build import check_targets
+from mmoe.data.schema import Categorical, Numeric
+from mmoe.models.cross_stitch import CrossStitch
+from mmoe.models.ensemble import Ensemble
+from mmoe.models.inputs import Inputs
+from mmoe.models.mmoe import OMoE
+from mmoe.models.ple import PLE
+from mmoe.models.single_task import SingleTask
+from mmoe.tasks import Binary, logit_columns
+
+STRATEGIES = sorted(path.stem for path in (CONF_DIR / "balance").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))
+SCHEMA = Schema((Categorical("a", ("x", "y")),), (Numeric("n", 0.0, 1.0, (0.0, 1.0)),), ())
+TASKS = (Binary("c", ("x",), name="one"), Binary("c", ("x",), name="two"))
+COLUMNS = logit_columns(TASKS)
+
+
+def network_of(method: Callable[..., nn.Module], **options: Any) -> Network:
+    torch.manual_seed(0)
+    inputs = Inputs(SCHEMA)
+    return Network(inputs, method(inputs.num_outputs, 2, **options))
+
+
+def test_experts_are_shared_and_gates_and_towers_are_not():
+    masks = shared_entries(network_of(MMoE, num_experts=3, expert_units=[4, 2]), COLUMNS)
+    assert masks["model.weight"][:, :12].all()  # the experts' columns
+    assert not masks["model.weight"][:, 12:].any()  # the gates' columns
+    for name, mask in masks.items():
+        if name.startswith(("model.experts", "model.towers")):
+            assert mask.all() if name.startswith("model.experts") else not mask.any(), name
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_what_other_methods_share(activation: str):
+    masks = shared_entries(network_of(OMoE, num_experts=3, activation=activation), COLUMNS)
+    assert masks["model.weight"].all()  # with the gate
+    assert not any(mask.any() for mask in shared_entries(network_of(SingleTask), COLUMNS).values())
+    masks = shared_entries(network_of(CrossStitch, activation=activation), COLUMNS)
+    assert sum(mask.any().item() for mask in masks.values()) >= 3
+    masks = shared_entries(network_of(PLE, num_levels=2, activation=activation), COLUMNS)
+    assert any(mask.any() and not mask.all() for mask in masks.values())
+    members = {"member": lambda **sizes: MMoE(**sizes, num_experts=3), "size": 2}
+    masks = shared_entries(network_of(Ensemble, **members), COLUMNS)
+    assert any(mask.any() and not mask.all() for mask in masks.values())
+
+
+def rows(count: int = 80) -> tuple[Tensor, ...]:
+    """Levels, numbers, labels, and which of them are known."""
+    random = np.random.default_rng(0)
+    labels = torch.tensor(random.integers(0, 2, (count, 2))).float()
+    known = torch.tensor(random.random((count, 2)) < 0.7)
+    numbers = torch.tensor(random.random((count, 1))).float()
+    return torch.tensor(random.integers(0, 3, (count, 1))), numbers, labels, known
+
+
+@pytest.mark.parametrize("method", [MMoE, PLE, CrossStitch, SingleTask])
+def test_shared_entries_get_the_vector_and_others_their_tasks_gradient(method: type[nn.Module]):
+    """CAGrad with c=0 is the mean of the gradients."""
+    network = network_of(method)
+    objective = Objective(network, TASKS)
+    objective.by_task = True
+    balancer = Balancer([CAGrad(2, c=0.0)], network, COLUMNS, ["one", "two"])
+    balancer.start(dict(objective.named_parameters()), None)
+    output = objective(*rows())
+    named = {name: p for name, p in network.named_parameters() if p.numel()}
+    each = [
+        torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
+        for loss in output.losses
+    ]
+    loss = balancer.loss(output.losses, output.penalty)
+    torch.testing.assert_close(loss, output.losses.sum())
+    balancer.backward(0.5)
+    for (name, parameter), first, second in zip(named.items(), *each, strict=True):
+        total = sum(torch.zeros_like(parameter) if g is None else g for g in (first, second))
+        expected = torch.where(balancer.masks[name], total / 2, total)
+        torch.testing.assert_close(parameter.grad, expected / 2, atol=1e-6, rtol=1e-4)
+    assert objective.eval()(*rows()).loss.ndim == 0
+
+
+def test_gradients_of_tables_keep_their_rows():
+    """A table with sparse gradients gets what a dense one gets."""
+    index, found = torch.tensor([3, 1, 3]), []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        table, last = nn.Embedding(5, 2, sparse=sparse), nn.Linear(2, 2)
+        named = {"last.weight": last.weight, "table.weight": table.weight, "last.bias": last.bias}
+        gradients = TaskGradients(named, {}, 1, ["table.weight"] if sparse else [])
+        for _ in range(2):  # gradients of two batches add up
+            jacobian = gradients.jacobian(last(table(index)).square().sum(0).unbind())
+            gradients.accumulate(jacobian.sum(0))
+        assert table.weight.grad.is_sparse is sparse
+        found.append([p.grad.to_dense() if p.grad.is_sparse else p.grad for p in named.values()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_means_leave_missing_values_out():
+    mean = RunningMean()
+    assert mean.take() is None
+    mean.add(torch.tensor([1.0, torch.nan]))
+    mean.add(torch.tensor([3.0, torch.nan]))
+    torch.testing.assert_close(mean.take(), torch.tensor([2.0, torch.nan]), equal_nan=True)
+    assert mean.take() is None
+
+
+def test_a_run_folder_may_build_the_strategies():
+    for name in ("strategies.Constant", "scalarization.FAMO", "aggregation.PCGrad"):
+        check_targets({"_target_": f"mmoe.balancing.{name}"})
+    assert not Constant(2).acts
+
+
+QUICK = ["--config-dir=conf", "data=mine", "logger=none", "trainer.max_epochs=1", "data.batch_size=16"]
+SGD = "learner.optimizer={_target_: torch.optim.SGD, _partial_: true, lr: 1.0}"
+
+
+def history(folder: str = "run") -> pd.DataFrame:
+    return pd.read_csv(f"{folder}/history.csv")
+
+
+def metrics(folder: str) -> dict[str, Any]:
+    return json.loads(Path(folder, "metrics.json").read_text())
+
+
+def weights(folder: str) -> Tensor:
+    """The weights of the model after the last step."""
+    state = torch.load(f"{folder}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    return torch.cat([value.double().flatten() for name, value in state.items() if ".network.model." in name])
+
+
+@pytest.mark.parametrize("balance", STRATEGIES)
+def test_every_strategy_trains(train: Command, balance: str):
+    """With labels that are unknown in some rows, and in all rows of some batches."""
+    balanced_table()
+    options = [*QUICK, "data.batch_size=4", "+trainer.limit_train_batches=12", "hydra.run.dir=run"]
+    done = train(*options, f"balance={balance}")
+    assert done.code == 0, done.err
+    assert done.err == ""
+    found = history().filter(like="balance/")
+    if balance == "constant":
+        assert not len(found.columns)
+    else:
+        assert np.isfinite(found).all(axis=None)
+        assert {"balance/weight/click", "balance/weight/buy"} <= set(found)
+        assert (found.filter(like="cosine").abs() <= 1 + 1e-9).all(axis=None)
+    assert weights("run").isfinite().all()
+
+
+@pytest.mark.parametrize("balance", ["pcgrad", "uncertainty"])
+@pytest.mark.parametrize("model", MODELS)
+def test_every_method_is_balanced(train: Command, model: str, balance: str):
+    balanced_table()
+    options = [*QUICK, "+trainer.limit_train_batches=3", "+trainer.limit_test_batches=0", "hydra.run.dir=run"]
+    done = train(*options, f"model={model}", f"balance={balance}")
+    assert done.code == 0, done.err
+    shares_nothing = balance == "pcgrad" and model in ("single_task", "l2_constrained")
+    assert ("share no weights" in done.out + done.err) is shares_nothing
+    assert "balance/weight/buy" in history()
+
+
+def test_measuring_changes_nothing_and_is_drawn(train: Command):
+    """Measuring the cosines leaves the weights as they are, but for the order of additions."""
+    balanced_table()
+    options = [*QUICK, "trainer.max_epochs=2", "figures=true"]
+    assert train(*options, "hydra.run.dir=plain").code == 0
+    assert train(*options, "balance.measure_every=2", "hydra.run.dir=run").code == 0
+    torch.testing.assert_close(weights("run"), weights("plain"), atol=1e-4, rtol=0)
+    found = history().filter(like="balance/")
+    assert set(found) == {
+        "balance/weight/click", "balance/weight/buy", "balance/cosine/click_buy", "balance/conflicting"
+    }  # fmt: skip
+    assert found["balance/conflicting"].between(0, 1).all()
+    assert Path("run/figures/balance.png").stat().st_size > 5000
+    assert not Path("plain/figures/balance.png").exists()
+
+
+@pytest.mark.parametrize("balance", ["pcgrad", "uncertainty", "famo", "nash_mtl"])
+def test_replicas_train_as_they_do_alone(train: Command, balance: str):
+    balanced_table()
+    options = [*QUICK, f"balance={balance}", "+trainer.limit_train_batches=6", "seed=3"]
+    assert train(*options, "replicas=2", "hydra.run.dir=together").code == 0
+    assert train(*options[:-1], "seed=4", "hydra.run.dir=run").code == 0
+    together = history("together")
+    for name, value in history().iloc[0].items():
+        if name.startswith("balance/") or name.endswith("log_loss"):
+            assert together[name][1] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+    assert together["balance/weight/buy"][0] != together["balance/weight/buy"][1]
+
+
+def test_accumulated_batches_add_up(train: Command):
+    """The mean gradient, CAGrad with c=0, of two batches is that of one batch of twice the size."""
+    balanced_table(missing=False)
+    options = [*QUICK, "balance=cagrad", "balance.c=0", SGD, "learner.optimizer.lr=0.1"]
+    steps = ["+trainer.limit_train_batches=8", "+trainer.accumulate_grad_batches=2", "data.batch_size=8"]
+    assert train(*options, *steps, "hydra.run.dir=two").code == 0
+    assert train(*options, "+trainer.limit_train_batches=4", "hydra.run.dir=one").code == 0
+    assert metrics("two")["steps"] == metrics("one")["steps"] == 4
+    torch.testing.assert_close(weights("two"), weights("one"), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("balance", ["mgda", "uncertainty", "famo"])
+def test_balanced_gradients_are_clipped(train: Command, balance: str):
+    """A step of SGD with rate 1 is as long as its gradient."""
+    balanced_table()
+    options = [*QUICK, f"balance={balance}", SGD, "+trainer.limit_train_batches=1"]
+    clip = "+trainer.gradient_clip_val=1e-3"
+    assert train(*options, clip, "learner.optimizer.lr=0", "hydra.run.dir=start").code == 0
+    assert train(*options, clip, "hydra.run.dir=clipped").code == 0
+    assert train(*options, "hydra.run.dir=free").code == 0
+    assert (weights("clipped") - weights("start")).norm().item() == pytest.approx(1e-3, rel=1e-2)
+    assert (weights("free") - weights("start")).norm() > 1e-2
+
+
+def test_bfloat16(train: Command):
+    balanced_table()
+    for balance in ("mgda", "famo"):
+        options = [f"balance={balance}", "trainer.precision=bf16-mixed", "+trainer.limit_train_batches=3"]
+        assert train(*QUICK, *options, f"hydra.run.dir={balance}").code == 0
+        assert weights(balance).isfinite().all()
+
+
+def test_one_task_is_warned_of(train: Command):
+    balanced_table()
+    options = [*QUICK, "data.tasks.buy=null", "balance=mgda", "+trainer.limit_train_batches=2"]
+    done = train(*options, "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    assert "balance: its weights have no effect, because there is one task" in done.out + done.err
+    assert not len(history().filter(like="balance/").columns)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["balance=stch", "balance.mu=0"], "balance.mu=0: must be a finite number of at least 1e-06"),
+        (["balance=famo", "balance.lr=-1"], "balance.lr=-1: must be a finite number of at least 0"),
+        (["balance=gradvac", "balance.beta=2"], "balance.beta=2: must be at most 1"),
+        (
+            ["balance=aligned_mtl", "balance.scale_mode=max"],
+            "balance.scale_mode=max: must be one of min",
+        ),
+        (["balance.measure_every=-1"], "balance.measure_every=-1: must be an integer of at least 0"),
+        (["balance=pcgrad", "+balance.c=1"], "balance: got an unexpected keyword argument 'c'"),
+        (
+            ["balance=pcgrad", "compile=true"],
+            "balance: PCGrad needs the gradient",
+        ),
+        (
+            ["balance.measure_every=1", "compile=true"],
+            "balance.measure_every needs the gradient",
+        ),
+        (
+            ["balance=pcgrad", "trainer.precision=16-mixed"],
+            "balance: PCGrad cannot scale losses",
+        ),
+        (
+            ["balance=famo", "+data.tasks.buy.kind=count"],
+            "balance: FAMO needs losses above 0",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(train: Command, options: list[str], message: str):
+    balanced_table()
+    done = train(*QUICK, *options)
+    assert done.code == 2, done.err
+    assert f"error: {message}" in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert not list(Path().glob("runs/*/*"))
+
+
+@pytest.mark.parametrize(
+    ("balance", "missing"), [("dwa", "torchjd.scalarization"), ("pcgrad", "torchjd.aggregation")]
+)
+def test_without_torchjd_one_line_names_the_extra(
+    train: Command, balance: str, missing: str, monkeypatch: pytest.MonkeyPatch
+):
+    balanced_table()
+    monkeypatch.setitem(sys.modules, missing, None)
+    done = train(*QUICK, f"balance={balance}")
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert "pip install 'mmoe[balance]'" in done.err
+
+
+def test_without_a_solver_one_line_names_the_extra(train: Command, monkeypatch: pytest.MonkeyPatch):
+    balanced_table()
+    from torchjd import _mixins
+
+    monkeypatch.setattr(_mixins, "find_spec", lambda name: None)
+    done = train(*QUICK, "balance=nash_mtl")
+    assert done.code == 2
+    assert "error: balance: NashMTL needs a solver: pip install 'mmoe[balance]'\n" in done.err
