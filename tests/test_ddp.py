@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import only_run, sample_lines
+from conftest import balanced_table, only_run, sample_lines
 from omegaconf import OmegaConf
 from scipy.special import logit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -278,3 +278,24 @@ def test_groups_that_two_processes_share_count_once(train: Callable):
     one, two = (metrics_of(Path(name))["test"]["click"] for name in ("one", "two"))
     assert two == pytest.approx(one, abs=1e-4)
     assert 0.5 < one["grouped_auroc"] < 1
+
+
+@pytest.mark.parametrize(
+    "balance",
+    [
+        "gradvac",
+        "famo",
+        *(pytest.param(b, marks=pytest.mark.slow) for b in ("uncertainty", "graddrop", "dwa")),
+    ],
+)
+def test_two_processes_balance_as_one(train: Callable, balance: str):
+    """Gradients are combined, and losses weighed, after the reduction; with few known labels in a process."""
+    balanced_table()
+    options = ["--config-dir=conf", "data=mine", "trainer.max_epochs=2", "logger=none", "figures=false"]
+    options += [f"balance={balance}", "learner.optimizer.lr=1e-3"]
+    done = run(*options, "trainer=ddp_cpu", "data.batch_size=8", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    assert train(*options, "data.batch_size=16", "hydra.run.dir=one").code == 0
+    assert_alike(Path("one"), Path("two"))
+    one, two = (pd.read_csv(f"{folder}/history.csv").filter(like="balance/") for folder in ("one", "two"))
+    np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-3)

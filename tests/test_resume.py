@@ -12,7 +12,7 @@ import processes
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import OPTIONS
+from conftest import OPTIONS, balanced_table
 from filelock import FileLock
 
 from mmoe.train import main as train_main
@@ -36,6 +36,12 @@ def stopped(step: int, number: signal.Signals, *arguments: str) -> subprocess.Co
     return processes.run(partial(train_until, {step: partial(signal.raise_signal, number)}), *arguments)
 
 
+def optimizer_states(checkpoint: dict) -> list[dict]:
+    """The state of the optimizer, or of each of its parts."""
+    (stored,) = checkpoint["optimizer_states"]
+    return [part["state"] for part in stored.get("parts", [stored])]
+
+
 def assert_equal_runs(one: Path, other: Path) -> None:
     """Weights, optimizer, metrics, history and predictions, to the bit."""
     for name in ("last", "best"):
@@ -45,9 +51,10 @@ def assert_equal_runs(one: Path, other: Path) -> None:
         assert first["global_step"] == second["global_step"]
         for key, value in first["state_dict"].items():
             assert torch.equal(value, second["state_dict"][key]), key
-        for key, state in first["optimizer_states"][0]["state"].items():
-            for part, value in state.items():
-                assert torch.equal(value, second["optimizer_states"][0]["state"][key][part])
+        for own, others in zip(optimizer_states(first), optimizer_states(second), strict=True):
+            for key, state in own.items():
+                for part, value in state.items():
+                    assert torch.equal(value, others[key][part])
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (one, other)]
     for found in metrics:
         del found["seconds"], found["samples_per_second"]
@@ -271,3 +278,24 @@ def test_mistakes(train: Callable, smoke_run: Path):
     text = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(text.replace("torch.optim.Adam", "os.system"))
     assert "learner.optimizer._target_=os.system: a run folder may build" in train("resume=copy").err
+
+
+@pytest.mark.parametrize(
+    "balance",
+    [
+        "dwa", "famo", "nash_mtl", "gradvac", "uncertainty", "pcgrad",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("imtl_l", "stch", "graddrop")),
+    ],
+)  # fmt: skip
+def test_balanced_runs_go_on(train: Callable, balance: str):
+    """With the state of the strategy, in the middle of the last epoch."""
+    balanced_table()
+    options = ["--config-dir=conf", "data=mine", "trainer.max_epochs=3", "logger=none", f"balance={balance}"]
+    options += ["data.batch_size=12", "figures=false"]
+    assert train(*options, "hydra.run.dir=whole").code == 0
+    assert stopped(29, signal.SIGINT, *options, "hydra.run.dir=cut").returncode == 130
+    stored = torch.load("cut/checkpoints/last.ckpt", weights_only=True)
+    assert stored["mmoe"]["balancer"]["strategies"][0]["calls"] == stored["global_step"] == 29
+    done = train("resume=cut")
+    assert done.code == 0, done.err
+    assert_equal_runs(Path("whole"), Path("cut"))
