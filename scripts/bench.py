@@ -10,10 +10,11 @@ usage: python scripts/bench.py train|experts|start|memory|ranks|replicas|vocabul
     ranks      samples a second with one process and with two
     replicas   R replicas in one process against R separate processes
     vocabulary samples a second in training, by number of levels of a column
+    balance    samples a second in training, by balancing strategy and batch size
     read       seconds of reading and encoding a Parquet file of 30 columns
     stream     speed and memory of encoding in shards and of training from disk, beside training from memory
 
-    batches=32,256,1024,8192   batch sizes of `train`, `ranks` and `vocabulary`
+    batches=32,256,1024,8192   batch sizes of `train`, `ranks`, `vocabulary` and `balance`
     batch=32                   batch size of `experts` and `replicas`
     levels=1000,1000000        numbers of levels for `vocabulary`
     rows=10000000              rows of the file that `read` reads
@@ -55,6 +56,7 @@ from options import parse, stop
 from pyarrow import parquet
 from tables import table
 
+from mmoe import CONF_DIR
 from mmoe.data.census import read
 from mmoe.data.census_files import COLUMNS, NAMES, NUMERIC, find_files
 
@@ -276,6 +278,19 @@ def bench_replicas(bench: Bench, folder: Path) -> dict[str, Any]:
     }
 
 
+def bench_balance(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Samples a second of each balancing strategy, in the second of two short epochs."""
+    names = sorted(path.stem for path in (CONF_DIR / "balance").glob("*.yaml"))
+    names.sort(key=lambda name: name != "constant")  # the table compares the others with the first
+
+    def measure(batch: int) -> dict[str, float]:
+        options = [f"data.batch_size={batch}", "trainer.max_epochs=2", "+trainer.limit_train_batches=150"]
+        options += ["+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1"]
+        return {name: bench.train(folder, f"balance={name}", *options)[0]["steps"] for name in names}
+
+    return speeds_by("batch size", bench.integers("batches"), bench, measure)
+
+
 def write_table(path: Path, num_rows: int, num_numbers: int, num_levels: Sequence[int]) -> None:
     """Write random rows as Parquet: numbers, columns of text with so many levels, and two labels."""
     random = np.random.default_rng(0)
@@ -479,8 +494,8 @@ def line_text(value: float | str) -> str:
 
 BENCHMARKS: dict[str, Callable[[Bench, Path], dict[str, Any]]] = {
     "train": bench_train, "experts": bench_experts, "start": bench_start, "memory": bench_memory,
-    "ranks": bench_ranks, "replicas": bench_replicas, "vocabulary": bench_vocabulary, "read": bench_read,
-    "stream": bench_stream,
+    "ranks": bench_ranks, "replicas": bench_replicas, "vocabulary": bench_vocabulary,
+    "balance": bench_balance, "read": bench_read, "stream": bench_stream,
 }  # fmt: skip
 
 

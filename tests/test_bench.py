@@ -75,8 +75,8 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "usage: bench.py train|experts|start|memory|ranks|replicas|vocabulary|read"),
-        (["nothing"], "usage: bench.py train|experts|start|memory|ranks|replicas|vocabulary|read"),
+        ([], "usage: bench.py train|experts|start|memory|ranks|replicas|vocabulary|balance"),
+        (["nothing"], "usage: bench.py train|experts|start|memory|ranks|replicas|vocabulary|balance"),
         (["train", "rounds=0"], "rounds=0: must be an integer of at least 1"),
         (["train", "batches=32,x"], "batches=32,x: must be integers of at least 1"),
         (["train", "peers=python"], "peers=...: must be given with peers_script=..."),

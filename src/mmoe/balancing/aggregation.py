@@ -1,9 +1,9 @@
 """Strategies that combine the tasks' gradients: TorchJD's aggregators.
 
-The rows of the matrix J [T, P] are the tasks' gradients of the entries that several tasks share. An
-aggregator returns one vector [P]; most return weights w [T], and the vector is w J.
+The rows of the matrix J [T, P] are the tasks' gradients, with zeros in the entries that one task alone
+reaches. An aggregator returns one vector [P]; most return weights w [T], and the vector is w J.
 
-T tasks, K tasks with a gradient other than 0, P shared entries.
+T tasks, K tasks with a gradient other than 0, P entries of the parameters.
 """
 
 from importlib import import_module

@@ -1,6 +1,7 @@
 """Apply a strategy in each step of a training, and keep what is logged.
 
-T tasks, R networks (1, or the number of replicas), U the same tasks again.
+T tasks, R networks (1, or the number of replicas), P entries of the parameters of one network, U the same
+tasks again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -124,7 +125,7 @@ class Balancer:
             totals.append(penalty.sum())
         jacobian = self._over_processes(self._gradients.jacobian(totals))  # [T, R, P], or one row more
         total = jacobian.sum(0)  # also the gradient of the entries that only one task reaches
-        matrices = self._gradients.shared(jacobian[: len(self.names)])  # [R, T, S]
+        matrices = self._gradients.shared(jacobian[: len(self.names)])  # [R, T, P]
         gramians = self._compare(matrices)
         weights = []
         for r, strategy in enumerate(self.strategies):
@@ -137,7 +138,7 @@ class Balancer:
         self._gradients.accumulate(total * scale if scale != 1 else total)
 
     def _compare(self, matrices: Tensor) -> Tensor:
-        """Note the cosines of gradients [R, T, S], and return their Gramians [R, T, U]."""
+        """Note the cosines of gradients [R, T, P], and return their Gramians [R, T, U]."""
         gramians = torch.bmm(matrices, matrices.transpose(1, 2)).double().cpu()
         norms = gramians.diagonal(dim1=1, dim2=2).sqrt()  # [R, T]
         cosines = gramians / (norms[:, :, None] * norms[:, None, :])  # NaN for a gradient of 0

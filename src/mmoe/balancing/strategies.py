@@ -1,6 +1,6 @@
 """What all balancing strategies have in common, and the default, which leaves the losses as they are.
 
-T tasks, P entries of the weights that several tasks share.
+T tasks, P entries of the parameters.
 """
 
 from collections.abc import Iterator

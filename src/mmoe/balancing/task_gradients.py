@@ -1,7 +1,6 @@
 """The gradients of the tasks' losses as matrices, and back.
 
-T tasks, R networks (1, or the number of replicas), P entries of the parameters of one network, S of which
-several tasks share.
+T tasks, R networks (1, or the number of replicas), P entries of the parameters of one network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 
 class TaskGradients:
@@ -43,10 +43,8 @@ class TaskGradients:
             shared[name].flatten() if name in shared else torch.ones(size, dtype=torch.bool)
             for name, size in zip(names, sizes, strict=False)
         ]
-        mask = torch.cat(masks) if masks else torch.ones(0, dtype=torch.bool)
-        # [S] positions of dense entries; None: all
-        self.index = None if mask.all() else mask.nonzero().flatten().to(self.device)
-        self.num_entries = len(mask)
+        mask = torch.cat([torch.ones(0, dtype=torch.bool), *masks])
+        self.mask = None if mask.all() else mask.to(self.device)  # of dense entries; None: all are shared
         self._rows: list[Tensor] = []  # the rows of each sparse gradient, of the last batch
 
     def jacobian(self, losses: Sequence[Tensor], keep_graph: bool = False) -> Tensor:
@@ -72,23 +70,22 @@ class TaskGradients:
         return [table.values().reshape(1, -1) for table in tables]
 
     def shared(self, jacobian: Tensor) -> Tensor:
-        """The shared entries of gradients [T, R, P], as [R, T, S]."""
-        if self.index is not None:
-            jacobian = jacobian.index_select(-1, self._shared_index(jacobian))
+        """Gradients [T, R, P] with zeros in the entries that only one task reaches, as [R, T, P]."""
+        if self.mask is not None:
+            jacobian = jacobian * self._mask_of(jacobian)  # ten times as fast as index_select
         return jacobian.transpose(0, 1)
 
     def put(self, total: Tensor, network: int, vector: Tensor) -> None:
-        """Replace the shared entries of one network in `total` [R, P] by a vector [S]."""
-        if self.index is None:
+        """Replace the shared entries of one network in `total` [R, P] by those of a vector [P]."""
+        if self.mask is None:
             total[network] = vector
         else:
-            total[network].index_copy_(0, self._shared_index(total), vector)
+            total[network] = torch.where(self._mask_of(total), vector, total[network])
 
-    def _shared_index(self, matrix: Tensor) -> Tensor:
-        assert self.index is not None
-        if matrix.shape[-1] == self.num_entries:
-            return self.index
-        return torch.cat([self.index, torch.arange(self.num_entries, matrix.shape[-1], device=self.device)])
+    def _mask_of(self, matrix: Tensor) -> Tensor:
+        """The mask [P] of the shared entries. All entries of tables are shared."""
+        assert self.mask is not None
+        return pad(self.mask, (0, matrix.shape[-1] - len(self.mask)), value=True)
 
     def accumulate(self, total: Tensor) -> None:
         """Add gradients [R, P] to those of the parameters."""
