@@ -125,8 +125,8 @@ class CAGrad(Aggregation):
 class NashMTL(Aggregation):
     """Nash bargaining: weights w with G w = 1 / w for the Gramian G.
 
-    Navon et al., ICML 2022, algorithm 1. TorchJD divides G by its norm and starts each solution at the last
-    one.
+    Navon et al., ICML 2022, algorithm 1. The solver starts at the last solution, and at first at w = 1. If
+    it fails, as it does where an entry of G w is 0, the last solution stays.
 
     Args:
         num_tasks, seed: see `Strategy`.
