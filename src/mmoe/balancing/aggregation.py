@@ -6,6 +6,7 @@ reaches. An aggregator returns one vector [P]; most return weights w [T], and th
 T tasks, K tasks with a gradient other than 0, P entries of the parameters.
 """
 
+import warnings
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -153,6 +154,11 @@ class NashMTL(Aggregation):
         check_integers(1, update_weights_every=update_weights_every, optim_niter=optim_niter)
         options = {"max_norm": max_norm, "update_weights_every": update_weights_every}
         super().__init__(num_tasks, seed, "NashMTL", n_tasks=num_tasks, optim_niter=optim_niter, **options)
+
+    def _combine(self, jacobian: Tensor, gramian: Tensor) -> tuple[Tensor, Tensor]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # cvxpy says that it could solve other problems faster
+            return super()._combine(jacobian, gramian)
 
     def state_dict(self) -> dict[str, Any]:
         weighting = self.function.weighting

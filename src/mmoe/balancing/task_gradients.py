@@ -39,6 +39,7 @@ class TaskGradients:
         self.num_dense = len(names) - len(sparse)
         sizes = [p.numel() // num_networks for p in self.parameters[: self.num_dense]]
         self.device = self.parameters[0].device
+        self.dtype = torch.promote_types(self.parameters[0].dtype, torch.float32)  # not half precision
         masks = [
             shared[name].flatten() if name in shared else torch.ones(size, dtype=torch.bool)
             for name, size in zip(names, sizes, strict=False)
@@ -56,8 +57,9 @@ class TaskGradients:
             parts = self._dense(gradients) + self._sparse(gradients)
             if i == 0:
                 width = sum(part.shape[1] for part in parts)
-                matrix = torch.empty(len(losses), self.num_networks, width, device=self.device)
-            torch.cat([part.float() for part in parts], dim=1, out=matrix[i])
+                shape = len(losses), self.num_networks, width
+                matrix = torch.empty(shape, dtype=self.dtype, device=self.device)
+            torch.cat([part.to(self.dtype) for part in parts], dim=1, out=matrix[i])
         return matrix
 
     def _dense(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
