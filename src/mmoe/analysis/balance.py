@@ -13,6 +13,11 @@ from mmoe.run import Run, load
 PREFIX = "balance/"
 
 
+def balance_names(run: Run) -> list[str]:
+    """The columns of the history that are about balancing."""
+    return [name for name in map(str, run.history) if name.startswith(PREFIX)]
+
+
 def balance(run: Run | Path | str) -> pd.DataFrame:
     """Return seed, epoch and step of each validation and replica, and the statistics of balancing before it.
 
@@ -24,7 +29,7 @@ def balance(run: Run | Path | str) -> pd.DataFrame:
         UserError: the run neither balanced its tasks nor compared their gradients.
     """
     run = load(run)
-    names = [name for name in run.history if name.startswith(PREFIX)]
+    names = balance_names(run)
     if not names:
         rule = "has no balanced tasks; train with balance=..., or with balance.measure_every=10"
         raise UserError(f"{run.folder}: {rule}")
@@ -37,8 +42,9 @@ def plot_balance(run: Run | Path | str) -> Figure:
 
     The line is the mean and the band the range, over replicas and over the validations of an epoch.
     """
+    run = load(run)
     by_epoch = balance(run).groupby("epoch")
-    names = [name for name in by_epoch.obj if name not in ("seed", "epoch", "step")]
+    names = [name.removeprefix(PREFIX) for name in balance_names(run)]
     titles = {"weight": "weights of the tasks", "cosine": "cosine of the tasks' gradients"}
     titles["conflicting"] = "share of steps with a negative cosine"
     kinds = [kind for kind in titles if any(name.startswith(kind) for name in names)]

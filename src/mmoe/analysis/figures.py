@@ -5,7 +5,7 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from mmoe.analysis.balance import PREFIX, plot_balance
+from mmoe.analysis.balance import balance_names, plot_balance
 from mmoe.analysis.gates import plot_gate_distributions, plot_gate_weights
 from mmoe.analysis.probabilities import has_curves, plot_calibration, plot_precision_recall, plot_roc
 from mmoe.analysis.training_curves import plot_training_curves
@@ -18,7 +18,7 @@ def plots_of(run: Run) -> dict[str, Callable[[Run], Figure]]:
     plots: dict[str, Callable[[Run], Figure]] = {}
     if len(run.history):  # it is empty if the run ended before its first validation
         plots["training_curves"] = plot_training_curves
-    if any(name.startswith(PREFIX) for name in run.history):
+    if balance_names(run):
         plots["balance"] = plot_balance
     if run.config.replicas > 1:
         return plots

@@ -197,12 +197,12 @@ class Learner(LightModule):
         return self._training_loss(batch, output) if stage == "train" else loss
 
     def _training_loss(self, batch: Batch, output: LossAndOutput | TaskLosses) -> Tensor:
-        """The loss of a training batch, whose gradients DDP averages over processes."""
-        weight = self._weight_of_process(batch)
+        """The loss of a training batch; if tasks are balanced, times the weight of this process."""
         if self.balancer is None:
-            return output[0] if weight is None else output[0] * weight
+            return output[0]
         assert isinstance(output, TaskLosses)
         losses, penalty = output.losses, output.penalty
+        weight = self._weight_of_process(batch)
         if weight is not None:
             losses, penalty = losses * weight, penalty * weight
         if self.balancer.follows_steps:
@@ -251,7 +251,9 @@ class Learner(LightModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.trainer.global_step + 1) % every == 0:
             self.log("train/loss", loss.detach().mean(), prog_bar=True)
-        return loss.sum() if self.has_replicas else loss
+        loss = loss.sum() if self.has_replicas else loss
+        weight = None if self.balancer else self._weight_of_process(batch)
+        return loss if weight is None else loss * weight
 
     def _totals(self, batch: Batch, stage: str) -> Tensor | None:
         """The weights of labels, summed over processes and divided by their number: [T], or [R, T].
