@@ -16,6 +16,7 @@ usage: python scripts/bench.py train|experts|start|memory|ranks|replicas|vocabul
 
     batches=32,256,1024,8192   batch sizes of `train`, `ranks`, `vocabulary` and `balance`
     batch=32                   batch size of `experts` and `replicas`
+    strategies=                strategies of `balance` beside `constant`, such as pcgrad,famo; empty: all
     levels=1000,1000000        numbers of levels for `vocabulary`
     rows=10000000              rows of the file that `read` reads
     streamed_rows=50000000     rows that `stream` encodes in shards and trains on for an epoch
@@ -65,7 +66,7 @@ DEFAULTS = {
     "levels": "1000,1000000", "rows": "10000000", "streamed_rows": "50000000", "resident_rows": "2000000",
     "dask_rows": "8000000",
     "rounds": "3", "seconds": "2", "threads": "2", "replicas": "16", "peers": "", "peers_script": "",
-    "out": "",
+    "out": "", "strategies": "",
 }  # fmt: skip
 MINIMUMS = dict.fromkeys(["rounds", "threads", "batch", "replicas", "rows"], 1)
 HERE = Path(__file__).parent
@@ -280,8 +281,10 @@ def bench_replicas(bench: Bench, folder: Path) -> dict[str, Any]:
 
 def bench_balance(bench: Bench, folder: Path) -> dict[str, Any]:
     """Samples a second of each balancing strategy, in the second of two short epochs."""
-    names = sorted(path.stem for path in (CONF_DIR / "balance").glob("*.yaml"))
-    names.sort(key=lambda name: name != "constant")  # the table compares the others with the first
+    every = sorted(path.stem for path in (CONF_DIR / "balance").glob("*.yaml"))
+    chosen = bench.options["strategies"].split(",") if bench.options["strategies"] else every
+    # The table compares the others with the first.
+    names = ["constant", *(name for name in chosen if name != "constant")]
 
     def measure(batch: int) -> dict[str, float]:
         options = [f"data.batch_size={batch}", "trainer.max_epochs=2", "+trainer.limit_train_batches=150"]

@@ -13,7 +13,7 @@ import torch
 from conftest import Command, balanced_table
 from torch import Tensor, nn
 
-from mmoe import CONF_DIR, MMoE, Network, Objective, Schema
+from mmoe import CONF_DIR, MMoE, Network, Objective, Schema, analysis
 from mmoe.balancing.aggregation import CAGrad
 from mmoe.balancing.balancer import Balancer, RunningMean
 from mmoe.balancing.shared_entries import shared_entries
@@ -21,6 +21,7 @@ from mmoe.balancing.strategies import Constant
 from mmoe.balancing.task_gradients import TaskGradients
 from mmoe.build import check_targets
 from mmoe.data.schema import Categorical, Numeric
+from mmoe.errors import UserError
 from mmoe.models.cross_stitch import CrossStitch
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.inputs import Inputs
@@ -191,6 +192,11 @@ def test_measuring_changes_nothing_and_is_drawn(train: Command):
     }  # fmt: skip
     assert found["balance/conflicting"].between(0, 1).all()
     assert Path("run/figures/balance.png").stat().st_size > 5000
+    table = analysis.balance("run")
+    assert list(table)[:4] == ["seed", "epoch", "step", "weight/click"]
+    assert (table[["weight/click", "weight/buy"]] == 1).all(axis=None)
+    with pytest.raises(UserError, match=r"has no balanced tasks; train with balance=\.\.\."):
+        analysis.balance("plain")
     assert not Path("plain/figures/balance.png").exists()
 
 
@@ -231,6 +237,26 @@ def test_balanced_gradients_are_clipped(train: Command, balance: str):
     assert (weights("free") - weights("start")).norm() > 1e-2
 
 
+HASHED = "data.columns.city={kind: categorical, encoding: hash, buckets: 5000, size: 4}"
+
+
+@pytest.mark.parametrize("balance", ["pcgrad", "famo"])
+def test_large_tables_keep_sparse_gradients(train: Command, balance: str):
+    balanced_table()
+    done = train(*QUICK, HASHED, f"balance={balance}", "+trainer.gradient_clip_val=1", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    assert weights("run").isfinite().all()
+
+
+@pytest.mark.slow
+def test_weighed_losses_can_be_compiled(train: Command):
+    balanced_table()
+    options = [*QUICK, "balance=famo", "+trainer.limit_train_batches=4"]
+    assert train(*options, "hydra.run.dir=plain").code == 0
+    assert train(*options, "compile=true", "hydra.run.dir=compiled").code == 0
+    torch.testing.assert_close(weights("compiled"), weights("plain"), atol=1e-4, rtol=0)
+
+
 def test_bfloat16(train: Command):
     balanced_table()
     for balance in ("mgda", "famo"):
@@ -259,6 +285,10 @@ def test_one_task_is_warned_of(train: Command):
             "balance.scale_mode=max: must be one of min",
         ),
         (["balance.measure_every=-1"], "balance.measure_every=-1: must be an integer of at least 0"),
+        (
+            ["balance=pcgrad", HASHED, "trainer=ddp_cpu"],
+            "balance: PCGrad cannot average the sparse gradients",
+        ),
         (["balance=pcgrad", "+balance.c=1"], "balance: got an unexpected keyword argument 'c'"),
         (
             ["balance=pcgrad", "compile=true"],

@@ -67,6 +67,8 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
     assert results("read")["lines"][0]["rows a second"] > 1000
     assert script("bench", "vocabulary", "batches=8192", "levels=10,5000", *small).code == 0
     assert set(results("vocabulary")["samples_per_second"]["8192"]) == {"10 levels", "5,000 levels"}
+    assert script("bench", "balance", "batches=64", "strategies=pcgrad", *QUICK).code == 0
+    assert list(results("balance")["samples_per_second"]["64"]) == ["constant", "pcgrad"]
     options = ["replicas=2", "batch=512", "trainer.max_epochs=1"]
     assert script("bench", "replicas", *options, *QUICK).code == 0
     assert results("replicas")["ratio_to_separate_runs"] > 0
