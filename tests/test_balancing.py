@@ -240,10 +240,11 @@ def test_balanced_gradients_are_clipped(train: Command, balance: str):
 HASHED = "data.columns.city={kind: categorical, encoding: hash, buckets: 5000, size: 4}"
 
 
-@pytest.mark.parametrize("balance", ["pcgrad", "famo"])
-def test_large_tables_keep_sparse_gradients(train: Command, balance: str):
+@pytest.mark.parametrize(("balance", "model"), [("pcgrad", "l2_constrained"), ("famo", "mmoe")])
+def test_large_tables_keep_sparse_gradients(train: Command, balance: str, model: str):
     balanced_table()
-    done = train(*QUICK, HASHED, f"balance={balance}", "+trainer.gradient_clip_val=1", "hydra.run.dir=run")
+    options = [*QUICK, HASHED, "+trainer.gradient_clip_val=1", "hydra.run.dir=run"]
+    done = train(*options, f"balance={balance}", f"model={model}")
     assert done.code == 0, done.err
     assert weights("run").isfinite().all()
 

@@ -59,9 +59,9 @@ class Balancer:
         self.follows_steps = first.follows_steps
         compares = self.aggregates or self.measure_every > 0
         self.masks = shared_entries(network, columns) if compares else {}
-        self.sparse = [
-            f"{name}.weight" for name, part in network.named_modules() if getattr(part, "sparse", False)
-        ]
+        tables = [name for name, part in network.named_modules() if getattr(part, "sparse", False)]
+        # Replicas have dense gradients.
+        self.sparse = [f"{name}.weight" for name in tables] if len(self.strategies) == 1 else []
         trained = [name for name, p in network.named_parameters() if p.requires_grad]
         self._all_masked = set(trained) == set(self.masks)
         self.means = {name: RunningMean() for name in ("weights", "cosines", "conflicting")}
@@ -85,7 +85,7 @@ class Balancer:
         if over_processes:
             self._over_processes = over_processes
         shared = {f"network.{name}": mask for name, mask in self.masks.items()}
-        sparse = [f"network.{name}" for name in self.sparse] if len(self.strategies) == 1 else []
+        sparse = [f"network.{name}" for name in self.sparse]
         self._gradients = TaskGradients(parameters, shared, len(self.strategies), sparse)
         for strategy in self.strategies:
             strategy.to(self._gradients.device)

@@ -36,7 +36,7 @@ class TaskGradients:
         names = sorted(trained, key=lambda name: name in sparse)  # these come last
         self.parameters = [parameters[name] for name in names]
         self.num_networks = num_networks
-        self.num_dense = len(names) - len(sparse)
+        self.num_dense = sum(name not in sparse for name in names)
         sizes = [p.numel() // num_networks for p in self.parameters[: self.num_dense]]
         self.device = self.parameters[0].device
         self.dtype = torch.promote_types(self.parameters[0].dtype, torch.float32)  # not half precision
@@ -46,7 +46,8 @@ class TaskGradients:
         ]
         mask = torch.cat([torch.ones(0, dtype=torch.bool), *masks])
         self.mask = None if mask.all() else mask.to(self.device)  # of dense entries; None: all are shared
-        self._rows: list[Tensor] = []  # the rows of each sparse gradient, of the last batch
+        # The rows [1, N] of the sparse gradient of each table in the last batch.
+        self._rows = [torch.empty(1, 0, dtype=torch.long)] * (len(names) - self.num_dense)
 
     def jacobian(self, losses: Sequence[Tensor], keep_graph: bool = False) -> Tensor:
         """The gradients of each loss, [len(losses), R, P]. Each loss is the sum over all networks."""
@@ -67,9 +68,16 @@ class TaskGradients:
         return [(torch.zeros_like(p) if g is None else g).reshape(self.num_networks, -1) for p, g in pairs]
 
     def _sparse(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
-        tables = [gradient.coalesce() for gradient in gradients[self.num_dense :] if gradient is not None]
-        self._rows = [table.indices() for table in tables]
-        return [table.values().reshape(1, -1) for table in tables]
+        parts = []
+        for i, table in enumerate(self.parameters[self.num_dense :]):
+            gradient = gradients[self.num_dense + i]
+            if gradient is None:  # a penalty reaches no table
+                values = table.new_zeros(self._rows[i].shape[1], table.shape[1])
+            else:
+                gradient = gradient.coalesce()
+                self._rows[i], values = gradient.indices(), gradient.values()
+            parts.append(values.reshape(1, -1))
+        return parts
 
     def shared(self, jacobian: Tensor) -> Tensor:
         """Gradients [T, R, P] with zeros in the entries that only one task reaches, as [R, T, P]."""
