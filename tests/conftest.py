@@ -104,6 +104,11 @@ def census_dir(tmp_path: Path) -> Path:
     return folder
 
 
+def models(*without: str) -> list[str]:
+    """The methods in conf/model/, without those that need other tasks than a test has."""
+    return sorted({path.stem for path in (CONF_DIR / "model").glob("*.yaml")} - set(without))
+
+
 def balanced_table(missing: bool = True) -> None:
     """Write a small table of two tasks, and its configuration `data=mine` for `--config-dir=conf`.
 

@@ -172,6 +172,7 @@ def test_every_strategy_trains(train: Command, balance: str):
 def test_every_method_is_balanced(train: Command, model: str, balance: str):
     balanced_table()
     options = [*QUICK, "+trainer.limit_train_batches=3", "+trainer.limit_test_batches=0", "hydra.run.dir=run"]
+    options += ["data.tasks.buy.where=clicked"] if model == "esmm" else []
     done = train(*options, f"model={model}", f"balance={balance}")
     assert done.code == 0, done.err
     shares_nothing = balance == "pcgrad" and model in ("single_task", "l2_constrained")

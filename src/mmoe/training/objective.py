@@ -123,19 +123,18 @@ class Objective(nn.Module):
         row_weights = loss_weights(known, weights)
         separate = self.by_task and self.training
         if separate:
-            loss = self._task_losses(logits, labels, row_weights, totals)
+            loss = self._task_losses(in_loss, labels, row_weights, totals)
         elif row_weights is not None:
-            loss = self._weighted_losses(logits, labels, row_weights, totals).sum()
+            loss = self._weighted_losses(in_loss, labels, row_weights, totals).sum()
         elif self.mean_loss:
             loss = factor * self.mean_loss(in_loss, labels.expand_as(in_loss), self.task_weights)
         else:
-            loss = factor * (self._losses(logits, labels) * self.task_weights).mean()
-        penalty = getattr(self.network.model, "penalty", None)
-        loss = loss + penalty() if penalty and not separate else loss
+            loss = factor * (self._losses(in_loss, labels) * self.task_weights).mean()
+        loss = loss if penalty is None or separate else loss + penalty
         if isinstance(self.network.model, Ensemble) and logits.ndim > labels.ndim:
             logits = self.network.model.average(logits)
         if separate:
-            return TaskLosses(loss, logits, gates, penalty() if penalty else loss.new_zeros(()))
+            return TaskLosses(loss, logits, gates, loss.new_zeros(()) if penalty is None else penalty)
         return LossAndOutput(loss, logits, gates)
 
     def labels_in_loss(self, labels: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
