@@ -1,9 +1,10 @@
 """Benchmarks on this machine. Programs take turns within one run, so that their ratios are comparable.
 
-usage: python scripts/bench.py train|experts|start|memory|ranks|replicas|vocabulary|read|stream
-       [option=value ...] [overrides]
+usage: python scripts/bench.py train|busy|experts|start|memory|ranks|replicas|vocabulary|balance|read
+       |stream [option=value ...] [overrides]
 
     train      samples a second in training, by batch size: mmoe, plain loops and other libraries
+    busy       samples a second in training, alone and beside a program that keeps a core busy
     experts    samples a second in training, by number of experts: mmoe and plain loops
     start      seconds until --help, a composed configuration, the first step, and encoded rows
     memory     peak memory and seconds of encoding and training, by number of rows
@@ -14,7 +15,7 @@ usage: python scripts/bench.py train|experts|start|memory|ranks|replicas|vocabul
     read       seconds of reading and encoding a Parquet file of 30 columns
     stream     speed and memory of encoding in shards and of training from disk, beside training from memory
 
-    batches=32,256,1024,8192   batch sizes of `train`, `ranks`, `vocabulary` and `balance`
+    batches=32,256,1024,8192   batch sizes of `train`, `busy`, `ranks`, `vocabulary` and `balance`
     batch=32                   batch size of `experts` and `replicas`
     strategies=                strategies of `balance` beside `constant`, such as pcgrad,famo; empty: all
     levels=1000,1000000        numbers of levels for `vocabulary`
@@ -26,9 +27,9 @@ usage: python scripts/bench.py train|experts|start|memory|ranks|replicas|vocabul
     repeats=1,5,20             `memory` trains on so many copies of the rows
     rounds=3                   each round measures everything once; the tables show medians over rounds
     seconds=2                  duration of each loop in a round
-    threads=2                  threads of each process
+    threads=2                  threads of each process; `busy` compares threads=auto, 1 and 2
     replicas=16                number of replicas in `replicas`
-    peers=                     for `train`: a Python with deepctr-torch, torch-rechub and scikit-learn
+    peers=                     `train`, `busy`: a Python with deepctr-torch, torch-rechub and scikit-learn
     peers_script=              its script: PEERS_SCRIPT DATA_DIR BATCH EPOCHS prints "NAME ... N samples/s"
     out=                       folder for NAME.json, NAME.md and, if speeds are measured, NAME.png
 
@@ -45,8 +46,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,42 @@ def bench_train(bench: Bench, folder: Path) -> dict[str, Any]:
         return bench.mmoe_and_loops(folder, batch) | (bench.peers(batch) if batch <= 1024 else {})
 
     return speeds_by("batch size", bench.integers("batches"), bench, measure)
+
+
+def bench_busy(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Samples a second with threads=auto, 1 and 2, alone and beside a program that keeps a core busy."""
+    del bench.environment["OMP_NUM_THREADS"]  # it would decide instead of threads=auto
+
+    def measure(batch: int) -> dict[str, float]:
+        options = [f"data.batch_size={batch}", "trainer.max_epochs=3"]
+        steps = min(2000, 200_000 // batch)
+        options += [f"+trainer.limit_train_batches={steps}", "+trainer.limit_val_batches=1"]
+
+        def speeds(kind: str) -> dict[str, float]:
+            own = {
+                f"mmoe, threads={threads}, {kind}": bench.train(folder, f"threads={threads}", *options)[0][
+                    "steps"
+                ]
+                for threads in ("auto", 1, 2)
+            }
+            return own | {f"{name}, {kind}": speed for name, speed in bench.peers(batch).items()}
+
+        found = speeds("quiet")
+        with busy_core():
+            return found | speeds("busy")
+
+    return speeds_by("batch size", bench.integers("batches"), bench, measure)
+
+
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """Run a program that keeps one core busy."""
+    program = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        program.kill()
+        program.wait()
 
 
 def bench_experts(bench: Bench, folder: Path) -> dict[str, Any]:
@@ -496,9 +533,9 @@ def line_text(value: float | str) -> str:
 
 
 BENCHMARKS: dict[str, Callable[[Bench, Path], dict[str, Any]]] = {
-    "train": bench_train, "experts": bench_experts, "start": bench_start, "memory": bench_memory,
-    "ranks": bench_ranks, "replicas": bench_replicas, "vocabulary": bench_vocabulary,
-    "balance": bench_balance, "read": bench_read, "stream": bench_stream,
+    "train": bench_train, "busy": bench_busy, "experts": bench_experts, "start": bench_start,
+    "memory": bench_memory, "ranks": bench_ranks, "replicas": bench_replicas,
+    "vocabulary": bench_vocabulary, "balance": bench_balance, "read": bench_read, "stream": bench_stream,
 }  # fmt: skip
 
 

@@ -69,6 +69,9 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
     assert set(results("vocabulary")["samples_per_second"]["8192"]) == {"10 levels", "5,000 levels"}
     assert script("bench", "balance", "batches=64", "strategies=pcgrad", *QUICK).code == 0
     assert list(results("balance")["samples_per_second"]["64"]) == ["constant", "pcgrad"]
+    assert script("bench", "busy", "batches=64", *QUICK).code == 0
+    kinds = {f"mmoe, threads={n}, {kind}" for n in ("auto", 1, 2) for kind in ("quiet", "busy")}
+    assert set(results("busy")["samples_per_second"]["64"]) == kinds
     options = ["replicas=2", "batch=512", "trainer.max_epochs=1"]
     assert script("bench", "replicas", *options, *QUICK).code == 0
     assert results("replicas")["ratio_to_separate_runs"] > 0
@@ -77,8 +80,8 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "usage: bench.py train|experts|start|memory|ranks|replicas|vocabulary|balance"),
-        (["nothing"], "usage: bench.py train|experts|start|memory|ranks|replicas|vocabulary|balance"),
+        ([], "usage: bench.py train|busy|experts|start|memory|ranks|replicas|vocabulary"),
+        (["nothing"], "usage: bench.py train|busy|experts|start|memory|ranks|replicas|vocabulary"),
         (["train", "rounds=0"], "rounds=0: must be an integer of at least 1"),
         (["train", "batches=32,x"], "batches=32,x: must be integers of at least 1"),
         (["train", "peers=python"], "peers=...: must be given with peers_script=..."),
