@@ -10,14 +10,18 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
+from yaml import YAMLError
 
+from mmoe import CONF_DIR
 from mmoe.atomic import remove_if_empty
 from mmoe.errors import (
     DISK_ERROR,
@@ -52,26 +56,68 @@ def run_name(overrides: Sequence[str], choices: Mapping[str, Any]) -> str:
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)  # for hydra.run.dir in conf/train.yaml
 
 
-def command(main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """Decorate a command's `main`: print errors on one line, and remove the run folder if it stays empty."""
+def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Decorate a command's `main`, which gets the configuration that Hydra composes from the command line.
 
-    @wraps(main)
-    def wrapper(config: DictConfig) -> None:
-        logging.captureWarnings(True)
-        ignore_warnings()
+    Errors are printed on one line, and the run folder is removed if it stays empty.
+    """
 
-        def job() -> None:
+    def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @wraps(main)
+        def run(config: DictConfig) -> None:
+            logging.captureWarnings(True)
+            ignore_warnings()
+
+            def job() -> None:
+                try:
+                    with errors_on_one_line():
+                        import_libraries()
+                        main(config)
+                except BaseException:
+                    remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+                    raise
+
+            run_job(job) if in_sweep() else job()
+
+        compose = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
+
+        @wraps(main)
+        def check_and_run() -> None:
+            with errors_on_one_line():
+                check_config_files(sys.argv[1:])
+            compose(run)()
+
+        return check_and_run
+
+    return decorate
+
+
+def check_config_files(arguments: Sequence[str]) -> None:
+    """Raise UserError if a file that the command line names, as by `data=mine`, is not valid YAML.
+
+    Hydra would end with a traceback.
+    """
+    folders = [CONF_DIR]
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, _, value = argument.partition("=")
+        if option in ("--config-dir", "-cd"):
+            folders.append(Path(value or following))
+    for group, _, names in (argument.lstrip("+").partition("=") for argument in arguments):
+        for folder, name in product(folders, names.split(",")):
+            path = folder / group.partition("@")[0] / f"{name}.yaml"
+            if not path.is_file():
+                continue
             try:
-                with errors_on_one_line():
-                    import_libraries()
-                    main(config)
-            except BaseException:
-                remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-                raise
+                OmegaConf.load(path)
+            except (YAMLError, ValueError, OSError) as error:
+                raise UserError(f"{path}{_problem(error)}") from None
 
-        run_job(job) if in_sweep() else job()
 
-    return wrapper
+def _problem(error: Exception) -> str:
+    """The line of an error in a file, and what is wrong."""
+    mark = getattr(error, "problem_mark", None)
+    line = "" if mark is None else f", line {mark.line + 1}"
+    return f"{line}: must be valid YAML; {getattr(error, 'problem', None) or first_line(error)}"
 
 
 def import_libraries() -> None:

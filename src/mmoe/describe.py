@@ -6,10 +6,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from mmoe import CONF_DIR
 from mmoe.atomic import write
 from mmoe.cli import command
 from mmoe.errors import UserError
@@ -36,8 +34,7 @@ def name_input(arguments: Sequence[str]) -> list[str]:
     return [*([f"input={override}"] if files else []), *arguments[len(files) :]]
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="describe")
-@command
+@command("describe")
 def run(config: DictConfig) -> None:
     """Print the columns of a table, and write the YAML if `out` is given."""
     from mmoe.data.draft import draft, train_command

@@ -4,17 +4,14 @@ import json
 import logging
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from mmoe import CONF_DIR
 from mmoe.atomic import write
 from mmoe.cli import command
 from mmoe.errors import check_integers
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
-@command
+@command("evaluate")
 def main(config: DictConfig) -> None:
     """Print the metrics of each checkpoint and write them as JSON."""
     from mmoe.run import load

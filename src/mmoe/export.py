@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from omegaconf import DictConfig
 
-from mmoe import CONF_DIR
 from mmoe.atomic import write
 from mmoe.cli import command
 from mmoe.errors import UserError
@@ -22,8 +20,7 @@ TOLERANCE = 1e-4  # rounding errors in sums of about 100 change a logit by at mo
 BATCH_SIZES = (1, 3, 4096)  # batch sizes for the comparison
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="export")
-@command
+@command("export")
 def main(config: DictConfig) -> None:
     """Write the file and print how much its predictions differ from the network's."""
     from mmoe.run import load

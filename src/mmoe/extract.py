@@ -4,10 +4,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from mmoe import CONF_DIR
 from mmoe.cli import command
 from mmoe.errors import UserError, check_integers
 
@@ -17,8 +15,7 @@ if TYPE_CHECKING:
     from mmoe.run import Run
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="extract")
-@command
+@command("extract")
 def main(config: DictConfig) -> None:
     """Write the new run folder and print its path."""
     from mmoe.run import load

@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import hydra
+from hydra.utils import get_object
 from omegaconf import DictConfig
 
-from mmoe import CONF_DIR
 from mmoe.atomic import write
 from mmoe.cli import command
 from mmoe.errors import UserError, check_integers
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="predict")
-@command
+@command("predict")
 def main(config: DictConfig) -> None:
     """Score a file of rows and print how many rows it has."""
     from mmoe.run import load
@@ -154,7 +152,7 @@ def find_format(run: "Run") -> "RowFormat":
         run.check_trust("data")
     except UserError:  # a class of the user, which is not needed for predictions
         return default_format(run.schema)
-    data = hydra.utils.get_object(run.config.data._target_)
+    data = get_object(run.config.data._target_)
     if isinstance(data, type) and issubclass(data, TableData):
         return data.row_format(run.config.data, run.schema)
     return default_format(run.schema)

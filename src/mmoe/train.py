@@ -5,10 +5,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from omegaconf import DictConfig
 
-from mmoe import CONF_DIR
 from mmoe.cli import command
 from mmoe.training.sweep_jobs import in_sweep, run_alone
 
@@ -16,8 +14,7 @@ if TYPE_CHECKING:
     from mmoe.run import Run
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
-@command
+@command("train")
 def main(config: DictConfig) -> None:
     """Train, test the best epoch and write the results to the run folder."""
     started = time.perf_counter()

@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mmoe import CONF_DIR
 from mmoe.atomic import write
 from mmoe.cli import command
 from mmoe.errors import UserError, check_integers, check_replicas
@@ -24,8 +22,7 @@ DIRECTIONS = {"max": "maximize", "min": "minimize"}
 Space = Mapping[str, Mapping[str, Any]]
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="tune")
-@command
+@command("tune")
 def main(config: DictConfig) -> None:
     """Run the remaining trials, then write the best one as an experiment."""
     try:
