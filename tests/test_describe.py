@@ -17,7 +17,7 @@ from mmoe.data.column_values import ColumnValues, values_of
 from mmoe.data.csv_guess import guess_options
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import CSV, file_kind, find_files
-from mmoe.data.draft import to_yaml
+from mmoe.data.draft import batch_size, to_yaml
 from mmoe.data.suspects import auroc, find_suspects
 from mmoe.data.table_files import read_table, table_of_frame
 from mmoe.data.task_guess import guess_tasks
@@ -191,7 +191,10 @@ def test_a_funnel_is_remarked_on():
     remarks = {task.name: " ".join(task.remarks) for task in tasks}
     assert "where" not in remarks["visit"]
     assert "where: visit" in remarks["buy"]
-    assert "where: buy" in remarks["spend"]
+    assert "0 in all negative rows of buy; where: buy" in remarks["spend"]
+    columns["spend"] = values("spend", np.where(buy, spend, np.nan))
+    (found,) = (task for task in guess_tasks(list(columns), columns) if task.name == "spend")
+    assert any(remark.startswith("missing in all negative rows of buy") for remark in found.remarks)
     assert not any("where" in task.to_yaml() for task in tasks)
 
 
@@ -414,6 +417,8 @@ def test_a_file_without_a_header(command: Callable):
     [
         (["none.csv"], "none.csv: no such file"),
         (["empty.csv"], "empty.csv: is empty"),
+        (["header.csv"], "header.csv: must have at least one row; has none"),
+        (["twice.csv"], "twice.csv: two columns are named 'a'"),
         (
             ["data/train.csv", "tasks=[click]", "out=a.yaml"],
             "must have a column 'click'; the nearest is 'clicked'",
@@ -436,12 +441,21 @@ def test_a_file_without_a_header(command: Callable):
 def test_a_mistake_is_one_line(command: Callable, arguments: list[str], message: str):
     write_table(100)
     Path("empty.csv").touch()
+    Path("header.csv").write_text("a,b,c\n")
+    Path("twice.csv").write_text("a,a,c\n" + "1,2,3\n" * 9)
     Path("old.yaml").touch()
     Path("few.csv").write_text("clicked\n0\n1\n")
     done = command("describe")(*arguments)
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert message in done.err
     assert not Path("a.yaml").exists()
+
+
+def test_a_file_in_latin_1_is_described(command: Callable):
+    Path("train.csv").write_bytes("city,clicked\nMünchen,1\nKöln,0\n".encode("latin-1") * 20)
+    done = command("describe")("train.csv", "tasks=[clicked]")
+    assert (done.code, done.err) == (0, "")
+    assert "München" in done.out
 
 
 def test_an_output_is_replaced_on_demand(command: Callable):
@@ -511,3 +525,8 @@ def test_a_large_table_is_described_by_its_first_rows(monkeypatch: pytest.Monkey
     assert describe(str(path), ["y"], {"csv": {}, "test": None}).rows == "the first 100 rows"
     monkeypatch.setattr("mmoe.describe.MAX_ROWS", 250)
     assert describe(str(path), ["y"], {"csv": {}, "test": None}).rows == "250 rows"
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 16), (300, 16), (3000, 32), (10_000, 128), (10**9, 256)])
+def test_small_tables_get_small_batches(rows: int, size: int):
+    assert batch_size(rows) == size

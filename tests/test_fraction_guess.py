@@ -78,7 +78,7 @@ def test_describe_drafts_what_trains(command: Callable[[str], Command], train: C
     assert np.isfinite(list(mmoe.load("run").metrics["val"]["click"].values())).all()
     wrong = train(*quick, "data.validation={fraction: 0.02}", "data.test={fraction: 0.02}")
     assert wrong.code == 2
-    expected = "all equal; try data.validation={fraction: 0.4} or monitor=val/click/log_loss\n"
+    expected = "all equal; try 'data.validation={fraction: 0.4}' or monitor=val/click/log_loss\n"
     assert wrong.err.endswith(expected)
     assert train(*quick, "data.validation={fraction: 0.03}", "monitor=val/click/log_loss").code == 0
 

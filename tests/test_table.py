@@ -282,6 +282,9 @@ def test_files_are_scored_like_frames(csv: Path, train_mine: Command, command: C
         assert list(out.columns[:2]) == ["user", "exposure"]
         assert out["user"].tolist() == new["user"].tolist()
         pd.testing.assert_frame_equal(out[expected.columns], expected, check_dtype=False)
+    done = command("predict")("run=run", "input=new.parquet", "output=out.csv", "id=user")
+    assert done.code == 0, done.err
+    assert pd.read_csv("out.csv")["user"].tolist() == new["user"].tolist()
 
 
 def test_booleans_of_parquet_and_text_of_csv_are_the_same(

@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -35,6 +35,10 @@ from mmoe.errors import (
 )  # fmt: skip
 from mmoe.training.sweep_jobs import in_sweep, run_job
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH = 200  # characters per line, when the output is not a terminal
 DEFAULT_EXPERIMENT = "census"  # that of conf/train.yaml
 # Warnings of Lightning and torch that need no action.
 IGNORED_WARNINGS = (
@@ -98,7 +102,7 @@ def check_config_files(arguments: Sequence[str]) -> None:
     Hydra would end with a traceback.
     """
     folders = [CONF_DIR]
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         option, _, value = argument.partition("=")
         if option in ("--config-dir", "-cd"):
             folders.append(Path(value or following))
@@ -118,6 +122,13 @@ def _problem(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     line = "" if mark is None else f", line {mark.line + 1}"
     return f"{line}: must be valid YAML; {getattr(error, 'problem', None) or first_line(error)}"
+
+
+def open_console() -> "Console":
+    """Print to the terminal. Without one, lines are longer, so that tables in a log file are not cut."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
 def import_libraries() -> None:

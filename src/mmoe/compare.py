@@ -2,18 +2,15 @@
 
 import argparse
 import math
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmoe.atomic import write
-from mmoe.cli import errors_on_one_line
+from mmoe.cli import errors_on_one_line, open_console
 
 if TYPE_CHECKING:
     import pandas as pd
-
-WIDTH = 200  # characters per line, when the output is not a terminal
 
 
 def main() -> None:
@@ -28,8 +25,6 @@ def main() -> None:
 
 def compare(folder: Path, key: str | None = None) -> None:
     """Print `sweep_table`, and write compare.csv and compare.png."""
-    from rich.console import Console
-
     from mmoe.analysis.sweep_results import plot_sweep, sweep_table
 
     table = sweep_table(folder)
@@ -37,16 +32,16 @@ def compare(folder: Path, key: str | None = None) -> None:
     write(folder / "compare.csv", partial(table.to_csv, index=False))
     write(folder / "compare.png", partial(figure.savefig, dpi=150))
     print_table(table)
-    Console().print(
+    console = open_console()
+    console.print(
         f"written: {folder / 'compare.csv'} and compare.png", soft_wrap=True, highlight=False, markup=False
     )
     if unfinished := table.attrs["unfinished"]:
-        Console().print(f"not finished, so left out: {', '.join(unfinished)}", highlight=False, markup=False)
+        console.print(f"not finished, so left out: {', '.join(unfinished)}", highlight=False, markup=False)
 
 
 def print_table(table: "pd.DataFrame") -> None:
     """Print the result of `sweep_table`, with each mean and its half interval in one cell."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -59,7 +54,7 @@ def print_table(table: "pd.DataFrame") -> None:
         printed.add_column(name.replace("/", " "), justify="right", no_wrap="/" not in name)
     for line in table.to_dict("records"):
         printed.add_row(*(escape(cell(line, name)) for name in names))
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(printed)
+    open_console().print(printed)
 
 
 def cell(line: dict[Any, Any], name: str) -> str:

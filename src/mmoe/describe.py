@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from mmoe.atomic import write
-from mmoe.cli import command
+from mmoe.cli import command, open_console
 from mmoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,7 +100,6 @@ def describe(source: str | list[str], labels: Sequence[str], settings: dict[str,
 
 def show(table: "Description") -> None:
     """Print a table with a line for each column."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -120,7 +119,7 @@ def show(table: "Description") -> None:
         suspect = table.suspects.get(one.values.name)
         remarks = [f"suspect: {suspect}"] if suspect else [one.reason] if one.reason else one.remarks
         add(one.values, _kind(one, suspect), one.levels, "; ".join(remarks))
-    Console().print(shown)
+    open_console().print(shown)
 
 
 def _kind(one: "Guess", suspect: str | None) -> str:

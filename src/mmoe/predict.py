@@ -43,7 +43,7 @@ def main(config: DictConfig) -> None:
         checkpoint=config.checkpoint,
         replica=config.replica,
         gates=config.gates,
-        ids=config.id,
+        ids=[config.id] if isinstance(config.id, str) else config.id,
         chunk_rows=config.chunk_rows,
     )
     print(f"{count:,} rows in {seconds:.1f} s ({count / seconds:,.0f} a second): {config.output}")

@@ -36,8 +36,10 @@ def guess_options(file: str, given: Mapping[str, Any]) -> CsvOptions:
 
 
 def _has_header(rows: Sequence[Sequence[str]], options: CsvOptions) -> bool:
-    if len(rows) < 2 or len(set(rows[0])) < len(rows[0]):
-        return len(rows) < 2
+    if len(rows) < 2:
+        return True
+    if len(set(rows[0])) < len(rows[0]):  # names that differ, or values; equal names are an error
+        return not any(is_number(field) or field in options.missing for field in rows[0])
     numeric = []
     for position, first in enumerate(rows[0]):
         values = [row[position] for row in rows[1:] if len(row) > position]

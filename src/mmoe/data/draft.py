@@ -1,6 +1,7 @@
 """Draft the YAML of a table: every argument of its data module, with comments."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -86,12 +87,17 @@ def draft(table: Description, main_task: str, out: str) -> str:
         _line("stream: auto", "true: train from disk; auto: if the rows do not fit into memory"),
         _line("engine: local", "what encodes rows in shards: local or dask"),
         _line("dask_address: null", "of a Dask scheduler, tcp://host:8786; null: start one here"),
-        "batch_size: 256",
+        _line(f"batch_size: {batch_size(table.num_rows)}", "rows of a training step"),
         "eval_batch_size: 8192",
         _line("resident: true", "keep the rows on the device"),
         _line("seed: ${seed}", "for shuffling"),
     ]
     return "".join(f"{line}\n" for line in lines)
+
+
+def batch_size(num_rows: int) -> int:
+    """A power of 2 from 16 to 256. If possible, an epoch of a small table has at least 64 steps."""
+    return int(min(256, max(16, 2 ** int(math.log2(max(1, num_rows / 64))))))
 
 
 def to_yaml(value: Any) -> str:

@@ -75,6 +75,7 @@ def _encode_all(
         jobs = plan(request, engine)
         _fit_schema(folder / SCHEMA, jobs, request, engine)
         missing = [job for job in jobs if _read_pieces(folder, job) is None]
+        log.info("encoding %s partitions of the rows in shards, once: %s", f"{len(missing):,}", folder)
         encode_one = partial(encode_shard, folder=folder)
         for _ in _with_bar(engine.map(encode_one, missing), missing, "encoding"):
             pass

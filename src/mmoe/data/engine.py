@@ -1,5 +1,6 @@
 """Run a function on every partition: in this process, or on the workers of Dask."""
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -61,6 +62,7 @@ class DaskEngine(Engine):
         except ImportError:
             raise UserError("data.engine=dask: needs pip install 'mmoe[dask]'") from None
         dask.config.set({"distributed.scheduler.allowed-failures": RETRIES})
+        logging.getLogger("distributed").setLevel(logging.WARNING)
         self._distributed: Any = dask.distributed  # it has no types
         self._cluster: Any = None
         if not address:

@@ -193,7 +193,9 @@ def _first(parts: Iterator[pa.Table], max_rows: int | None) -> pa.Table:
         count += len(part)
         if max_rows is not None and count >= max_rows:
             break
-    table = pa.concat_tables(kept) if kept else pa.table({})
+    if not kept:
+        return pa.table({})
+    table = pa.concat_tables(kept)
     return table if max_rows is None else table.slice(0, max_rows)
 
 

@@ -107,22 +107,22 @@ def _positive_level(values: ColumnValues) -> str:
 
 
 def _remark_on_funnel(task: TaskGuess, tasks: Sequence[TaskGuess]) -> None:
-    """Say if this label is 0 in all negative rows of another task, and of which one if there are several."""
+    """Say if this label is 0 or missing in all negative rows of another task: of several, the smallest."""
     if task.kind == "binary":
         active = task.positive
     elif task.values.is_number:
         active = np.nan_to_num(task.values.numbers) != 0
     else:
         return
-    around: list[tuple[int, str]] = []
+    around: list[tuple[int, TaskGuess]] = []
     for other in tasks:
         # A task with the same positive rows holds a number of these rows, but no other binary task.
         is_wider = other.kind == "binary" and (task.kind != "binary" or other.positive.sum() > active.sum())
         if other is not task and is_wider and not (active & ~other.positive).any():
-            around.append((int(other.positive.sum()), other.values.name))
+            around.append((int(other.positive.sum()), other))
     if around and active.mean() < 0.5:
-        column = min(around)[1]
+        other = min(around, key=lambda pair: pair[0])[1]
+        column, is_missing = other.values.name, task.values.codes[~other.positive] < 0
         what = "negative" if task.kind == "binary" else "0"
-        task.remarks.append(
-            f"{what} in all negative rows of {column}; where: {column} learns from the others only"
-        )
+        what = "missing" if is_missing.all() else f"{what} or missing" if is_missing.any() else what
+        task.remarks.append(f"{what} in all negative rows of {column}; where: {column} leaves these rows out")

@@ -51,7 +51,7 @@ def check_known_labels(
             found = f"the {SPLIT_NAMES.get(split, split)} rows have {count}"
             needed = [name for name in missing if f"val/{task.name}/{name}" in watched]
             if needed and split in SPLIT_NAMES:
-                remedies = ["data.validation={fraction: 0.4}"] if takes_fraction and split == "val" else []
+                remedies = ["'data.validation={fraction: 0.4}'"] if takes_fraction and split == "val" else []
                 if "log_loss" in task.METRICS and "log_loss" not in missing:
                     remedies.append(f"monitor=val/{task.name}/log_loss")
                 hint = f"; try {' or '.join(remedies)}" if remedies else ""

@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from mmoe.cli import open_console
 from mmoe.data.encode_labels import decode_labels
 from mmoe.data.schema import Schema
 from mmoe.intervals import half_interval
@@ -179,7 +179,7 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
                 label = name.replace("_", " ")
                 epoch = str(line["epoch"] or "per replica")
                 table.add_row(line["checkpoint"], epoch, task, label, metric_text(value), interval)
-    Console().print(table)
+    open_console().print(table)
 
 
 def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
@@ -198,17 +198,18 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     else:
         chosen = f"epoch {metrics['epoch']}"
     chosen += f" of {metrics['epochs']}"
+    is_last = "replicas" not in metrics and metrics["monitor"] and metrics["epoch"] == metrics["epochs"]
     why = f"by {metrics['monitor']}" if metrics["monitor"] else "the last, because no validation chose one"
     shared = f" in {metrics['processes']} processes" if metrics["processes"] > 1 else ""
     threads = f"{metrics['threads']} thread{'s' if metrics['threads'] > 1 else ''}"
     seconds = f"{metrics['seconds']:.0f} s"
     rate = "-" if metrics["learning_rate"] is None else f"{metrics['learning_rate']:g}"
-    console = Console()
+    console = open_console()
     for table in tables:
         console.print(table)
     console.print(
         f"rows: {counts}\n"
-        f"{chosen}, {why}\n"
+        f"{chosen}, {why}{'; more epochs may be better: trainer.max_epochs=...' if is_last else ''}\n"
         f"{metrics['steps']:,} steps of {metrics['global_batch']:,} rows{shared}, learning rate {rate}\n"
         f"{metrics['parameters']:,} parameters, {speed} samples/s with {threads}, {seconds} in all\n"
         f"run folder: {os.path.relpath(folder)}",

@@ -1,0 +1,28 @@
+"""What all commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.mark.parametrize("option", [["--config-dir", "conf"], ["--config-dir=conf"], ["-cd", "conf"]])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("a: 1\nb: 2\nb: 3\n", "line 3: must be valid YAML; found duplicate key b"),
+        ("a:\n\tb: 2\n", "line 2: must be valid YAML; found character"),
+        ("a: [1\n", "must be valid YAML; expected ',' or ']'"),
+        ("a: b: 2\n", "line 1: must be valid YAML; mapping values are not allowed here"),
+    ],
+)
+def test_invalid_yaml_is_one_line(train: Callable[..., Any], option: list[str], content: str, problem: str):
+    Path("conf/data").mkdir(parents=True)
+    Path("conf/data/mine.yaml").write_text(content)
+    Path("conf/data/other.yaml").write_text("a: [\n")  # no argument names it
+    done = train(*option, "data=mine")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("error: conf/data/mine.yaml")
+    assert problem in done.err
+    assert not Path("runs").exists()
