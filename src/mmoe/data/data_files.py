@@ -186,7 +186,8 @@ def _expand_local(source: str) -> list[str]:
         inside = (file for file in path.rglob("*") if file.is_file())
         return [str(file) for file in inside if _is_data_file(file.relative_to(path).as_posix())]
     if not glob.has_magic(source):
-        raise UserError(f"{source}: no such file")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise UserError(f"{source}: no such file{where}")
     found = glob.glob(str(path), recursive=True)  # noqa: PTH207, because Path.glob takes no absolute patterns
     matches = [match for match in found if _is_match(match, path)]
     if not matches:

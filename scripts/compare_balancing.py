@@ -1,0 +1,186 @@
+"""Compare MMoE with each balancing strategy, and MMoE's descendants, with plain MMoE on several data sets.
+
+usage: MMOE_TABLES_DIR=... python scripts/compare_balancing.py data.dir=... [option=value ...]
+
+    datasets=census,census_education,synthetic_0.5,synthetic_1,hillstrom,datacar
+    contestants=all    or some of them: names in conf/balance, and the models of DESCENDANTS
+    seeds=16           runs of each contestant, as replicas
+    trials=10          trials in each contestant's search
+    folder=runs/compare_balancing   studies and run folders; finished ones are used again
+    out=docs/results/balancing      folder for the tables, the results of all runs, and the figure
+
+Each contestant is tuned by mmoe.tune with the same number of trials, for the best validation metric of the
+main task. `constant` is MMoE with constant weights of the losses. A stopped script continues when it is
+started again; with other contestants, it adds them.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from commands import run_command, train_once
+from matplotlib.figure import Figure
+from options import parse, some_of, stop
+from tables import table
+
+from mmoe import CONF_DIR
+from mmoe.intervals import half_interval
+from mmoe.run_folder import read_metrics, read_schema
+from mmoe.tasks import validation_metrics
+
+TABLES = f"hydra.searchpath=[file://{Path(__file__).parent.absolute() / 'other_tables'}]"
+DATASETS = {
+    "census": ["experiment=census"],
+    "census_education": ["experiment=census_education"],
+    "synthetic_0.5": ["experiment=synthetic", "data.p=0.5"],
+    "synthetic_1": ["experiment=synthetic", "data.p=1.0"],
+    "hillstrom": [TABLES, "experiment=table", "data=hillstrom"],
+    "datacar": [TABLES, "experiment=table", "data=datacar"],
+}
+BASELINE = "constant"
+DESCENDANTS = ("dselect_k", "adatt", "stem", "aitm", "esmm")
+# AITM needs binary tasks without `where`, and ESMM needs a binary task that is `where` another one.
+ONLY_FOR = {"aitm": ("census", "census_education"), "esmm": ("hillstrom",)}
+DEFAULTS = {
+    "datasets": ",".join(DATASETS), "contestants": "all", "seeds": "16", "trials": "10",
+    "folder": "runs/compare_balancing", "out": "docs/results/balancing",
+}  # fmt: skip
+
+
+def main() -> None:
+    """Tune and train the contestants on each data set, and write the tables."""
+    options, overrides = parse(sys.argv[1:], DEFAULTS, {}, {"seeds": 2, "trials": 1})
+    strategies = sorted(path.stem for path in (CONF_DIR / "balance").glob("*.yaml"))
+    known = [BASELINE, *(name for name in strategies if name != BASELINE), *DESCENDANTS]
+    datasets = some_of(options, "datasets", DATASETS)
+    chosen = known if options["contestants"] == "all" else some_of(options, "contestants", known)
+    if "MMOE_TABLES_DIR" not in os.environ and any(TABLES in DATASETS[name] for name in datasets):
+        stop("MMOE_TABLES_DIR: must be set to the folder of the tables")
+    census = [override for override in overrides if override.startswith("data.dir=")]
+    others = [override for override in overrides if override not in census]
+    runs: list[dict[str, Any]] = []
+    for dataset in datasets:
+        given = [*DATASETS[dataset], *(census if dataset.startswith("census") else []), *others]
+        for name in dict.fromkeys([BASELINE, *chosen]):
+            if dataset in ONLY_FOR.get(name, DATASETS):
+                print(f"{dataset}: {name}", flush=True)
+                runs += results(
+                    Path(options["folder"]).absolute() / dataset / name, dataset, name, given, options
+                )
+        write_report(pd.DataFrame(runs), Path(options["out"]), options)  # of all data sets so far
+
+
+def results(
+    folder: Path, dataset: str, name: str, overrides: list[str], options: dict[str, str]
+) -> list[dict[str, Any]]:
+    """The test metrics of all seeds of a contestant, one line for each task and seed."""
+    is_model = name in DESCENDANTS
+    choice = [f"model={name if is_model else 'mmoe'}", f"balance={BASELINE if is_model else name}"]
+    study = folder / "study"
+    run_command("tune", *overrides, *choice, f"trials={options['trials']}", "sampler=tpe", f"folder={study}")
+    tuned = next((study / "experiment").glob("*.yaml"))
+    search = [override for override in overrides if override.startswith("hydra.")]
+    train_once(
+        folder / "run", "--config-dir", str(study), f"experiment={tuned.stem}", *search,
+        *values_of(overrides), f"replicas={options['seeds']}", "figures=false",
+    )  # fmt: skip
+    metrics, schema = read_metrics(folder / "run"), read_schema(folder / "run")
+    larger_is_better = validation_metrics(schema.tasks)
+    found = []
+    for run in metrics["runs"]:
+        for task in schema.tasks:
+            found.append(
+                {
+                    "dataset": dataset,
+                    "contestant": name,
+                    "task": task.name,
+                    "metric": task.main_metric,
+                    "larger is better": larger_is_better[f"val/{task.name}/{task.main_metric}"],
+                    "seed": run["seed"],
+                    "value": run["test"][task.name][task.main_metric],
+                    "parameters": metrics["parameters"],
+                    "samples per second": metrics["samples_per_second"],
+                }
+            )
+    return found
+
+
+def values_of(overrides: list[str]) -> list[str]:
+    """The overrides of single values: the tuned experiment has the choices of files."""
+    return [override for override in overrides if "." in override.split("=")[0] and "hydra." not in override]
+
+
+def differences(runs: pd.DataFrame) -> pd.DataFrame:
+    """One line for each data set, task and contestant: the mean, and the gain over the baseline by seed."""
+    lines = []
+    for (dataset, task), own in runs.groupby(["dataset", "task"], sort=False):
+        values = own.pivot(index="seed", columns="contestant", values="value")
+        speeds = own.groupby("contestant")["samples per second"].first()
+        sign = 1 if own["larger is better"].iloc[0] else -1
+        for name in own["contestant"].unique():
+            gain = sign * (values[name] - values[BASELINE])
+            lines.append(
+                {
+                    "dataset": dataset, "task": task, "metric": own["metric"].iloc[0], "contestant": name,
+                    "mean": values[name].mean(), "half": half_interval(values[name]), "gain": gain.mean(),
+                    "gain_half": half_interval(gain), "cost": speeds[BASELINE] / speeds[name],
+                }
+            )  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def write_report(runs: pd.DataFrame, out: Path, options: dict[str, str]) -> None:
+    """Write all runs, a table for each data set, and the figure."""
+    out.mkdir(parents=True, exist_ok=True)
+    runs.to_csv(out / "runs.csv", index=False, float_format="%.6f")
+    found = differences(runs)
+    text = [
+        f"Test metrics of {options['seeds']} seeds, after {options['trials']} trials of each contestant. `±`"
+        " is half the 95 % interval of the mean over seeds. A gain is the improvement over MMoE with constant"
+        " weights, paired by seed; those in bold are clearly above or below 0. The cost is the time of a step"
+        " with all replicas, divided by the baseline's; the tuned networks have different sizes."
+    ]
+    for dataset, own in found.groupby("dataset", sort=False):
+        tasks = list(own["task"].unique())
+        header = ["contestant"]
+        for task in tasks:
+            metric = own.loc[own["task"] == task, "metric"].iloc[0]
+            header += [f"{task}: {metric}", "gain"]
+        lines = []
+        for name, rows in own.groupby("contestant", sort=False):
+            line = [str(name)]
+            for _, row in rows.iterrows():
+                gain = f"{row['gain']:+.4f} ± {row['gain_half']:.4f}"
+                is_clear = abs(row["gain"]) > row["gain_half"]
+                line += [f"{row['mean']:.4f} ± {row['half']:.4f}", f"**{gain}**" if is_clear else gain]
+            lines.append([*line, f"{rows['cost'].iloc[0]:.1f}"])
+        text += [f"## {dataset}", table([*header, "cost"], lines)]
+    (out / "balancing.md").write_text("\n\n".join(text) + "\n")
+    draw(found, out / "balancing.png")
+
+
+def draw(found: pd.DataFrame, path: Path) -> None:
+    """Draw the gains with their intervals: a panel for each task of each data set."""
+    panels = list(found.groupby(["dataset", "task"], sort=False))
+    names = list(found["contestant"].unique())[::-1]
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.2 * columns + 1.5, (0.2 * len(names) + 0.9) * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    for panel, ((dataset, task), own) in zip(axes, panels, strict=False):
+        places = [names.index(name) for name in own["contestant"]]
+        panel.errorbar(own["gain"], places, xerr=own["gain_half"], fmt="o", ms=3, lw=1, color="black")
+        panel.axvline(0, lw=0.8, color="0.6")
+        panel.set_title(f"{dataset}: {task}", fontsize="small")
+        panel.set_xlabel(f"gain in {own['metric'].iloc[0]}", fontsize="small")
+        panel.set_yticks(range(len(names)), names, fontsize="x-small")
+        panel.tick_params(axis="x", labelsize="x-small")
+    for panel in axes[len(panels) :]:
+        panel.remove()
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
