@@ -47,7 +47,7 @@ def main() -> None:
     folder = Path(options["folder"]).absolute()
     runs = []
     for order in ("random", "by age"):
-        config = write_files(folder / order.replace(" ", "_"), order, options)
+        config = write_files(folder / options["rows"] / order.replace(" ", "_"), order, options)
         for (kind, stream), seed in product(KINDS.items(), range(int(options["runs"]))):
             run = config.parents[1] / f"{kind}{seed}"
             train_once(
@@ -70,7 +70,7 @@ def write_files(folder: Path, order: str, options: dict[str, str]) -> Path:
     drawn = rows.iloc[random.integers(0, len(rows), int(options["rows"]))]
     drawn = drawn.sort_values("age", kind="stable") if order == "by age" else drawn
     is_test = random.permutation(len(others)) < len(others) // 2
-    config.parent.mkdir(parents=True)
+    config.parent.mkdir(parents=True, exist_ok=True)
     for name, frame in (("train", drawn), ("validation", others[~is_test]), ("test", others[is_test])):
         frame.to_parquet(folder / f"{name}.parquet", index=False, row_group_size=2**18)
     labels = [task["column"] for task in TASKS.values()]

@@ -3,17 +3,19 @@
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import Command, balanced_table
 from torch import Tensor, nn
 
-from mmoe import CONF_DIR, MMoE, Network, Objective, Schema, analysis
+from mmoe import CONF_DIR, ESMM, MMoE, Network, Objective, Schema, analysis
 from mmoe.balancing.aggregation import CAGrad
 from mmoe.balancing.balancer import Balancer, RunningMean
 from mmoe.balancing.shared_entries import shared_entries
@@ -167,6 +169,31 @@ def test_every_strategy_trains(train: Command, balance: str):
     assert weights("run").isfinite().all()
 
 
+def test_the_tower_of_a_click_is_shared_with_the_conversion():
+    """The loss of a conversion is that of a product with the probability of a click."""
+    for method in (ESMM, partial(Ensemble, member=ESMM, size=2)):
+        options = {"parents": [-1, 0]} if method is ESMM else {"member": partial(ESMM, parents=[-1, 0])}
+        masks = shared_entries(network_of(method, **options), COLUMNS)
+        (mask,) = (mask for name, mask in masks.items() if name.endswith("towers.2.bias"))  # [..., T, 1]
+        assert mask[..., 0, :].all()
+        assert not mask[..., 1, :].any()
+
+
+def test_half_precision_that_scales_losses_is_refused(train: Command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pl.Trainer, "precision", "16-mixed")  # a CPU would take bf16-mixed instead
+    balanced_table()
+    done = train(*QUICK, "balance=pcgrad")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "balance: PCGrad cannot scale losses" in done.err
+
+
+def test_a_task_without_a_loss_is_refused(train: Command):
+    balanced_table()
+    done = train(*QUICK, "balance=stch", "objective.task_weights={buy: 0}")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "objective.task_weights.buy=0: must be above 0" in done.err
+
+
 @pytest.mark.parametrize("balance", ["pcgrad", "uncertainty"])
 @pytest.mark.parametrize("model", MODELS)
 def test_every_method_is_balanced(train: Command, model: str, balance: str):
@@ -299,10 +326,6 @@ def test_one_task_is_warned_of(train: Command):
         (
             ["balance.measure_every=1", "compile=true"],
             "balance.measure_every needs the gradient",
-        ),
-        (
-            ["balance=pcgrad", "trainer.precision=16-mixed"],
-            "balance: PCGrad cannot scale losses",
         ),
         (
             ["balance=famo", "+data.tasks.buy.kind=count"],

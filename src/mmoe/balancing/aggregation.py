@@ -57,12 +57,13 @@ class Aggregation(Strategy):
         is_complete = len(rows) == self.num_tasks
         weights = torch.full((self.num_tasks,), torch.nan)
         with self.own_randomness(jacobian.device):
-            if len(rows) < 2 or not gramian.isfinite().all():  # a divergence is found at the end of the epoch
-                weights[rows] = 1.0
-                return jacobian.sum(0), weights
-            if not is_complete and self.has_memory:
+            is_finite = bool(gramian.isfinite().all())  # a divergence is found at the end of the epoch
+            if is_finite and not is_complete and self.has_memory:
                 weights[rows] = self.weights[rows]
                 return self.weights.to(jacobian) @ jacobian, weights
+            if not is_finite or len(rows) < 2:
+                weights[rows] = 1.0
+                return jacobian.sum(0), weights
             if is_complete:
                 vector, weights = self._combine(jacobian, gramian)
                 self.weights = weights

@@ -26,8 +26,9 @@ class RunningMean:
     def add(self, values: Tensor) -> None:
         known = ~values.isnan()
         values = torch.where(known, values, 0.0)
-        self.sum = values if self.sum is None else self.sum + values
-        self.count = known.long() if self.count is None else self.count + known
+        # After a resume, the sums are on the CPU.
+        self.sum = values if self.sum is None else self.sum.to(values.device) + values
+        self.count = known.long() if self.count is None else self.count.to(values.device) + known
 
     def take(self) -> Tensor | None:
         """The mean on the CPU, None if nothing was added. Start again."""
@@ -127,11 +128,12 @@ class Balancer:
         total = jacobian.sum(0)  # also the gradient of the entries that only one task reaches
         matrices = self._gradients.shared(jacobian[: len(self.names)])  # [R, T, P]
         gramians = self._compare(matrices)
+        of_penalty = self._gradients.shared(jacobian[-1:])[:, 0] if penalty.requires_grad else None  # [R, P]
         weights = []
         for r, strategy in enumerate(self.strategies):
             vector, weight = strategy.combine(matrices[r], gramians[r])
-            if penalty.requires_grad:
-                vector = vector + self._gradients.shared(jacobian[-1:])[r, 0]
+            if of_penalty is not None:
+                vector = vector + of_penalty[r]
             self._gradients.put(total, r, vector)
             weights.append(weight)
         self.means["weights"].add(torch.stack(weights))

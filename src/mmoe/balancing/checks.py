@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
+from mmoe.balancing.strategies import Constant
 from mmoe.errors import UserError
 from mmoe.tasks import Count, Task
 
@@ -16,12 +17,15 @@ log = logging.getLogger(__name__)
 
 def check_balance(config: DictConfig, learner: Any, tasks: Sequence[Task], trainer: pl.Trainer) -> None:
     """Raise UserError if the strategy of a training cannot work; warn if it has no effect."""
-    if len(tasks) == 1 and config.get("balance") and not config.balance._target_.endswith(".Constant"):
-        log.warning("balance: its weights have no effect, because there is one task")
     balancer = getattr(learner, "balancer", None)
     if balancer is None:
         return
     strategy = balancer.strategies[0]
+    weights = dict(config.objective.get("task_weights") or {})
+    unused = [name for name, weight in weights.items() if not weight]
+    if unused and not isinstance(strategy, Constant):
+        rule = "must be above 0 for a balancing strategy; leave the task out of data.tasks instead"
+        raise UserError(f"objective.task_weights.{unused[0]}=0: {rule}")
     counts = [task.name for task in tasks if isinstance(task, Count)]
     if strategy.needs_positive_losses and counts:
         rule = f"needs losses above 0, and the loss of the count {counts[0]} may be negative"
@@ -37,7 +41,7 @@ def check_balance(config: DictConfig, learner: Any, tasks: Sequence[Task], train
     if trainer.world_size > 1 and balancer.sparse:
         rule = "cannot average the sparse gradients of learned vectors over processes; use one process"
         raise UserError(f"{what} {rule}")
-    if balancer.aggregates and config.trainer.get("precision") == "16-mixed":
+    if balancer.aggregates and trainer.precision == "16-mixed":
         rule = "cannot scale losses as trainer.precision=16-mixed does; use bf16-mixed"
         raise UserError(f"{what} {rule}")
     if balancer.aggregates and balancer.shares_nothing:

@@ -170,6 +170,11 @@ class FAMO(Scalarization):
     def follow_step(self, losses: Tensor) -> None:
         self.function.update(self._known(losses))
 
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        for values in self.function._optimizer.state.values() if self.function._optimizer else ():
+            values |= {key: value.to(device) for key, value in values.items() if key != "step"}
+
     def state_dict(self) -> dict[str, Any]:
         optimizer = self.function._optimizer
         return super().state_dict() | {

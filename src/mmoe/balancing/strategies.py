@@ -66,14 +66,16 @@ class Strategy:
         """Draw the same random numbers in every process and after a resume, and keep torch's random state."""
         seed = self.seed * 1_000_003 + self.calls
         if self.is_random and device.type == "cuda":
-            with torch.random.fork_rng([device]):
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
                 torch.manual_seed(seed)
                 yield
         elif self.is_random:
             state = torch.get_rng_state()
             torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())  # faster than fork_rng
-            yield
-            torch.set_rng_state(state)
+            try:
+                yield
+            finally:
+                torch.set_rng_state(state)
         else:
             yield
         self.calls += 1

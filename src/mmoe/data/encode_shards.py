@@ -177,7 +177,7 @@ def _blank(schema: Schema, has_groups: bool) -> Batch:
         torch.empty(0, tasks),
         torch.empty(0, tasks, dtype=torch.bool),
         torch.empty(0, tasks) if is_weighted else None,
-        torch.empty(0, 1, dtype=torch.int64) if has_groups else None,
+        groups=torch.empty(0, 1, dtype=torch.int64) if has_groups else None,
     )
 
 

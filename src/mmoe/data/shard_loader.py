@@ -11,6 +11,7 @@ from torch import Tensor
 from mmoe.data.batch import Batch, concatenate, split, take
 from mmoe.data.loader import Loader
 from mmoe.data.shards import Piece, ShardedRows
+from mmoe.errors import UserError
 
 BLOCK_ROWS = 2**20  # rows that are shuffled together
 GATHERED_ROWS = 2**14  # rows that are gathered and encoded at a time; their arrays fit into the CPU's cache
@@ -43,6 +44,21 @@ class ShardLoader(Loader):
         # All ranks need the same number of steps. The extra row of some ranks joins their last batch.
         full, rest = divmod(self.rows.num_rows // self.world_size, self.batch_size)
         return max(1, full + (rest > 0))
+
+    def state_dict(self) -> dict[str, int]:
+        return super().state_dict() | {"world_size": self.world_size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to the position of the checkpoint.
+
+        Raises:
+            UserError: it is within an epoch of another number of processes, whose parts are others.
+        """
+        before = state.get("world_size", self.world_size)
+        if before != self.world_size and 0 < state["step"] < len(self):
+            rule = f"must be {before} to resume within an epoch from disk"
+            raise UserError(f"trainer.devices: the number of processes {rule}, is {self.world_size}")
+        super().load_state_dict(state)
 
     def batches(self) -> Iterator[Batch]:
         """The rank's rows of the epoch, batch by batch."""

@@ -20,10 +20,9 @@ import torch
 import torch.utils.dlpack
 from torch import Tensor
 
-from mmoe.data.batch import Batch, concatenate
+from mmoe.data.batch import FIELDS, Batch, concatenate
 from mmoe.errors import UserError
 
-FIELDS = ("levels", "numbers", "labels", "known", "weights", "groups")  # of a Batch
 PIECE_ROWS = 2**16  # a block of rows that are shuffled together has many pieces, from all parts of the files
 
 
@@ -186,7 +185,8 @@ class ShardedRows:
             raise UserError(f"{path}: missing or damaged; delete the folder, and it is made again")
         self._checked.add(piece)
         tensors = {}
-        for name, like in zip(FIELDS, self.blank, strict=False):
+        for name in FIELDS:
+            like = getattr(self.blank, name)
             if like is not None:
                 is_stored = like.shape[1] > 0
                 empty = like.new_empty(piece.rows, 0)

@@ -494,6 +494,9 @@ class Learner(LightModule):
         has_tables = any(p.grad is not None and p.grad.is_sparse for p in self.objective.parameters())
         learns_weights = self.balancer is not None and bool(self.balancer.learned)
         is_plain = not (self.stacked_dims or ensembles or has_tables or learns_weights)
+        if gradient_clip_algorithm == "value" and learns_weights:
+            nn.utils.clip_grad_value_(self.objective.parameters(), gradient_clip_val)
+            return
         if gradient_clip_algorithm == "value" or is_plain:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return

@@ -1,6 +1,7 @@
 """Build the parts of a training, and check them before the first step."""
 
 import inspect
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from mmoe.balancing.checks import check_balance
-from mmoe.balancing.strategies import Strategy
+from mmoe.balancing.strategies import Constant, Strategy
 from mmoe.build import build, locate
 from mmoe.data.datamodule import DataModule
 from mmoe.data.schema import Schema
@@ -30,6 +31,8 @@ from mmoe.training.monitors import (
 from mmoe.training.precision import trainer_options
 from mmoe.training.replica_learner import replica_callback_arguments
 from mmoe.training.threads import num_threads
+
+log = logging.getLogger(__name__)
 
 TRAINER_MINIMUMS = {  # the least value of each integer option
     "max_epochs": -1, "max_steps": -1, "min_epochs": 0, "min_steps": 0, "accumulate_grad_batches": 1,
@@ -106,6 +109,8 @@ def build_balance(config: Any, num_tasks: int) -> list[Strategy]:
         return []
     seeds = range(config.seed, config.seed + config.replicas)
     strategies = [build(config, "balance", num_tasks=num_tasks, seed=seed) for seed in seeds]
+    if num_tasks == 1 and not isinstance(strategies[0], Constant):
+        log.warning("balance: its weights have no effect, because there is one task")
     return strategies if strategies[0].acts and num_tasks > 1 else []
 
 

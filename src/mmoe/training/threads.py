@@ -10,8 +10,9 @@ from torch import nn
 
 from mmoe.errors import UserError, check_integers
 
-# Products of a step's rows and weights that keep a thread busy. With fewer, a second thread gains little, and
-# if another program needs its core, both threads wait for each other and a step takes several times as long.
+# A thread is worth starting for this many multiplications: the rows of a step times the weights. With fewer,
+# a second thread gains little, and if another program needs its core, both threads wait for each other, and a
+# step takes several times as long.
 WORK_PER_THREAD = 2**28
 
 
