@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from itertools import product, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -99,22 +99,42 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
 def check_config_files(arguments: Sequence[str]) -> None:
     """Raise UserError if a file that the command line names, as by `data=mine`, is not valid YAML.
 
-    Hydra would end with a traceback.
+    The files that its defaults name are checked as well. Hydra would end with a traceback.
     """
     folders = [CONF_DIR]
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         option, _, value = argument.partition("=")
         if option in ("--config-dir", "-cd"):
             folders.append(Path(value or following))
+    named: list[Path] = []
     for group, _, names in (argument.lstrip("+").partition("=") for argument in arguments):
-        for folder, name in product(folders, names.split(",")):
-            path = folder / group.partition("@")[0] / f"{name}.yaml"
-            if not path.is_file():
+        named += [Path(group.partition("@")[0], f"{name}.yaml") for name in names.split(",")]
+    checked: set[Path] = set()
+    while named:
+        file = named.pop()
+        for path in {folder / file for folder in folders} - checked:
+            checked.add(path)
+            # Path.is_file raises OSError for a value that is too long for a file name.
+            if not os.path.isfile(path):  # noqa: PTH113
                 continue
             try:
-                OmegaConf.load(path)
+                config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
             except (YAMLError, ValueError, OSError) as error:
                 raise UserError(f"{path}{_problem(error)}") from None
+            named += _defaults(config, file.parent)
+
+
+def _defaults(config: Any, group: Path) -> list[Path]:
+    """The files that the defaults of a file in a group name, relative to the folder of configurations."""
+    found: list[Path] = []
+    defaults = config.get("defaults") if isinstance(config, dict) else None
+    for entry in defaults if isinstance(defaults, list) else []:
+        for key, names in entry.items() if isinstance(entry, dict) else [("", entry)]:
+            words = str(key).partition("@")[0].split()
+            name = words[-1] if words else ""  # after optional and override
+            folder = Path(name.lstrip("/")) if name.startswith("/") else group / name
+            found += [folder / f"{one}.yaml" for one in (names if isinstance(names, list) else [names])]
+    return found
 
 
 def _problem(error: Exception) -> str:
