@@ -52,8 +52,8 @@ def test_the_shares_are_the_smallest_with_both_classes_in_each_split(has_test_fi
 
 def test_the_main_task_goes_first_and_impossible_tasks_change_nothing():
     often, rare = task("often", *range(50)), task("rare", 7)
-    assert guess_fractions([often, rare], "often", 100, False) == USUAL
-    assert guess_fractions([rare], "rare", 100, False) == USUAL
+    assert guess_fractions([often, rare], "often", 100, False) == USUAL._replace(one_class=("rare",))
+    assert guess_fractions([rare], "rare", 100, False) == USUAL._replace(one_class=("rare",))
     few = task("few", *range(0, 100, 13))
     for main in ("often", "few"):
         found = guess_fractions([often, few], main, 100, False)
@@ -81,6 +81,21 @@ def test_describe_drafts_what_trains(command: Callable[[str], Command], train: C
     expected = "all equal; try 'data.validation={fraction: 0.4}' or monitor=val/click/log_loss\n"
     assert wrong.err.endswith(expected)
     assert train(*quick, "data.validation={fraction: 0.03}", "monitor=val/click/log_loss").code == 0
+
+
+def test_describe_says_that_a_split_must_have_one_class(command: Callable[[str], Command], train: Command):
+    rows = pd.DataFrame({"amount": np.random.default_rng(0).normal(size=100), "often": [0, 1] * 50})
+    rows["rare"] = np.isin(np.arange(100), [3, 70]).astype(int)
+    rows.to_csv("rows.csv", index=False)
+    Path("conf/data").mkdir(parents=True)
+    done = command("describe")("rows.csv", "tasks=[rare,often]", "out=conf/data/mine.yaml")
+    assert "monitor=val/rare/log_loss" in done.out
+    text = Path("conf/data/mine.yaml").read_text()
+    assert text.count("a split has none, whatever its fraction; to train, add monitor=val/rare/log_loss") == 1
+    quick = ["--config-dir", "conf", "data=mine", "trainer.max_epochs=1", "logger=none"]
+    assert train(*quick, "monitor=val/rare/log_loss").code == 0
+    done = command("describe")("rows.csv", "tasks=[often]")
+    assert "a split has none" not in done.out
 
 
 @pytest.mark.parametrize(

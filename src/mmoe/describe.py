@@ -37,7 +37,7 @@ def name_input(arguments: Sequence[str]) -> list[str]:
 @command("describe")
 def run(config: DictConfig) -> None:
     """Print the columns of a table, and write the YAML if `out` is given."""
-    from mmoe.data.draft import draft, train_command
+    from mmoe.data.draft import choose_fractions, draft, train_command
 
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     out = None if settings["out"] is None else Path(str(settings["out"]))
@@ -52,11 +52,12 @@ def run(config: DictConfig) -> None:
             raise UserError(f"out={out}: must not exist yet; overwrite=true replaces it")
     table = describe(config.input if isinstance(config.input, str) else settings["input"], labels, settings)
     main_task = _find_main_task(table, settings["main_task"])
+    shares = choose_fractions(table, main_task)
     show(table)
     if out:
         if not table.inputs:
             raise UserError("columns: no column is left as an input; the table above says why")
-        text = draft(table, main_task, str(out))
+        text = draft(table, main_task, shares, str(out))
         write(out, lambda scratch: scratch.write_text(text, encoding="utf-8"))
         hint = train_command(str(out))
         print(f"written: {out}" + (f"; to train: {hint}" if hint else ""))

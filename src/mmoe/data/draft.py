@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mmoe.data.column_guess import WEIGHT_WORDS, Guess, words
 from mmoe.data.csv_options import CsvOptions
-from mmoe.data.fraction_guess import guess_fractions
+from mmoe.data.fraction_guess import Fractions, guess_fractions
 from mmoe.data.task_guess import TaskGuess
 
 COMMENT_COLUMN = 42  # where comments begin, as in conf/
@@ -43,7 +43,8 @@ class Description(NamedTuple):
     @property
     def rows(self) -> str:
         """The number of rows, for people."""
-        return f"{self.num_rows:,} rows" if self.is_whole else f"the first {self.num_rows:,} rows"
+        counted = f"{self.num_rows:,} row" + "s" * (self.num_rows != 1)
+        return counted if self.is_whole else f"the first {counted}"
 
     @property
     def inputs(self) -> list[Guess]:
@@ -51,10 +52,21 @@ class Description(NamedTuple):
         return [one for one in self.guesses if not one.reason and one.values.name not in self.suspects]
 
 
-def draft(table: Description, main_task: str, out: str) -> str:
+def choose_fractions(table: Description, main_task: str) -> Fractions:
+    """The shares of validation and test rows. A remark is added to each task with one class in a split."""
+    shares = guess_fractions(table.tasks, main_task, table.num_rows, table.test is not None)
+    for task in table.tasks:
+        if task.name in shares.one_class:
+            remark = "too few rows of one class: a split has none, whatever its fraction"
+            if task.name == main_task:
+                remark += f"; to train, add monitor=val/{task.name}/log_loss"
+            task.remarks.append(remark)
+    return shares
+
+
+def draft(table: Description, main_task: str, shares: Fractions, out: str) -> str:
     """The text of the YAML file `out`."""
     count = len(table.guesses) + len(table.tasks)
-    shares = guess_fractions(table.tasks, main_task, table.num_rows, table.test is not None)
     lines = [
         f"# {_shown(table.source)}: {table.rows}, {count} columns. Drafted by mmoe.describe;"
         " check the kinds of the columns and of the tasks.",

@@ -14,11 +14,17 @@ VALIDATION, TEST = (0.1, 0.2, 0.3, 0.4), (0.2, 0.3, 0.4)
 
 
 class Fractions(NamedTuple):
-    """The shares of validation and test rows, and why they are larger than usual; empty if they are not."""
+    """The shares of validation and test rows.
+
+    Attributes:
+        reason: why they are larger than usual; empty if they are not.
+        one_class: the binary tasks with one class in a split, which no shares avoid.
+    """
 
     validation: float
     test: float
     reason: str = ""
+    one_class: tuple[str, ...] = ()
 
 
 def guess_fractions(
@@ -40,8 +46,11 @@ def guess_fractions(
         if _rank(now, main_task) > _rank(found, main_task):
             best, found = candidate, now
     gained = [name for name in names if name in (found or ()) and name not in (before or ())]
-    one_class = f"have one class of {', '.join(gained)}" if gained else "be empty"
-    return best._replace(reason="" if best == usual else f"with less, a split would {one_class}")
+    without = f"have one class of {', '.join(gained)}" if gained else "be empty"
+    return best._replace(
+        reason="" if best == usual else f"with less, a split would {without}",
+        one_class=tuple(name for name in names if name not in (found or ())),
+    )
 
 
 def both_classes(
