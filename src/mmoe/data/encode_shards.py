@@ -5,6 +5,7 @@ An interrupted encoding goes on with the shards that are missing.
 
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -71,11 +72,13 @@ def _encode_all(
 ) -> None:
     folder.mkdir(exist_ok=True)
     remove_abandoned(folder)
+    started = time.perf_counter()
+    count = sum(map(len, request.files.values()))
+    log.info("encoding the rows of %s file%s in shards, once: %s", f"{count:,}", "s" * (count > 1), folder)
     with open_engine() as engine:
         jobs = plan(request, engine)
         _fit_schema(folder / SCHEMA, jobs, request, engine)
         missing = [job for job in jobs if _read_pieces(folder, job) is None]
-        log.info("encoding %s partitions of the rows in shards, once: %s", f"{len(missing):,}", folder)
         encode_one = partial(encode_shard, folder=folder)
         for _ in _with_bar(engine.map(encode_one, missing), missing, "encoding"):
             pass
@@ -93,6 +96,7 @@ def _encode_all(
         "pieces": [piece.to_plain() for piece in pieces],
     }
     write(folder / MANIFEST, lambda scratch: scratch.write_text(json.dumps(content), "utf-8"))
+    log.info("encoded %s rows in %.0f s", f"{num_rows.total():,}", time.perf_counter() - started)
 
 
 def _fit_schema(path: Path, jobs: Sequence[Job], request: Request, engine: Engine) -> None:
