@@ -5,11 +5,13 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import processes
 import pytest
 import yaml
+from conftest import config
 from omegaconf import OmegaConf
 
 from mmoe import analysis, load, run_folder
@@ -240,3 +242,15 @@ def test_a_sweep_with_classes_of_ones_own_goes_on(own: None):
     Path("sweep/1/metrics.json").unlink()
     assert processes.run(main, *arguments).returncode == 0
     assert Path("sweep/1/metrics.json").exists()
+
+
+@pytest.mark.parametrize("extra", ["mlflow", "wandb"])
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, extra: str):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError("Requirement 'other>=1.0.0' not met")
+
+    loggers = OmegaConf.create({"logger": config("experiment=smoke", f"logger={extra}").logger[extra]})
+    target = loggers.logger._target_
+    monkeypatch.setattr(f"{target}.__init__", refuse)
+    with pytest.raises(UserError, match=rf"^logger: needs pip install 'mmoe\[{extra}\]'$"):
+        build(OmegaConf.create({"logger": {"_target_": target}}), "logger")

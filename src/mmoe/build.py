@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, MLFlowLogger, WandbLogger
 from pytorch_lightning.plugins import Precision
 from pytorch_lightning.profilers import Profiler
 from pytorch_lightning.strategies import Strategy
@@ -24,6 +24,8 @@ from torch import nn
 from mmoe.balancing.strategies import Strategy as Balancing
 from mmoe.errors import ArgumentError, UserError, first_line, is_number
 
+# Loggers that need a package, and mmoe's extra that installs it. Lightning's message names another package.
+EXTRAS: Mapping[Any, str] = {MLFlowLogger: "mlflow", WandbLogger: "wandb"}
 # Classes that a run folder may build without `trust`: they are defined in the package on the left, and they
 # subclass one of the bases on the right.
 ALLOWED_BASES: dict[str, tuple[type, ...]] = {
@@ -121,6 +123,8 @@ def _call(make: "partial[Any]", key: str) -> Any:
     except Exception as error:
         if package == "mmoe":
             _check_types(make, key)
+        if isinstance(error, ImportError) and make.func in EXTRAS:
+            raise UserError(f"{key}: needs pip install 'mmoe[{EXTRAS[make.func]}]'") from error
         # torch and Lightning refuse arguments with many types of exceptions.
         is_library = package in ("torch", "pytorch_lightning", "lightning")
         if not is_library or isinstance(error, OSError | MemoryError):

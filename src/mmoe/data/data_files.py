@@ -200,7 +200,9 @@ def _expand_remote(source: str) -> list[str]:
     try:
         system, path = fsspec.core.url_to_fs(source)
     except ImportError as error:  # the message names the package
-        raise UserError(f"{source}: {_reason(error)}") from None
+        is_s3 = fsspec.utils.get_protocol(source) in ("s3", "s3a")
+        hint = "needs pip install 'mmoe[s3]'" if is_s3 else _reason(error)
+        raise UserError(f"{source}: {hint}") from None
     except ValueError as error:
         raise UserError(f"{source}: {_reason(error)}") from None
     with reading(source):
