@@ -259,8 +259,14 @@ def test_a_kill_before_the_first_step(train: Callable, whole: Path, kept: str | 
 def test_mistakes(train: Callable, smoke_run: Path):
     copy = Path("copy")
     shutil.copytree(smoke_run, copy)
+    Path("empty").mkdir()
     for arguments, message in (
         (["resume=nowhere"], "nowhere/config.yaml: missing; is nowhere a run folder?"),
+        (
+            ["resume=empty"],
+            "resume=empty: holds no run; if it was stopped before its first step, such as while it encoded"
+            " rows, repeat the command that started it",
+        ),
         (
             ["resume=copy"],
             "resume=copy: the run has already ended; a larger trainer.max_epochs=... trains it longer",

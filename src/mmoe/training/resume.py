@@ -61,6 +61,9 @@ def resume(run: Path, hydra_folder: Path, overrides: list[str], given: DictConfi
     if others:
         rule = f"continues with the run's own configuration; leave out {', '.join(others)}"
         raise UserError(f"resume={run}: {rule}")
+    if run.is_dir() and not (run / "config.yaml").exists():
+        rule = "holds no run; if it was stopped before its first step, such as while it encoded rows"
+        raise UserError(f"resume={run}: {rule}, repeat the command that started it")
     opened = load(run, given.get("trust") or ())
     opened.check_trust(*run_folder.REQUIRED_PARTS, "balance", "callbacks", "logger")
     config = opened.config
