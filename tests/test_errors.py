@@ -1,6 +1,7 @@
 """Arguments may be numpy numbers; modules store plain Python numbers."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from mmoe import (
     SingleTask,
     TensorFactorization,
 )
-from mmoe.errors import UserError, check_finite, check_integers, check_probabilities, check_widths
+from mmoe.errors import UserError, as_names, check_finite, check_integers, check_probabilities, check_widths
 from mmoe.models.ensemble import Ensemble
 
 MODELS = {
@@ -99,3 +100,11 @@ def test_inputs_of_a_wrong_shape_are_refused(name: str, shape: tuple[int, ...]):
 def test_an_empty_batch_gives_empty_logits(name: str):
     model = MODELS[name](10, 2).eval()
     assert model(torch.randn(0, 10)).logits.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [("uid", ["uid"]), (3, ["3"]), (["a", 1], ["a", "1"]), ([], []), (None, []), (0, ["0"])],
+)
+def test_an_option_may_be_one_name_or_a_list(given: Any, names: list[str]):
+    assert as_names(given) == names

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmoe.atomic import write
 from mmoe.cli import command, open_console
-from mmoe.errors import UserError
+from mmoe.errors import UserError, as_names
 
 if TYPE_CHECKING:
     from mmoe.data.column_guess import Guess
@@ -41,8 +41,7 @@ def run(config: DictConfig) -> None:
 
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     out = None if settings["out"] is None else Path(str(settings["out"]))
-    labels = settings["tasks"]
-    labels = [str(labels)] if isinstance(labels, str | int) else list(map(str, labels or []))
+    labels = as_names(settings["tasks"])
     if out:
         if out.suffix not in (".yaml", ".yml"):
             raise UserError(f"out={out}: must end with .yaml")

@@ -68,6 +68,12 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
     return f"must be one of {', '.join(known)}{hint}"
 
 
+def as_names(value: Any) -> list[str]:
+    """The names that an option holds: a list, a single name, or null. A name may be a number."""
+    values = [value] if isinstance(value, str | int) else value or []
+    return [str(one) for one in values]
+
+
 def is_number(value: Any, kind: type) -> bool:
     """Whether the value is a number of this kind, `Integral` or `Real`, and not a boolean."""
     return isinstance(value, kind) and not isinstance(value, bool)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from mmoe.atomic import write
 from mmoe.cli import command
-from mmoe.errors import UserError, check_integers
+from mmoe.errors import UserError, as_names, check_integers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,7 +43,7 @@ def main(config: DictConfig) -> None:
         checkpoint=config.checkpoint,
         replica=config.replica,
         gates=config.gates,
-        ids=[config.id] if isinstance(config.id, str) else config.id,
+        ids=as_names(config.id),
         chunk_rows=config.chunk_rows,
     )
     print(f"{count:,} rows in {seconds:.1f} s ({count / seconds:,.0f} a second): {config.output}")
