@@ -17,7 +17,7 @@ import mmoe
 from mmoe.cli import run_name
 from mmoe.data.encode import decode, encode
 from mmoe.data.table import TableData
-from mmoe.errors import UserError
+from mmoe.errors import ArgumentError, UserError
 
 random = np.random.default_rng(0)
 N = 400
@@ -508,3 +508,12 @@ def test_python_and_command_line_give_the_same_run(train_mine: Command):
     assert not Path("second").exists()
     moved = Path("ours").rename("elsewhere")
     assert mmoe.load(moved).rows("train").labels.shape == (270, 2)
+
+
+def test_a_second_rule_of_a_split_names_the_override(csv: Path):
+    with pytest.raises(ArgumentError) as raised:
+        TableData(**options(validation={"fraction": 0.1, "last": 0.1, "by": "visits"}))
+    hint = "'~data.validation' '+data.validation={...}' replaces the rule of a file"
+    assert str(raised.value) == f"validation.fraction+last: give one of fraction, last and column; {hint}"
+    with pytest.raises(ArgumentError, match=r"^train=None: must be a file or a list of files$"):
+        TableData(**options(train=None))

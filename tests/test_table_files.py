@@ -600,3 +600,25 @@ def test_real_tables(
     table = read_table(find_files(str(tables_dir / name)), CsvOptions.parse(options))
     assert shape in (None, table.shape)
     assert {name: table.schema.field(name).type for name in types} == types
+
+
+def test_s3_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch):
+    def refuse(_: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
+    with pytest.raises(UserError, match=r"^s3://bucket/a.csv: needs pip install 'mmoe\[s3\]'$"):
+        find_files("s3://bucket/a.csv")
+
+
+def test_a_row_with_too_many_fields_names_the_option():
+    Path("a.csv").write_text("1,2\n3,4,5\n")
+    for header, hint in ((True, "takes"), (False, r"with csv.names=\[")):
+        with pytest.raises(UserError, match=f"has 3; csv.ragged=true {hint}"):
+            read_table(["a.csv"], CsvOptions(header=header))
+
+
+def test_a_wrong_mark_between_digits():
+    with pytest.raises(UserError, match=r"csv.thousands='\.': .*; '\.' needs csv.decimal=','$"):
+        CsvOptions.parse({"thousands": "."})
+    assert CsvOptions.parse({"thousands": ".", "decimal": ","}).thousands == "."

@@ -176,8 +176,9 @@ class CsvFile:
             if len(row) != len(self.names):
                 name = DELIMITERS.get(self.delimiter, repr(self.delimiter))
                 rule = f"must have {len(self.names)} {name}-separated fields, has {len(row)}"
-                if len(row) > len(self.names) and self.options.header:
-                    rule += "; csv.ragged=true takes the rest of a line as its last field"
+                if len(row) > len(self.names):
+                    names = "" if self.options.header or self.options.names else " with csv.names=[...]"
+                    rule += f"; csv.ragged=true{names} takes the rest of a line as its last field"
                 raise UserError(f"{self.path}, line {line}: {rule}")
             try:
                 "".join(row).encode()

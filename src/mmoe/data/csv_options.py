@@ -84,7 +84,9 @@ class CsvOptions:
         check(self.encoding is None or _is_encoding(self.encoding), "encoding", "an encoding such as latin-1")
         check(self.decimal in (".", ","), "decimal", "a point or a comma")
         others = [character for character in THOUSANDS if character != self.decimal]
-        check((self.thousands or "") in others, "thousands", f"null or one of {others[1:]}")
+        other = {".": ",", ",": "."}[self.decimal]
+        hint = f"; {self.decimal!r} needs csv.decimal={other!r}" if self.thousands == self.decimal else ""
+        check((self.thousands or "") in others, "thousands", f"null or one of {others[1:]}{hint}")
         check_names(self.names or (), "csv.names")
 
 

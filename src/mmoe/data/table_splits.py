@@ -78,7 +78,8 @@ def parse(name: str, given: Any) -> "SplitRule | list[str]":
     if isinstance(given, list | tuple) and given and all(isinstance(file, str) for file in given):
         return list(given)
     if not isinstance(given, Mapping):
-        rule = "must be a file, a list of files, or a mapping such as {fraction: 0.1}"
+        rule = "must be a file or a list of files"
+        rule += "" if name == "train" else ", or a mapping such as {fraction: 0.1}"
         raise ArgumentError(f"{name}={given}: {rule}")
     known = [one.name for one in fields(SplitRule)]
     for key in given:
@@ -87,7 +88,9 @@ def parse(name: str, given: Any) -> "SplitRule | list[str]":
     try:
         return SplitRule(**given)
     except ArgumentError as error:
-        raise ArgumentError(f"{name}.{error}") from None
+        has_several = sum(given.get(key) is not None for key in ("fraction", "last", "column")) > 1
+        hint = f"; '~data.{name}' '+data.{name}={{...}}' replaces the rule of a file" if has_several else ""
+        raise ArgumentError(f"{name}.{error}{hint}") from None
 
 
 @dataclass(frozen=True)
