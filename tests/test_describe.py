@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,12 +125,25 @@ def test_columns_without_use_are_left_out(data: Any, reason: str):
     assert kind_of("x", data).reason == reason
 
 
+def test_a_column_that_is_left_out_may_hold_numbers_with_marks():
+    found = kind_of("x", [f"{n}.{n % 1000:03},5" for n in range(1, 900)])
+    assert found.reason == "a level for each row; numbers if csv has decimal: ',' and thousands: '.'"
+    assert kind_of("x", [f"v{n},5" for n in range(50)] * 10).remarks == []
+
+
 @pytest.mark.parametrize(
     ("name", "data", "remark"),
     [
         ("x", RANDOM.integers(-1, 50, N), "-1 may mean unknown"),
         ("x", [str(n) for n in range(50)] * 10 + ["n/a"], "numbers and 'n/a'"),
         ("x", [f"0{n}" for n in range(50)] * 10, "integers as text"),
+        ("x", [f"1.{n:03},5" for n in range(50)] * 10, "numbers if csv has decimal: ',' and thousands: '.'"),
+        (
+            "x",
+            [f"{n:,}.25" for n in range(0, 50000, 999)] * 9,
+            "numbers if csv has decimal: '.' and thousands: ','",
+        ),
+        ("x", [f"{n},5" for n in range(50)] * 10, "numbers if csv has decimal: ','"),
         ("exposure", RANDOM.random(N), "the weight of a row?"),
         ("date", [20200101 + n % 28 for n in range(N)], "YYYYMMDD"),
         ("x", [f"{1 + n % 28}.{1 + n % 12}.2020" for n in range(N)], "the day stands before the month"),
@@ -465,6 +479,15 @@ def test_an_output_is_replaced_on_demand(command: Callable):
         command("describe")("data/train.csv", "tasks=[clicked]", "out=old.yaml", "overwrite=true").code == 0
     )
     assert OmegaConf.load("old.yaml").main_task == "clicked"
+
+
+@pytest.mark.parametrize("out", ["my conf/data/mine.yaml", "conf/data/my table.yaml", "conf/data/t.1.yaml"])
+def test_the_command_that_trains_can_be_pasted(command: Callable, train: Callable, out: str):
+    write_table(100)
+    done = command("describe")("data/train.csv", "tasks=[clicked]", f"out={out}")
+    words = shlex.split(done.out.partition("to train: ")[2])
+    assert words[:3] == ["python", "-m", "mmoe.train"]
+    assert train(*words[3:], "trainer.max_epochs=1", "logger=none").code == 0
 
 
 def test_files_stand_before_overrides():

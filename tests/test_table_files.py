@@ -619,6 +619,6 @@ def test_a_row_with_too_many_fields_names_the_option():
 
 
 def test_a_wrong_mark_between_digits():
-    with pytest.raises(UserError, match=r"csv.thousands='\.': .*; '\.' needs csv.decimal=','$"):
+    with pytest.raises(UserError, match=r"csv.thousands='\.': .*; '\.' needs \"csv.decimal=','\"$"):
         CsvOptions.parse({"thousands": "."})
     assert CsvOptions.parse({"thousands": ".", "decimal": ","}).thousands == "."

@@ -47,6 +47,8 @@ DATE = re.compile(
     r"|\d{1,2}[- ][A-Za-z]{3,9}[- ,]+\d{2,4}.*"
 )
 COMPACT_DATE = (19000101, 21001231)
+# Decimal points with marks of thousands, and the decimal comma alone.
+MARKS = (*((point, mark) for mark in ",.' _" for point in ".," if point != mark), (",", ""))
 MAX_DATES = 200_000  # distinct dates that are parsed to make sure that they are dates
 
 
@@ -137,6 +139,10 @@ def _guess_text(found: Guess) -> None:
         found.reason = "a level for each row"
     elif num_levels >= 100 and num_levels > TEXT_ID_SHARE * values.num_known:
         found.reason = "nearly a level for each row"
+    if marks := _find_marks(texts):
+        hint = f"numbers if csv has {marks}"
+        found.remarks.append(hint)
+        found.reason += f"; {hint}" if found.reason else ""
     _remark_on_numbers(found)
 
 
@@ -174,6 +180,20 @@ def _find_separator(values: ColumnValues) -> str | None:
         if is_list and "" not in parts and not is_number:
             return separator
     return None
+
+
+def _find_marks(texts: list[str]) -> str:
+    """The options of CSV with which all texts are numbers, some with a decimal comma or a mark of thousands.
+
+    Empty if there are none.
+    """
+    for decimal, thousands in MARKS:
+        digits = rf"[0-9]{{1,3}}({re.escape(thousands)}[0-9]{{3}})*" if thousands else "[0-9]+"
+        number = re.compile(rf"[+-]?{digits}({re.escape(decimal)}[0-9]+)?")
+        mark = thousands or decimal
+        if any(mark in text for text in texts) and all(map(number.fullmatch, texts)):
+            return f"decimal: {decimal!r}" + (f" and thousands: {thousands!r}" if thousands else "")
+    return ""
 
 
 def _remark_on_numbers(found: Guess) -> None:

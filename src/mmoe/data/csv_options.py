@@ -85,7 +85,7 @@ class CsvOptions:
         check(self.decimal in (".", ","), "decimal", "a point or a comma")
         others = [character for character in THOUSANDS if character != self.decimal]
         other = {".": ",", ",": "."}[self.decimal]
-        hint = f"; {self.decimal!r} needs csv.decimal={other!r}" if self.thousands == self.decimal else ""
+        hint = f"; {self.decimal!r} needs \"csv.decimal='{other}'\"" if self.thousands == self.decimal else ""
         check((self.thousands or "") in others, "thousands", f"null or one of {others[1:]}{hint}")
         check_names(self.names or (), "csv.names")
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -133,7 +134,9 @@ def train_command(out: str) -> str | None:
     path = Path(out)
     if path.parent.name != "data":
         return None
-    return f"python -m mmoe.train --config-dir {path.parent.parent} data={path.stem}"
+    # Hydra needs quotes around a name with blanks, and the shell needs others.
+    name = path.stem if re.fullmatch(r"[\w.-]+", path.stem) else f"'{path.stem}'"
+    return shlex.join(["python", "-m", "mmoe.train", "--config-dir", str(path.parent.parent), f"data={name}"])
 
 
 def _command(out: str) -> list[str]:
