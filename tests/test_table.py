@@ -517,3 +517,10 @@ def test_a_second_rule_of_a_split_names_the_override(csv: Path):
     assert str(raised.value) == f"validation.fraction+last: give one of fraction, last and column; {hint}"
     with pytest.raises(ArgumentError, match=r"^train=None: must be a file or a list of files$"):
         TableData(**options(train=None))
+
+
+def test_tasks_may_be_a_list_of_columns():
+    table = mmoe.Table(frame(), ["clicked", "visits"])
+    assert table.tasks == mmoe.Table(frame(), {"clicked": "clicked", "visits": "visits"}).tasks
+    with pytest.raises(ArgumentError, match="must map names of tasks to tasks or columns, or be a list"):
+        mmoe.Table(frame(), [])

@@ -49,7 +49,7 @@ class Table:
     Args:
         train: training rows: a DataFrame, or files as in the `train` of a configuration.
         tasks: for each task name a task, such as `Regression("spend")`, or the column of its label, whose
-            kind is then guessed.
+            kind is then guessed. A list of columns makes tasks with the names of their columns.
         test, validation: rows as for `train`, or a rule that takes them from the training rows, such as
             `{"fraction": 0.1, "by": "user_id"}`; see `mmoe.data.table_splits.SplitRule`. The default
             fractions are 0.2 for the test and 0.1 for validation.
@@ -66,7 +66,7 @@ class Table:
     def __init__(
         self,
         train: Rows,
-        tasks: Mapping[str, str | Task],
+        tasks: Mapping[str, str | Task] | Sequence[str],
         test: Rows | Mapping[str, Any] | None = None,
         validation: Rows | Mapping[str, Any] | None = None,
         columns: Mapping[str, Any] | None = None,
@@ -86,8 +86,11 @@ class Table:
         table = self._read(train)
         self.num_rows = len(table)
         self._values = {name: values_of(name, table[name]) for name in table.column_names}
+        if isinstance(tasks, list | tuple):
+            tasks = dict(zip(tasks, tasks, strict=True))
         if not isinstance(tasks, Mapping) or not tasks:
-            raise ArgumentError(f"tasks={tasks}: must map names of tasks to tasks or columns")
+            expected = "must map names of tasks to tasks or columns, or be a list of columns"
+            raise ArgumentError(f"tasks={tasks}: {expected}")
         guessed = {name: self._guess_task(name, task) for name, task in tasks.items()}
         self.tasks = {name: task_to_config(task) for name, task in self._named_tasks(tasks, guessed).items()}
         used = {str(task[key]) for task in self.tasks.values() for key in ("column", "weight") if key in task}
