@@ -193,6 +193,22 @@ def test_every_figure_is_drawn(known: Path):
     assert f"{share:.2f}" in [text.get_text() for text in axes.texts]
 
 
+def test_figures_fit_their_values(smoke_run: Path, tmp_path: Path):
+    figure = analysis.plot_gate_weights(smoke_run)
+    weights = analysis.gate_weights(smoke_run).to_numpy()
+    assert figure.axes[0].images[0].norm.vmax == max(weights.max(), 2 / 8)  # equal weights are not black
+    largest = max(table.to_numpy()[:, :2].max() for table in analysis.calibration(smoke_run).values())
+    assert analysis.plot_calibration(smoke_run).axes[0].get_xlim()[1] == pytest.approx(
+        1.05 * largest, rel=0.1
+    )
+    folder = tmp_path / "run"
+    shutil.copytree(smoke_run, folder)
+    history = pd.read_csv(folder / "history.csv")
+    history.assign(**{"val/marital/auroc": np.nan}).to_csv(folder / "history.csv", index=False)
+    titles = [axes.get_title() for axes in analysis.plot_training_curves(folder).axes]
+    assert titles == ["income", "gates"]  # no empty panel for marital
+
+
 def assert_drawn(figure: Figure) -> None:
     figure.canvas.draw()
     for axes in figure.axes:

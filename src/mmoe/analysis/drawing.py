@@ -41,6 +41,11 @@ def heat_map(axes: Axes, table: pd.DataFrame, label: str | None, largest: float 
         axes.figure.colorbar(image, ax=axes, label=label, shrink=0.9)
 
 
+def legend_beside(axes: Axes) -> None:
+    """Put the names of the tasks to the right of a panel, where they cover no line."""
+    axes.legend(title="task", loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0)
+
+
 def metric_name(name: str) -> str:
     """Name a metric for an axis label."""
     return {"auroc": "AUROC", "mse": "MSE", "poisson_deviance": "Poisson deviance"}.get(

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mmoe.analysis.drawing import HATCHES, LIGHT, heat_map, panels, rows_name
+from mmoe.analysis.drawing import HATCHES, LIGHT, heat_map, legend_beside, panels, rows_name
 from mmoe.errors import UserError, check_integers
 from mmoe.run import Run, load
 
@@ -29,16 +29,21 @@ def plot_gate_weights(run: Run | Path | str, **which: Any) -> Figure:
     """Draw `gate_weights` as a heat map."""
     table = gate_weights(run, **which)
     figure, (axes,) = panels(1, width=1.4 + 0.55 * len(table.columns), height=1.5 + 0.45 * len(table))
-    heat_map(axes, table, "mean gate weight")
+    heat_map(axes, table, "mean gate weight", _darkest(float(table.to_numpy().max()), len(table.columns)))
     axes.set(xlabel="expert", ylabel="task", title=f"Gate weights, {rows_name(which)}")
     return figure
+
+
+def _darkest(largest: float, num_experts: int) -> float:
+    """The weight of a black cell, from the largest weight in a figure. Equal weights of experts are grey."""
+    return max(largest, min(1.0, 2 / num_experts))
 
 
 def plot_gate_distributions(run: Run | Path | str, **which: Any) -> Figure:
     """Draw the distribution of the gate weights over rows, as in figure 6 of the paper."""
     weights_by_task = load(run).gate_weights(**which)
     num_experts = next(iter(weights_by_task.values())).shape[1]
-    figure, (axes,) = panels(1, width=2 + 0.75 * num_experts, height=3.4)
+    figure, (axes,) = panels(1, width=3 + 0.75 * num_experts, height=3.4)
     width = 0.8 / len(weights_by_task)
     for i, (task, weights) in enumerate(weights_by_task.items()):
         boxes = axes.boxplot(
@@ -51,11 +56,12 @@ def plot_gate_distributions(run: Run | Path | str, **which: Any) -> Figure:
             box.set(facecolor=LIGHT[i % 4], hatch=HATCHES[i % 4])
         boxes["boxes"][0].set_label(task)
     axes.set_xticks(np.arange(num_experts), [str(e) for e in range(num_experts)])
-    axes.set(xlabel="expert", ylabel="gate weight", ylim=(0, None))
+    top = max(float(weights.quantile(0.95).max()) for weights in weights_by_task.values())
+    axes.set(xlabel="expert", ylabel="gate weight", ylim=(0, 1.05 * top))
     title = f"Gate weights over {rows_name(which)} (box: quartiles, whiskers: 5 and 95 %)"
     axes.set_title(title, fontsize=10)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(title="task")
+    legend_beside(axes)
     return figure
 
 
@@ -96,7 +102,7 @@ def plot_gate_weights_by(run: Run | Path | str, column: str, **options: Any) -> 
         len(tasks), width=2.2 + 0.08 * max(map(len, labels)) + 0.5 * num_experts * len(tasks),
         height=1.6 + 0.33 * len(table), share_y=True,
     )  # fmt: skip
-    largest = float(table[tasks].to_numpy().max())
+    largest = _darkest(float(table[tasks].to_numpy().max()), num_experts)
     for axes, task in zip(all_axes, tasks, strict=True):
         part = pd.DataFrame(table[task]).set_axis(labels)
         heat_map(axes, part, "mean gate weight" if axes is all_axes[-1] else None, largest)

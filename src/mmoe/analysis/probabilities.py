@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy.integrate import trapezoid
 from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
 
-from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, panels
+from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, legend_beside, panels
 from mmoe.errors import UserError
 from mmoe.run import Run, load
 from mmoe.training.checkpoints import check_replica
@@ -56,12 +56,12 @@ def precision_recall(run: Run | Path | str, replica: int | None = None) -> dict[
 
 def plot_precision_recall(run: Run | Path | str, replica: int | None = None) -> Figure:
     """Draw precision against recall for each binary task."""
-    figure, (axes,) = panels(1, width=4.2, height=4)
+    figure, (axes,) = panels(1, width=5.4, height=4)
     for i, (task, table) in enumerate(precision_recall(run, replica).items()):
         axes.plot(table["recall"], table["precision"], LINES[i % 4], color=COLOURS[i % 4], label=task)
     axes.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02), title="Precision and recall, test rows")
     axes.grid(alpha=0.3)
-    axes.legend(title="task", loc="lower left")
+    legend_beside(axes)
     return figure
 
 
@@ -81,17 +81,19 @@ def calibration(run: Run | Path | str, bins: int = 10, replica: int | None = Non
 
 def plot_calibration(run: Run | Path | str, bins: int = 10, replica: int | None = None) -> Figure:
     """Draw the calibration of each binary task."""
-    figure, (axes,) = panels(1, width=4.2, height=4)
+    figure, (axes,) = panels(1, width=5.4, height=4)
+    largest = 0.0  # of rare labels, all probabilities are small
     for i, (task, table) in enumerate(calibration(run, bins, replica).items()):
+        largest = max(largest, float(table[["predicted", "observed"]].to_numpy().max()))
         axes.plot(
             table["predicted"], table["observed"], LINES[i % 4], marker=MARKERS[i % 4], color=COLOURS[i % 4],
             markerfacecolor="white", label=task,
         )  # fmt: skip
-    axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+    axes.plot([0, largest], [0, largest], color="0.6", linewidth=0.8)
     axes.set(xlabel="mean predicted probability", ylabel="observed share of positive labels")
     axes.set_title(f"Calibration, test rows in {bins} groups")
     axes.grid(alpha=0.3)
-    axes.legend(title="task", loc="upper left")
+    legend_beside(axes)
     return figure
 
 

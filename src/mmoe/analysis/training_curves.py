@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mmoe.analysis.drawing import COLOURS, LIGHT, LINES, MARKERS, metric_name, panels
+from mmoe.analysis.drawing import COLOURS, LIGHT, LINES, MARKERS, legend_beside, metric_name, panels
 from mmoe.errors import UserError
 from mmoe.run import Run, load
 
@@ -20,6 +20,7 @@ def training_curves(run: Run | Path | str) -> pd.DataFrame:
 def plot_training_curves(run: Run | Path | str) -> Figure:
     """Draw each task's main validation metric and its effective number of experts by epoch.
 
+    A task whose metric could not be computed in any epoch has no panel, unless no task has one.
     The line is the mean and the band the range, over replicas and over the validations of an epoch.
     """
     run = load(run)
@@ -27,10 +28,11 @@ def plot_training_curves(run: Run | Path | str) -> Figure:
     if not len(table):
         raise UserError(f"{run.folder}: its history.csv is empty, because the run had no validation")
     tasks = run.schema.tasks
+    measured = [task for task in tasks if table[f"val/{task.name}/{task.main_metric}"].notna().any()] or tasks
     has_gates = f"val/{tasks[0].name}/effective_experts" in table
-    count = len(tasks) + has_gates
-    figure, all_axes = panels(count, width=3.4 * count, height=3.0)
-    for axes, task in zip(all_axes, tasks, strict=False):
+    count = len(measured) + has_gates
+    figure, all_axes = panels(count, width=3.4 * count + has_gates, height=3.0)
+    for axes, task in zip(all_axes, measured, strict=False):
         metric = task.main_metric
         _draw_line(axes, table, f"val/{task.name}/{metric}", 0)
         axes.set(title=task.name, ylabel=f"validation {metric_name(metric)}")
@@ -38,7 +40,7 @@ def plot_training_curves(run: Run | Path | str) -> Figure:
         for i, task in enumerate(tasks):
             _draw_line(all_axes[-1], table, f"val/{task.name}/effective_experts", i, task.name)
         all_axes[-1].set(title="gates", ylabel="effective experts, exp(H)")
-        all_axes[-1].legend(title="task")
+        legend_beside(all_axes[-1])
     for axes in all_axes:
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
