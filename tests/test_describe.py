@@ -144,6 +144,7 @@ def test_a_column_that_is_left_out_may_hold_numbers_with_marks():
             "numbers if csv has decimal: '.' and thousands: ','",
         ),
         ("x", [f"{n},5" for n in range(50)] * 10, "numbers if csv has decimal: ','"),
+        ("x", ["true", "True", "false"] * 100, "several spellings"),
         ("exposure", RANDOM.random(N), "the weight of a row?"),
         ("date", [20200101 + n % 28 for n in range(N)], "YYYYMMDD"),
         ("x", [f"{1 + n % 28}.{1 + n % 12}.2020" for n in range(N)], "the day stands before the month"),

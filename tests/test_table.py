@@ -515,8 +515,15 @@ def test_a_second_rule_of_a_split_names_the_override(csv: Path):
         TableData(**options(validation={"fraction": 0.1, "last": 0.1, "by": "visits"}))
     hint = "'~data.validation' '+data.validation={...}' replaces the rule of a file"
     assert str(raised.value) == f"validation.fraction+last: give one of fraction, last and column; {hint}"
-    with pytest.raises(ArgumentError, match=r"^train=None: must be a file or a list of files$"):
-        TableData(**options(train=None))
+    for train in (None, "", [], [""]):
+        with pytest.raises(ArgumentError, match=r"^train=.*: must be a file or a list of files$"):
+            TableData(**options(train=train))
+
+
+def test_tasks_of_a_configuration_must_be_a_mapping():
+    for tasks in ("clicked", ["clicked"]):
+        with pytest.raises(ArgumentError, match=r"^tasks=.*: must map names of tasks"):
+            TableData(**options(tasks=tasks))
 
 
 def test_tasks_may_be_a_list_of_columns():

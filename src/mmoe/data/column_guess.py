@@ -139,6 +139,8 @@ def _guess_text(found: Guess) -> None:
         found.reason = "a level for each row"
     elif num_levels >= 100 and num_levels > TEXT_ID_SHARE * values.num_known:
         found.reason = "nearly a level for each row"
+    if num_levels > 2 and {text.lower() for text in texts} <= {"false", "true"}:
+        found.remarks.append("true and false in several spellings, each of which is a level")
     if marks := _find_marks(texts):
         hint = f"numbers if csv has {marks}"
         found.remarks.append(hint)

@@ -349,6 +349,8 @@ def _parse_tasks(
     tasks: Mapping[str, Mapping[str, Any] | None] | None, main_task: str | None, weight: str | None
 ) -> list[Task]:
     """The tasks, the main task first."""
+    if tasks is not None and not isinstance(tasks, Mapping):
+        raise ArgumentError(f"tasks={tasks}: must map names of tasks to options, such as {{column: clicked}}")
     found = [task_from_config(name, one) for name, one in (tasks or {}).items() if one is not None]
     if not found:
         raise ArgumentError("tasks={}: must name at least one task")

@@ -73,10 +73,9 @@ def parse(name: str, given: Any) -> "SplitRule | list[str]":
     Raises:
         ArgumentError: the value breaks a rule.
     """
-    if isinstance(given, str):
-        return [given]
-    if isinstance(given, list | tuple) and given and all(isinstance(file, str) for file in given):
-        return list(given)
+    files = [given] if isinstance(given, str) else given
+    if isinstance(files, list | tuple) and files and all(isinstance(file, str) and file for file in files):
+        return list(files)
     if not isinstance(given, Mapping):
         rule = "must be a file or a list of files"
         rule += "" if name == "train" else ", or a mapping such as {fraction: 0.1}"
