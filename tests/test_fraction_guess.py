@@ -94,6 +94,8 @@ def test_describe_says_that_a_split_must_have_one_class(command: Callable[[str],
     assert text.count("a split has none, whatever its fraction; to train, add monitor=val/rare/log_loss") == 1
     quick = ["--config-dir", "conf", "data=mine", "trainer.max_epochs=1", "logger=none"]
     assert train(*quick, "monitor=val/rare/log_loss").code == 0
+    wrong = train(*quick, "data.validation={fraction: 0.4}")
+    assert wrong.err.endswith("all equal; try monitor=val/rare/log_loss\n")  # no larger fraction
     done = command("describe")("rows.csv", "tasks=[often]")
     assert "a split has none" not in done.out
 

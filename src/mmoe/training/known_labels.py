@@ -18,16 +18,17 @@ from mmoe.training.grouped_auroc import grouped_auroc
 
 log = logging.getLogger(__name__)
 
+LARGER_FRACTION = 0.4  # of validation rows, which an error advises
 SPLIT_NAMES = {"train": "training", "val": "validation"}
 
 
 def check_known_labels(
-    dataset: Dataset, watched: Collection[str | None], takes_fraction: bool = False
+    dataset: Dataset, watched: Collection[str | None], fraction: float | None = None
 ) -> None:
     """Warn of metrics that cannot be computed from the labels of a split; these are shown as n/a.
 
-    `watched` are the metrics, such as `val/income/auroc`, that choose the epoch or stop the training. An
-    error advises a larger fraction of validation rows if the data set `takes_fraction`.
+    `watched` are the metrics, such as `val/income/auroc`, that choose the epoch or stop the training. If the
+    validation rows are a `fraction` of the rows, an error advises a larger one.
 
     Raises:
         UserError: a watched metric cannot be computed from the training or the validation rows, or no
@@ -51,7 +52,8 @@ def check_known_labels(
             found = f"the {SPLIT_NAMES.get(split, split)} rows have {count}"
             needed = [name for name in missing if f"val/{task.name}/{name}" in watched]
             if needed and split in SPLIT_NAMES:
-                remedies = ["'data.validation={fraction: 0.4}'"] if takes_fraction and split == "val" else []
+                is_small = split == "val" and fraction is not None and fraction < LARGER_FRACTION
+                remedies = [f"'data.validation={{fraction: {LARGER_FRACTION}}}'"] if is_small else []
                 if "log_loss" in task.METRICS and "log_loss" not in missing:
                     remedies.append(f"monitor=val/{task.name}/log_loss")
                 hint = f"; try {' or '.join(remedies)}" if remedies else ""

@@ -1,6 +1,5 @@
 """Build the parts of a training, and check them before the first step."""
 
-import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -167,8 +166,8 @@ def prepare(config: DictConfig, folder: Path) -> Training:
     check_monitor(config.monitor, config.monitor_mode, validation_metrics(data.schema.tasks))
     if isinstance(data, DataModule):
         watched = {config.monitor, *(getattr(callback, "monitor", None) for callback in callbacks.values())}
-        takes_fraction = "validation" in inspect.signature(type(data)).parameters
-        check_known_labels(data.dataset, watched if trainer.limit_val_batches else (), takes_fraction)
+        fraction = getattr(getattr(data, "validation", None), "fraction", None)  # of a table
+        check_known_labels(data.dataset, watched if trainer.limit_val_batches else (), fraction)
     learner = build_learner(config, data.schema)
     learner.check_optimizer()
     if learner.schedule.follows_validations and not validates_each_epoch(trainer):
