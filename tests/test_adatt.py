@@ -32,7 +32,7 @@ def looped(model: AdaTT, x: Tensor, tasks: int, own: int, shared: int) -> tuple[
 @pytest.mark.parametrize(("tasks", "own", "shared"), [(2, 3, 2), (1, 1, 1), (3, 1, 4)])
 def test_equals_a_plain_loop_with_gradients(levels: int, tasks: int, own: int, shared: int):
     torch.manual_seed(0)
-    model = AdaTT(10, tasks, levels, own, shared, [6, 5], [4], activation="gelu")
+    model = AdaTT(10, tasks, levels, own, shared, expert_units=[6, 5], tower_units=[4], activation="gelu")
     with torch.no_grad():
         for level in model.levels:
             level.native.uniform_()

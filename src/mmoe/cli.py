@@ -1,4 +1,4 @@
-"""What all commands share: how they report errors and signals, and their exit codes."""
+"""What all commands share: how they start, report errors and signals, and their exit codes."""
 
 import gc
 import logging

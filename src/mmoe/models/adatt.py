@@ -5,14 +5,13 @@ logits of all tasks.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmoe.errors import check_integers, check_widths
 from mmoe.models import layers
-from mmoe.models.network import Output
-from mmoe.models.sparse_inputs import SparseInputs
+from mmoe.models.ple import PLE
 
 
 class FusionLevel(nn.Module):
@@ -59,7 +58,7 @@ class FusionLevel(nn.Module):
         return layers.mix(gates + self.is_native * self.native, experts), gates
 
 
-class AdaTT(nn.Module):
+class AdaTT(PLE):
     """Fusion levels, then a tower per task: AdaTT-sp, the paper's variant with shared experts (section 3).
 
     For a unit with the experts E_own among all experts E, a level computes E g(x) + E_own v, with a linear
@@ -67,14 +66,9 @@ class AdaTT(nn.Module):
     else it starts. Here it is learned in all cases, and starts as the mean of the own experts.
 
     Args:
-        num_inputs, num_tasks: I and T.
-        task_outputs: number of logits of each task; None: one each. L is their sum.
         num_levels: number of fusion levels.
-        task_experts: experts per task and level.
         shared_experts: experts per level that belong to no task.
-        expert_units: widths of an expert's layers; the last is H.
-        tower_units: widths of a tower's hidden layers, before its outputs.
-        activation, dropout: apply to all hidden layers; activation is a key of `layers.ACTIVATIONS`.
+        Other arguments: see `PLE`.
 
     Raises:
         ArgumentError: an argument is outside its range.
@@ -83,7 +77,7 @@ class AdaTT(nn.Module):
         x: [B, I]; output: logits [B, L] and the last level's gates [B, T, E], without the weights v.
     """
 
-    takes_sparse_inputs = True
+    level = FusionLevel
 
     def __init__(
         self,
@@ -92,44 +86,6 @@ class AdaTT(nn.Module):
         num_levels: int = 2,
         task_experts: int = 2,
         shared_experts: int = 1,
-        expert_units: Sequence[int] = (16,),
-        tower_units: Sequence[int] = (8,),
-        activation: str = "relu",
-        dropout: float = 0.0,
-        task_outputs: Sequence[int] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        num_inputs, num_tasks, num_levels = check_integers(
-            1, num_inputs=num_inputs, num_tasks=num_tasks, num_levels=num_levels
-        )
-        num_task_experts, num_shared_experts = check_integers(
-            1, task_experts=task_experts, shared_experts=shared_experts
-        )
-        (expert_units,) = check_widths(1, expert_units=expert_units)
-        (tower_units,) = check_widths(0, tower_units=tower_units)
-        task_logits, h = layers.TaskLogits(num_tasks, task_outputs), expert_units[-1]
-        tower_widths = [*tower_units, task_logits.widest]
-        self.levels = nn.ModuleList(
-            FusionLevel(
-                num_inputs if level == 0 else h,
-                num_tasks,
-                num_task_experts,
-                num_shared_experts,
-                expert_units,
-                activation,
-                dropout,
-                is_first=level == 0,
-                is_last=level == num_levels - 1,
-            )
-            for level in range(num_levels)
-        )
-        self.towers = nn.Sequential(
-            layers.StackedLinear(num_tasks, h, tower_widths[0]),
-            *layers.deeper_layers(num_tasks, tower_widths, activation, dropout),
-        )
-        self.task_logits = task_logits
-
-    def forward(self, x: Tensor | SparseInputs) -> Output:
-        for level in self.levels:
-            x, gates = level(x)
-        return Output(self.task_logits(self.towers(x)), gates)  # logits [B, L]
+        super().__init__(num_inputs, num_tasks, num_levels, task_experts, shared_experts, **options)

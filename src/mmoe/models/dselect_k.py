@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mmoe.errors import check_finite, check_integers, check_widths
-from mmoe.models.layers import StackedLinear, TaskLogits, activation_layers, deeper_layers, mix, softmax
+from mmoe.models.layers import TaskLogits, activation_layers, deeper_layers, mix, softmax, task_towers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs, linear
 
@@ -119,7 +119,6 @@ class DSelectK(nn.Module):
         self.has_penalty = self.entropy > 0
         self.num_experts, self.is_static = num_experts, bool(is_static)
         task_logits = TaskLogits(num_tasks, task_outputs)
-        tower_widths = [*tower_units, task_logits.widest]
         self.gates = SelectorGates(num_experts, gamma)
         self.selector_shape = (num_tasks, num_selectors, 1 + self.gates.num_bits)  # alpha, then z
 
@@ -141,10 +140,7 @@ class DSelectK(nn.Module):
             *deeper_layers(num_experts, expert_units, activation, dropout),
             *activation_layers(activation, dropout),
         )
-        self.towers = nn.Sequential(
-            StackedLinear(num_tasks, expert_units[-1], tower_widths[0]),
-            *deeper_layers(num_tasks, tower_widths, activation, dropout),
-        )
+        self.towers = task_towers(num_tasks, expert_units[-1], tower_units, task_logits, activation, dropout)
         self.task_logits = task_logits
 
     def forward(self, x: Tensor | SparseInputs) -> Output:

@@ -118,6 +118,24 @@ def deeper_layers(num_layers: int, widths: Sequence[int], activation: str, dropo
     return modules
 
 
+def task_towers(
+    num_tasks: int,
+    num_inputs: int,
+    units: Sequence[int],
+    task_logits: "TaskLogits",
+    activation: str,
+    dropout: float,
+) -> nn.Sequential:
+    """Build a tower per task: hidden layers of the widths `units`, then the outputs for `task_logits`.
+
+    Shape:
+        input: [B, T, num_inputs]; output: [B, T, W], see `TaskLogits`.
+    """
+    widths = [*units, task_logits.widest]
+    deeper = deeper_layers(num_tasks, widths, activation, dropout)
+    return nn.Sequential(StackedLinear(num_tasks, num_inputs, widths[0]), *deeper)
+
+
 class TaskLogits(nn.Module):
     """Turn the outputs of a stacked last layer into logits: those of the first task, then the second, ...
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.errors import check_finite, check_integers, check_probabilities, check_widths
-from mmoe.models.layers import StackedLinear, TaskLogits, activation_layers, deeper_layers, mix, softmax
+from mmoe.models.layers import TaskLogits, activation_layers, deeper_layers, mix, softmax, task_towers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs, linear
 
@@ -69,7 +69,7 @@ class MMoE(nn.Module):
         self.num_experts, self.num_tasks = num_experts, num_tasks
         num_gates = 1 if self.one_gate else num_tasks
         task_logits = TaskLogits(num_tasks, task_outputs)
-        gate_widths, tower_widths = [*gate_units, num_experts], [*tower_units, task_logits.widest]
+        gate_widths = [*gate_units, num_experts]
 
         # The first layers of all experts and gates share one weight [I, E*F + T*G] and one product.
         self.first_widths = [num_experts * expert_units[0], num_gates * gate_widths[0]]
@@ -82,10 +82,7 @@ class MMoE(nn.Module):
             *activation_layers(activation, dropout),
         )
         self.gates = nn.Sequential(*deeper_layers(num_gates, gate_widths, activation, dropout))
-        self.towers = nn.Sequential(
-            StackedLinear(num_tasks, expert_units[-1], tower_widths[0]),
-            *deeper_layers(num_tasks, tower_widths, activation, dropout),
-        )
+        self.towers = task_towers(num_tasks, expert_units[-1], tower_units, task_logits, activation, dropout)
         self.task_logits = task_logits
 
     def forward(self, x: Tensor | SparseInputs) -> Output:

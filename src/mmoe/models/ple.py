@@ -83,6 +83,7 @@ class PLE(nn.Module):
     """
 
     takes_sparse_inputs = True
+    level: type[nn.Module] = ExtractionLevel
 
     def __init__(
         self,
@@ -107,9 +108,8 @@ class PLE(nn.Module):
         (expert_units,) = check_widths(1, expert_units=expert_units)
         (tower_units,) = check_widths(0, tower_units=tower_units)
         task_logits, h = layers.TaskLogits(num_tasks, task_outputs), expert_units[-1]
-        tower_widths = [*tower_units, task_logits.widest]
         self.levels = nn.ModuleList(
-            ExtractionLevel(
+            self.level(
                 num_inputs if level == 0 else h,
                 num_tasks,
                 num_task_experts,
@@ -122,10 +122,7 @@ class PLE(nn.Module):
             )
             for level in range(num_levels)
         )
-        self.towers = nn.Sequential(
-            layers.StackedLinear(num_tasks, h, tower_widths[0]),
-            *layers.deeper_layers(num_tasks, tower_widths, activation, dropout),
-        )
+        self.towers = layers.task_towers(num_tasks, h, tower_units, task_logits, activation, dropout)
         self.task_logits = task_logits
 
     def forward(self, x: Tensor | SparseInputs) -> Output:

@@ -18,6 +18,7 @@ from mmoe.models.layers import (
     deeper_layers,
     mix,
     softmax,
+    task_towers,
 )
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs
@@ -78,7 +79,6 @@ class STEM(nn.Module):
         (expert_units,) = check_widths(1, expert_units=expert_units)
         (tower_units,) = check_widths(0, tower_units=tower_units)
         task_logits, h = TaskLogits(num_tasks, task_outputs), expert_units[-1]
-        tower_widths = [*tower_units, task_logits.widest]
         numbers = torch.tensor([num_task_experts] * num_tasks + [num_shared_experts])  # [S]
         source = torch.arange(num_tasks + 1).repeat_interleave(numbers)  # [E]
         is_trained = (source == torch.arange(num_tasks)[:, None]) | (source == num_tasks)  # [T, E]
@@ -91,10 +91,7 @@ class STEM(nn.Module):
             *activation_layers(activation, dropout),
         )
         self.gates = StackedLinear(num_tasks, embedding_units, len(source))
-        self.towers = nn.Sequential(
-            StackedLinear(num_tasks, h, tower_widths[0]),
-            *deeper_layers(num_tasks, tower_widths, activation, dropout),
-        )
+        self.towers = task_towers(num_tasks, h, tower_units, task_logits, activation, dropout)
         self.task_logits = task_logits
 
     def forward(self, x: Tensor | SparseInputs) -> Output:
