@@ -11,7 +11,8 @@ usage: MMOE_TABLES_DIR=... python scripts/compare_balancing.py data.dir=... [opt
 
 Each contestant is tuned by mmoe.tune with the same number of trials, for the best validation metric of the
 main task. `constant` is MMoE with constant weights of the losses. A stopped script continues when it is
-started again; with other contestants, it adds them.
+started again; with other contestants, it adds them. All other arguments are overrides for the trainings;
+data.dir and data.source are those of the census data.
 """
 
 import os
@@ -58,7 +59,7 @@ def main() -> None:
     chosen = known if options["contestants"] == "all" else some_of(options, "contestants", known)
     if "MMOE_TABLES_DIR" not in os.environ and any(TABLES in DATASETS[name] for name in datasets):
         stop("MMOE_TABLES_DIR: must be set to the folder of the tables")
-    census = [override for override in overrides if override.startswith("data.dir=")]
+    census = [override for override in overrides if override.startswith(("data.dir=", "data.source="))]
     others = [override for override in overrides if override not in census]
     runs: list[dict[str, Any]] = []
     for dataset in datasets:
@@ -152,9 +153,11 @@ def write_report(runs: pd.DataFrame, out: Path, options: dict[str, str]) -> None
         for name, rows in own.groupby("contestant", sort=False):
             line = [str(name)]
             for _, row in rows.iterrows():
-                gain = f"{row['gain']:+.4f} ± {row['gain_half']:.4f}"
+                digits = 4 if abs(row["mean"]) < 100 else 0
+                gain = f"{row['gain']:+,.{digits}f} ± {row['gain_half']:,.{digits}f}"
                 is_clear = abs(row["gain"]) > row["gain_half"]
-                line += [f"{row['mean']:.4f} ± {row['half']:.4f}", f"**{gain}**" if is_clear else gain]
+                mean = f"{row['mean']:,.{digits}f} ± {row['half']:,.{digits}f}"
+                line += [mean, f"**{gain}**" if is_clear else "-" if name == BASELINE else gain]
             lines.append([*line, f"{rows['cost'].iloc[0]:.1f}"])
         text += [f"## {dataset}", table([*header, "cost"], lines)]
     (out / "balancing.md").write_text("\n\n".join(text) + "\n")
@@ -177,6 +180,7 @@ def draw(found: pd.DataFrame, path: Path) -> None:
         panel.set_xlabel(f"gain in {own['metric'].iloc[0]}", fontsize="small")
         panel.set_yticks(range(len(names)), names, fontsize="x-small")
         panel.tick_params(axis="x", labelsize="x-small")
+        panel.locator_params(axis="x", nbins=4)
     for panel in axes[len(panels) :]:
         panel.remove()
     figure.savefig(path, dpi=130)
