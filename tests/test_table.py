@@ -531,3 +531,12 @@ def test_tasks_may_be_a_list_of_columns():
     assert table.tasks == mmoe.Table(frame(), {"clicked": "clicked", "visits": "visits"}).tasks
     with pytest.raises(ArgumentError, match="must map names of tasks to tasks or columns, or be a list"):
         mmoe.Table(frame(), [])
+
+
+def test_a_table_without_an_input_is_refused(train_mine: Command):
+    rows = pd.DataFrame({"click": np.arange(60) % 2, "same": 1, "row": [f"id {i}" for i in range(60)]})
+    rows.to_csv("train.csv", index=False)
+    write_yaml(columns=None, tasks={"click": {"column": "click"}}, main_task="click", weight=None)
+    done = train_mine()
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "train.csv: must have a column that is an input; column same is left out: " in done.err

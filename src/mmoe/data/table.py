@@ -281,6 +281,9 @@ class TableData(DataModule):
             frame = table.to_pandas(types_mapper=pd.ArrowDtype)
         guesses = [guess(values_of(name, frame[name].array.__arrow_array__())) for name in names]
         inputs = [one for one in guesses if not one.reason]
+        if not inputs:
+            left_out = f"column {guesses[0].values.name} is left out: {guesses[0].reason}"
+            raise UserError(f"{train.name}: must have a column that is an input; {left_out}")
         return {one.values.name: column_options(one.values.name, one.to_yaml()) for one in inputs}
 
     def _check_inputs(self, columns: Iterable[str]) -> None:
