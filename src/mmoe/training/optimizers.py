@@ -75,13 +75,17 @@ class RowAdam(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         with torch.enable_grad():
             loss = closure() if closure else None
+        self.update()
+        return loss
+
+    def update(self) -> None:
+        """Take a step without the hooks that torch calls in `step`, because they take time."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad.coalesce(), **group)
-        return loss
+                    self._update_rows(parameter, parameter.grad.coalesce(), **group)
 
-    def _update(
+    def _update_rows(
         self, parameter: Tensor, gradient: Tensor, lr: float, betas: tuple[float, float], eps: float, **_: Any
     ) -> None:
         state = self.state[parameter]
@@ -120,7 +124,7 @@ class JoinedOptimizers(torch.optim.Optimizer):
         with torch.enable_grad():
             loss = closure() if closure else None
         for part in self.parts:
-            part.step()
+            part.update() if isinstance(part, RowAdam) else part.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
