@@ -132,8 +132,10 @@ def task_towers(
         input: [B, T, num_inputs]; output: [B, T, W], see `TaskLogits`.
     """
     widths = [*units, task_logits.widest]
-    deeper = deeper_layers(num_tasks, widths, activation, dropout)
-    return nn.Sequential(StackedLinear(num_tasks, num_inputs, widths[0]), *deeper)
+    return nn.Sequential(
+        StackedLinear(num_tasks, num_inputs, widths[0]),
+        *deeper_layers(num_tasks, widths, activation, dropout),
+    )
 
 
 class TaskLogits(nn.Module):
