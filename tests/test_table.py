@@ -533,6 +533,13 @@ def test_tasks_may_be_a_list_of_columns():
         mmoe.Table(frame(), [])
 
 
+def test_a_training_that_still_improves_names_more_epochs(csv: Path, train_mine: Command, train: Command):
+    write_yaml()
+    hint = "; more epochs may be better: trainer.max_epochs=..."
+    assert hint in train_mine().out
+    assert hint not in train("experiment=smoke", "trainer.max_epochs=1").out
+
+
 def test_a_table_without_an_input_is_refused(train_mine: Command):
     rows = pd.DataFrame({"click": np.arange(60) % 2, "same": 1, "row": [f"id {i}" for i in range(60)]})
     rows.to_csv("train.csv", index=False)

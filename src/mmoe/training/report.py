@@ -199,6 +199,7 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
         chosen = f"epoch {metrics['epoch']}"
     chosen += f" of {metrics['epochs']}"
     is_last = "replicas" not in metrics and metrics["monitor"] and metrics["epoch"] == metrics["epochs"]
+    is_short = is_last and schema.rows == "custom"  # the experiments of other rows have tuned lengths
     why = f"by {metrics['monitor']}" if metrics["monitor"] else "the last, because no validation chose one"
     shared = f" in {metrics['processes']} processes" if metrics["processes"] > 1 else ""
     threads = f"{metrics['threads']} thread{'s' if metrics['threads'] > 1 else ''}"
@@ -209,7 +210,7 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
         console.print(table)
     console.print(
         f"rows: {counts}\n"
-        f"{chosen}, {why}{'; more epochs may be better: trainer.max_epochs=...' if is_last else ''}\n"
+        f"{chosen}, {why}{'; more epochs may be better: trainer.max_epochs=...' if is_short else ''}\n"
         f"{metrics['steps']:,} steps of {metrics['global_batch']:,} rows{shared}, learning rate {rate}\n"
         f"{metrics['parameters']:,} parameters, {speed} samples/s with {threads}, {seconds} in all\n"
         f"run folder: {os.path.relpath(folder)}",
