@@ -3,16 +3,18 @@
 usage: python scripts/reproduce_census.py group=1 data.dir=... [option=value ...]
 
     group=1|2          main task: income (1) or education, at least college (2); the other: never married
-    seeds=20           runs of each method, as replicas
-    trials=20          trials in each method's search
+    seeds=20           runs of each method; with more of them later, the first ones are used again
+    chunk=10           runs that are trained at once, as replicas
+    trials=30          trials in each method's search
     budget=tuned       matched: set each method's width so that it has as many parameters as the tuned mmoe
-    methods=all        or some of them, separated by commas
+    methods=paper      the paper's methods and PLE; all: the descendants of MMoE too; or names: mmoe,ple
     folder=runs/reproduce_census   studies and run folders; finished ones are used again
     out=docs/results/census        folder for tables, figure and tuned configurations
     sample=false       true: allow the bundled sample, which is synthetic
 
 All other arguments are overrides for the training, such as data.dir. A stopped script continues when it is
-started again.
+started again. Several processes may share a folder if each has other methods. The tables have all methods
+with at least two finished runs there.
 """
 
 import shutil
@@ -24,19 +26,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from commands import compose_config, run_command, train_once
+from finished import check_settings
 from matplotlib.figure import Figure
-from options import parse, stop
+from omegaconf import DictConfig, OmegaConf
+from options import parse, some_of, stop
 from tables import describe_rows, table
 
 from mmoe import Schema
+from mmoe.build import build
 from mmoe.intervals import half_interval
-from mmoe.run_folder import read_metrics, read_schema
+from mmoe.run_folder import has_ended, read_metrics, read_schema
 from mmoe.training.preparation import build_network
 
-METHODS = (
+PAPER = (
     "single_task", "shared_bottom", "l2_constrained", "cross_stitch", "tensor_factorization", "omoe", "mmoe",
     "ple",
 )  # fmt: skip
+METHODS = (*PAPER, "dselect_k", "adatt", "stem", "aitm")
 EXPERIMENTS = {"1": "census", "2": "census_education"}
 TASKS = {"1": ("income", "marital"), "2": ("education", "marital")}
 # Test AUROC in Ma et al., KDD 2018, tables 1 and 2: best and mean of the main task, then never married in the
@@ -62,101 +68,141 @@ PUBLISHED = {
     },
 }
 DEFAULTS = {
-    "group": None, "seeds": "20", "trials": "20", "budget": "tuned", "methods": "all",
+    "group": None, "seeds": "20", "chunk": "10", "trials": "30", "budget": "tuned", "methods": "paper",
     "folder": "runs/reproduce_census", "out": "docs/results/census", "sample": "false",
 }  # fmt: skip
 
 
 def main() -> None:
-    """Tune and train the methods, and write the tables of one group."""
+    """Tune and train the methods, and write the tables of one group after each training."""
     choices = {"group": ("1", "2"), "budget": ("tuned", "matched"), "sample": ("true", "false")}
-    options, overrides = parse(sys.argv[1:], DEFAULTS, choices, {"seeds": 2, "trials": 1})
-    group, experiment = options["group"], EXPERIMENTS[options["group"]]
-    methods = METHODS if options["methods"] == "all" else tuple(options["methods"].split(","))
-    if not set(methods) <= set(METHODS):
-        stop(f"methods={options['methods']}: must be all or some of {', '.join(METHODS)}")
-    root = Path(options["folder"]) / f"group{group}"
-    overrides = [*overrides, f"data.source={'auto' if options['sample'] == 'true' else 'official'}"]
-    found: dict[str, dict[str, Any]] = {}
-    methods = ("mmoe", *(method for method in methods if method != "mmoe"))
-    for number, method in enumerate(methods, 1):
-        print(f"[{number}/{len(methods)}] {method}", flush=True)
-        study, run = root / "tune" / method, root / options["budget"] / method
-        search = [f"experiment={experiment}", f"model={method}", f"trials={options['trials']}"]
-        run_command("tune", *search, f"folder={study}", *overrides)
-        tuned = next((study / "experiment").glob("*.yaml"))
-        given = [f"experiment={tuned.stem}", f"replicas={options['seeds']}", *overrides]
-        if options["budget"] == "matched" and method != "mmoe":
-            given.append(matched_width(study, given, found["mmoe"]))
-        train_once(run, "--config-dir", str(study), *given)
-        found[method] = read_results(run, int(options["seeds"]), found.get("mmoe"))
-    found = {method: found[method] for method in METHODS if method in found}
-    write_report(found, options)
-    configs = Path(options["out"]) / "configs" / "experiment"
-    configs.mkdir(parents=True, exist_ok=True)
-    for method in found:
-        for path in (root / "tune" / method / "experiment").glob("*.yaml"):
-            shutil.copy(path, configs)
+    minimums = {"seeds": 2, "chunk": 2, "trials": 1}
+    options, overrides = parse(sys.argv[1:], DEFAULTS, choices, minimums)
+    groups = {"paper": list(PAPER), "all": list(METHODS)}
+    methods = groups.get(options["methods"]) or some_of(options, "methods", METHODS)
+    root = Path(options["folder"]) / f"group{options['group']}"
+    source = f"data.source={'auto' if options['sample'] == 'true' else 'official'}"
+    overrides = [f"experiment={EXPERIMENTS[options['group']]}", *overrides, source]
+    compose_config(*overrides)  # a mistake in an override stops here
+    check_settings(root / "settings.json", {key: options[key] for key in ("trials", "chunk", "sample")})
+    is_matched = options["budget"] == "matched"
+    for method in [*(["mmoe"] if is_matched and "mmoe" not in methods else []), *methods]:
+        tune(root, method, options["trials"], overrides)
+    seeds, chunk = int(options["seeds"]), int(options["chunk"])
+    for first in range(0, seeds, chunk):
+        for method in methods:
+            print(f"{method}: runs {first} to {min(first + chunk, seeds) - 1}", flush=True)
+            study = root / "tune" / method
+            given = [f"experiment={tuned_experiment(study).stem}", *overrides[1:], f"seed={first}"]
+            given += [f"replicas={min(chunk, seeds - first)}", "figures=false"]
+            if is_matched and method != "mmoe":
+                given.append(matched_width(root, study, given))
+            train_once(root / options["budget"] / method / f"seed{first}", "--config-dir", str(study), *given)
+            write_report(root, options)
 
 
-def matched_width(study: Path, overrides: Sequence[str], mmoe: dict[str, Any]) -> str:
-    """The override that sets a method's width so that it has about as many parameters as `mmoe`."""
-    given = [f"hydra.searchpath=[{study.absolute()}]", *overrides]
-    model = compose_config(*given).model
+def tune(root: Path, method: str, trials: str, overrides: Sequence[str]) -> None:
+    """Search a method's hyper-parameters in the paper's space, unless the search has ended."""
+    study = root / "tune" / method
+    if not (study / "ended").exists():
+        search = [f"model={method}", f"trials={trials}", "space=paper", "prune=0.25", f"folder={study}"]
+        run_command("tune", *overrides, *search)
+        (study / "ended").touch()
+
+
+def tuned_experiment(study: Path) -> Path:
+    """The configuration of the best trial."""
+    return next((study / "experiment").glob("*.yaml"))
+
+
+def matched_width(root: Path, study: Path, overrides: Sequence[str]) -> str:
+    """The override that sets a method's width so that it has about as many parameters as the tuned mmoe."""
+
+    def config_of(folder: Path, *given: str) -> DictConfig:
+        search = f"hydra.searchpath=[{folder.absolute()}]"
+        return compose_config(search, f"experiment={tuned_experiment(folder).stem}", *overrides[1:], *given)
+
+    def num_parameters(config: DictConfig) -> int:
+        return sum(p.numel() for p in build_network(config, schema).parameters())
+
+    mmoe = config_of(root / "tune" / "mmoe")
+    schema = build(mmoe, "data").schema
+    wanted = num_parameters(mmoe)
+    model = OmegaConf.load(tuned_experiment(study)).model
     key = next(key for key in ("units", "bottom_units", "expert_units") if key in model)
-
-    def num_parameters(width: int) -> int:
-        network = build_network(compose_config(*given, f"model.{key}=[{width}]"), mmoe["schema"])
-        return sum(p.numel() for p in network.parameters())
-
-    low, high = 1, 2048
+    low, high = 1, 4096
     while low < high:  # find the smallest width with at least as many parameters
         middle = (low + high) // 2
-        low, high = (low, middle) if num_parameters(middle) >= mmoe["parameters"] else (middle + 1, high)
-    nearest = min((low, max(low - 1, 1)), key=lambda w: abs(num_parameters(w) - mmoe["parameters"]))
-    return f"model.{key}=[{nearest}]"
+        is_wide = num_parameters(config_of(study, f"model.{key}=[{middle}]")) >= wanted
+        low, high = (low, middle) if is_wide else (middle + 1, high)
+    found = {
+        width: abs(num_parameters(config_of(study, f"model.{key}=[{width}]")) - wanted)
+        for width in (max(low - 1, 1), low)
+    }
+    return f"model.{key}=[{min(found, key=lambda width: found[width])}]"
 
 
-def read_results(run: Path, seeds: int, other: dict[str, Any] | None) -> dict[str, Any]:
-    """Metrics and schema of a run. Stop unless it has `seeds` replicas and the same rows as `other`."""
-    metrics, schema = read_metrics(run), read_schema(run)
-    if metrics.get("replicas") != seeds:
-        stop(f"{run}: has {metrics.get('replicas')} seeds, not {seeds}; name another folder")
-    if other and other["schema"].files != schema.files:
-        stop(f"{run}: was trained on other rows; name another folder")
-    return metrics | {"schema": schema}
+def read_runs(root: Path, options: dict[str, str]) -> tuple[pd.DataFrame, Schema | None]:
+    """All finished runs of the group and budget, one line each, and the schema of their rows.
+
+    Stop if two of them were trained on different rows.
+    """
+    rows: list[dict[str, Any]] = []
+    schema = None
+    for method in METHODS:
+        folders = (root / options["budget"] / method).glob("seed*")
+        for run in sorted(folders, key=lambda folder: int(folder.name.removeprefix("seed"))):
+            if not has_ended(run):
+                continue
+            metrics, own = read_metrics(run), read_schema(run)
+            if schema and own.files != schema.files:
+                stop(f"{run}: was trained on other rows; name another folder")
+            schema = own
+            seconds = metrics["seconds"] / len(metrics["runs"])
+            for found in metrics["runs"]:
+                line = {"method": method, "seed": found["seed"], "epoch": found["epoch"], "seconds": seconds}
+                line["parameters"] = metrics["parameters"]
+                for split in ("test", "val"):
+                    for task in TASKS[options["group"]]:
+                        line[f"{split}_{task}_auroc"] = found[split][task]["auroc"]
+                if found["seed"] < int(options["seeds"]):
+                    rows.append(line)
+    frame = pd.DataFrame(rows)
+    if len(frame):
+        frame = frame[frame.groupby("method")["seed"].transform("size") > 1]
+    return frame, schema
 
 
-def write_report(found: dict[str, dict[str, Any]], options: dict[str, str]) -> None:
-    """Write the results of all runs as CSV, the tables as Markdown, and the figure."""
+def write_report(root: Path, options: dict[str, str]) -> None:
+    """Write the results of all finished runs as CSV, the tables as Markdown, and the figure."""
+    frame, schema = read_runs(root, options)
+    if schema is None:
+        return
     out, group = Path(options["out"]), options["group"]
     name = f"group{group}" + ("_matched" if options["budget"] == "matched" else "")
     main_task = TASKS[group][0]
-    rows = [
-        {"method": method, "seed": run["seed"], "epoch": run["epoch"], "parameters": metrics["parameters"]}
-        | {f"{split}_{t}_auroc": run[split][t]["auroc"] for split in ("test", "val") for t in TASKS[group]}
-        for method, metrics in found.items()
-        for run in metrics["runs"]
-    ]
-    frame = pd.DataFrame(rows)
     out.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(out / f"{name}.csv", index=False, float_format="%.6f")
+    frame.drop(columns="seconds").to_csv(out / f"{name}.csv", index=False, float_format="%.6f")
     draw_runs(frame, f"test_{main_task}_auroc", f"test AUROC, {main_task}", out / f"{name}.png")
     text = [
         f"# Census task group {group}: {main_task} (main) and never married (auxiliary)",
-        describe(found["mmoe"]["schema"], options),
+        describe(schema, options),
         "## Test AUROC",
         result_table(frame, group),
-        "`±` is half the 95 % confidence interval of the mean over seeds (Student's t), and `sd` is the"
-        " standard deviation over seeds. As in the paper, the best run is the one with the best test AUROC of"
+        "`±` is half the 95 % confidence interval of the mean over runs (Student's t), and `sd` is the"
+        " standard deviation over runs. As in the paper, the best run is the one with the best test AUROC of"
         " the main task. It is chosen on the test rows, so only the means are a fair comparison. The"
-        " published numbers are from Ma et al., who trained 400 times on the official rows.",
+        " published numbers are from Ma et al., who trained 400 times. The seconds are those of one run when"
+        f" {options['chunk']} are trained at once on one thread of a shared machine.",
         f"## {main_task.capitalize()}: differences of the test AUROC, paired by seed",
         difference_table(frame, f"test_{main_task}_auroc"),
         f"![test AUROC of every run, by method]({name}.png)",
     ]
     (out / f"{name}.md").write_text("\n\n".join(text) + "\n")
-    print("\n\n".join(text))
+    configs = out / "configs" / "experiment"
+    configs.mkdir(parents=True, exist_ok=True)
+    for method in frame["method"].unique():
+        shutil.copy(tuned_experiment(root / "tune" / method), configs)
 
 
 def describe(schema: Schema, options: dict[str, str]) -> str:
@@ -165,8 +211,8 @@ def describe(schema: Schema, options: dict[str, str]) -> str:
     width = " Widths are then set so that every method has as many parameters as mmoe." if matched else ""
     return (
         f"{describe_rows(schema)} Each method is tuned in {options['trials']} trials of a Gaussian-process"
-        f" search for the best validation AUROC of the main task.{width} It is then trained with"
-        f" {options['seeds']} seeds. The validation AUROC also chooses the epoch."
+        f" search for the best validation AUROC of the main task; the ranges are in conf/space/paper.yaml."
+        f"{width} It is then trained with several seeds. The validation AUROC also chooses the epoch."
     )
 
 
@@ -174,9 +220,9 @@ def result_table(frame: pd.DataFrame, group: str) -> str:
     """The paper's table, with the spread over seeds and the published numbers."""
     main_task, other_task = TASKS[group]
     header = (
-        "method", f"{main_task}, best run", f"{main_task}, mean", "sd", "never married, best run",
+        "method", "runs", f"{main_task}, best run", f"{main_task}, mean", "sd", "never married, best run",
         "never married, mean", "sd", f"published {main_task}, best / mean",
-        "published never married, best run / mean", "parameters",
+        "published never married, best run / mean", "parameters", "seconds",
     )  # fmt: skip
     lines = []
     for method, runs in frame.groupby("method", sort=False):
@@ -185,6 +231,7 @@ def result_table(frame: pd.DataFrame, group: str) -> str:
         lines.append(
             [
                 str(method),
+                str(len(runs)),
                 f"{main.max():.4f}",
                 f"{main.mean():.4f} ± {half_interval(main):.4f}",
                 f"{main.std():.4f}",
@@ -194,6 +241,7 @@ def result_table(frame: pd.DataFrame, group: str) -> str:
                 " / ".join(published[:2]),
                 " / ".join(published[2:]),
                 f"{runs['parameters'].iloc[0]:,}",
+                f"{runs['seconds'].mean():.0f}",
             ]
         )
     return table(header, lines)
@@ -207,7 +255,7 @@ def difference_table(frame: pd.DataFrame, column: str) -> str:
     for method in frame["method"].unique():
         cells = []
         for baseline in baselines:
-            difference = areas[method] - areas[baseline]
+            difference = (areas[method] - areas[baseline]).dropna()
             half = half_interval(difference)
             note = " (not significant)" if abs(difference.mean()) <= half else ""
             cells.append("-" if method == baseline else f"{difference.mean():+.4f} ± {half:.4f}{note}")
@@ -228,7 +276,7 @@ def draw_runs(frame: pd.DataFrame, column: str, label: str, path: Path) -> None:
     jitter = np.random.default_rng(0)
     for i, runs in enumerate(values, 1):
         axes.plot(runs, i + jitter.uniform(-0.15, 0.15, len(runs)), "o", ms=3.5, mfc="none", mec="0.35")
-    axes.set_xlabel(f"{label} ({len(values[0])} runs a method; box: quartiles)")
+    axes.set_xlabel(f"{label} (a circle: one run; box: quartiles)")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=150)
 

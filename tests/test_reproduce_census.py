@@ -11,7 +11,7 @@ import pytest
 from conftest import Result
 
 QUICK = [
-    "group=1", "seeds=3", "trials=1", "methods=mmoe,single_task", "folder=work", "out=out",
+    "group=1", "seeds=3", "chunk=3", "trials=1", "methods=mmoe,single_task", "folder=work", "out=out",
     "+trainer.limit_train_batches=3", "data.url=http://127.0.0.1:9/none.zip",
 ]  # fmt: skip
 
@@ -27,17 +27,17 @@ def test_tables_figure_and_configurations():
     text = Path("out/group1.md").read_text()
     assert "THE BUNDLED SAMPLE" in text
     assert "20,000 train, 5,000 val, 5,000 test" in text
-    assert text in done.stdout
     runs = pd.read_csv("out/group1.csv")
     assert len(runs) == 6
     for method, group in runs.groupby("method"):
         (line,) = [line for line in text.splitlines() if line.startswith(f"| {method} |") and "/" in line]
         areas = group["test_income_auroc"]
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert cells[1] == f"{areas.max():.4f}"
-        assert cells[2].startswith(f"{areas.mean():.4f} ± ")
-        assert cells[3] == f"{areas.std():.4f}"
-        assert cells[4] == f"{group.loc[areas.idxmax(), 'test_marital_auroc']:.4f}"
+        assert cells[1] == "3"
+        assert cells[2] == f"{areas.max():.4f}"
+        assert cells[3].startswith(f"{areas.mean():.4f} ± ")
+        assert cells[4] == f"{areas.std():.4f}"
+        assert cells[5] == f"{group.loc[areas.idxmax(), 'test_marital_auroc']:.4f}"
     assert "0.9410 / 0.9359" in text
     areas = runs.pivot(index="seed", columns="method", values="test_income_auroc")
     paired = areas["single_task"] - areas["mmoe"]
@@ -47,21 +47,30 @@ def test_tables_figure_and_configurations():
     assert len(list(Path("out/configs/experiment").iterdir())) == 2
 
     # A stopped training starts again; finished ones do not.
-    before = Path("work/group1/tuned/mmoe/metrics.json").stat().st_mtime_ns
-    Path("work/group1/tuned/single_task/metrics.json").unlink()
+    before = Path("work/group1/tuned/mmoe/seed0/metrics.json").stat().st_mtime_ns
+    Path("work/group1/tuned/single_task/seed0/metrics.json").unlink()
     assert reproduce("sample=true").returncode == 0
-    assert Path("work/group1/tuned/mmoe/metrics.json").stat().st_mtime_ns == before
-    assert Path("work/group1/tuned/single_task/metrics.json").exists()
+    assert Path("work/group1/tuned/mmoe/seed0/metrics.json").stat().st_mtime_ns == before
+    assert Path("work/group1/tuned/single_task/seed0/metrics.json").exists()
+    assert Path("out/group1.csv").read_text() == runs.to_csv(index=False, float_format="%.6f")
+
+    # More seeds add to those before.
+    assert reproduce("sample=true", "seeds=6", "methods=mmoe").returncode == 0
+    more = pd.read_csv("out/group1.csv")
+    assert more.groupby("method").size().to_dict() == {"mmoe": 6, "single_task": 3}
+    pd.testing.assert_frame_equal(more[more["seed"] < 3].reset_index(drop=True), runs)
+    assert f"| single_task | - | {paired.mean():+.4f} ± {half:.4f}" in Path("out/group1.md").read_text()
 
     # Matched budgets give nearly the same number of parameters.
     assert reproduce("sample=true", "budget=matched").returncode == 0
     counts = pd.read_csv("out/group1_matched.csv").groupby("method")["parameters"].first()
     assert counts["single_task"] == pytest.approx(counts["mmoe"], rel=0.05)
 
-    # Another number of seeds needs another folder; nothing is overwritten.
-    done = reproduce("sample=true", "seeds=4")
+    # Other settings need another folder; nothing is overwritten.
+    text = Path("out/group1.md").read_text()
+    done = reproduce("sample=true", "trials=2")
     assert done.returncode == 2
-    error = "error: work/group1/tuned/mmoe: has 3 seeds, not 4; name another folder"
+    error = "error: folder=work/group1: holds results of other settings of trials"
     assert done.stderr.splitlines()[-1] == error
     assert Path("out/group1.md").read_text() == text
 
@@ -81,7 +90,7 @@ def test_the_sample_needs_an_option():
         ("sample=yes", "error: sample=yes: must be true or false\n"),
         ("seeds=1", "error: seeds=1: must be an integer of at least 2\n"),
         ("trials=x", "error: trials=x: must be an integer of at least 1\n"),
-        ("methods=mlp", "error: methods=mlp: must be all or some of single_task"),
+        ("methods=mlp", "error: methods=mlp: must be some of single_task"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(script: Callable[..., Result], argument: str, message: str):

@@ -76,6 +76,32 @@ def test_a_search_is_resumed_and_its_result_trains(train):
 
 
 @pytest.mark.slow
+def test_the_worst_trials_end_early_and_count():
+    """With a small enough learning rate, a network learns nothing."""
+    rates = "space.all={learner.optimizer.lr: {low: 1e-9, high: 1e-3, log: true}}"
+    done = tune("model=mmoe", "trials=12", "prune=0.5", rates)
+    assert done.returncode == 0, done.stderr
+    study = optuna_study.optuna.load_study(study_name="tune", storage=storage())
+    ended = [trial.state.name for trial in study.trials]
+    assert set(ended) == {"COMPLETE", "PRUNED"}
+    assert len(ended) == 12
+    assert set(ended[:5]) == {"COMPLETE"}  # the first ones are what the others are compared with
+    for trial in study.trials:
+        assert list(trial.intermediate_values) == ([1, 2] if trial.state.name == "COMPLETE" else [1])
+
+
+def test_a_space_may_hold_options_of_the_data():
+    """Each trial then builds its data anew."""
+    done = tune("model=mmoe", "trials=2", "+space.mmoe={data.batch_size: {low: 64, high: 128}}")
+    assert done.returncode == 0, done.stderr
+    study = optuna_study.optuna.load_study(study_name="tune", storage=storage())
+    sizes = {trial.params["data.batch_size"] for trial in study.trials}
+    assert len(sizes) == 2
+    (path,) = Path("tune/experiment").iterdir()
+    assert f"batch_size: {study.best_params['data.batch_size']}" in path.read_text()
+
+
+@pytest.mark.slow
 def test_processes_share_a_search():
     started = [
         processes.start(tune_main, *QUICK, "trials=4", out=Path(f"out{i}"), err=Path(f"err{i}"))
@@ -107,6 +133,7 @@ def test_every_method_has_a_space_whose_ends_can_be_trained(model: str):
     ("arguments", "message"),
     [
         (["trials=0"], "error: trials=0: must be an integer of at least 1\n"),
+        (["prune=1"], "error: prune=1: must be a number in [0, 1)\n"),
         (["sampler=grid"], "error: sampler=grid: must be one of gp, tpe\n"),
         (["space.mmoe={model.num_experts: {low: 5, high: 1}}"], "error: space.mmoe.model.num_experts={"),
         (
@@ -124,7 +151,7 @@ def test_mistakes(command, arguments: list[str], message: str):
 
 
 def opened(described: dict[str, str] | None = None) -> optuna_study.optuna.Study:
-    return optuna_study.open_study(Path("tune"), "tpe", 0, "maximize", described or {"method": "mmoe"})
+    return optuna_study.open_study(Path("tune"), "tpe", 0.0, 0, "maximize", described or {"method": "mmoe"})
 
 
 @pytest.fixture
@@ -195,7 +222,7 @@ def test_a_journal_of_another_search_keeps_its_unfinished_line(journal: Path):
     with pytest.raises(UserError, match="must have the method of this search"):
         opened({"method": "cross_stitch"})
     with pytest.raises(UserError, match="must have the direction of this search, minimize; it has maximize"):
-        optuna_study.open_study(Path("tune"), "tpe", 0, "minimize", {"method": "mmoe"})
+        optuna_study.open_study(Path("tune"), "tpe", 0.0, 0, "minimize", {"method": "mmoe"})
     assert journal.read_bytes() == content
 
 
@@ -213,7 +240,7 @@ def test_the_folder_of_a_search_must_be_one():
     Path("file").touch()
     for folder in ("file", "file/tune"):
         with pytest.raises(UserError, match=f"^folder={folder}: must be a directory"):
-            optuna_study.open_study(Path(folder), "tpe", 0, "maximize", {})
+            optuna_study.open_study(Path(folder), "tpe", 0.0, 0, "maximize", {})
     Path("tune/journal.log").mkdir(parents=True)
     with pytest.raises(UserError, match=r"^tune/journal\.log: must be a file"):
         opened()

@@ -1,7 +1,7 @@
 """Search a method's hyper-parameters: `python -m mmoe.tune model=ple data=census`."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmoe.atomic import write
 from mmoe.cli import command
-from mmoe.errors import UserError, check_integers, check_replicas
+from mmoe.errors import UserError, check_integers, check_probabilities, check_replicas
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -51,17 +51,29 @@ def main(config: DictConfig) -> None:
         check_known_labels(data.dataset, (config.monitor,))
     build_learner(config, data.schema).check_optimizer()
 
+    best = max if config.monitor_mode == "max" else min
+    rebuilds_data = any(key.startswith("data.") for key in space)
+
     def objective(trial: "Trial") -> float:
         trial_config = with_values(config, suggest(trial, space))
+        trial_data = build(trial_config, "data") if rebuilds_data else data
+
+        def check(values: list[float], third: int) -> None:
+            trial.report(best(values), third)
+            if trial.should_prune():
+                raise TrialPruned
+
         try:
-            values = train_trial(trial_config, build_learner(trial_config, data.schema), data)
+            learner = build_learner(trial_config, trial_data.schema)
+            return best(train_trial(trial_config, learner, trial_data, check))
         except Diverged as error:  # a pruned trial counts as one of config.trials
             raise TrialPruned(str(error)) from None
-        return max(values) if config.monitor_mode == "max" else min(values)
 
     study_identity = {"space": space, "rows": dict(data.schema.files), "choices": choices}
     direction = DIRECTIONS[config.monitor_mode]
-    study = open_study(Path(config.folder), config.sampler, config.seed, direction, study_identity)
+    study = open_study(
+        Path(config.folder), config.sampler, config.prune, config.seed, direction, study_identity
+    )
     run_trials(study, objective, config.trials)
     path = write_experiment(Path(config.folder), study, space, choices)
     print(f"best {config.monitor}: {study.best_value:.4f} of {count_ended(study)} trials")
@@ -71,6 +83,7 @@ def main(config: DictConfig) -> None:
 def check_options(config: DictConfig) -> None:
     """Raise UserError if an option is outside its range."""
     check_integers(1, trials=config.trials)
+    check_probabilities(prune=config.prune)
     check_replicas(config.replicas, config.seed)
     if config.monitor_mode not in (None, *DIRECTIONS):
         raise UserError(f"monitor_mode={config.monitor_mode}: must be max, min or null")
@@ -78,8 +91,13 @@ def check_options(config: DictConfig) -> None:
         raise UserError("trainer.limit_val_batches=0: must be above 0, because validations compare trials")
 
 
-def train_trial(config: DictConfig, learner: Any, data: Any) -> list[float]:
-    """Train, and return the monitored metric at each validation."""
+def train_trial(
+    config: DictConfig, learner: Any, data: Any, check: Callable[[list[float], int], None] | None = None
+) -> list[float]:
+    """Train, and return the monitored metric at each validation.
+
+    `check` is called with the metrics so far and the third of the steps that has ended: 1 or 2.
+    """
     import pytorch_lightning as pl
 
     from mmoe.build import build
@@ -89,9 +107,15 @@ def train_trial(config: DictConfig, learner: Any, data: Any) -> list[float]:
     values: list[float] = []
 
     class RecordMonitor(pl.Callback):
+        third = 0
+
         def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
-            if not trainer.sanity_checking:
-                values.append(trainer.callback_metrics[config.monitor].item())
+            if trainer.sanity_checking:
+                return
+            values.append(trainer.callback_metrics[config.monitor].item())
+            before, self.third = self.third, int(3 * trainer.global_step / trainer.estimated_stepping_batches)
+            if check and before < self.third < 3:
+                check(values, self.third)
 
     silent = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
     trainer = build(config, "trainer", callbacks=[RecordMonitor()], **silent)

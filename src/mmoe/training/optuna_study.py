@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.pruners import NopPruner, PercentilePruner
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import MaxTrialsCallback, StudyDirection
@@ -23,11 +24,12 @@ SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
 
 
 def open_study(
-    folder: Path, sampler: str, seed: int, direction: str, identity: Mapping[str, Any]
+    folder: Path, sampler: str, prune: float, seed: int, direction: str, identity: Mapping[str, Any]
 ) -> optuna.Study:
     """Open the study in `folder`/journal.log, or create it.
 
-    `sampler` is a key of `SAMPLERS`. `identity` must be equal in all processes and sessions of the study.
+    `sampler` is a key of `SAMPLERS`. `prune` is the share of the trials, between 0 and 1, that the pruner
+    finds too bad to go on. `identity` must be equal in all processes and sessions of the study.
 
     Raises:
         UserError: the sampler is unknown, `folder` is not a directory, or the journal is damaged or belongs
@@ -72,6 +74,7 @@ def open_study(
     )
     # The number of trials so far is added to the seed, so that a process that joins draws other values.
     study.sampler = SAMPLERS[sampler](seed=seed + drawn)
+    study.pruner = PercentilePruner(100 * (1 - prune)) if prune else NopPruner()
     for key in texts.keys() - stored.keys():
         study.set_user_attr(key, texts[key])
     return study
