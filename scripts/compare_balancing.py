@@ -32,9 +32,10 @@ from mmoe.run_folder import read_metrics, read_schema
 from mmoe.tasks import validation_metrics
 
 TABLES = f"hydra.searchpath=[file://{Path(__file__).parent.absolute() / 'other_tables'}]"
+LARGE_BATCHES = "data.batch_size=1024"  # a third of the time of batches of 256
 DATASETS = {
-    "census": ["experiment=census"],
-    "census_education": ["experiment=census_education"],
+    "census": ["experiment=census", LARGE_BATCHES],
+    "census_education": ["experiment=census_education", LARGE_BATCHES],
     "synthetic_0.5": ["experiment=synthetic", "data.p=0.5"],
     "synthetic_1": ["experiment=synthetic", "data.p=1.0"],
     "hillstrom": [TABLES, "experiment=table", "data=hillstrom"],
