@@ -1,6 +1,6 @@
-"""Metrics in bounded memory, for more rows than are kept: areas from histograms of the predictions.
+"""Metrics other than areas in bounded memory, for more rows than are kept.
 
-N rows, W classes, Z bins.
+N rows.
 """
 
 import torch
@@ -10,84 +10,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from mmoe.training.grouped_auroc import GroupedAUROC, grouped_auroc
 
-BINS = 2**16  # of equal width in the logit of the probability
-MAX_LOGIT = 16.0  # larger logits are in the last bin
 MAX_GROUPED_ROWS = 2**20  # `SampledGroupedAUROC` keeps at most so many rows
-
-
-class BinnedCurve(Metric):
-    """Base class: the numbers of positive and of negative labels in each bin of the probability, [Z].
-
-    Rows of one bin are ties, as with torchmetrics' binned curves.
-    """
-
-    is_differentiable = False
-    full_state_update = False
-    positives: Tensor
-    negatives: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("positives", "negatives"):
-            self.add_state(name, torch.zeros(BINS, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add probabilities [N] and labels [N], 0 or 1."""
-        bins = bins_of(preds)
-        self.positives = self.positives + torch.bincount(bins[target > 0], minlength=BINS)
-        self.negatives = self.negatives + torch.bincount(bins[target <= 0], minlength=BINS)
-
-
-class BinnedAUROC(BinnedCurve):
-    """The area under the ROC curve; NaN if all labels are equal. `error_bound` limits its error."""
-
-    def compute(self) -> Tensor:
-        return area_of_bins(self.positives, self.negatives)
-
-    def error_bound(self) -> Tensor:
-        """The largest possible difference to the exact area: half of the pairs that share a bin."""
-        positives, negatives = self.positives.double(), self.negatives.double()
-        return (positives * negatives).sum() / (2 * positives.sum() * negatives.sum())
-
-
-class BinnedAveragePrecision(BinnedCurve):
-    """The average precision; NaN if no label is positive."""
-
-    def compute(self) -> Tensor:
-        positives, negatives = self.positives.flip(0).double(), self.negatives.flip(0).double()
-        found = positives.cumsum(0)
-        precision = found / (found + negatives.cumsum(0)).clamp_min(1)
-        return (precision * positives).sum() / positives.sum()
-
-
-class BinnedMacroAUROC(Metric):
-    """The mean over classes of the area under the ROC curve of one class against all others.
-
-    Classes that no label has do not count. NaN if all labels are equal.
-    """
-
-    is_differentiable = False
-    full_state_update = False
-    positives: Tensor
-    totals: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        for name in ("positives", "totals"):  # rows of the class, and all rows
-            empty = torch.zeros(num_classes, BINS, dtype=torch.int64)
-            self.add_state(name, empty, dist_reduce_fx="sum")
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add probabilities [N, W] and classes [N]."""
-        bins = bins_of(preds)
-        for k in range(preds.shape[1]):
-            self.positives[k] += torch.bincount(bins[target == k, k], minlength=BINS)
-            self.totals[k] += torch.bincount(bins[:, k], minlength=BINS)
-
-    def compute(self) -> Tensor:
-        areas = [area_of_bins(p, total - p) for p, total in zip(self.positives, self.totals, strict=True)]
-        occurs = self.positives.sum(-1) > 0
-        return torch.stack(areas)[occurs].mean() if occurs.sum() > 1 else areas[0].new_full((), torch.nan)
 
 
 class RunningR2(Metric):
@@ -162,16 +85,3 @@ class SampledGroupedAUROC(GroupedAUROC):
         preds, target, groups = map(dim_zero_cat, (self.preds, self.target, self.groups))
         kept = self._is_kept(groups)  # another rank may have a higher level
         return grouped_auroc(preds[kept], target[kept], groups[kept])
-
-
-def bins_of(probabilities: Tensor) -> Tensor:
-    """The bin of each probability, from 0 to Z - 1."""
-    logits = probabilities.double().logit().clamp(-MAX_LOGIT, MAX_LOGIT)
-    return ((logits + MAX_LOGIT) * (BINS / (2 * MAX_LOGIT))).long().clamp_max(BINS - 1)
-
-
-def area_of_bins(positives: Tensor, negatives: Tensor) -> Tensor:
-    """The area under the ROC curve for the rows in each bin [Z]; ties count one half."""
-    positives, negatives = positives.double(), negatives.double()
-    below = negatives.cumsum(0) - negatives / 2
-    return (positives * below).sum() / (positives.sum() * negatives.sum())

@@ -336,8 +336,7 @@ class Learner(LightModule):
         metrics = self.train_metrics if stage == "train" else self.metrics
         values = self.running[stage].compute(stage) if outputs is None else metrics(stage, *outputs)
         self.metric_values |= values
-        for name, value in values.items():
-            self.log(name, value, prog_bar=name == self.monitor)
+        self.log_epoch(values, self.monitor)
 
     def _finish_epoch(self, stage: str) -> Outputs | None:
         """Collect the epoch's outputs, and check the logits. None: `running` has the statistics.
@@ -410,7 +409,7 @@ class Learner(LightModule):
             summary = self.gates.summary(partial(self.trainer.strategy.reduce, reduce_op="sum"))
             values |= summary.by_name(self._task_names)
             self._warn_once(summary.describe_collapse(self._task_names), self._collapse_remedy)
-        self.log_dict({name: value.mean() for name, value in values.items()}, rank_zero_only=True)
+        self.log_epoch({name: value.mean() for name, value in values.items()})
         return {name: value.cpu() for name, value in values.items()}
 
     def _dead_units(self) -> dict[str, Tensor]:

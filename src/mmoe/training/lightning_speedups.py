@@ -1,7 +1,7 @@
 """Reduce Lightning's share of a training step; docs/performance.md has the gain of each part."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.profilers import PassThroughProfiler
+from torch import Tensor
 
 NO_CONTEXT = nullcontext()
 
@@ -54,7 +55,32 @@ class ProgressBar(RichProgressBar):
 
 
 class LightModule(pl.LightningModule):
-    """Skip nn.Module's checks when Lightning stores the name of the current hook, 40 times per step."""
+    """A LightningModule that logs the values of an epoch in one call.
+
+    It also skips nn.Module's checks when Lightning stores the name of the current hook, 40 times per step.
+    """
+
+    def log_epoch(self, values: Mapping[str, Tensor], shown: str = "") -> None:
+        """Log scalars at the end of an epoch. The progress bar shows the one named `shown`.
+
+        In training, this does what Lightning's `log` does at the end of an epoch, but without a torchmetrics
+        object for each value, which takes 1 ms.
+        """
+        trainer = self.trainer
+        if trainer.state.fn != "fit":  # Trainer.validate and Trainer.test return what `log` logs
+            for name, value in values.items():
+                self.log(name, value, prog_bar=name == shown)
+            return
+        trainer.callback_metrics.update(values)
+        if trainer.sanity_checking:
+            return
+        trainer.logged_metrics.update(values)
+        if shown in values:
+            trainer.progress_bar_metrics[shown] = values[shown].item()
+        scalars = {name: value.item() for name, value in values.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({**scalars, "epoch": trainer.current_epoch}, step=trainer.global_step)
+            logger.save()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_current_fx_name":

@@ -9,19 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 from torchmetrics.utilities import dim_zero_cat
 
 from mmoe.intervals import CALIBRATION_BINS, SMALLEST
 from mmoe.tasks import Task, logit_columns
 from mmoe.tasks.task import GROUPED_AUROC
-from mmoe.training.binned_metrics import (
-    BinnedAUROC,
-    BinnedAveragePrecision,
-    BinnedMacroAUROC,
-    RunningR2,
-    SampledGroupedAUROC,
-)  # fmt: skip
+from mmoe.training.areas import Areas, BinnedAreas, BinnedMacroAUROC, MacroAUROC
+from mmoe.training.binned_metrics import RunningR2, SampledGroupedAUROC
 from mmoe.training.grouped_auroc import GroupedAUROC
 
 
@@ -85,8 +79,7 @@ def binary_metrics(are_grouped: bool = False, is_binned: bool = False) -> Metric
     by_group = SampledGroupedAUROC() if is_binned else GroupedAUROC()
     grouped: dict[str, Metric] = {GROUPED_AUROC: by_group} if are_grouped else {}
     return _collection(
-        auroc=BinnedAUROC() if is_binned else AUROC(),
-        average_precision=BinnedAveragePrecision() if is_binned else AveragePrecision(),
+        areas=BinnedAreas() if is_binned else Areas(),  # auroc and average_precision
         log_loss=RowMean(log_loss),
         brier=RowMean(squared_error),
         calibration_error=CalibrationError(),
@@ -120,11 +113,9 @@ def count_metrics() -> MetricCollection:
 
 
 def _collection(**metrics: Metric) -> MetricCollection:
-    # Both areas share one state; the other metrics have their own. torchmetrics itself would put all metrics
-    # into one group whose states are equal after the first update, as they are after one without rows.
-    areas = [name for name in metrics if name in ("auroc", "average_precision")]
-    groups = [areas, *([name] for name in metrics if name not in areas)]
-    return MetricCollection(dict(metrics), compute_groups=[group for group in groups if group])
+    # torchmetrics itself would put metrics into one group if their states are equal after the first update,
+    # as they are after one without rows.
+    return MetricCollection(dict(metrics), compute_groups=False)
 
 
 def log_loss(preds: Tensor, target: Tensor) -> Tensor:
@@ -220,25 +211,11 @@ class CalibrationError(Metric):
         return error
 
 
-class AUROC(BinaryAUROC):
-    """The area under the ROC curve; NaN if all labels are equal."""
+class R2(Metric):
+    """1 - (squared error) / (squared deviation of the labels from their mean); NaN if all labels are equal.
 
-    def compute(self) -> Tensor:  # type: ignore[override]
-        target = dim_zero_cat(self.target)
-        has_both = len(target) > 0 and bool((target != target[:1]).any())
-        return super().compute() if has_both else target.new_full((), torch.nan, dtype=torch.float64)
-
-
-class AveragePrecision(BinaryAveragePrecision):
-    """The average precision; NaN if no label is positive."""
-
-    def compute(self) -> Tensor:  # type: ignore[override]
-        target = dim_zero_cat(self.target)
-        return super().compute() if target.any() else target.new_full((), torch.nan, dtype=torch.float64)
-
-
-class _AllRows(Metric):
-    """A metric that keeps all rows until it is computed."""
+    It keeps all rows, because running sums of squares lose digits when the labels are far from 0.
+    """
 
     is_differentiable = False
     full_state_update = False
@@ -251,52 +228,12 @@ class _AllRows(Metric):
         self.add_state("target", [], dist_reduce_fx="cat")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add predictions [N, ...] and labels [N]."""
+        """Add predictions [N] and labels [N]."""
         self.preds.append(preds)
         self.target.append(target)
 
     def compute(self) -> Tensor:
-        return self.of_rows(dim_zero_cat(self.preds), dim_zero_cat(self.target))
-
-    @staticmethod
-    def of_rows(preds: Tensor, target: Tensor) -> Tensor:
-        """The metric of predictions [N, ...] and labels [N]."""
-        raise NotImplementedError
-
-
-class R2(_AllRows):
-    """1 - (squared error) / (squared deviation of the labels from their mean); NaN if all labels are equal.
-
-    It keeps all rows, because running sums of squares lose digits when the labels are far from 0.
-    """
-
-    @staticmethod
-    def of_rows(preds: Tensor, target: Tensor) -> Tensor:
-        preds, target = preds.double(), target.double()
+        preds, target = dim_zero_cat(self.preds).double(), dim_zero_cat(self.target).double()
         error, deviation = (preds - target).square().sum(), (target - target.mean()).square().sum()
         varies = (target != target[:1]).any()
         return torch.where(varies, 1 - error / deviation, torch.nan)
-
-
-class MacroAUROC(_AllRows):
-    """The mean over classes of the area under the ROC curve of one class against all others.
-
-    Classes that no label has do not count. NaN if all labels are equal.
-    """
-
-    @staticmethod
-    def of_rows(preds: Tensor, target: Tensor) -> Tensor:
-        classes = torch.unique(target)
-        if len(classes) < 2:
-            return preds.new_full((), torch.nan)
-        return torch.stack([_area(preds[:, k], target == k) for k in classes.tolist()]).mean()
-
-
-def _area(scores: Tensor, is_positive: Tensor) -> Tensor:
-    """The area under the ROC curve, by the ranks of the positive rows (Mann and Whitney); ties count half."""
-    _, group, sizes = torch.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (sizes.cumsum(0) - (sizes - 1) / 2.0)[group].double()  # from 1; tied rows have their mean rank
-    positives = is_positive.sum().double()
-    negatives = len(scores) - positives
-    area: Tensor = (ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives)
-    return area

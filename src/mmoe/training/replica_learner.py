@@ -148,8 +148,7 @@ class ReplicaLearner(Learner):
     def _log_values(self, values: dict[str, Tensor]) -> None:
         """Keep metrics [R], and log their means."""
         self.metric_values |= values
-        for name, value in values.items():
-            self.log(name, value.mean(), prog_bar=name == self.monitor)
+        self.log_epoch({name: value.mean() for name, value in values.items()}, self.monitor)
 
     def on_train_epoch_end(self) -> None:
         self._finish_epoch("train")  # checks that the logits are finite
