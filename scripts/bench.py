@@ -1,7 +1,7 @@
 """Benchmarks on this machine. Programs take turns within one run, so that their ratios are comparable.
 
 usage: python scripts/bench.py train|busy|experts|start|memory|ranks|replicas|vocabulary|balance|read
-       |stream [option=value ...] [overrides]
+       |stream|time_to_auroc [option=value ...] [overrides]
 
     train      samples a second in training, by batch size: mmoe, plain loops and other libraries
     busy       samples a second in training, alone and beside a program that keeps a core busy
@@ -14,8 +14,10 @@ usage: python scripts/bench.py train|busy|experts|start|memory|ranks|replicas|vo
     balance    samples a second in training, by balancing strategy and batch size
     read       seconds of reading and encoding a Parquet file of 30 columns
     stream     speed and memory of encoding in shards and of training from disk, beside training from memory
+    time_to_auroc  seconds from a command to a validation AUROC of income: mmoe and other libraries
 
-    batches=32,256,1024,8192   batch sizes of `train`, `busy`, `ranks`, `vocabulary` and `balance`
+    batches=32,256,1024,8192   batch sizes of `train`, `busy`, `ranks`, `vocabulary`, `balance` and
+                               `time_to_auroc`
     batch=32                   batch size of `experts` and `replicas`
     strategies=                strategies of `balance` beside `constant`, such as pcgrad,famo; empty: all
     levels=1000,1000000        numbers of levels for `vocabulary`
@@ -29,8 +31,8 @@ usage: python scripts/bench.py train|busy|experts|start|memory|ranks|replicas|vo
     seconds=2                  duration of each loop in a round
     threads=2                  threads of each process; `busy` compares threads=auto, 1 and 2
     replicas=16                number of replicas in `replicas`
-    peers=                     `train`, `busy`: a Python with deepctr-torch, torch-rechub and scikit-learn
-    peers_script=              its script: PEERS_SCRIPT DATA_DIR BATCH EPOCHS prints "NAME ... N samples/s"
+    peers=                     `train`, `busy`, `time_to_auroc`: a Python for scripts/peers.py; empty: none
+    peers_script=              another script instead of scripts/peers.py, with its arguments and output
     out=                       folder for NAME.json, NAME.md and, if speeds are measured, NAME.png
 
 All other arguments are overrides for the training, such as data.dir=/path/to/census.
@@ -40,6 +42,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -53,6 +56,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import time_to_auroc
 from matplotlib.figure import Figure
 from options import parse, stop
 from pyarrow import parquet
@@ -144,7 +148,7 @@ class Bench:
         if not python:
             return {}
         command = [python, script, self.data_dir, str(batch), "1" if batch < 256 else "3"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=self.environment)
         found = re.findall(r"^(\S+) .*?(\d+) samples/s", done.stdout, re.MULTILINE)
         if not found:
             stop(f"peers={python}: no samples/s from {script} ({done.stderr.strip()[-200:]})")
@@ -536,6 +540,7 @@ BENCHMARKS: dict[str, Callable[[Bench, Path], dict[str, Any]]] = {
     "train": bench_train, "busy": bench_busy, "experts": bench_experts, "start": bench_start,
     "memory": bench_memory, "ranks": bench_ranks, "replicas": bench_replicas,
     "vocabulary": bench_vocabulary, "balance": bench_balance, "read": bench_read, "stream": bench_stream,
+    "time_to_auroc": time_to_auroc.measure,
 }  # fmt: skip
 
 
@@ -547,8 +552,9 @@ def main() -> None:
     options, overrides = parse(arguments, DEFAULTS, {}, MINIMUMS)
     if not re.fullmatch(r"\d*\.?\d+", options["seconds"]) or not float(options["seconds"]):
         stop(f"seconds={options['seconds']}: must be a number above 0")
-    if bool(options["peers"]) != bool(options["peers_script"]):
-        stop("peers=...: must be given with peers_script=...")
+    if options["peers"] and not shutil.which(options["peers"]):
+        stop(f"peers={options['peers']}: must be a Python program")
+    options["peers_script"] = options["peers_script"] or str(HERE / "peers.py")
     with tempfile.TemporaryDirectory() as scratch:
         found = BENCHMARKS[name](Bench(options, overrides), Path(scratch))
     found = {"benchmark": name, "cores": os.cpu_count(), "threads": options["threads"]} | found

@@ -9,9 +9,14 @@ import pytest
 from conftest import Result
 
 QUICK = ["rounds=1", "threads=1", "seconds=0.05", "out=out", "data.source=sample"]
-FAKE_PEERS = (
-    "import sys; print(f'peer-one B={sys.argv[2]}  1234 samples/s  income 0.9'); print('broken failed: no')"
-)
+FAKE_PEERS = """
+import json, pathlib, sys, time
+test = pathlib.Path(sys.argv[1], "census-income.test")
+rows = len(test.read_text().splitlines()) if test.exists() else 0
+for auroc in (0.4, rows / 10_000):
+    print(json.dumps({"time": time.time(), "auroc": auroc}))
+print(f'peer-one B={sys.argv[2]}  1234 samples/s'); print('broken failed: no')
+"""
 
 
 def results(name: str) -> dict:
@@ -41,6 +46,29 @@ def test_training_is_compared_with_loops_and_other_libraries(script: Callable[..
     assert all(speed > 0 for line in speeds.values() for speed in line.values())
     assert speeds["2048"]["mmoe, whole Trainer.fit"] < speeds["2048"]["mmoe"]
     assert f"({speeds['64']['mmoe'] / 1234:.2f})" in done.out
+
+
+@pytest.mark.slow
+def test_the_time_to_an_auroc(script: Callable[..., Result]):
+    """A peer validates on the rows of mmoe. It reaches its own best in its second validation."""
+    Path("peers.py").write_text(FAKE_PEERS)
+    options = ["batches=256", f"peers={sys.executable}", "peers_script=peers.py", "trainer.max_epochs=2"]
+    done = script("bench", "time_to_auroc", *QUICK, *options)
+    assert done.code == 0, done.err
+    found = results("time_to_auroc")
+    cold, warm, *peers = found["lines"]
+    assert [line["program"] for line in peers] == [
+        f"{name}, batches of 256" for name in ("deepctr-torch", "torch-rechub")
+    ]
+    for line in peers:
+        assert line["best AUROC"] == "0.5000"  # 5,000 validation rows of the bundled sample
+        assert line["seconds to 0.949"] == "-"
+        assert 0 < line[f"seconds to best of {line['program']} (0.5000)"] < 20
+    assert (cold["program"], warm["program"]) == ("mmoe, batches of 256, cold", "mmoe, batches of 256, warm")
+    for line in (cold, warm):
+        (((first, _), (second, auroc)),) = found["rounds"][line["program"]]
+        assert 1 < first < second
+        assert line["best AUROC"] == f"{auroc:.4f}"
 
 
 @pytest.mark.slow
@@ -84,7 +112,7 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
         (["nothing"], "usage: bench.py train|busy|experts|start|memory|ranks|replicas|vocabulary"),
         (["train", "rounds=0"], "rounds=0: must be an integer of at least 1"),
         (["train", "batches=32,x"], "batches=32,x: must be integers of at least 1"),
-        (["train", "peers=python"], "peers=...: must be given with peers_script=..."),
+        (["train", "peers=no/python"], "peers=no/python: must be a Python program"),
         (["train", "seconds=x"], "seconds=x: must be a number above 0"),
         (["experts", "batch=32,64"], "batch=32,64: must be an integer of at least 1"),
         (["replicas", "replicas=2,4"], "replicas=2,4: must be an integer of at least 1"),
