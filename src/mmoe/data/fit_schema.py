@@ -15,7 +15,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from rtdl_num_embeddings import compute_bins
 
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.column_statistics import LevelCounts, NumberStatistics, value_counts
@@ -266,6 +265,8 @@ def _with_bins(
     column: Numeric, mean: float, std: float, distinct: np.ndarray, frequent: np.ndarray, num_bins: int
 ) -> Numeric:
     """The column with its scale and its bins. `distinct` and `frequent` hold increasing float32 values."""
+    from rtdl_num_embeddings import compute_bins  # imports scikit-learn, if it is installed
+
     # The edges are quantiles of the distinct values. With quantiles of all values, a column such as
     # capital_gains, which is 0 in 96 of 100 rows, would have a single bin.
     edges = torch.from_numpy(distinct)
