@@ -1,0 +1,96 @@
+"""Take the inputs and the training of MMoE back to what the paper can have had, one step after the other.
+
+usage: python scripts/ablate_census.py data.dir=... [option=value ...] [overrides]
+
+    runs=10            seeds of each step, as replicas
+    experiment=census  where the steps start; with --config-dir STUDY, a tuned configuration
+    folder=runs/ablate_census     run folders; finished ones are used again
+    out=docs/results/ablation     folder for the table and the results of all runs
+
+Each step keeps the changes of the steps before it. All other arguments are overrides for the trainings.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from commands import train_once
+from options import parse
+from tables import describe_rows, table
+
+from mmoe.intervals import half_interval
+from mmoe.run_folder import read_metrics, read_schema
+
+ADAGRAD = "{_target_: torch.optim.Adagrad, _partial_: true, lr: 0.05}"
+SGD = "{_target_: torch.optim.SGD, _partial_: true, lr: 0.01}"
+# What changes, and the overrides. The paper leaves its inputs and its optimizer open.
+STEPS: list[tuple[str, list[str]]] = [
+    ("start", []),
+    ("z-scores instead of piecewise-linear numbers", ["inputs=standard"]),
+    ("ReLU, as in the paper", ["activation=relu"]),
+    ("gates without a temperature, as in the paper", ["model.gate_temperature=1.0"]),
+    ("no dropout", ["model.dropout=0.0"]),
+    ("a constant learning rate of 0.001", ["learner.scheduler=null", "learner.optimizer.lr=1e-3"]),
+    (
+        "the last epoch instead of the best one",
+        ["callbacks.best.monitor=null", "callbacks.early_stopping=null"],
+    ),
+    ("Adagrad with 0.05, TensorFlow's default of 2017", [f"learner.optimizer={ADAGRAD}"]),
+    ("plain SGD with 0.01", [f"learner.optimizer={SGD}"]),
+]
+DEFAULTS = {
+    "runs": "10", "experiment": "census", "folder": "runs/ablate_census", "out": "docs/results/ablation",
+}  # fmt: skip
+
+
+def main() -> None:
+    """Train each step, and write the table."""
+    options, overrides = parse(sys.argv[1:], DEFAULTS, {}, {"runs": 2})
+    lines: list[dict[str, Any]] = []
+    changes: list[str] = []
+    for number, (step, own) in enumerate(STEPS):
+        names = [change.partition("=")[0] for change in own]
+        changes = [change for change in changes if not change.startswith(tuple(names))] + own
+        run = Path(options["folder"]).absolute() / str(number)
+        train_once(
+            run, f"experiment={options['experiment']}", f"replicas={options['runs']}", "figures=false",
+            *overrides, *changes,
+        )  # fmt: skip
+        for found in read_metrics(run)["runs"]:
+            values = {f"{task}_auroc": value["auroc"] for task, value in found["test"].items()}
+            lines.append({"step": step, "seed": found["seed"], "epoch": found["epoch"]} | values)
+    write_report(pd.DataFrame(lines), describe_rows(read_schema(run)), Path(options["out"]))
+
+
+def write_report(runs: pd.DataFrame, rows: str, out: Path) -> None:
+    """Write all runs, and a line for each step."""
+    tasks = [name for name in runs if name.endswith("_auroc")]
+    values = {task: runs.pivot(index="seed", columns="step", values=task) for task in tasks}
+    lines = []
+    steps = list(runs["step"].unique())
+    for before, step in zip([steps[0], *steps], steps, strict=False):
+        cells = [step]
+        for task in tasks:
+            change = values[task][step] - values[task][before]
+            gain = "-" if step == steps[0] else f"{change.mean():+.4f} ± {half_interval(change):.4f}"
+            cells += [f"{values[task][step].mean():.4f}", gain]
+        lines.append(cells)
+    header = ["step"]
+    for task in tasks:
+        header += [f"{task.removesuffix('_auroc')}: test AUROC", "change"]
+    text = [
+        "# From our training back to the paper's",
+        f"{rows} Each line keeps the changes of the lines above it. The numbers are means over"
+        f" {runs['seed'].nunique()} seeds. A change is the difference from the line above, paired by seed,"
+        " and `±` is half its 95 % interval.",
+        table(header, lines),
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "ablation.md").write_text("\n\n".join(text) + "\n")
+    runs.to_csv(out / "runs.csv", index=False, float_format="%.6f")
+    print("\n\n".join(text))
+
+
+if __name__ == "__main__":
+    main()

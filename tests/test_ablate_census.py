@@ -1,0 +1,32 @@
+"""The script that takes MMoE's training back to what the paper can have had."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import Result
+from omegaconf import OmegaConf
+
+
+@pytest.mark.slow
+def test_each_step_keeps_the_changes_before_it(script: Callable[..., Result]):
+    small = ["runs=2", "folder=work", "out=out", "data.source=sample", "trainer.max_epochs=2"]
+    done = script("ablate_census", *small, "+trainer.limit_train_batches=5")
+    assert done.code == 0, done.err
+    runs = pd.read_csv("out/runs.csv")
+    steps = list(runs["step"].unique())
+    assert len(runs) == 2 * len(steps)
+    configs = [OmegaConf.load(f"work/{number}/config.yaml") for number in range(len(steps))]
+    assert {config.inputs.numeric._target_.rpartition(".")[2] for config in configs[1:]} == {"Standardize"}
+    assert {config.learner.optimizer.lr for config in configs[5:7]} == {1e-3}
+    assert configs[-1].learner.optimizer._target_ == "torch.optim.SGD"
+    assert configs[-1].learner.scheduler is None
+    assert set(runs.loc[runs["step"].isin(steps[6:]), "epoch"]) == {2}  # the last one
+    means = runs.groupby("step", sort=False)["income_auroc"].mean()
+    lines = Path("out/ablation.md").read_text().splitlines()
+    for step, mean in means.items():
+        (line,) = [line for line in lines if line.startswith(f"| {step} |")]
+        assert line.split(" | ")[1] == f"{mean:.4f}"
+    change = means.iloc[1] - means.iloc[0]
+    assert f" | {change:+.4f} ± " in next(line for line in lines if line.startswith(f"| {steps[1]} |"))
