@@ -1,6 +1,7 @@
 """ESMM: conversion over all rows as a product of probabilities."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from mmoe.export import export
 from mmoe.models.inputs import Inputs
 from mmoe.models.shared_bottom import SharedBottom
 from mmoe.tasks import Task
-from mmoe.training.learner import Learner
+from mmoe.training.process_weights import label_totals
 
 CLICK = Binary("clicked", ("1",), name="click")
 BUY = Binary("bought", ("1",), name="buy", where="clicked")
@@ -119,14 +120,11 @@ def test_replicas_and_members_have_the_same_loss():
     torch.testing.assert_close(loss, sum(map(by_hand, members)))
 
 
-def test_processes_sum_the_weights_of_all_rows(monkeypatch: pytest.MonkeyPatch):
-    from types import SimpleNamespace
-
-    learner = Learner(objective([CLICK, BUY]), torch.optim.SGD)
+def test_processes_sum_the_weights_of_all_rows():
     reduced = SimpleNamespace(reduce=lambda values, reduce_op: 3 * values)
-    learner._trainer = SimpleNamespace(world_size=3, strategy=reduced)
+    trainer = SimpleNamespace(world_size=3, strategy=reduced)
     batch = Batch(LEVELS, NUMBERS, LABELS, KNOWN, None, None, None)
-    assert learner._totals(batch, "train").tolist() == [4, 3]
+    assert label_totals(batch, objective([CLICK, BUY]), trainer).tolist() == [4, 3]
 
 
 def test_other_tasks_keep_their_loss():

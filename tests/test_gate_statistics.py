@@ -9,8 +9,7 @@ from conftest import only_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import Train
 
-from mmoe import MMoE
-from mmoe.training.gate_statistics import GateStatistics, dead_units
+from mmoe.training.gate_statistics import GateStatistics
 
 TASKS = ["one", "two"]
 # Two rows, two tasks, three experts.
@@ -51,26 +50,6 @@ def test_a_single_expert_is_not_a_collapse():
     statistics = GateStatistics()
     statistics.update(torch.ones(4, 2, 1))
     assert statistics.summary().describe_collapse(TASKS) is None
-
-
-def test_dead_units():
-    model = MMoE(num_inputs=3, num_tasks=1, num_experts=2, expert_units=(2,), tower_units=(2,))
-    with torch.no_grad():
-        model.weight.zero_()
-        model.bias[:4] = torch.tensor([1.0, -1.0, 1.0, 1.0])
-        model.towers[0].weight.zero_()
-        model.towers[0].bias.fill_(-1)
-
-    class Network(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, levels: torch.Tensor, numbers: torch.Tensor) -> object:
-            return self.model(numbers)
-
-    found = dead_units(Network(), torch.empty(5, 0), torch.randn(5, 3))
-    assert [dead.flatten().tolist() for dead in found.values()] == [[False, True, False, False], [True, True]]
 
 
 def test_training_logs_gate_statistics_every_epoch(train: Train):

@@ -132,7 +132,7 @@ def test_a_run_of_replicas_equals_single_runs(train):
 
 def test_a_replica_that_stopped_early_keeps_its_weights():
     together, _, _ = learners(2)
-    together.patience, together.metric_values = 1, {}
+    together.patience = 1
     together.trainer = type("T", (), {"should_stop": False, "current_epoch": 0})()
     weight = together.objective.parameters_by_name()["network.model.weight"]
     history = []

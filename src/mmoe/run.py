@@ -28,7 +28,7 @@ from mmoe.data.schema import Schema
 from mmoe.errors import UserError, check_integers, check_seeds
 from mmoe.intervals import bootstrap_intervals, sampled_intervals
 from mmoe.models.network import Output
-from mmoe.tasks import gate_column, logit_columns, with_groups
+from mmoe.tasks import gate_column, logit_columns, predictions_of, with_groups
 from mmoe.training import checkpoints, report
 from mmoe.training.monitors import run_blank_rows
 from mmoe.training.precision import trainer_options
@@ -256,7 +256,7 @@ class Run:
             line: dict[str, Any] = {
                 "checkpoint": path.stem,
                 "epoch": min(stored["epoch"] + 1, last) if has_one_epoch else None,
-                "metrics": report.nest_metrics(learner.metric_values)[split],
+                "metrics": report.nest_metrics(learner.results.values)[split],
             }
             if resamples:
                 line["intervals"] = self._intervals(learner, data, split, resamples, seed)
@@ -266,7 +266,7 @@ class Run:
             "rows": data.schema.rows,
             "files": dict(data.schema.files),
             "split": split,
-            "num_rows": learner.num_rows[split],
+            "num_rows": learner.results.num_rows[split],
             "resamples": resamples,
             "checkpoints": found,
         }
@@ -275,21 +275,21 @@ class Run:
         self, learner: Any, data: Any, split: str, resamples: int, seed: int
     ) -> dict[str, dict[str, tuple[float, float]]]:
         """The bootstrap intervals of the last evaluation; of many rows, from a sample of them."""
-        if split not in learner.running:
-            predictions = learner.predictions_of(learner.final_logits[split]).numpy()
+        if split not in learner.results.running:
+            predictions = predictions_of(self.schema.tasks, learner.results.logits[split]).numpy()
             labels, known = labels_of(data, split, predictions.shape[-2])
             masks = None if known is None else known.numpy()
             return bootstrap_intervals(self.schema.tasks, predictions, labels.numpy(), resamples, seed, masks)
-        rows = learner.running[split].sample
+        rows = learner.results.running[split].sample
         return sampled_intervals(
             self.schema.tasks,
-            learner.predictions_of(rows.logits).numpy(),
+            predictions_of(self.schema.tasks, rows.logits).numpy(),
             rows.labels.numpy(),
             resamples,
             seed,
             None if rows.known is None else rows.known.numpy(),
-            learner.num_rows[split],
-            report.nest_metrics(learner.metric_values)[split],
+            learner.results.num_rows[split],
+            report.nest_metrics(learner.results.values)[split],
         )
 
     def check_trust(self, *parts: str) -> None:

@@ -1,6 +1,6 @@
 """Independent copies of a network, trained side by side.
 
-R replicas, M members of an ensemble.
+R replicas.
 """
 
 import copy
@@ -53,31 +53,3 @@ class Replicas(nn.Module):
     def parameters_by_name(self) -> dict[str, Tensor]:
         """The stacked parameters [R, ...] by their names in a single module."""
         return dict(self.stacked.named_parameters())
-
-
-def clip_grad_norm_per_copy(parameters: Sequence[Tensor], max_norm: float, stacked_dims: int = 1) -> None:
-    """Clip the gradients of each copy by its own norm, as torch's `clip_grad_norm_` does for one network.
-
-    Args:
-        parameters: the parameters of all copies, stacked in the first dimensions.
-        max_norm: the largest norm that one copy's gradients may have.
-        stacked_dims: number of stacked dimensions: 1 for replicas [R, ...] or members of an ensemble
-            [M, ...], 2 for replicas of an ensemble [R, M, ...], 0 for a single network.
-    """
-    gradients = [_gradient_values(p) for p in parameters if p.grad is not None]
-    if not gradients:
-        return
-    norms = torch.stack([g.reshape(*g.shape[:stacked_dims], -1).norm(dim=-1) for g in gradients])
-    scale = (max_norm / (norms.norm(dim=0) + 1e-6)).clamp(max=1.0)  # [R], [M] or [R, M]
-    for gradient in gradients:
-        gradient.mul_(scale.view(*scale.shape, *[1] * (gradient.ndim - stacked_dims)))  # [R, 1, ...]
-
-
-def _gradient_values(parameter: Tensor) -> Tensor:
-    """The gradient, or the values of a sparse one, which is coalesced first; they share their memory."""
-    gradient = parameter.grad
-    assert gradient is not None
-    if gradient.is_sparse:
-        parameter.grad = gradient = gradient.coalesce()
-        return gradient.values()
-    return gradient

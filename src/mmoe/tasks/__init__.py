@@ -9,6 +9,9 @@ from dataclasses import MISSING, asdict, fields, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mmoe.data import schema_checks as check
 from mmoe.errors import ArgumentError, UserError
 from mmoe.tasks.classes import Binary, Multiclass
@@ -31,6 +34,12 @@ def logit_columns(tasks: Sequence[Task]) -> list[slice]:
 def logit_names(tasks: Sequence[Task]) -> list[str]:
     """The name of the task that each of the L logits belongs to."""
     return [task.name for task in tasks for _ in range(task.num_outputs)]
+
+
+def predictions_of(tasks: Sequence[Task], logits: Tensor) -> Tensor:
+    """Turn logits [..., L] into probabilities, or values in the label's unit: [..., L] in float64."""
+    columns = zip(tasks, logit_columns(tasks), strict=True)
+    return torch.cat([task.predict(logits[..., own]) for task, own in columns], dim=-1)
 
 
 def validation_metrics(tasks: Sequence[Task]) -> dict[str, bool]:

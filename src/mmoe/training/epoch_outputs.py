@@ -5,6 +5,7 @@ B batch, N rows, T tasks, L logits of all tasks, R replicas.
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,11 @@ class Outputs(NamedTuple):
     def select(self, rows: Tensor) -> "Outputs":
         """The rows at the positions `rows` [K]."""
         return Outputs(*(None if tensor is None else tensor.index_select(-2, rows) for tensor in self))  # type: ignore[arg-type]
+
+    def by_replica(self) -> "list[Outputs]":
+        """The outputs of each replica. Tensors [R, B, ...] hold a part for each, and all share the others."""
+        parts = zip(*(repeat(x) if x is None or x.ndim == 2 else x for x in self), strict=False)
+        return [Outputs(*own) for own in parts]
 
 
 class EpochOutputs:

@@ -1,7 +1,6 @@
-"""Statistics of gate weights, tasks with constant predictions, and dead ReLU units.
+"""Statistics of gate weights.
 
-B batch, N rows, T tasks, U the same tasks again, L logits of all tasks, E experts. With replicas, every shape
-starts with R.
+B batch, T tasks, U the same tasks again, E experts. With replicas, every shape starts with R.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,9 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from mmoe.models.replicas import Replicas
-from mmoe.tasks import Task, logit_columns
 
 POLARISED = 0.9  # a row is polarised if its largest gate weight is above this
 COLLAPSED = 0.9  # a gate has collapsed if its mean weight for one expert is above this
@@ -90,43 +86,3 @@ class GateStatistics:
         summary = GateSummary(*(over_ranks(sums) / rows for sums in self._sums))
         self.rows = 0
         return summary
-
-
-def describe_constant_task(logits: Tensor, tasks: Sequence[Task]) -> str | None:
-    """Describe the first task whose logits, in [N, L], are the same in all rows; None if there is none.
-
-    This happens when all units of a tower are 0 in every row, so no gradient reaches them.
-    """
-    same = (logits.amax(-2) == logits.amin(-2)).reshape(-1, logits.shape[-1])  # [R, L]
-    same = torch.stack([same[:, own].all(-1) for own in logit_columns(tasks)], dim=-1)  # [R, T]
-    if logits.shape[-2] < 2 or not same.any():
-        return None
-    r, t = same.nonzero()[0].tolist()
-    where = f" in replica {r}" if logits.ndim == 3 else ""
-    return f"the predictions of {tasks[t].name}{where} are the same for all validation rows"
-
-
-@torch.inference_mode()
-def dead_units(network: nn.Module, levels: Tensor, numbers: Tensor) -> dict[str, Tensor]:
-    """For each ReLU, by module name, return a mask [units...]: True where a unit is 0 in every row.
-
-    The result is empty for ensembles, because hooks cannot see the units of a single member.
-    """
-    dead: dict[str, Tensor] = {}
-    if any(isinstance(module, Replicas) for module in network.modules()):
-        return dead
-    hooks = []
-    for name, module in network.named_modules():
-        if isinstance(module, nn.ReLU):
-
-            def record(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
-                dead[name] = (output <= 0).all(0)
-
-            hooks.append(module.register_forward_hook(record))
-    try:
-        if hooks:
-            network(levels, numbers)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return dead

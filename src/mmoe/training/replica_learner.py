@@ -9,16 +9,21 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor
 
 from mmoe.balancing.strategies import Strategy
+from mmoe.build import locate
 from mmoe.data.batch import Batch
 from mmoe.errors import ArgumentError, UserError, check_finite, check_integers
 from mmoe.models.replicas import Replicas
 from mmoe.tasks import validation_metrics
+from mmoe.training.checkpoint_callbacks import Best
 from mmoe.training.epoch_outputs import Outputs
+from mmoe.training.epoch_results import EpochResults
 from mmoe.training.learner import Learner
 from mmoe.training.objective import LossAndOutput, Objective, TaskLosses
+from mmoe.training.process_weights import label_totals
 
 SIGNS = {"max": 1, "min": -1}
 # Settings of the callbacks `best` and `early_stopping` that are allowed with replicas.
@@ -54,7 +59,6 @@ class ReplicaLearner(Learner):
             metric, which is impossible because all replicas share one learning rate.
     """
 
-    stacked_dims = 1
     best_value: Tensor
     best_epoch: Tensor
     stop_value: Tensor
@@ -80,6 +84,8 @@ class ReplicaLearner(Learner):
         if self.schedule.follows_validations:
             raise ArgumentError("scheduler: ReduceLROnPlateau follows one metric, and replicas have one each")
         self.objective = Replicas(objectives)
+        self.num_replicas = len(objectives)
+        self.results = EpochResults(objectives[0].tasks, self.num_replicas)
         self.best = copy.deepcopy(self.objective.stacked).requires_grad_(False)
         self.best_monitor = best_monitor or self.monitor
         self.stop_monitor = stop_monitor or self.best_monitor
@@ -109,10 +115,6 @@ class ReplicaLearner(Learner):
     def _first_objective(self) -> Objective:
         return self.objective.stacked  # type: ignore[return-value]
 
-    @property
-    def num_replicas(self) -> int:
-        return len(self.best_epoch)
-
     def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
         """Return the rows unchanged, because replicas use dense inputs."""
         return rows
@@ -123,32 +125,17 @@ class ReplicaLearner(Learner):
         return self.objective(*batch[:5], None, totals, own_rows=has_own_rows)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, stage: str, number: int) -> Tensor:
-        output = self._compute(batch, self._totals(batch, stage))
+        totals = label_totals(batch, self._first_objective, self.trainer) if stage == "train" else None
+        output = self._compute(batch, totals)
         losses, logits, gates = output[:3]
         labels, known = batch.labels, batch.known
         if stage == "train":  # one mean per batch shows where a replica diverged
             logits, labels, known = logits.mean(-2, keepdim=True), labels[..., :1, :], None
-        self._keep(stage, number, Outputs(logits.detach(), labels, known, batch.groups))
-        if stage == "val" and gates.shape[-1]:
-            self.gates.update(gates)
+        outputs = Outputs(logits.detach(), labels, known, batch.groups)
+        self.results.add(stage, number, outputs, self.trainer)
+        if stage == "val":
+            self.statistics.add(gates)
         return self._training_loss(batch, output) if stage == "train" else losses
-
-    def _log_metrics(self, stage: str) -> None:
-        outputs = self._finish_epoch(stage)
-        if outputs is None:
-            self._log_values(self.running[stage].compute(stage))
-            return
-        replicas = len(outputs.logits)
-        by_replica = (  # each of [R, N, ...]
-            [None] * replicas if tensor is None else tensor.expand(replicas, -1, -1) for tensor in outputs
-        )
-        metrics = [self.metrics(stage, *parts) for parts in zip(*by_replica, strict=True)]
-        self._log_values({name: torch.stack([one[name] for one in metrics]) for name in metrics[0]})
-
-    def _log_values(self, values: dict[str, Tensor]) -> None:
-        """Keep metrics [R], and log their means."""
-        self.metric_values |= values
-        self.log_epoch({name: value.mean() for name, value in values.items()}, self.monitor)
 
     def on_train_epoch_end(self) -> None:
         self._finish_epoch("train")  # checks that the logits are finite
@@ -158,18 +145,9 @@ class ReplicaLearner(Learner):
         super().on_validation_epoch_end()
         if self.is_in_training:
             self._keep_best(
-                self.best_sign * self.metric_values[self.best_monitor],
-                self.stop_sign * self.metric_values[self.stop_monitor],
+                self.best_sign * self.results.values[self.best_monitor],
+                self.stop_sign * self.results.values[self.stop_monitor],
             )
-
-    def _bad_weights(self) -> Tensor:
-        """[R, L], True in all logits of a replica that has a weight that is not finite."""
-        finite = [weight.isfinite().flatten(1).all(1) for weight in self.objective.parameters()]
-        return ~torch.stack(finite).all(0)[:, None].expand(-1, len(self._logit_names))
-
-    def _dead_units(self) -> dict[str, Tensor]:
-        """Empty, because hooks cannot see the units of a single replica."""
-        return {}
 
     def _keep_best(self, value: Tensor, stop_value: Tensor) -> None:
         """Copy the weights of replicas whose value [R] is their best, and count validations without a gain.
@@ -209,16 +187,18 @@ def replica_callback_arguments(config: DictConfig) -> dict[str, Any]:
     def setting(key: str, default: Any) -> Any:
         return OmegaConf.select(config, f"callbacks.{key}", default=default)
 
-    for name, target, known in (
-        ("best", "mmoe.training.checkpoint_callbacks.Best", REPLICA_BEST_KEYS),
-        ("early_stopping", "pytorch_lightning.callbacks.EarlyStopping", REPLICA_STOP_KEYS),
+    for name, kind, known in (
+        ("best", Best, REPLICA_BEST_KEYS),
+        ("early_stopping", EarlyStopping, REPLICA_STOP_KEYS),
     ):
         node: Any = OmegaConf.select(config, f"callbacks.{name}") or {}
         for key in node:
             if key not in known:
                 raise UserError(f"callbacks.{name}.{key}: replicas do not have it; leave it out")
-        if node and node._target_ != target:
-            raise UserError(f"callbacks.{name}._target_={node._target_}: must be {target} for replicas")
+        if node and locate(node._target_, f"callbacks.{name}") is not kind:
+            raise UserError(
+                f"callbacks.{name}._target_={node._target_}: must be {kind.__name__} for replicas"
+            )
     chosen = {
         "best_monitor": setting("best.monitor", config.monitor),
         "best_mode": setting("best.mode", config.get("monitor_mode")),

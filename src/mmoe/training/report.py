@@ -57,7 +57,7 @@ def metrics(
     batch_size = getattr(training.data, "batch_size", None) or throughput.batch_rows
     found = {
         "rows": schema.rows,
-        "num_rows": {split: count for split, count in learner.num_rows.items() if split != "train"},
+        "num_rows": {split: count for split, count in learner.results.num_rows.items() if split != "train"},
         "seed": config.seed,
         "monitor": monitor,
         "epoch": min(epoch, trainer.current_epoch),
@@ -70,10 +70,10 @@ def metrics(
         "learning_rate": trainer.optimizers[0].defaults.get("lr"),
         "samples_per_second": speed and speed * trainer.world_size,
         "seconds": seconds,
-        **nest_metrics(learner.metric_values),
+        **nest_metrics(learner.results.values),
     }
     if config.replicas > 1:
-        found |= replica_results(learner.metric_values, config.seed, learner.chosen_epochs)
+        found |= replica_results(learner.results.values, config.seed, learner.chosen_epochs)
     return found
 
 

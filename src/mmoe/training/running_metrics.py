@@ -42,10 +42,8 @@ class RunningMetrics:
         self.bad = self.bad | bad.cpu()
         if bad.any():
             return
-        for replica, metrics in enumerate(self.metrics):
-            own = outputs
-            if self.has_replicas:
-                own = Outputs(*(x if x is None or x.ndim == 2 else x[replica] for x in outputs))  # type: ignore[arg-type]
+        parts = outputs.by_replica() if self.has_replicas else [outputs]
+        for metrics, own in zip(self.metrics, parts, strict=True):
             metrics.to(own.logits.device)
             metrics.update(*own)
         if keeps_sample:

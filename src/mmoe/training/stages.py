@@ -21,6 +21,7 @@ from mmoe.data.loader import RowLoader
 from mmoe.data.shards import ShardedRows
 from mmoe.errors import USER_ERROR, UserError
 from mmoe.models.network import Output
+from mmoe.tasks import predictions_of
 from mmoe.training import checkpoints, report
 from mmoe.training.divergence import Diverged, write_batches
 from mmoe.training.lightning_speedups import flush_denormals
@@ -95,7 +96,7 @@ def restore_best(training: Training, folder: Path) -> tuple[int, str | None]:
 def test(training: Training) -> None:
     """Compute validation and test metrics; limit_val_batches=0 or limit_test_batches=0 skips one."""
     trainer, data, learner = training.trainer, training.data, training.learner
-    learner.metric_values.clear()
+    learner.results.values.clear()
     loggers, trainer.loggers = trainer.loggers, []  # this epoch's validation is already logged
     if trainer.limit_val_batches:
         trainer.validate(learner, data, verbose=False)
@@ -112,19 +113,19 @@ def test_predictions(training: Training) -> tuple[Iterator[pd.DataFrame], Output
     because other processes tested some of them. The first process then predicts the rows again.
     """
     learner, data = training.learner, training.data
-    count = learner.num_rows.get("test", 0)
+    count = learner.results.num_rows.get("test", 0)
     if not count:
         return iter(()), None
-    if training.trainer.world_size > 1 or "test" in learner.running:
+    if training.trainer.world_size > 1 or "test" in learner.results.running:
         learner.to(training.trainer.strategy.root_device)
         return _predict_again(learner, data, count), None
-    logits = learner.final_logits["test"]
+    logits = learner.results.logits["test"]
     output = None
     if not learner.has_replicas:
         output = Output(logits.float(), torch.cat(learner.test_gates).float())
     positions = torch.cat([positions for _, positions in _test_rows(data)])[:count]
     labels, known = labels_of(data, "test", count)
-    predicted = learner.predictions_of(logits)
+    predicted = predictions_of(data.schema.tasks, logits)
     return iter([report.predictions(data.schema.tasks, positions, labels, known, predicted)]), output
 
 

@@ -1,0 +1,43 @@
+"""Weights of losses with which several processes compute the gradient of all their rows together.
+
+DDP averages the gradients of processes, however many rows each of them has.
+
+B batch, T tasks, R replicas.
+"""
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from mmoe.data.batch import Batch
+from mmoe.training.objective import Objective, loss_weights
+
+
+def label_totals(batch: Batch, objective: Objective, trainer: pl.Trainer) -> Tensor | None:
+    """The weights of labels, summed over processes and divided by their number: [T], or [R, T].
+
+    These are the `totals` of an objective. None: its own rows suffice.
+    """
+    if trainer.world_size == 1 or not _has_weights(batch):
+        return None
+    _, known = objective.labels_in_loss(batch.labels, batch.known)
+    weights = loss_weights(known, batch.weights)
+    assert weights is not None
+    reduced: Tensor = trainer.strategy.reduce(weights.sum(-2), reduce_op="sum")
+    return reduced / trainer.world_size
+
+
+def process_weight(batch: Batch, trainer: pl.Trainer) -> Tensor | None:
+    """The factor that weights this process's mean loss by its rows. None: it is 1.
+
+    Without weights of labels, processes differ only in the last batch, by their number of rows.
+    """
+    if trainer.world_size == 1 or not trainer.is_last_batch or _has_weights(batch):
+        return None
+    rows = torch.tensor(float(batch.labels.shape[-2]), device=trainer.strategy.root_device)
+    return rows * trainer.world_size / trainer.strategy.reduce(rows.clone(), reduce_op="sum")
+
+
+def _has_weights(batch: Batch) -> bool:
+    """Whether the labels of a batch have different weights in the loss."""
+    return batch.known is not None or batch.weights is not None
