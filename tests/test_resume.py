@@ -14,9 +14,11 @@ import pytorch_lightning as pl
 import torch
 from conftest import OPTIONS, balanced_table
 from filelock import FileLock
+from omegaconf import OmegaConf
 
 from mmoe.train import main as train_main
 from mmoe.training.checkpoint_callbacks import Last
+from mmoe.training.resume import _rename_csv_logs
 
 
 def train_until(actions: Mapping[int, Callable[[], object]]) -> None:
@@ -164,6 +166,15 @@ def test_the_log_of_before_stays(train: Callable):
     assert train("resume=cut").code == 0
     assert Path("cut/csv/metrics.csv").read_text() == before
     assert "val/income/auroc" in Path("cut/csv_2/metrics.csv").read_text()
+
+
+def test_every_csv_logger_gets_a_new_folder(tmp_path: Path):
+    (tmp_path / "v[1]").mkdir()
+    logger = {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": str(tmp_path), "name": ""}
+    config = OmegaConf.create({"mine": {**logger, "version": "v[1]"}, "numbered": logger})
+    _rename_csv_logs(config)
+    assert config.mine.version == "v[1]_2"
+    assert "version" not in config.numbered
 
 
 def test_other_rows_are_refused(train: Callable, census_dir: Path):

@@ -20,6 +20,7 @@ from mmoe.models.network import Network
 from mmoe.tasks import validation_metrics
 from mmoe.training.checkpoint_callbacks import AtomicCheckpointIO
 from mmoe.training.known_labels import check_known_labels
+from mmoe.training.learner import Learner
 from mmoe.training.monitors import (
     check_callbacks,
     check_monitor,
@@ -89,7 +90,7 @@ def build_learner(config: Any, schema: Schema) -> Any:
         options = {"balance": balance} if balance else {}  # a learner of the user's may not have it
         learner = build(config, "learner", objective=objectives[0], **options)
     else:
-        if config.learner._target_ != "mmoe.training.learner.Learner":
+        if locate(config.learner._target_, "learner") is not Learner:
             rule = "must be mmoe.training.learner.Learner for replicas"
             raise UserError(f"learner._target_={config.learner._target_}: {rule}")
         target = {"learner": {"_target_": "mmoe.training.replica_learner.ReplicaLearner"}}

@@ -6,16 +6,18 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import CSVLogger
 
 from mmoe import run_folder
 from mmoe.analysis.figures import has_all_figures, write_figures
 from mmoe.atomic import remove_abandoned, remove_if_empty
-from mmoe.build import built_packages
+from mmoe.build import built_packages, locate
 from mmoe.data.schema import Schema
 from mmoe.errors import Stopped, UserError, exit_code
 from mmoe.run import load
@@ -85,7 +87,7 @@ def resume(run: Path, hydra_folder: Path, overrides: list[str], given: DictConfi
             config.trainer.pop(key, None)
             config.trainer.update({key: given.trainer[key]} if key in given.trainer else {})
     config.trainer.update(longer)
-    _rename_csv_logs(folder, config.get("logger"))
+    _rename_csv_logs(config.get("logger"))
     return folder, config
 
 
@@ -111,13 +113,20 @@ def _check_longer(run: Path, longer: dict[str, Any], config: DictConfig) -> None
         raise UserError(f"resume={run}: {ended}, and would end it again")
 
 
-def _rename_csv_logs(folder: Path, logger: Any) -> None:
-    """Give CSV loggers a new folder, because they would delete the files in the old one."""
+def _rename_csv_logs(logger: Any) -> None:
+    """Give CSV loggers a new folder, because they would delete the files in the old one.
+
+    Without a `version`, they choose a new folder themselves.
+    """
     if isinstance(logger, DictConfig):
-        if logger.get("version") == "csv":
-            logger.version = f"csv_{len(list(folder.glob('csv*'))) + 1}"
+        kind = locate(logger._target_, "logger") if "_target_" in logger else None
+        if isinstance(kind, type) and issubclass(kind, CSVLogger) and logger.get("version") is not None:
+            before = Path(logger.save_dir, logger.get("name", "lightning_logs") or "").glob(
+                f"{escape(str(logger.version))}*"
+            )
+            logger.version = f"{logger.version}_{len(list(before)) + 1}"
         for child in logger.values():
-            _rename_csv_logs(folder, child)
+            _rename_csv_logs(child)
 
 
 def is_complete(folder: Path, config: DictConfig) -> bool:
