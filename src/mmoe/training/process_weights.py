@@ -34,7 +34,7 @@ def process_weight(batch: Batch, trainer: pl.Trainer) -> Tensor | None:
     """
     if trainer.world_size == 1 or not trainer.is_last_batch or _has_weights(batch):
         return None
-    rows = torch.tensor(float(batch.labels.shape[-2]), device=trainer.strategy.root_device)
+    rows = torch.tensor(float(batch.labels.shape[-2]), device=batch.labels.device)
     return rows * trainer.world_size / trainer.strategy.reduce(rows.clone(), reduce_op="sum")
 
 
