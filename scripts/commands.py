@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from mmoe import CONF_DIR
-from mmoe.run_folder import has_ended
+from mmoe.training.run_folder import has_ended
 
 
 def compose_config(*overrides: str) -> DictConfig:

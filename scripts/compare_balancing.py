@@ -28,8 +28,8 @@ from tables import table
 
 from mmoe import CONF_DIR
 from mmoe.intervals import half_interval
-from mmoe.run_folder import read_metrics, read_schema
 from mmoe.tasks import validation_metrics
+from mmoe.training.run_folder import read_metrics, read_schema
 
 TABLES = f"hydra.searchpath=[file://{Path(__file__).parent.absolute() / 'other_tables'}]"
 LARGE_BATCHES = "data.batch_size=1024"  # a third of the time of batches of 256

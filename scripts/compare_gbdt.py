@@ -39,7 +39,7 @@ from mmoe import CONF_DIR, load
 from mmoe.build import build
 from mmoe.data.splits import Dataset
 from mmoe.intervals import half_interval
-from mmoe.training.metrics import TaskMetrics
+from mmoe.training.task_metrics import TaskMetrics
 
 DEFAULTS = {
     "features": "paper,all", "experiments": "census,census_best,census_best_ensemble", "runs": "10",

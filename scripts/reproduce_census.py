@@ -35,8 +35,8 @@ from tables import describe_rows, table
 from mmoe import Schema
 from mmoe.build import build
 from mmoe.intervals import half_interval
-from mmoe.run_folder import has_ended, read_metrics, read_schema
 from mmoe.training.preparation import build_network
+from mmoe.training.run_folder import has_ended, read_metrics, read_schema
 
 PAPER = (
     "single_task", "shared_bottom", "l2_constrained", "cross_stitch", "tensor_factorization", "omoe", "mmoe",

@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from mmoe.data.synthetic_generator import RowGenerator
 from mmoe.intervals import half_interval
-from mmoe.run_folder import has_ended, read_metrics, read_table
+from mmoe.training.run_folder import has_ended, read_metrics, read_table
 
 DEFAULTS = {
     "figure": None, "runs": "200", "rates": "1e-4,1e-3,1e-2", "trials": "20", "cosines": "0.5,0.9,1",

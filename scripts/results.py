@@ -24,7 +24,7 @@ from tables import describe_rows, table
 
 from mmoe.analysis.drawing import COLOURS, LINES
 from mmoe.intervals import half_interval
-from mmoe.run_folder import read_metrics, read_schema
+from mmoe.training.run_folder import read_metrics, read_schema
 
 # The overrides of each run.
 RUNS = {

@@ -17,12 +17,12 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics.functional.classification import binary_auroc
 
-from mmoe import analysis, load, run_folder
+from mmoe import analysis, load
 from mmoe.analysis.ablation import _masking, gate_layer
 from mmoe.analysis.gates import subgroups
 from mmoe.errors import UserError
 from mmoe.run import compute_outputs
-from mmoe.training import checkpoints
+from mmoe.training import checkpoints, run_folder, stored_config
 
 Train = Callable[..., Result]
 SHARE = {"Female": 0.25, "Male": 0.6}  # of expert 1 in the gate of income; marital's is even
@@ -338,10 +338,10 @@ def test_a_sweep_of_seeds_alone_and_of_two_keys(train: Train):
 def test_the_smallest_loss_comes_first_without_a_mode_of_the_callback(smoke_run: Path):
     for i, loss in enumerate((0.3, 0.1, 0.2)):
         shutil.copytree(smoke_run, f"sweep/{i}")
-        content = OmegaConf.create(run_folder.stored_config(smoke_run))
+        content = OmegaConf.create(stored_config.read_plain_config(smoke_run))
         content.model.num_experts, content.monitor, content.monitor_mode = i + 1, "val/income/log_loss", "min"
         content.callbacks = {"best": {"_target_": "mmoe.training.checkpoint_callbacks.Best"}}
-        run_folder.write_config(Path(f"sweep/{i}"), run_folder.to_yaml(content))
+        stored_config.write_config(Path(f"sweep/{i}"), stored_config.to_yaml(content))
         metrics = run_folder.read_metrics(smoke_run) | {"monitor": "val/income/log_loss"}
         metrics["val"]["income"]["log_loss"] = loss
         Path(f"sweep/{i}/metrics.json").write_text(json.dumps(metrics))
@@ -354,9 +354,9 @@ def test_a_sweep_by_a_metric_that_is_not_in_the_results(
 ):
     for i, experts in enumerate((8, 2, 4)):
         shutil.copytree(smoke_run, f"sweep/{i}")
-        content = OmegaConf.create(run_folder.stored_config(smoke_run))
+        content = OmegaConf.create(stored_config.read_plain_config(smoke_run))
         content.model.num_experts, content.trust, content.callbacks = experts, [f"package_{i}"], None
-        run_folder.write_config(Path(f"sweep/{i}"), run_folder.to_yaml(content))
+        stored_config.write_config(Path(f"sweep/{i}"), stored_config.to_yaml(content))
         metrics = run_folder.read_metrics(smoke_run) | {"monitor": monitor}
         Path(f"sweep/{i}/metrics.json").write_text(json.dumps(metrics))
     table = analysis.sweep_table("sweep")

@@ -21,7 +21,6 @@ from mmoe.balancing.balancer import Balancer, RunningMean
 from mmoe.balancing.shared_entries import shared_entries
 from mmoe.balancing.strategies import Constant
 from mmoe.balancing.task_gradients import TaskGradients
-from mmoe.build import check_targets
 from mmoe.data.schema import Categorical, Numeric
 from mmoe.errors import UserError
 from mmoe.models.cross_stitch import CrossStitch
@@ -31,6 +30,7 @@ from mmoe.models.mmoe import OMoE
 from mmoe.models.ple import PLE
 from mmoe.models.single_task import SingleTask
 from mmoe.tasks import Binary, logit_columns
+from mmoe.training.trust import check_targets
 
 STRATEGIES = sorted(path.stem for path in (CONF_DIR / "balance").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (CONF_DIR / "model").glob("*.yaml"))

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmoe import analysis, load, run_folder
+from mmoe import analysis, load
 from mmoe.analysis.figures import plots_of
 from mmoe.data.census_files import SAMPLE_DIR
 from mmoe.errors import UserError
 from mmoe.extract import extract
-from mmoe.training import checkpoints
+from mmoe.training import checkpoints, run_folder, stored_config
 
 ROWS = SAMPLE_DIR / "census-income.test.gz"
 COMMANDS = {
@@ -254,7 +254,7 @@ def test_a_replica_without_validation_and_test_is_extracted(
         assert done.code == 0, done.err
         assert load(out).network()
         assert run_folder.read_table(Path(out), "history.csv").empty
-        assert run_folder.stored_config(Path(out))["seed"] == 1
+        assert stored_config.read_plain_config(Path(out))["seed"] == 1
         assert not Path(out, "predictions.parquet").exists()
     assert Path("full/notes.txt").read_text() == "mine"
     assert not list(Path().glob(".*.part"))

@@ -18,9 +18,10 @@ from omegaconf import OmegaConf
 from scipy.special import logit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmoe import load, run_folder
+from mmoe import load
 from mmoe.tasks import Binary
-from mmoe.training.metrics import TaskMetrics
+from mmoe.training import stored_config
+from mmoe.training.task_metrics import TaskMetrics
 
 QUICK = ["experiment=smoke", "figures=false", "trainer.max_epochs=1"]
 STEPS = "+trainer.limit_train_batches=6"
@@ -134,7 +135,7 @@ def test_a_run_goes_on_with_another_number_of_processes(before: str, after: str)
     (cut / "metrics.json").unlink()
     config = OmegaConf.load(cut / "config.yaml")
     del config.trainer["max_steps"]
-    (cut / "config.yaml").write_text(run_folder.to_yaml(config))
+    (cut / "config.yaml").write_text(stored_config.to_yaml(config))
     done = run("resume=cut", f"trainer={after}")
     assert done.returncode == 0, done.stderr
     assert metrics_of(cut)["processes"] == {"cpu": 1, "ddp_cpu": 2}[after]

@@ -13,7 +13,7 @@ import pytest
 from conftest import OPTIONS
 from test_resume import assert_equal_runs, train_until
 
-from mmoe.cli import errors_on_one_line
+from mmoe.cli.exits import errors_on_one_line
 from mmoe.data.census_files import SAMPLE_DIR, find_files
 from mmoe.evaluate import main as evaluate_main
 from mmoe.predict import main as predict_main

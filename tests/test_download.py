@@ -532,7 +532,7 @@ def test_a_full_disk_is_not_a_broken_archive(served: tuple[Path, str, list[str]]
     write_archive(folder / "census.zip", dict(whole()))
     script = (
         "import resource; from pathlib import Path\n"
-        "from mmoe.data import census_files; from mmoe.cli import errors_on_one_line\n"
+        "from mmoe.data import census_files; from mmoe.cli.exits import errors_on_one_line\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
         f"with errors_on_one_line(): census_files.find_files(None, 'auto', '{url}/census.zip', Path('cache'))"
     )

@@ -11,7 +11,7 @@ from conftest import sample_lines
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from mmoe import run_folder
+from mmoe.training import stored_config
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_a_crafted_folder_runs_nothing(evaluate, smoke_run: Path):
     shutil.copytree(smoke_run, "crafted")
     config = OmegaConf.load("crafted/config.yaml")
     config.learner.optimizer._target_ = "os.system"
-    Path("crafted/config.yaml").write_text(run_folder.to_yaml(config))
+    Path("crafted/config.yaml").write_text(stored_config.to_yaml(config))
     result = evaluate("run=crafted")
     assert result.code == 2
     assert "learner.optimizer._target_=os.system: a run folder may build" in result.err

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 import mmoe
 from mmoe.data.table import TableData
 from mmoe.errors import ArgumentError, UserError
-from mmoe.training.grouped_auroc import GroupedAUROC, grouped_auroc
+from mmoe.metrics.grouped_auroc import GroupedAUROC, grouped_auroc
 
 
 def weighted_mean(group: np.ndarray, label: np.ndarray, probability: np.ndarray) -> float:

@@ -9,8 +9,9 @@ import torch
 from test_metrics import KINDS, rows_of_all_kinds
 
 from mmoe import intervals
+from mmoe.metrics import resampled
 from mmoe.tasks import Binary, Regression, logit_columns
-from mmoe.training.metrics import TaskMetrics
+from mmoe.training.task_metrics import TaskMetrics
 
 BINARY, NUMBER = Binary("c", ("x",), name="one"), Regression("c", name="two")
 
@@ -37,8 +38,8 @@ def test_the_metrics_of_a_resample_equal_those_of_its_rows(ties: bool):
     (counts,) = intervals.draw_rows(400, 5, seed=1)
     assert counts.shape == (5, 400)
     assert (counts.sum(1) == 400).all()
-    one = intervals.BinaryMetrics(1 / (1 + np.exp(-logits[:, 0])), labels[:, 0])(counts)
-    two = intervals.RegressionMetrics(logits[:, 1], labels[:, 1])(counts)
+    one = resampled.ResampledBinary(1 / (1 + np.exp(-logits[:, 0])), labels[:, 0])(counts)
+    two = resampled.ResampledRegression(logits[:, 1], labels[:, 1])(counts)
     for k in range(5):
         index = np.repeat(np.arange(400), counts[k])
         drawn = TaskMetrics([BINARY, NUMBER])("x", torch.tensor(logits[index]), torch.tensor(labels[index]))
@@ -73,14 +74,14 @@ def test_an_offset_does_not_change_regression_metrics():
     label = random.choice([-1.0, 1.0], 400)
     number = label + random.choice([-0.5, 0.5], 400)
     counts = next(iter(intervals.draw_rows(400, 20, 0)))
-    near = intervals.RegressionMetrics(number, label)(counts)
+    near = resampled.ResampledRegression(number, label)(counts)
     for offset in (1e5, 1e7):
-        far = intervals.RegressionMetrics(
+        far = resampled.ResampledRegression(
             (number + offset).astype(np.float32), (label + offset).astype(np.float32)
         )(counts)
         if offset == 1e5:
             np.testing.assert_allclose(far["r2"], near["r2"], atol=1e-6)
-        exact = intervals.RegressionMetrics(number + offset, label + offset)(counts)
+        exact = resampled.ResampledRegression(number + offset, label + offset)(counts)
         np.testing.assert_allclose(exact["r2"], near["r2"], atol=1e-6)
         np.testing.assert_allclose(exact["mse"], near["mse"], atol=1e-6)
 
@@ -93,14 +94,14 @@ def test_equal_labels_have_no_r2(label: float):
     assert np.isnan(found["r2"]).all()
     assert found["mse"][0] > 0
     counts = np.array([[3, 0, 0], [1, 1, 1]])  # the first resample has only one label
-    r2 = intervals.RegressionMetrics(np.array([0.1, 0.2, 0.3]), np.array([0.1, 0.3, 0.7]))(counts)["r2"]
+    r2 = resampled.ResampledRegression(np.array([0.1, 0.2, 0.3]), np.array([0.1, 0.3, 0.7]))(counts)["r2"]
     assert np.isnan(r2).tolist() == [True, False]
 
 
 @pytest.mark.filterwarnings("error")
 def test_probabilities_of_0_and_1_and_a_single_class():
     p, y = np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.0, 1.0, 0.0, 1.0])
-    found = intervals.BinaryMetrics(p, y)(np.array([[1, 1, 0, 0], [1, 1, 1, 1], [2, 0, 2, 0]]))
+    found = resampled.ResampledBinary(p, y)(np.array([[1, 1, 0, 0], [1, 1, 1, 1], [2, 0, 2, 0]]))
     assert found["log_loss"].tolist() == [0, 50, 50]
     assert found["auroc"][:2].tolist() == [1, 0.5]
     assert np.isnan(found["auroc"][2])
@@ -146,7 +147,7 @@ def test_resamples_of_all_kinds_with_unknown_labels():
 
 @pytest.mark.filterwarnings("error")
 def test_a_resample_with_one_class_has_no_area():
-    measure = intervals.MulticlassMetrics(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]))
+    measure = resampled.ResampledMulticlass(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]))
     found = measure(np.array([[1, 1], [2, 0]]))
     assert np.isnan(found["auroc"]).tolist() == [False, True]
     assert found["accuracy"].tolist() == [1, 1]

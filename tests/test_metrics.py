@@ -8,8 +8,9 @@ import torch
 from sklearn import metrics as sk
 from torch import Tensor
 
+from mmoe.metrics.exact import R2, RowMean, log_loss
 from mmoe.tasks import Binary, Count, Multiclass, Regression, Task
-from mmoe.training.metrics import R2, RowMean, TaskMetrics, log_loss
+from mmoe.training.task_metrics import TaskMetrics
 
 
 def tasks(*names: str) -> list[Task]:

@@ -12,7 +12,7 @@ from mmoe.data.fit_schema import fit_schema
 from mmoe.models.exported import ExportedNetwork
 from mmoe.models.inputs import Inputs
 from mmoe.tasks import Binary, Regression, Task
-from mmoe.training.metrics import TaskMetrics
+from mmoe.training.task_metrics import TaskMetrics
 
 
 def frame(count: int = 4000) -> pd.DataFrame:

@@ -5,11 +5,12 @@ import torch
 from conftest import config
 from omegaconf import OmegaConf
 
-from mmoe import atomic, load, run_folder
-from mmoe.build import build, check_targets
+from mmoe import atomic, load
+from mmoe.build import build
 from mmoe.errors import UserError
-from mmoe.training import checkpoints
+from mmoe.training import checkpoints, run_folder, stored_config
 from mmoe.training.preparation import build_network
+from mmoe.training.trust import check_targets
 
 MONITOR = ("monitor=val/income/auroc", "monitor_mode=max")  # a run stores the monitor of its tasks
 
@@ -39,7 +40,7 @@ def test_a_network_comes_back_from_its_folder_alone(tmp_path: Path):
     )
     data = build(c, "data")
     network = build_network(c, data.schema).eval()
-    run_folder.start(tmp_path, run_folder.portable_yaml(c), data.schema)
+    run_folder.start(tmp_path, stored_config.portable_yaml(c), data.schema)
     (tmp_path / "checkpoints").mkdir()
     state = {f"objective.network.{name}": value for name, value in network.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "checkpoints/best.ckpt")
@@ -58,7 +59,7 @@ def test_a_configuration_may_only_build_trusted_classes(tmp_path: Path, target: 
     c = config("data.source=sample", "callbacks=null", "logger=none", *MONITOR)
     schema = build(c, "data").schema
     c.inputs.numeric = {"_target_": target, "_partial_": True}
-    run_folder.start(tmp_path, run_folder.portable_yaml(c), schema)
+    run_folder.start(tmp_path, stored_config.portable_yaml(c), schema)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/best.ckpt").touch()
     with pytest.raises(UserError, match=f"^inputs.numeric._target_={target}: a run folder may build modules"):
@@ -80,9 +81,9 @@ def plain(*overrides: str) -> dict:
 def test_a_folder_holds_one_run(tmp_path: Path):
     c = config("data.source=sample", "callbacks=null", "logger=none", *MONITOR)
     schema = build(c, "data").schema
-    run_folder.start(tmp_path, run_folder.portable_yaml(c), schema)
+    run_folder.start(tmp_path, stored_config.portable_yaml(c), schema)
     with pytest.raises(ValueError, match="must not hold a run already"):
-        run_folder.start(tmp_path, run_folder.portable_yaml(c), schema)
+        run_folder.start(tmp_path, stored_config.portable_yaml(c), schema)
 
 
 def test_a_folder_without_a_run(tmp_path: Path):
@@ -93,23 +94,23 @@ def test_a_folder_without_a_run(tmp_path: Path):
 @pytest.fixture(scope="module")
 def whole() -> str:
     """The text of a config.yaml."""
-    return run_folder.portable_yaml(config("experiment=smoke", "logger=tensorboard", *MONITOR))
+    return stored_config.portable_yaml(config("experiment=smoke", "logger=tensorboard", *MONITOR))
 
 
 def stored(text: str) -> dict:
     Path("run").mkdir(exist_ok=True)
     Path("run/config.yaml").write_text(text)
-    return run_folder.stored_config(Path("run"))
+    return stored_config.read_plain_config(Path("run"))
 
 
 def test_a_configuration_is_read_back_and_a_cut_one_is_refused(whole: str):
     assert OmegaConf.create(stored(whole)) == OmegaConf.create(whole)
-    assert run_folder.to_yaml(OmegaConf.create(stored(whole))) == whole
+    assert stored_config.to_yaml(OmegaConf.create(stored(whole))) == whole
     for size in [*range(0, len(whole) - 30, 97), *range(len(whole) - 30, len(whole) - 1)]:
         with pytest.raises(UserError, match=r"^run/config\.yaml: damaged"):
             stored(whole[:size])
     with pytest.raises(AssertionError):
-        run_folder.write_config(Path("run"), whole[:-3])
+        stored_config.write_config(Path("run"), whole[:-3])
 
 
 @pytest.mark.parametrize(
@@ -125,19 +126,19 @@ def test_a_configuration_is_read_back_and_a_cut_one_is_refused(whole: str):
 def test_a_part_of_the_wrong_kind_is_named(whole: str, key: str, value: str):
     changed = OmegaConf.create(whole)
     changed[key] = "(changed)"
-    text = run_folder.to_yaml(changed).replace("(changed)", value)
+    text = stored_config.to_yaml(changed).replace("(changed)", value)
     with pytest.raises(UserError, match=rf"^run/config\.yaml, {key}[.=:].*must ") as caught:
         stored(text)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=rf"^run/config\.yaml, {key}"):
-        run_folder.read_config(Path("run"))
+        stored_config.read_config(Path("run"))
 
 
 def test_a_part_that_is_missing_is_named_and_some_may_be(whole: str):
     content = OmegaConf.to_container(OmegaConf.create(whole), resolve=False)
-    required = [*run_folder.REQUIRED_PARTS, "callbacks", "monitor", "seed", "replicas"]
+    required = [*stored_config.REQUIRED_PARTS, "callbacks", "monitor", "seed", "replicas"]
     for key in content:
-        text = run_folder.to_yaml(OmegaConf.create({k: v for k, v in content.items() if k != key}))
+        text = stored_config.to_yaml(OmegaConf.create({k: v for k, v in content.items() if k != key}))
         if key in required:
             with pytest.raises(UserError, match=rf"^run/config\.yaml, {key}: is missing"):
                 stored(text)
@@ -151,7 +152,7 @@ def test_a_part_that_is_missing_is_named_and_some_may_be(whole: str):
     }.items():
         changed = OmegaConf.create(whole)
         OmegaConf.update(changed, key, value)
-        stored(run_folder.to_yaml(changed))
+        stored(stored_config.to_yaml(changed))
 
 
 @pytest.mark.parametrize(
@@ -179,17 +180,17 @@ def test_the_folder_may_stand_in_another_interpolation(whole: str, monkeypatch: 
     changed = OmegaConf.create(whole)
     changed.data.dir = "${oc.env:ML,${hydra:runtime.output_dir}/ml}"
     monkeypatch.delenv("ML", raising=False)
-    assert stored(run_folder.portable_yaml(changed))["data"]["dir"] == f"{run_folder.FOLDER}/ml"
+    assert stored(stored_config.portable_yaml(changed))["data"]["dir"] == f"{stored_config.FOLDER}/ml"
     monkeypatch.setenv("ML", "elsewhere")
-    assert stored(run_folder.portable_yaml(changed))["data"]["dir"] == "elsewhere"
+    assert stored(stored_config.portable_yaml(changed))["data"]["dir"] == "elsewhere"
 
 
 def test_the_path_of_a_folder_is_never_resolved(whole: str):
     folder = Path("a${oc.env:HOME}b")
     folder.mkdir()
-    run_folder.write_config(folder, whole)
+    stored_config.write_config(folder, whole)
     with pytest.raises(UserError, match=r"a\$\{oc.env:HOME\}b: must not hold \$\{, which begins"):
-        run_folder.read_config(folder)
+        stored_config.read_config(folder)
 
 
 def test_a_lock_is_removed_while_it_is_held(monkeypatch: pytest.MonkeyPatch):
@@ -227,9 +228,9 @@ def test_a_history_may_be_empty(text: str):
 
 
 def test_a_run_is_recognised_although_its_monitor_was_left_open(smoke_run: Path):
-    folder = run_folder.stored_config(smoke_run)
+    folder = stored_config.read_plain_config(smoke_run)
     open_one = OmegaConf.create(folder | {"monitor": None, "monitor_mode": None})
     assert folder["monitor"] == "val/income/auroc"
-    assert run_folder.is_run_of(smoke_run, open_one)
-    assert not run_folder.is_run_of(smoke_run, OmegaConf.create(folder | {"monitor": "val/marital/auroc"}))
-    assert not run_folder.is_run_of(smoke_run, OmegaConf.merge(open_one, {"seed": 7}))
+    assert stored_config.is_run_of(smoke_run, open_one)
+    assert not stored_config.is_run_of(smoke_run, OmegaConf.create(folder | {"monitor": "val/marital/auroc"}))
+    assert not stored_config.is_run_of(smoke_run, OmegaConf.merge(open_one, {"seed": 7}))

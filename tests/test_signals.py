@@ -17,7 +17,7 @@ import torch
 from conftest import OPTIONS
 from test_resume import assert_equal_runs, stopped, train_until
 
-from mmoe.cli import errors_on_one_line
+from mmoe.cli.exits import errors_on_one_line
 from mmoe.train import main as train_main
 from mmoe.training.resume import quote_override
 

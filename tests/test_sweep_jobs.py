@@ -44,7 +44,7 @@ def test_the_other_jobs_run_after_a_failed_one(train: Callable):
 def test_a_bug_in_a_job_prints_a_traceback_and_the_others_run(
     train: Callable, monkeypatch: pytest.MonkeyPatch
 ):
-    from mmoe import run_folder
+    from mmoe.training import run_folder
 
     start, calls = run_folder.start, []
 

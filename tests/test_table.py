@@ -14,7 +14,7 @@ from conftest import Command
 from omegaconf import OmegaConf
 
 import mmoe
-from mmoe.cli import run_name
+from mmoe.cli.command import run_name
 from mmoe.data.encode import decode, encode
 from mmoe.data.table import TableData
 from mmoe.errors import ArgumentError, UserError

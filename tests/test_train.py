@@ -29,7 +29,7 @@ from mmoe.models.mmoe import MMoE
 from mmoe.train import main as train_main
 from mmoe.training import checkpoints
 from mmoe.training.learner import Learner
-from mmoe.training.metrics import TaskMetrics
+from mmoe.training.task_metrics import TaskMetrics
 
 Train = Callable[..., Result]
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
@@ -642,7 +642,7 @@ def test_weights_that_are_not_finite_are_never_kept(train: Train):
 
 
 def test_a_bug_keeps_its_traceback(train: Train, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mmoe.run_folder.start", lambda *_: int("bug"))
+    monkeypatch.setattr("mmoe.training.run_folder.start", lambda *_: int("bug"))
     result = train("experiment=smoke")
     assert result.code == 1
     assert "Traceback" in result.err

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmoe.atomic import write
-from mmoe.cli import errors_on_one_line, open_console
+from mmoe.cli.console import open_console
+from mmoe.cli.exits import errors_on_one_line
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from mmoe.atomic import write
-from mmoe.cli import command, open_console
+from mmoe.cli.command import command
+from mmoe.cli.console import open_console
 from mmoe.errors import UserError, as_names
 
 if TYPE_CHECKING:

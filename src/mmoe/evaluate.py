@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mmoe.atomic import write
-from mmoe.cli import command
+from mmoe.cli.command import command
 from mmoe.errors import check_integers
 
 
@@ -15,8 +15,8 @@ from mmoe.errors import check_integers
 def main(config: DictConfig) -> None:
     """Print the metrics of each checkpoint and write them as JSON."""
     from mmoe.run import load
-    from mmoe.run_folder import check_not_run_file
     from mmoe.training import report
+    from mmoe.training.run_folder import check_not_run_file
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     check_integers(0, resamples=config.resamples)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from mmoe.atomic import write
-from mmoe.cli import command
+from mmoe.cli.command import command
 from mmoe.errors import UserError
 
 if TYPE_CHECKING:

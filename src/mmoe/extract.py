@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmoe.cli import command
+from mmoe.cli.command import command
 from mmoe.errors import UserError, check_integers
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ def extract(run: "Run", replica: int, out: Path) -> None:
     Raises:
         UserError: the run has no such replica, or `out` holds a run already.
     """
-    from mmoe import run_folder
-    from mmoe.training import checkpoints
+    from mmoe.training import checkpoints, run_folder, stored_config
 
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: must be a folder")
@@ -46,11 +45,11 @@ def extract(run: "Run", replica: int, out: Path) -> None:
     history = run.history
     if len(history):
         history = history[history["seed"] == replica_metrics["seed"]]
-    config = OmegaConf.create(run_folder.stored_config(run.folder))
+    config = OmegaConf.create(stored_config.read_plain_config(run.folder))
     config.replicas, config.seed = 1, replica_metrics["seed"]
     if "replicas" in config.data:  # each replica has different rows
         config.data.replicas, config.data.seed = 1, config.data.seed + replica
-    text = run_folder.to_yaml(config)
+    text = stored_config.to_yaml(config)
     checkpoint = {key: stored[key] for key in ("pytorch-lightning_version", "global_step")}
     checkpoint |= {
         "epoch": replica_metrics["epoch"] - 1,
@@ -67,7 +66,7 @@ def extract(run: "Run", replica: int, out: Path) -> None:
         )
         if out.is_dir() and any(out.iterdir()):  # a rename cannot replace it
             shutil.copytree(scratch, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.yaml"))
-            run_folder.write_config(out, text)  # last, because it makes the folder a run folder
+            stored_config.write_config(out, text)  # last, because it makes the folder a run folder
         else:
             scratch.replace(out)
     finally:

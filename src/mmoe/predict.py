@@ -16,7 +16,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from mmoe.atomic import write
-from mmoe.cli import command
+from mmoe.cli.command import command
 from mmoe.errors import UserError, as_names, check_integers
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ def predict(
     from mmoe.data.loader import read_ahead
     from mmoe.data.raw_rows import read_rows
     from mmoe.run import compute_outputs, prediction_columns
-    from mmoe.run_folder import check_not_run_file
     from mmoe.training.monitors import run_blank_rows
+    from mmoe.training.run_folder import check_not_run_file
 
     if not target.name.endswith((".parquet", ".csv", ".csv.gz")):
         raise UserError(f"output={target}: must end with .parquet, .csv or .csv.gz")

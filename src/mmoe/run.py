@@ -19,8 +19,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from mmoe import run_folder
-from mmoe.build import build, check_targets
+from mmoe.build import build
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule, in_memory, labels_of
 from mmoe.data.encode import decode, encode
@@ -29,10 +28,11 @@ from mmoe.errors import UserError, check_integers, check_seeds
 from mmoe.intervals import bootstrap_intervals, sampled_intervals
 from mmoe.models.network import Output
 from mmoe.tasks import gate_column, logit_columns, predictions_of, with_groups
-from mmoe.training import checkpoints, report
+from mmoe.training import checkpoints, report, run_folder, stored_config
 from mmoe.training.monitors import run_blank_rows
 from mmoe.training.precision import trainer_options
 from mmoe.training.preparation import build_learner, build_network
+from mmoe.training.trust import check_folder
 
 # Predictions are computed for this many rows at a time, padded if needed, so that a row's score does not
 # depend on the other rows.
@@ -60,7 +60,7 @@ class Run:
 
     def __init__(self, folder: Path, trust: Sequence[str] = ()) -> None:
         self.folder, self.trust = folder, trust
-        self.config: DictConfig = run_folder.read_config(folder)
+        self.config: DictConfig = stored_config.read_config(folder)
         self.schema = run_folder.read_schema(folder)
         self._networks: dict[tuple[str, int | None], nn.Module] = {}
         self._outputs: dict[tuple[str, str, int | None], Output] = {}
@@ -236,7 +236,7 @@ class Run:
             raise UserError(f"split={split}: must be {' or '.join(TRAINER_METHODS)}")
         check_integers(0, resamples=resamples)
         check_seeds(seed=seed)
-        self.check_trust(*run_folder.REQUIRED_PARTS)
+        self.check_trust(*stored_config.REQUIRED_PARTS)
         paths = checkpoints.find(self.folder, checkpoint)
         schema = self.schema
         if group_by := (rows or {}).get("group_by"):
@@ -294,9 +294,7 @@ class Run:
 
     def check_trust(self, *parts: str) -> None:
         """Raise UserError if a class in these parts of the configuration is neither allowed nor trusted."""
-        plain = run_folder.stored_config(self.folder)
-        for part in parts:
-            check_targets(plain.get(part), self.trust, part)
+        check_folder(self.folder, parts, self.trust)
 
     def _data_module(self, changes: Mapping[str, Any], schema: Schema) -> Any:
         """Build the data module with the run's rows, or with other ones if options of `data` change.

@@ -25,7 +25,7 @@ from pyarrow import parquet
 
 from mmoe import CONF_DIR
 from mmoe.atomic import remove_if_empty, write
-from mmoe.cli import ignore_warnings
+from mmoe.cli.command import ignore_warnings
 from mmoe.data.column_guess import Guess, guess
 from mmoe.data.column_values import values_of
 from mmoe.data.csv_options import CsvOptions
@@ -34,8 +34,8 @@ from mmoe.data.suspects import find_suspects
 from mmoe.data.table_files import read_table, table_of_frame
 from mmoe.data.task_guess import TaskGuess, guess_task
 from mmoe.errors import ArgumentError, UserError, first_line
-from mmoe.run_folder import FOLDER
 from mmoe.tasks import Task, task_from_config, task_to_config
+from mmoe.training.stored_config import FOLDER
 
 if TYPE_CHECKING:
     from mmoe.run import Run

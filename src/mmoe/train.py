@@ -1,14 +1,17 @@
 """Train a network and test its best epoch: `python -m mmoe.train experiment=census`."""
 
 import logging
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from mmoe.cli import command
-from mmoe.training.sweep_jobs import in_sweep, run_alone
+from mmoe.atomic import remove_abandoned
+from mmoe.cli.command import command
+from mmoe.cli.sweep_jobs import in_sweep, run_alone
+from mmoe.errors import UserError
 
 if TYPE_CHECKING:
     from mmoe.run import Run
@@ -20,11 +23,16 @@ def main(config: DictConfig) -> None:
     started = time.perf_counter()
     from mmoe.training import resume  # imported here so that --help does not wait for torch
 
-    folder, config, is_resumed = resume.run_to_train(config)
-    if is_resumed and resume.is_complete(folder, config):
-        resume.draw_missing_figures(folder, config)
-    else:
+    run, (folder, config, is_resumed) = config.get("resume"), resume.run_to_train(config)
+    if not (is_resumed and resume.is_complete(folder, config)):
         train(config, folder, is_resumed, started)
+    elif draw_missing_figures(folder, config):
+        print(f"run folder: {os.path.relpath(folder)}")
+    elif run is None:  # a job of a sweep that is repeated
+        print(f"{os.path.relpath(folder)}: has already ended")
+    else:
+        rule = "the run has already ended; a larger trainer.max_epochs=... trains it longer"
+        raise UserError(f"resume={run}: {rule}")
 
 
 def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) -> "Run | None":
@@ -33,12 +41,12 @@ def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) ->
     Returns:
         The run; None in all processes but the first, and if another process trained it.
     """
-    from mmoe.build import built_packages
     from mmoe.run import Run
-    from mmoe.run_folder import finish
     from mmoe.training import report, resume, stages
     from mmoe.training.preparation import prepare
+    from mmoe.training.run_folder import finish
     from mmoe.training.threads import use_threads
+    from mmoe.training.trust import built_packages
     from mmoe.training.warm_start import take_weights
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -72,6 +80,22 @@ def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) ->
 
             report.log_figures(training.loggers, write_figures(run))
     return run
+
+
+def draw_missing_figures(folder: Path, config: DictConfig) -> bool:
+    """Draw the figures that a killed run lacks. Return whether there were any."""
+    from mmoe.analysis.figures import has_all_figures, write_figures
+    from mmoe.run import load
+    from mmoe.training.run_folder import locked
+    from mmoe.training.trust import built_packages
+
+    with locked(folder):
+        remove_abandoned(folder)  # scratch files of the killed process
+        run = load(folder, built_packages(config))
+        if not config.get("figures") or has_all_figures(run):
+            return False
+        write_figures(run)
+    return True
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mmoe.atomic import write
-from mmoe.cli import command
+from mmoe.cli.command import command
 from mmoe.errors import UserError, check_integers, check_probabilities, check_replicas
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmoe.analysis.drawing import HATCHES, LIGHT, metric_name, panels, rows_name
 from mmoe.errors import UserError
 from mmoe.run import Run, compute_outputs, load
-from mmoe.training.metrics import TaskMetrics
+from mmoe.training.task_metrics import TaskMetrics
 
 SMALLEST = 1e-30  # sum of weights by which they are divided
 

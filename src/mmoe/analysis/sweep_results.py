@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mmoe import run_folder
 from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, metric_name, panels
 from mmoe.errors import UserError
 from mmoe.intervals import half_interval
+from mmoe.training import run_folder, stored_config
 
 # Runs that differ only in these keys count as the same. The seeds and the number of replicas are averaged
 # over. The remaining keys do not affect metrics.
@@ -39,7 +39,7 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
     finished = [path for path in top_level if run_folder.has_ended(path)]
     if not finished:
         raise UserError(f"{folder}: has no finished run, of {len(top_level)} that were started")
-    configs = [run_folder.stored_config(path) for path in finished]
+    configs = [stored_config.read_plain_config(path) for path in finished]
     schemas = [run_folder.read_schema(path) for path in finished]
     all_metrics = [run_folder.read_metrics(path) for path in finished]
     first, monitor = schemas[0], all_metrics[0]["monitor"]

@@ -74,7 +74,7 @@ class TableData(DataModule):
         main_task: the task that the others support; its validation metric chooses the epoch. None: the first.
         weight: a column with the weight of each row in the loss of the tasks that have none of their own.
         group_by: a column with the group of each validation and test row, such as a user's id. Binary tasks
-            then have the metric `grouped_auroc`; see `mmoe.training.grouped_auroc`.
+            then have the metric `grouped_auroc`; see `mmoe.metrics.grouped_auroc`.
         csv: how CSV files are written; see `CsvOptions`.
         num_bins: upper limit for the quantile bins of a numeric column.
         split_seed: seed of random splits.

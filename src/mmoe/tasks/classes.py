@@ -23,7 +23,7 @@ from mmoe.tasks.task import MeanLoss, Task, check_level_list, listed
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
-    from mmoe.intervals import Metrics
+    from mmoe.metrics.resampled import ResampledMetrics
 
 log = logging.getLogger(__name__)
 
@@ -131,17 +131,17 @@ class Binary(Task):
         return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
 
     def metrics(self, is_binned: bool = False) -> "MetricCollection":
-        from mmoe.training.metrics import binary_metrics
+        from mmoe.metrics.by_kind import binary_metrics
 
         return binary_metrics(bool(self.group_by), is_binned)
 
     def metric_inputs(self, predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return predicted[:, 0], labels.int()
 
-    def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "Metrics":
-        from mmoe.intervals import BinaryMetrics
+    def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "ResampledMetrics":
+        from mmoe.metrics.resampled import ResampledBinary
 
-        return BinaryMetrics(predicted[:, 0], labels)
+        return ResampledBinary(predicted[:, 0], labels)
 
     def undefined_metrics(self, labels: Tensor) -> tuple[str, ...]:
         if not len(labels) or 0 < labels.double().mean() < 1:
@@ -244,17 +244,17 @@ class Multiclass(Task):
         return logits.log_softmax(-1).logsumexp(0)
 
     def metrics(self, is_binned: bool = False) -> "MetricCollection":
-        from mmoe.training.metrics import multiclass_metrics
+        from mmoe.metrics.by_kind import multiclass_metrics
 
         return multiclass_metrics(self.num_outputs, is_binned)
 
     def metric_inputs(self, predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return predicted, labels.long()
 
-    def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "Metrics":
-        from mmoe.intervals import MulticlassMetrics
+    def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "ResampledMetrics":
+        from mmoe.metrics.resampled import ResampledMulticlass
 
-        return MulticlassMetrics(predicted, labels)
+        return ResampledMulticlass(predicted, labels)
 
     def undefined_metrics(self, labels: Tensor) -> tuple[str, ...]:
         if len(labels) and (labels == labels[0]).all():

@@ -22,7 +22,7 @@ from mmoe.tasks.task import MeanLoss, Task
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
-    from mmoe.intervals import Metrics
+    from mmoe.metrics.resampled import ResampledMetrics
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"squared": mse_loss, "absolute": l1_loss, "huber": huber_loss}
 
@@ -94,14 +94,14 @@ class Regression(Task):
         return logits.mean(0)
 
     def metrics(self, is_binned: bool = False) -> "MetricCollection":
-        from mmoe.training.metrics import regression_metrics
+        from mmoe.metrics.by_kind import regression_metrics
 
         return regression_metrics(is_binned)
 
-    def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "Metrics":
-        from mmoe.intervals import RegressionMetrics
+    def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "ResampledMetrics":
+        from mmoe.metrics.resampled import ResampledRegression
 
-        return RegressionMetrics(predicted[:, 0], labels)
+        return ResampledRegression(predicted[:, 0], labels)
 
     def undefined_metrics(self, labels: Tensor) -> tuple[str, ...]:
         if len(labels) and (labels == labels[0]).all():
@@ -198,14 +198,14 @@ class Count(Task):
         return logits.logsumexp(0) - math.log(logits.shape[0])
 
     def metrics(self, is_binned: bool = False) -> "MetricCollection":
-        from mmoe.training.metrics import count_metrics
+        from mmoe.metrics.by_kind import count_metrics
 
         return count_metrics()
 
-    def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "Metrics":
-        from mmoe.intervals import CountMetrics
+    def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "ResampledMetrics":
+        from mmoe.metrics.resampled import ResampledCount
 
-        return CountMetrics(predicted[:, 0], labels)
+        return ResampledCount(predicted[:, 0], labels)
 
     @property
     def prediction_columns(self) -> tuple[str, ...]:

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from mmoe.data import schema_checks as check
 from mmoe.errors import ArgumentError, UserError
+from mmoe.metrics import GROUPED_AUROC
 from mmoe.tasks.labels import level_text
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
-    from mmoe.intervals import Metrics
+    from mmoe.metrics.resampled import ResampledMetrics
 
-GROUPED_AUROC = "grouped_auroc"
 YES = ("1", "true", "yes")  # levels of a `where` column in rows that have a label
 # A function of logits [..., T], labels [..., T] and weights [T] that returns the mean of weights x losses.
 MeanLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -171,8 +171,8 @@ class Task(ABC):
         return predicted[:, 0], labels.double()
 
     @abstractmethod
-    def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "Metrics":
-        """Metrics of resamples of predictions [N, W] and labels [N]; see `mmoe.intervals`."""
+    def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "ResampledMetrics":
+        """Metrics of resamples of predictions [N, W] and labels [N]; see `mmoe.metrics.resampled`."""
 
     def undefined_metrics(self, labels: Tensor) -> tuple[str, ...]:
         """The metrics in `METRICS` that are NaN for these known labels [N]."""

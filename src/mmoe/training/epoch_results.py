@@ -14,8 +14,8 @@ from mmoe.errors import UserError
 from mmoe.tasks import Task, logit_names
 from mmoe.training.divergence import Diverged, find_divergence
 from mmoe.training.epoch_outputs import EpochOutputs, Outputs
-from mmoe.training.metrics import TaskMetrics
 from mmoe.training.running_metrics import RunningMetrics
+from mmoe.training.task_metrics import TaskMetrics
 
 
 class EpochResults:

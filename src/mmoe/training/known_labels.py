@@ -13,8 +13,8 @@ from mmoe.data.batch import Batch
 from mmoe.data.shards import ShardedRows
 from mmoe.data.splits import Dataset
 from mmoe.errors import UserError
-from mmoe.tasks.task import GROUPED_AUROC
-from mmoe.training.grouped_auroc import grouped_auroc
+from mmoe.metrics import GROUPED_AUROC
+from mmoe.metrics.grouped_auroc import grouped_auroc
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from rich.table import Table
 from torch import Tensor
 
-from mmoe.cli import open_console
+from mmoe.cli.console import open_console
 from mmoe.data.encode_labels import decode_labels
 from mmoe.data.schema import Schema
 from mmoe.intervals import half_interval

@@ -14,15 +14,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger
 
-from mmoe import run_folder
-from mmoe.analysis.figures import has_all_figures, write_figures
-from mmoe.atomic import remove_abandoned, remove_if_empty
-from mmoe.build import built_packages, locate
+from mmoe.atomic import remove_if_empty
+from mmoe.build import locate
+from mmoe.cli.sweep_jobs import in_sweep
 from mmoe.data.schema import Schema
 from mmoe.errors import Stopped, UserError, exit_code
-from mmoe.run import load
-from mmoe.training import checkpoints
-from mmoe.training.sweep_jobs import in_sweep
+from mmoe.training import checkpoints, run_folder, stored_config
+from mmoe.training.trust import check_folder
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ def run_to_train(config: DictConfig) -> tuple[Path, DictConfig, bool]:
     if config.get("resume") is not None:
         return *resume(Path(str(config.resume)), folder, HydraConfig.get().overrides.task, config), True
     starts_again = in_sweep() or int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
-    return folder, config, starts_again and run_folder.is_run_of(folder, config)
+    return folder, config, starts_again and stored_config.is_run_of(folder, config)
 
 
 def resume(run: Path, hydra_folder: Path, overrides: list[str], given: DictConfig) -> tuple[Path, DictConfig]:
@@ -55,7 +53,7 @@ def resume(run: Path, hydra_folder: Path, overrides: list[str], given: DictConfi
     `given` from them.
 
     Raises:
-        UserError: an override changes anything else, or the run is complete.
+        UserError: an override changes anything else, or the run cannot train to the new length.
     """
     names = {override.lstrip("+").split("=")[0]: override for override in overrides}
     changes = [f"trainer.{key}" for key in (*HARDWARE, *LENGTH)]
@@ -66,20 +64,14 @@ def resume(run: Path, hydra_folder: Path, overrides: list[str], given: DictConfi
     if run.is_dir() and not (run / "config.yaml").exists():
         rule = "holds no run; if it was stopped before its first step, such as while it encoded rows"
         raise UserError(f"resume={run}: {rule}, repeat the command that started it")
-    opened = load(run, given.get("trust") or ())
-    opened.check_trust(*run_folder.REQUIRED_PARTS, "balance", "callbacks", "logger")
-    config = opened.config
+    config = stored_config.read_config(run)
+    parts = (*stored_config.REQUIRED_PARTS, "balance", "callbacks", "logger")
+    check_folder(run, parts, given.get("trust") or ())
     longer = {key: given.trainer[key] for key in LENGTH if f"trainer.{key}" in names}
     if run_folder.has_ended(run):
         run_folder.read_metrics(run)  # raises if the file is damaged
         if longer:
             _check_longer(run, longer, config)
-        elif not config.get("figures") or has_all_figures(opened):
-            with run_folder.locked(run):
-                remove_abandoned(run)  # scratch files of a process that was killed at its end
-            raise UserError(
-                f"resume={run}: the run has already ended; a larger trainer.max_epochs=... trains it longer"
-            )
     remove_if_empty(hydra_folder)
     folder = run.absolute()
     for key in HARDWARE:
@@ -134,20 +126,8 @@ def is_complete(folder: Path, config: DictConfig) -> bool:
     return run_folder.has_ended(folder) and not _has_other_length(folder, config)
 
 
-def draw_missing_figures(folder: Path, config: DictConfig) -> None:
-    """Draw missing figures, in case the run was killed after its training had ended."""
-    with run_folder.locked(folder):
-        remove_abandoned(folder)
-        run = load(folder, built_packages(config))
-        if not config.get("figures") or has_all_figures(run):
-            print(f"{os.path.relpath(folder)}: has already ended")
-        else:
-            write_figures(run)
-            print(f"run folder: {os.path.relpath(folder)}")
-
-
 def _has_other_length(folder: Path, config: DictConfig) -> bool:
-    stored = run_folder.stored_config(folder)["trainer"]
+    stored = stored_config.read_plain_config(folder)["trainer"]
     return any(stored.get(key) != config.trainer.get(key) for key in LENGTH)
 
 
@@ -165,7 +145,7 @@ def in_run_folder(
     if is_resumed and schema != run_folder.read_schema(folder):
         raise UserError(f"resume={folder}: its rows are no longer those of its schema.json")
     if is_rank_zero and not is_resumed:
-        run_folder.start(folder, run_folder.portable_yaml(config), schema)
+        run_folder.start(folder, stored_config.portable_yaml(config), schema)
     try:
         with run_folder.locked(folder) if is_rank_zero else nullcontext():
             if is_rank_zero and is_resumed:
@@ -181,10 +161,10 @@ def in_run_folder(
 def _store_length(folder: Path, config: DictConfig) -> None:
     """Store a run's new length. The run counts as stopped until it ends again."""
     if _has_other_length(folder, config):
-        stored = OmegaConf.create(run_folder.stored_config(folder))
+        stored = OmegaConf.create(stored_config.read_plain_config(folder))
         stored.trainer.update({key: config.trainer[key] for key in LENGTH if key in config.trainer})
         (folder / "metrics.json").unlink(missing_ok=True)
-        run_folder.write_config(folder, run_folder.to_yaml(stored))
+        stored_config.write_config(folder, stored_config.to_yaml(stored))
 
 
 def quote_override(key: str, value: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmoe.tasks import Task
 from mmoe.training.epoch_outputs import Outputs, join
-from mmoe.training.metrics import TaskMetrics
+from mmoe.training.task_metrics import TaskMetrics
 
 SAMPLE_ROWS = 2**20  # for bootstrap intervals
 

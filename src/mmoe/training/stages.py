@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from mmoe import run_folder
 from mmoe.atomic import remove_if_empty, write
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule, labels_of
@@ -22,7 +21,7 @@ from mmoe.data.shards import ShardedRows
 from mmoe.errors import USER_ERROR, UserError
 from mmoe.models.network import Output
 from mmoe.tasks import predictions_of
-from mmoe.training import checkpoints, report
+from mmoe.training import checkpoints, report, run_folder
 from mmoe.training.divergence import Diverged, write_batches
 from mmoe.training.lightning_speedups import flush_denormals
 from mmoe.training.preparation import Training

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from mmoe.errors import UserError
-from mmoe.run import load
 from mmoe.training import checkpoints
+from mmoe.training.stored_config import read_config
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +23,11 @@ def take_weights(learner: Any, run_folder: str) -> None:
         UserError: there is no such run, one of the runs has replicas, or no weight agrees.
     """
     try:
-        run = load(Path(run_folder))
-        (path,) = checkpoints.find(run.folder, "best")
+        config = read_config(Path(run_folder))
+        (path,) = checkpoints.find(Path(run_folder), "best")
     except UserError as error:
         raise UserError(f"init_from={run_folder}: {error}") from None
-    if learner.has_replicas or run.config.replicas > 1:
+    if learner.has_replicas or config.replicas > 1:
         raise UserError(f"init_from={run_folder}: needs replicas=1 in both runs")
     ours, theirs = learner.state_dict(), checkpoints.load(path)["state_dict"]
     taken = [name for name in ours if name in theirs and theirs[name].shape == ours[name].shape]

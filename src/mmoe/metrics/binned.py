@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from mmoe.training.grouped_auroc import GroupedAUROC, grouped_auroc
+from mmoe.metrics.grouped_auroc import GroupedAUROC, grouped_auroc
 
 MAX_GROUPED_ROWS = 2**20  # `SampledGroupedAUROC` keeps at most so many rows
 

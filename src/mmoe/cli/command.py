@@ -1,0 +1,118 @@
+"""How every command starts: its configuration, its run folder, and the libraries that it imports."""
+
+import gc
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from mmoe import CONF_DIR
+from mmoe.atomic import remove_if_empty
+from mmoe.cli.config_files import check_config_files
+from mmoe.cli.exits import disk_message, errors_on_one_line, exit_with
+from mmoe.cli.sweep_jobs import in_sweep, run_job
+from mmoe.errors import DISK_ERROR, USER_ERROR, is_disk_error
+
+DEFAULT_EXPERIMENT = "census"  # that of conf/train.yaml
+# Warnings of Lightning and torch that need no action.
+IGNORED_WARNINGS = (
+    "The number of training batches",  # it is smaller than the logging interval on small data
+    ".*sync_dist=True",  # metrics already cover all processes
+    "Checkpoint directory",  # it is not empty when a run is resumed
+    "You requested to overfit",  # our loader does not shuffle then
+    ".*could not find the monitored key",  # the final report says so
+)
+
+
+def run_name(overrides: Sequence[str], choices: Mapping[str, Any]) -> str:
+    """The folder of a run below runs/: the experiment, or the data set if no experiment was chosen."""
+    data, experiment = choices.get("data"), choices.get("experiment")
+    is_chosen = experiment != DEFAULT_EXPERIMENT or any(o.startswith("experiment=") for o in overrides)
+    return str(experiment if experiment and (is_chosen or not data) else data)
+
+
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)  # for hydra.run.dir in conf/train.yaml
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Decorate a command's `main`, which gets the configuration that Hydra composes from the command line.
+
+    Errors are printed on one line, and the run folder is removed if it stays empty.
+    """
+
+    def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @wraps(main)
+        def run(config: DictConfig) -> None:
+            logging.captureWarnings(True)
+            ignore_warnings()
+
+            def job() -> None:
+                try:
+                    with errors_on_one_line():
+                        import_libraries()
+                        main(config)
+                except BaseException:
+                    remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+                    raise
+
+            run_job(job) if in_sweep() else job()
+
+        compose = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
+
+        @wraps(main)
+        def check_and_run() -> None:
+            with errors_on_one_line():
+                check_config_files(sys.argv[1:])
+            compose(run)()
+
+        return check_and_run
+
+    return decorate
+
+
+def import_libraries() -> None:
+    """Import what the commands need, without garbage collections, which take a quarter of the time.
+
+    It happens here, and not at the top of a file, so that --help does not wait for torch.
+    """
+    if "torch" in sys.modules:
+        return
+    gc.disable()
+    import mmoe.run  # noqa: F401
+
+    gc.freeze()  # later collections skip these objects
+    gc.enable()
+
+
+def ignore_warnings() -> None:
+    """Hide warnings of libraries that no user can act on."""
+    # Lightning 2.6 uses a name that torch 2.13 deprecates.
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")
+    for message in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+class MakeRunFolder(Callback):
+    """Make the run folder before Hydra does, so that a read-only disk gives a one-line error."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        self._make("hydra.run.dir", config.hydra.run.dir)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        self._make("hydra.sweep.dir", config.hydra.sweep.dir)
+
+    def _make(self, key: str, folder: str) -> None:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if is_disk_error(error):
+                exit_with(DISK_ERROR, disk_message(error))
+            exit_with(USER_ERROR, f"{key}={folder}: cannot be a folder ({error.strerror})")

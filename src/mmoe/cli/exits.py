@@ -1,0 +1,98 @@
+"""How a command ends: errors on one line, signals, and exit codes."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
+
+from mmoe.errors import (
+    DISK_ERROR,
+    END_SIGNALS,
+    USER_ERROR,
+    Stopped,
+    UserError,
+    exit_code,
+    first_line,
+    is_disk_error,
+)  # fmt: skip
+
+
+@contextmanager
+def raise_on_signals() -> Iterator[None]:
+    """Raise `Stopped` on Ctrl-C, SIGTERM and SIGHUP, so that files and locks are cleaned up.
+
+    A signal that is ignored (as under nohup) or already has a handler stays as it is. Ctrl-C is included
+    because Lightning turns a KeyboardInterrupt into exit code 1.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def stop(number: int, _: Any) -> NoReturn:
+        received.append(number)
+        raise Stopped(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *END_SIGNALS)}
+    ours = [n for n, handler in before.items() if handler in (signal.SIG_DFL, signal.default_int_handler)]
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    except Exception:
+        if received:  # a library's clean-up failed after the signal, and its error replaced Stopped
+            raise Stopped(received[0]) from None
+        raise
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+@contextmanager
+def errors_on_one_line() -> Iterator[None]:
+    """Turn errors that are not bugs into one line on stderr and an exit code.
+
+    The exit code is 2 for a user error, 3 for a full or unwritable disk, 130 for Ctrl-C, 143 for SIGTERM and
+    129 for SIGHUP. HYDRA_FULL_ERROR=1 shows the traceback of an error instead.
+    """
+    try:
+        with raise_on_signals():
+            yield
+    except (KeyboardInterrupt, Stopped) as stop:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(exit_code(stop)) from None
+    except Exception as error:
+        message = _error_message(error)
+        if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        exit_with(DISK_ERROR if isinstance(error, OSError) else USER_ERROR, message)
+
+
+def _error_message(error: Exception) -> str | None:
+    """Return one line about an error of the user or the disk; None for a bug."""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}=...: must be given"
+    if isinstance(error, InterpolationResolutionError):
+        return f"{error.full_key}: {first_line(error)}"
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    return disk_message(error) if is_disk_error(error) else None
+
+
+def exit_with(code: int, message: str) -> NoReturn:
+    """Print an error message and exit. Sweeps read the message from the SystemExit."""
+    print(f"error: {message}", file=sys.stderr)
+    stop = SystemExit(code)
+    stop.message = message  # type: ignore[attr-defined]
+    raise stop from None
+
+
+def disk_message(error: OSError) -> str:
+    """Return one line with the file and the operating system's reason."""
+    where = f"{os.path.relpath(error.filename)}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; files written earlier are complete"

@@ -1,0 +1,5 @@
+"""How good predictions are: metrics of rows, of binned rows, and of resamples of rows."""
+
+GROUPED_AUROC = "grouped_auroc"  # a metric that `group_by` adds
+CALIBRATION_BINS = 15  # of equal width
+SMALLEST = 1e-30  # smaller probabilities and counts are raised to this before a logarithm
