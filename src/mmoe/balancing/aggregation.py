@@ -23,7 +23,7 @@ class Aggregation(Strategy):
     """Combines gradients by a TorchJD aggregator.
 
     A task whose gradient is 0, as without a known label in the batch, is left out. A strategy with a memory
-    then reuses its weights of the last step that had all tasks, because its memory is of all tasks.
+    then reuses its weights of the last step that had all tasks, because its memory needs all of them.
 
     Args:
         num_tasks, seed: see `Strategy`.
@@ -127,8 +127,8 @@ class CAGrad(Aggregation):
 class NashMTL(Aggregation):
     """Nash bargaining: weights w with G w = 1 / w for the Gramian G.
 
-    Navon et al., ICML 2022, algorithm 1. The solver starts at the last solution, and at first at w = 1. If
-    it fails, as it does where an entry of G w is 0, the last solution stays.
+    Navon et al., ICML 2022, algorithm 1. The solver starts at the last solution; the first one starts at
+    w = 1. If it fails, as it does where an entry of G w is 0, the last solution stays.
 
     Args:
         num_tasks, seed: see `Strategy`.

@@ -142,7 +142,9 @@ class FAMO(Scalarization):
     """Fast adaptive multitask optimization: F = c sum_k z_k log(l_k) with z = softmax(w).
 
     c makes the weights of the gradients sum to 1. After each optimizer step, w moves so that the tasks whose
-    losses fell least get more weight: one more forward pass. Liu et al., NeurIPS 2023, algorithm 2.
+    losses fell least get more weight. This takes one more forward pass.
+
+    Liu et al., NeurIPS 2023, algorithm 2.
 
     Args:
         num_tasks, seed, measure_every: see `LossWeighting`.

@@ -33,7 +33,7 @@ class TaskGradients:
         sparse: Sequence[str] = (),
     ) -> None:
         trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
-        names = sorted(trained, key=lambda name: name in sparse)  # these come last
+        names = sorted(trained, key=lambda name: name in sparse)  # sparse ones last
         self.parameters = [parameters[name] for name in names]
         self.num_networks = num_networks
         self.num_dense = sum(name not in sparse for name in names)

@@ -31,8 +31,8 @@ class Batch(NamedTuple):
         weights: [N, T], float32, the weights of the rows in each task's loss. None: all are 1.
         sparse: [N, S], the same rows as a `SparseMatrix`, computed once by `Inputs.encode_rows`. None: the
             input layer encodes levels and numbers in each step.
-        groups: [N, 1], int64, equal for rows of one group, such as a user; see `TableData`. None: the rows
-            have no groups, as training rows.
+        groups: [N, 1], int64, equal for rows of one group, such as a user; see `TableData`. None where rows
+            have no groups, such as training rows.
     """
 
     levels: Tensor

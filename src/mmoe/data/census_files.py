@@ -43,8 +43,8 @@ class Files(NamedTuple):
 def find_files(dir: str | None, source: str, url: str, cache_dir: Path) -> Files:
     """Find the two files in `dir`. Without `dir`, download them from `url`.
 
-    If the download fails, take the bundled sample and log a warning, unless `source` is `official`. With
-    `source` `sample`, always take the bundled sample.
+    If the download fails, take the bundled sample and log a warning, unless `source` is `official`. If
+    `source` is `sample`, always take the bundled sample.
 
     Raises:
         UserError: `dir` lacks a file, or the download failed and `source` is `official`.

@@ -55,8 +55,8 @@ def guess_format(values: pd.Series, day_first: bool | None = None) -> DateFormat
 def find_order(texts: Iterable[str]) -> str:
     """How dates such as 1/2/2025 and 01.02.25 are written: `DAY_FIRST`, `MONTH_FIRST`, or `AMBIGUOUS`.
 
-    A number above 12 is a day. The order is ambiguous if there is none, or if days stand in both places, and
-    empty if there are no such dates.
+    A number above 12 is a day. The order is ambiguous if there is none, or if days stand in both places. The
+    result is empty if there are no such dates.
     """
     found = [(int(match[1]), int(match[2])) for match in map(NUMERIC_DATE.match, texts) if match]
     if not found:

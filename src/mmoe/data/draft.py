@@ -24,7 +24,7 @@ class Description(NamedTuple):
     """All that is known about a table.
 
     Attributes:
-        source: the files as the user names them, and `test` files; None if there are none.
+        source, test: the files as the user names them; `test` is None if there are none.
         csv: how text is written; None if the files are not text.
         num_rows: the rows that were read.
         is_whole: whether the files have no more rows.

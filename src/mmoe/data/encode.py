@@ -24,8 +24,8 @@ from mmoe.errors import RowError
 BOOLEAN_SPELLINGS = (("False", "True"), ("false", "true"), ("FALSE", "TRUE"), ("0", "1"))
 WHOLE_NUMBER = re.compile(r"(-?[0-9]+)(\.0*)?")
 
-# For each spelling of a boolean whether it means true. If all levels of a vocabulary are booleans, then new
-# rows may spell them in another way, as booleans in Parquet and text in CSV do.
+# Whether each spelling of a boolean means true. If all levels of a vocabulary are booleans, new rows may
+# spell them in another way: Parquet and CSV spell booleans differently.
 TRUTH = {name: bool(truth) for spelling in BOOLEAN_SPELLINGS for truth, name in enumerate(spelling)}
 
 

@@ -20,10 +20,10 @@ GATHERED_ROWS = 2**14  # rows that are gathered and encoded at a time; their arr
 class ShardLoader(Loader):
     """Batches of rows in shards. All rows of an epoch are in one sequence, of which each rank has one part.
 
-    With a seed, each epoch has its own order of pieces. About `BLOCK_ROWS` rows of pieces that follow each
-    other in it are a block, whose rows get an order of their own. Both orders depend only on the seed and the
-    epoch. Without a seed, the rows come in order. All batches have B rows, but the last one may be smaller,
-    or one row larger.
+    With a seed, each epoch has its own order of pieces. Pieces that follow each other in it are joined to
+    blocks of about `BLOCK_ROWS` rows, and the rows of each block are shuffled. Both orders depend only on the
+    seed and the epoch. Without a seed, the rows come in order. All batches have B rows, but the last one may
+    be smaller, or one row larger.
 
     The operating system is asked for a block while the batches of the block before it are used.
     """
@@ -52,7 +52,7 @@ class ShardLoader(Loader):
         """Go to the position of the checkpoint.
 
         Raises:
-            UserError: it is within an epoch of another number of processes, whose parts are others.
+            UserError: the checkpoint is from the middle of an epoch with another number of processes.
         """
         before = state.get("world_size", self.world_size)
         if before != self.world_size and 0 < state["step"] < len(self):

@@ -52,7 +52,7 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def _repeats(column: ColumnValues, label: ColumnValues) -> str:
-    """Whether a column has a value of its own for each value of the label, and the other way round."""
+    """Say if each value of the column belongs to one value of the label, and the other way round."""
     known = column.codes >= 0
     if not known.all():
         return ""
@@ -67,7 +67,7 @@ def _repeats(column: ColumnValues, label: ColumnValues) -> str:
 
 
 def _predicts(column: ColumnValues, label: ColumnValues, task: TaskGuess) -> str:
-    """Whether the column alone predicts the label nearly without error."""
+    """Say if the column alone predicts the label nearly without error."""
     counts = np.bincount(label.codes, minlength=len(label.distinct))
     if task.kind in ("regression", "count"):
         if reason := _correlates(column, label):
@@ -83,7 +83,7 @@ def _predicts(column: ColumnValues, label: ColumnValues, task: TaskGuess) -> str
 
 
 def _separates(column: ColumnValues, positive: np.ndarray, name: str) -> str:
-    """Whether the column alone separates the positive rows [N] from the others."""
+    """Say if the column alone separates the positive rows [N] from the others."""
     if not MIN_POSITIVES * 2 <= positive.sum() <= len(positive) - MIN_POSITIVES * 2:
         return ""
     if column.is_number:
@@ -111,7 +111,7 @@ def _area_by_level(column: ColumnValues, positive: np.ndarray) -> float:
 
 
 def _is_part(column: ColumnValues, positive: np.ndarray, name: str) -> str:
-    """Whether the rows in which the column has an unusual value are all positive, or hold all positive rows.
+    """Say if the rows in which the column has an unusual value are all positive, or hold all positive rows.
 
     For example, a kind of failure is a part of "any failure".
     """
@@ -134,7 +134,7 @@ def _is_part(column: ColumnValues, positive: np.ndarray, name: str) -> str:
 
 
 def _correlates(column: ColumnValues, label: ColumnValues) -> str:
-    """Whether a column of numbers follows the label in a line, or in the same order."""
+    """Say if a column of numbers follows the label in a line, or in the same order."""
     if not column.is_number or len(column.distinct) < 3:
         return ""
     known = ~np.isnan(column.numbers)

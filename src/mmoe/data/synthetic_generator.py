@@ -15,7 +15,7 @@ from mmoe.data.batch import Batch
 from mmoe.errors import ArgumentError, check_finite, check_integers
 
 Device = torch.device | str
-# Each block of rows has its own random stream, numbered as the block, from -2 up. These are two more streams.
+# Each block of rows has a random stream with the block's number, which is at least -2. These are two more.
 WEIGHTS, SINES = -3, -4
 
 

@@ -99,7 +99,7 @@ class CalibrationError(Metric):
         bins = (preds * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
         values = torch.stack([torch.ones_like(preds), preds, target.to(preds)])  # [3, N]
         added = values.new_zeros(3, CALIBRATION_BINS).index_add(1, bins, values)
-        self.sums = self.sums + added  # not in place: half precision casts the initial `sums`
+        self.sums = self.sums + added
 
     def compute(self) -> Tensor:
         rows, probabilities, positives = self.sums

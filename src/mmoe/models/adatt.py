@@ -1,7 +1,7 @@
 """AdaTT-sp (Li et al., KDD 2023): adaptive task-to-task fusion with task-specific and shared experts.
 
-B batch, I inputs, T tasks, S units (the T tasks, then the shared part), E all experts, H expert width, L
-logits of all tasks.
+B batch, I inputs, T tasks, S sources (the T tasks, then the shared part; the paper's units), E all experts, H
+expert width, L logits of all tasks.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from mmoe.models.ple import PLE
 
 
 class FusionLevel(nn.Module):
-    """Experts of every unit, and for each unit the sum of two mixtures: of all experts, and of its own.
+    """Experts of every source, and for each source the sum of two mixtures: of all experts, and of its own.
 
-    A gate weighs all experts for each row. The residual weighs the unit's own (native) experts equally for
-    all rows, with learned weights. The last level has no shared unit, so its outputs have T instead of S.
+    A gate weighs all experts for each row. The residual weighs the source's own (native) experts equally for
+    all rows, with learned weights. The last level has no shared source, so its outputs have T instead of S.
 
     Shape:
         x: [B, I] in the first level, [B, S, I] in the others; output: mixtures [B, S, H] and gates [B, S, E].
@@ -37,8 +37,8 @@ class FusionLevel(nn.Module):
         is_last: bool,
     ) -> None:
         super().__init__()
-        numbers = torch.tensor([task_experts] * num_tasks + [shared_experts])  # [S]
-        source = torch.arange(num_tasks + 1).repeat_interleave(numbers)  # [E]
+        sizes = torch.tensor([task_experts] * num_tasks + [shared_experts])  # experts of each source, [S]
+        source = torch.arange(num_tasks + 1).repeat_interleave(sizes)  # [E]
         is_native = source == torch.arange(num_tasks if is_last else num_tasks + 1)[:, None]  # [S, E]
         self.source = nn.Buffer(source, persistent=False)
         self.is_native = nn.Buffer(is_native.float(), persistent=False)
@@ -61,7 +61,7 @@ class FusionLevel(nn.Module):
 class AdaTT(PLE):
     """Fusion levels, then a tower per task: AdaTT-sp, the paper's variant with shared experts (section 3).
 
-    For a unit with the experts E_own among all experts E, a level computes E g(x) + E_own v, with a linear
+    For a source with the experts E_own among all experts E, a level computes E g(x) + E_own v, with a linear
     softmax gate g and learned weights v. The paper fixes v at 1 for a single own expert and leaves open how
     else it starts. Here it is learned in all cases, and starts as the mean of the own experts.
 

@@ -79,8 +79,8 @@ class STEM(nn.Module):
         (expert_units,) = check_widths(1, expert_units=expert_units)
         (tower_units,) = check_widths(0, tower_units=tower_units)
         task_logits, h = TaskLogits(num_tasks, task_outputs), expert_units[-1]
-        numbers = torch.tensor([num_task_experts] * num_tasks + [num_shared_experts])  # [S]
-        source = torch.arange(num_tasks + 1).repeat_interleave(numbers)  # [E]
+        sizes = torch.tensor([num_task_experts] * num_tasks + [num_shared_experts])  # experts of each, [S]
+        source = torch.arange(num_tasks + 1).repeat_interleave(sizes)  # [E]
         is_trained = (source == torch.arange(num_tasks)[:, None]) | (source == num_tasks)  # [T, E]
         self.source = nn.Buffer(source, persistent=False)
         self.is_trained = nn.Buffer(is_trained, persistent=False)

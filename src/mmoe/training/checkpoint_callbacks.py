@@ -113,7 +113,8 @@ class Best(ModelCheckpoint):
     If `save_top_k` is not 1, it appends epoch and step to a `filename` without placeholders.
 
     Attributes:
-        just_saved: the checkpoint that the end of this epoch has saved; `Last` would save the same. Or empty.
+        just_saved: the checkpoint that was saved at the end of this epoch, or empty. `Last` links to it,
+            because it would save the same.
     """
 
     just_saved = ""
