@@ -19,8 +19,9 @@ from mmoe.data.csv_guess import guess_options
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import CSV, file_kind, find_files
 from mmoe.data.draft import batch_size, to_yaml
+from mmoe.data.frames import table_of_frame
 from mmoe.data.suspects import auroc, find_suspects
-from mmoe.data.table_files import read_table, table_of_frame
+from mmoe.data.table_files import read_table
 from mmoe.data.task_guess import guess_tasks
 from mmoe.describe import describe, name_input
 from mmoe.errors import UserError

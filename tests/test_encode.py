@@ -8,7 +8,8 @@ import torch
 
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.encode import encode
-from mmoe.data.fit_schema import fit_numeric, fit_schema
+from mmoe.data.fit_numbers import fit_numeric
+from mmoe.data.fit_schema import fit_schema
 from mmoe.data.schema import Categorical, Schema
 from mmoe.data.splits import with_modes
 from mmoe.errors import UserError

@@ -10,7 +10,7 @@ from test_encode import COLUMNS
 from torch.nn.functional import one_hot
 
 from mmoe.build import build
-from mmoe.data.fit_schema import fit_numeric
+from mmoe.data.fit_numbers import fit_numeric
 from mmoe.data.schema import Categorical, Numeric, Schema
 from mmoe.errors import UserError
 from mmoe.models.encoders import (

@@ -163,7 +163,7 @@ def test_a_part_that_is_missing_is_named_and_some_may_be(whole: str):
 )  # fmt: skip
 def test_text_that_is_no_configuration_is_refused_on_one_line(text: str):
     with pytest.raises(UserError, match=r"^run/config\.yaml") as caught:
-        stored(f"{text}\n{run_folder.END}\n")
+        stored(f"{text}\n{stored_config.END}\n")
     assert "\n" not in str(caught.value)
 
 

@@ -26,7 +26,7 @@ from mmoe.data import (
 )  # fmt: skip
 from mmoe.data.batch import Batch
 from mmoe.data.column_statistics import NumberStatistics, sampled_rows
-from mmoe.data.fit_schema import fit_number_statistics, fit_numeric
+from mmoe.data.fit_numbers import fit_number_statistics, fit_numeric
 from mmoe.data.loader import RowLoader
 from mmoe.data.schema import Numeric
 from mmoe.data.shard_loader import ShardLoader

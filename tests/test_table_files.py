@@ -24,7 +24,8 @@ from mmoe.data.csv_file import BLOCK_BYTES
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.csv_start import START_BYTES
 from mmoe.data.data_files import find_files
-from mmoe.data.table_files import locate, read_batches, read_names, read_table, table_of_frame
+from mmoe.data.frames import table_of_frame
+from mmoe.data.table_files import locate, read_batches, read_names, read_table
 from mmoe.errors import RowError, UserError
 
 PLAIN = CsvOptions()

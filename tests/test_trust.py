@@ -34,7 +34,9 @@ CRAFTED = {
     "model._target_": "torch.utils.cpp_extension.load",
     "learner.optimizer": {"_target_": "torch.load", "f": "pwn.pt"},
     "trainer.profiler": {"_target_": "pytorch_lightning.core.saving.load_hparams_from_yaml", "config": "x"},
-    "callbacks.mine": {"_target_": "mmoe.cli.exits.os.system", "command": "touch pwned"},
+    "callbacks.mine": {
+        "_target_": "mmoe.cli.sweep_jobs.subprocess.Popen", "args": "touch pwned", "shell": True
+    },
     "data._target_": "mmoe.run.load",
     "objective._target_": "torch.jit.load",
 }  # fmt: skip

@@ -39,9 +39,9 @@ _PUBLIC = {
     "StackedLinear": "mmoe.models.layers",
     "Task": "mmoe.tasks",
     "Run": "mmoe.run",
-    "Table": "mmoe.table",
+    "Table": "mmoe.api",
     "TensorFactorization": "mmoe.models.tensor_factorization",
-    "fit": "mmoe.table",
+    "fit": "mmoe.api",
     "load": "mmoe.run",
 }
 __all__ = ["CONF_DIR", *_PUBLIC]

@@ -8,13 +8,13 @@ from mmoe.data.schema import NUMBER_ENCODINGS
 from mmoe.errors import ArgumentError, check_integers, unknown_key
 
 KINDS = ("numeric", "categorical", "multi", "datetime")
-LEVELS = ("categorical", "multi")
-KINDS_OF_OPTIONS = {
-    "size": LEVELS, "min_count": LEVELS, "buckets": LEVELS, "separator": ("multi",),
+LEVEL_KINDS = ("categorical", "multi")
+KINDS_OF_OPTIONS = {  # the kinds of columns that have each option
+    "size": LEVEL_KINDS, "min_count": LEVEL_KINDS, "buckets": LEVEL_KINDS, "separator": ("multi",),
     "max_values": ("multi",), "day_first": ("datetime",),
 }  # fmt: skip
 ENCODINGS = {
-    **dict.fromkeys(LEVELS, ("auto", "one_hot", "embedding", "hash")),
+    **dict.fromkeys(LEVEL_KINDS, ("auto", "one_hot", "embedding", "hash")),
     **dict.fromkeys(("numeric", "datetime"), ("auto", *NUMBER_ENCODINGS)),
 }
 

@@ -130,7 +130,7 @@ def encode_shard(job: Job, folder: Path) -> None:
         UserError: a value breaks a rule.
     """
     schema = _read_schema(folder / SCHEMA, (folder / SCHEMA).stat().st_mtime_ns)
-    takes_part = job.rest != "train" or job.tests or job.splits is not None  # has validation or test rows
+    takes_part = job.rest != "train" or job.filters or job.splits is not None  # has validation or test rows
     groups = [task.group_by for task in schema.tasks if task.group_by and takes_part]
     columns = [*schema.input_columns, *schema.label_columns, *groups]
     name = f"{job.number:06d}.arrow"
@@ -155,16 +155,16 @@ def encode_shard(job: Job, folder: Path) -> None:
 
     write(folder / name, save)
     text = json.dumps([piece.to_plain() for piece in pieces])
-    write(_list_of(folder, job), lambda scratch: scratch.write_text(text, "utf-8"))
+    write(_pieces_path(folder, job), lambda scratch: scratch.write_text(text, "utf-8"))
 
 
-def _list_of(folder: Path, job: Job) -> Path:
+def _pieces_path(folder: Path, job: Job) -> Path:
     return folder / f"{job.number:06d}.json"
 
 
 def _read_pieces(folder: Path, job: Job) -> list[Piece] | None:
     """The pieces of a partition's shard; None if the shard is not there yet."""
-    path = _list_of(folder, job)
+    path = _pieces_path(folder, job)
     if not path.exists():
         return None
     return [Piece.from_plain(piece) for piece in json.loads(path.read_text("utf-8"))]

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from mmoe.data.table_splits import SplitRule, choose_all
+from mmoe.data.split_rules import SplitRule
+from mmoe.data.table_splits import choose_all
 from mmoe.data.task_guess import TaskGuess
 from mmoe.errors import UserError
 

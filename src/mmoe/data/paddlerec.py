@@ -17,7 +17,7 @@ import torch
 from mmoe.data import cache, headerless_csv
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule
-from mmoe.data.fit_schema import fit_numeric
+from mmoe.data.fit_numbers import fit_numeric
 from mmoe.data.schema import Categorical, Schema
 from mmoe.data.splits import Dataset, assemble
 from mmoe.errors import ArgumentError, UserError, check_integers, check_seeds

@@ -32,10 +32,10 @@ from mmoe.data.memory import memory_size, memory_to_encode
 from mmoe.data.raw_column import column_of
 from mmoe.data.raw_rows import RowFormat
 from mmoe.data.schema import Schema
+from mmoe.data.split_rules import SplitRule, parse_split
 from mmoe.data.splits import CONFIG_KEYS, Dataset, with_modes
 from mmoe.data.table_files import locate, read_names, read_table
 from mmoe.data.table_jobs import Request, text_rules
-from mmoe.data.table_splits import SplitRule, parse
 from mmoe.errors import ArgumentError, RowError, UserError, check_integers, check_seeds
 from mmoe.tasks import Task, task_from_config, task_to_json, with_groups
 
@@ -66,7 +66,7 @@ class TableData(DataModule):
     Args:
         train: a file, a glob, a folder, or a list of these.
         validation, test: files as for `train`, or a rule that takes rows from the training files; see
-            `table_splits.SplitRule`.
+            `split_rules.SplitRule`.
         columns: the kind of each input column, or a mapping with its options; see `ColumnOptions`. None: all
             columns that no task or split uses, with the kinds that `describe` guesses.
         tasks: for each task name, a mapping with the label's `column` and options; see `mmoe.tasks`. A task
@@ -124,12 +124,12 @@ class TableData(DataModule):
         self.tasks = _parse_tasks(tasks, main_task, weight)
         if group_by is not None:
             self.tasks = with_groups(self.tasks, group_by)
-        given = parse("train", train)
+        given = parse_split("train", train)
         if isinstance(given, SplitRule):
             raise ArgumentError(f"train={train}: must be a file or a list of files")
         self.train_files = given
-        self.validation = parse("validation", {"fraction": 0.1} if validation is None else validation)
-        self.test = parse("test", test)
+        self.validation = parse_split("validation", {"fraction": 0.1} if validation is None else validation)
+        self.test = parse_split("test", test)
         for name, rule in (("validation", self.validation), ("test", self.test)):
             if isinstance(rule, SplitRule) and rule.of == "test" and not isinstance(self.test, list):
                 raise ArgumentError(f"{name}.of=test: needs a test file")
@@ -263,7 +263,7 @@ class TableData(DataModule):
         return load_or_encode(folder, self._request(sources), digests, engine)
 
     def _origin(self, num_rows: Mapping[str, int]) -> str:
-        """The `rows` of the schema, for sources with these numbers of rows."""
+        """The `rows` of the schema: where the rows come from, by the number of rows in each source."""
         return "custom"
 
     def _guess_columns(

@@ -1,4 +1,4 @@
-"""Read one table from CSV, Parquet or Arrow files, or from a DataFrame.
+"""Read one table from CSV, Parquet or Arrow files.
 
     files -> the type of each column over all files -> tables of the wanted columns
 
@@ -11,15 +11,13 @@ import difflib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 
-from mmoe.data.columnar_files import TEXT_TYPES, ColumnarFile, cast, common_schema
+from mmoe.data.columnar_files import ColumnarFile, cast, common_schema
 from mmoe.data.csv_columns import ColumnType, TextRules, convert_column, convert_text
 from mmoe.data.csv_file import CsvFile
-from mmoe.data.csv_options import CsvOptions, check_names
+from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import CSV, file_kind
 from mmoe.errors import RowError, UserError
 
@@ -113,41 +111,6 @@ def locate(files: Sequence[str], csv: CsvOptions, error: RowError) -> UserError:
                 return UserError(f"{path}, column {column}, row {row + 1}: {error.rule}")
             row -= count
     return error
-
-
-def table_of_frame(frame: pd.DataFrame) -> pa.Table:
-    """The columns of a DataFrame, without its index. Objects of several types become text.
-
-    Raises:
-        UserError: a column name is neither text nor an integer, two are equal, or there are no rows.
-    """
-    for name in frame.columns:
-        if not isinstance(name, str | int):
-            raise UserError(f"DataFrame: column names must be text, one is {name!r}")
-    names = [str(name).strip() for name in frame.columns]
-    check_names(names, "DataFrame")
-    if not len(frame):
-        raise UserError("DataFrame: must have at least one row; has none")
-    return pa.table([_array_of_series(frame.iloc[:, i]) for i in range(len(names))], names=names)
-
-
-def _array_of_series(series: "pd.Series[Any]") -> pa.Array:
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        levels = _array_of_series(series.cat.categories.to_series())
-        codes = pa.array(series.cat.codes.to_numpy(), mask=series.isna().to_numpy())
-        return pa.DictionaryArray.from_arrays(codes.cast(pa.int32()), levels)
-    try:
-        array = pa.Array.from_pandas(series)
-    except (pa.ArrowException, TypeError):
-        array = None
-    if array is None or isinstance(array, pa.ExtensionArray):  # mixed objects; intervals and periods
-        texts = [
-            None if is_missing else str(value)
-            for value, is_missing in zip(series, series.isna(), strict=True)
-        ]
-        return pa.array(texts, pa.string())
-    chunks = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-    return chunks.cast(pa.string()) if chunks.type in TEXT_TYPES else chunks
 
 
 def _read_csv(

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mmoe.data.column_options import LEVELS, ColumnOptions
+from mmoe.data.column_options import LEVEL_KINDS, ColumnOptions
 from mmoe.data.column_statistics import row_shares
 from mmoe.data.columnar_files import common_schema
 from mmoe.data.csv_columns import TextRules
@@ -21,16 +21,16 @@ from mmoe.data.dates import DateFormat
 from mmoe.data.engine import Engine
 from mmoe.data.partitions import Partition, cut, read, scan
 from mmoe.data.schema import Schema
+from mmoe.data.split_rules import SplitRule
 from mmoe.data.splits import CONFIG_KEYS, SPLITS
 from mmoe.data.table_files import locate
 from mmoe.data.table_splits import (
     MAX_SHUFFLED_ROWS,
-    RowTest,
-    SplitRule,
+    RowFilter,
     choose_all,
     date_format,
     ordered_values,
-    row_test,
+    row_filter,
 )  # fmt: skip
 from mmoe.errors import RowError, UserError
 from mmoe.tasks import Task
@@ -99,8 +99,8 @@ class Job:
         number: numbers the partitions of all sources.
         types: the types of the columns in the whole source.
         total: the rows of the whole source.
-        splits: for each row the number of its split in `SPLITS` [N]; None: `tests` decide.
-        tests: for each split that a rule takes from this source, which rows it takes. The first wins.
+        splits: for each row the number of its split in `SPLITS` [N]; None: `filters` decide.
+        filters: for each split that a rule takes from this source, which rows it takes. The first wins.
         rest: the split of all other rows.
     """
 
@@ -110,13 +110,13 @@ class Job:
     types: pa.Schema
     total: int
     splits: np.ndarray | None
-    tests: Mapping[str, RowTest]
+    filters: Mapping[str, RowFilter]
     rest: str
 
     def frames(self, columns: Sequence[str]) -> Generator[tuple[pd.DataFrame, int]]:
         """The rows in frames of bounded size, and the number of each frame's first row in the source."""
         first_row = self.partition.first_row
-        needed = [name for test in self.tests.values() for name in test.rule.needed_columns]
+        needed = [name for one in self.filters.values() for name in one.rule.needed_columns]
         names = list(dict.fromkeys([*columns, *needed]))
         with closing(read(self.partition, self.rules, self.types, names)) as tables:
             for table in tables:
@@ -130,8 +130,8 @@ class Job:
             return self.splits[start : start + len(frame)]
         found = np.full(len(frame), SPLITS.index(self.rest), np.uint8)
         is_free = np.ones(len(frame), bool)
-        for split, test in self.tests.items():
-            chosen = test(frame, first_row) & is_free
+        for split, accepts in self.filters.items():
+            chosen = accepts(frame, first_row) & is_free
             found[chosen] = SPLITS.index(split)
             is_free &= ~chosen
         return found
@@ -153,7 +153,7 @@ def errors_in(job: Job, first_row: int) -> Iterator[None]:
 
 def text_rules(csv: CsvOptions, columns: Mapping[str, ColumnOptions], tasks: Sequence[Task]) -> TextRules:
     """How CSV columns become levels, which stay text as written, numbers, and labels."""
-    text = [name for name, one in columns.items() if one.kind in LEVELS]
+    text = [name for name, one in columns.items() if one.kind in LEVEL_KINDS]
     numbers = [name for name, one in columns.items() if one.kind == "numeric"]
     return TextRules(csv, text, [*numbers, *(task.column for task in tasks if task.holds_numbers)])
 
@@ -196,17 +196,19 @@ def _with_splits(
             start = job.partition.first_row
             yield replace(job, splits=splits[start : start + job.partition.num_rows])
         return
-    tests: dict[str, RowTest] = {}
+    filters: dict[str, RowFilter] = {}
     for split, rule in rules.items():
         sample, dates = np.empty(0), None
         if rule.last:
             frame, _ = next(jobs[0].frames(rule.needed_columns))
             dates = date_format(rule, frame, days_first.get(str(rule.by)))
             look = partial(_sample_values, rule=rule, dates=dates, name=CONFIG_KEYS[split])
-            sample = np.concatenate(list(engine.map(look, [replace(job, tests=dict(tests)) for job in jobs])))
-        tests[split] = row_test(rule, sample, dates, seed, CONFIG_KEYS[split])
+            sample = np.concatenate(
+                list(engine.map(look, [replace(job, filters=dict(filters)) for job in jobs]))
+            )
+        filters[split] = row_filter(rule, sample, dates, seed, CONFIG_KEYS[split])
     for job in jobs:
-        yield replace(job, tests=tests)
+        yield replace(job, filters=filters)
 
 
 def _all_rows(jobs: Sequence[Job], columns: Sequence[str], engine: Engine) -> pd.DataFrame:

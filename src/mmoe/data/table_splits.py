@@ -4,8 +4,7 @@ N rows.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from numbers import Real
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,85 +14,16 @@ import torch
 from mmoe.data.column_statistics import level_shares, row_shares
 from mmoe.data.dates import DateFormat, dates_of, guess_format
 from mmoe.data.raw_column import column_of, is_categorical, kind_of, levels_of, numbers_of
+from mmoe.data.split_rules import SplitRule
 from mmoe.data.splits import CONFIG_KEYS
-from mmoe.errors import ArgumentError, UserError, is_number, unknown_key
+from mmoe.errors import UserError
 from mmoe.tasks.labels import label_levels, level_text
 
 MAX_SHUFFLED_ROWS = 2**24  # of more rows, each is chosen by itself
 
 
 @dataclass(frozen=True)
-class SplitRule:
-    """How rows are chosen. One of `fraction`, `last` and `column` must be given.
-
-    Attributes:
-        fraction: a random share of the rows; with `by`, of the groups of rows that are equal in a column.
-        last: the share of rows with the largest values in the column `by`, such as the latest dates.
-        by: see `fraction` and `last`.
-        column, value: the rows that hold `value` in `column`; `value` may be a list.
-        of: `train` to take the rows from the training file, or `test` from the test file.
-
-    Raises:
-        ArgumentError: an option is missing, has no meaning beside another one, or is outside its range.
-    """
-
-    fraction: float | None = None
-    last: float | None = None
-    by: str | None = None
-    column: str | None = None
-    value: Any = None
-    of: str = "train"
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("fraction", "last", "column") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ArgumentError(f"{'+'.join(given) or 'fraction'}: give one of fraction, last and column")
-        for name in ("fraction", "last"):
-            share = getattr(self, name)
-            if share is not None and not (is_number(share, Real) and 0 < share < 1):
-                raise ArgumentError(f"{name}={share}: must be a number above 0 and below 1")
-        if self.last is not None and self.by is None:
-            raise ArgumentError("last: needs by, the column that orders the rows")
-        if (self.column is None) != (self.value is None):
-            raise ArgumentError("column: needs value, the level of the chosen rows")
-        if self.by is not None and self.column is not None:
-            raise ArgumentError(f"by={self.by}: must be left out beside column")
-        if self.of not in ("train", "test"):
-            raise ArgumentError(f"of={self.of}: must be train or test")
-
-    @property
-    def needed_columns(self) -> list[str]:
-        """The columns of the raw rows that the rule looks at."""
-        return [name for name in (self.by, self.column) if name]
-
-
-def parse(name: str, given: Any) -> "SplitRule | list[str]":
-    """What a configuration gives for a split: files, or a rule as a mapping.
-
-    Raises:
-        ArgumentError: the value breaks a rule.
-    """
-    files = [given] if isinstance(given, str) else given
-    if isinstance(files, list | tuple) and files and all(isinstance(file, str) and file for file in files):
-        return list(files)
-    if not isinstance(given, Mapping):
-        rule = "must be a file or a list of files"
-        rule += "" if name == "train" else ", or a mapping such as {fraction: 0.1}"
-        raise ArgumentError(f"{name}={given}: {rule}")
-    known = [one.name for one in fields(SplitRule)]
-    for key in given:
-        if key not in known:
-            raise ArgumentError(f"{name}.{key}: {unknown_key(str(key), known)}")
-    try:
-        return SplitRule(**given)
-    except ArgumentError as error:
-        has_several = sum(given.get(key) is not None for key in ("fraction", "last", "column")) > 1
-        hint = f"; '~data.{name}' '+data.{name}={{...}}' replaces the rule of a file" if has_several else ""
-        raise ArgumentError(f"{name}.{error}{hint}") from None
-
-
-@dataclass(frozen=True)
-class RowTest:
+class RowFilter:
     """A rule that looks at each row by itself, for rows that are not in memory together.
 
     Attributes:
@@ -129,10 +59,12 @@ class RowTest:
         return chosen
 
 
-def row_test(rule: SplitRule, sample: np.ndarray, dates: DateFormat | None, seed: int, name: str) -> RowTest:
-    """The test for a rule. For `last`, `sample` [N] has values of the column from a sample of the rows."""
+def row_filter(
+    rule: SplitRule, sample: np.ndarray, dates: DateFormat | None, seed: int, name: str
+) -> RowFilter:
+    """The filter of a rule. For `last`, `sample` [N] has values of the column from a sample of the rows."""
     threshold = _last_threshold(sample, rule.last) if rule.last else 0.0
-    return RowTest(name, rule, seed, threshold, dates)
+    return RowFilter(name, rule, seed, threshold, dates)
 
 
 def choose_all(
@@ -177,7 +109,7 @@ def choose(
     if len(frame) > MAX_SHUFFLED_ROWS:
         dates = date_format(rule, frame, day_first)
         sample = ordered_values(rule, frame, dates, name)[available] if rule.last else np.empty(0)
-        mask = row_test(rule, sample, dates, seed, name)(frame, 0)[available]
+        mask = row_filter(rule, sample, dates, seed, name)(frame, 0)[available]
     elif rule.column:
         mask = _holds(column_of(frame, rule.column), rule.value)[available]
     elif rule.last:

@@ -14,12 +14,12 @@ from mmoe.data.column_statistics import LevelCounts, NumberStatistics, sampled_r
 from mmoe.data.dates import DateFormat
 from mmoe.data.encode import find_numbers
 from mmoe.data.encode_labels import known_labels
+from mmoe.data.fit_numbers import fit_number_statistics
 from mmoe.data.fit_schema import (
     assemble_schema,
     count_levels,
     date_formats,
     fit_levels,
-    fit_number_statistics,
     unfitted,
 )
 from mmoe.data.raw_column import numbers_of

@@ -15,7 +15,7 @@ from mmoe.data.batch import LEVEL_DTYPES, Batch, check_levels, level_bounds
 from mmoe.data.schema import Numeric, Schema
 from mmoe.data.schema_checks import MAX_MAGNITUDE
 from mmoe.errors import UserError, check_probabilities
-from mmoe.models import sparse_inputs
+from mmoe.models import sparse_encoders
 from mmoe.models.encoders import (
     ColumnEmbeddings,
     NumbersByColumn,
@@ -25,7 +25,8 @@ from mmoe.models.encoders import (
     Standardize,
     number_encoder,
 )
-from mmoe.models.sparse_inputs import SparseEncoder, SparseInputs, SparseMatrix, float32
+from mmoe.models.sparse_encoders import SparseEncoder
+from mmoe.models.sparse_inputs import SparseInputs, SparseMatrix, float32
 
 MIN_SPARSE_ROWS = 64  # in smaller batches the dense product is faster
 MAX_INPUT = 1e30  # products of larger inputs may overflow
@@ -33,10 +34,10 @@ MAX_INPUT = 1e30  # products of larger inputs may overflow
 
 # The sparse encoders that together compute the inputs of a numeric encoder. They are looked up by exact type,
 # because a subclass may compute other inputs.
-SPARSE_COUNTERPARTS: dict[type, Sequence[type[sparse_inputs.SparseNumbers]]] = {
-    Standardize: [sparse_inputs.SparseZScores],
-    PiecewiseLinear: [sparse_inputs.SparseBins],
-    PiecewiseLinearAndValues: [sparse_inputs.SparseBins, sparse_inputs.SparseValues],
+SPARSE_COUNTERPARTS: dict[type, Sequence[type[sparse_encoders.SparseNumbers]]] = {
+    Standardize: [sparse_encoders.SparseZScores],
+    PiecewiseLinear: [sparse_encoders.SparseBins],
+    PiecewiseLinearAndValues: [sparse_encoders.SparseBins, sparse_encoders.SparseValues],
 }
 
 

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from mmoe.data import schema_checks as check
 from mmoe.errors import ArgumentError, UserError
-from mmoe.tasks.classes import Binary, Multiclass
-from mmoe.tasks.numbers import Count, Regression
+from mmoe.tasks.binary import Binary
+from mmoe.tasks.count import Count
+from mmoe.tasks.multiclass import Multiclass
+from mmoe.tasks.regression import Regression
 from mmoe.tasks.task import Task
 
 __all__ = ["Binary", "Count", "Multiclass", "Regression", "Task"]

@@ -45,3 +45,10 @@ def label_levels(values: pd.Series) -> tuple[np.ndarray, list[str]]:
     number = {text: i for i, text in enumerate(dict.fromkeys(text for text in texts if text))}
     lookup = np.array([*(number.get(text, -1) for text in texts), -1])
     return lookup[codes], list(number)
+
+
+def count_levels(values: pd.Series) -> dict[str, int]:
+    """The number of rows by level, without missing ones."""
+    codes, levels = label_levels(values)
+    counts = np.bincount(codes[codes >= 0], minlength=len(levels)).tolist()
+    return {level: count for level, count in zip(levels, counts, strict=True) if count}

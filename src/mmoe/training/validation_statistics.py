@@ -1,23 +1,29 @@
-"""Statistics of gates and ReLUs on the validation rows, and warnings of gates and tasks that have failed.
+"""Statistics of gates and ReLUs on the validation rows, and warnings of gates and tasks that have died.
 
-B batch, T tasks, E experts.
+B batch, N rows, T tasks, L logits of all tasks, E experts, R replicas.
 """
 
 import logging
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins import Precision
 from torch import Tensor, nn
 
 from mmoe.data.batch import Batch
 from mmoe.models.mmoe import MMoE
-from mmoe.training.dead_units import describe_constant_task, share_of_dead_units
+from mmoe.models.replicas import Replicas
+from mmoe.tasks import Task, logit_columns
 from mmoe.training.epoch_outputs import Outputs
 from mmoe.training.gate_statistics import GateStatistics
 from mmoe.training.objective import Objective
 
 log = logging.getLogger(__name__)
 
+DEAD_UNIT_ROWS = 2048  # a ReLU unit that is 0 in this many rows counts as dead
 COLLAPSE_REMEDY = (
     "; a larger model.gate_temperature (such as 10) or model.gate_dropout=0.1 makes it use other experts too"
 )
@@ -65,3 +71,52 @@ class ValidationStatistics:
         if finding and remedy not in self._warned:
             self._warned.add(remedy)
             log.warning("%s%s", finding, remedy)
+
+
+def describe_constant_task(logits: Tensor, tasks: Sequence[Task]) -> str | None:
+    """Describe the first task whose logits, in [N, L], are the same in all rows; None if there is none.
+
+    This happens when all units of a tower are 0 in every row, so no gradient reaches them.
+    """
+    same = (logits.amax(-2) == logits.amin(-2)).reshape(-1, logits.shape[-1])  # [R, L]
+    same = torch.stack([same[:, own].all(-1) for own in logit_columns(tasks)], dim=-1)  # [R, T]
+    if logits.shape[-2] < 2 or not same.any():
+        return None
+    r, t = same.nonzero()[0].tolist()
+    where = f" in replica {r}" if logits.ndim == 3 else ""
+    return f"the predictions of {tasks[t].name}{where} are the same for all validation rows"
+
+
+@torch.inference_mode()
+def share_of_dead_units(objective: nn.Module, rows: Batch, precision: Precision) -> Tensor | None:
+    """The share of ReLU units that are 0 in every one of the first rows, computed in a trainer's precision.
+
+    None if there is no ReLU, and for replicas and ensembles, because hooks cannot see the units of one copy.
+    """
+    if any(isinstance(module, Replicas) for module in objective.modules()):
+        return None
+    network: Any = objective.network
+    with precision.forward_context():
+        numbers = precision.convert_input(rows.numbers[:DEAD_UNIT_ROWS])
+        dead = dead_units(network, rows.levels[:DEAD_UNIT_ROWS], numbers)
+    return torch.cat([units.flatten() for units in dead.values()]).double().mean() if dead else None
+
+
+def dead_units(network: nn.Module, levels: Tensor, numbers: Tensor) -> dict[str, Tensor]:
+    """For each ReLU, by module name, return a mask [units...]: True where a unit is 0 in every row."""
+    dead: dict[str, Tensor] = {}
+    hooks = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.ReLU):
+
+            def record(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
+                dead[name] = (output <= 0).all(0)
+
+            hooks.append(module.register_forward_hook(record))
+    try:
+        if hooks:
+            network(levels, numbers)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return dead

@@ -1,7 +1,7 @@
 import torch
 
 from mmoe import MMoE
-from mmoe.training.dead_units import dead_units
+from mmoe.training.validation_statistics import dead_units
 
 
 def test_dead_units():

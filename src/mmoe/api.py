@@ -30,8 +30,9 @@ from mmoe.data.column_guess import Guess, guess
 from mmoe.data.column_values import values_of
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import find_files
+from mmoe.data.frames import table_of_frame
 from mmoe.data.suspects import find_suspects
-from mmoe.data.table_files import read_table, table_of_frame
+from mmoe.data.table_files import read_table
 from mmoe.data.task_guess import TaskGuess, guess_task
 from mmoe.errors import ArgumentError, UserError, first_line
 from mmoe.tasks import Task, task_from_config, task_to_config
@@ -51,7 +52,7 @@ class Table:
         tasks: for each task name a task, such as `Regression("spend")`, or the column of its label, whose
             kind is then guessed. A list of columns makes tasks with the names of their columns.
         test, validation: rows as for `train`, or a rule that takes them from the training rows, such as
-            `{"fraction": 0.1, "by": "user_id"}`; see `mmoe.data.table_splits.SplitRule`. The default
+            `{"fraction": 0.1, "by": "user_id"}`; see `mmoe.data.split_rules.SplitRule`. The default
             fractions are 0.2 for the test and 0.1 for validation.
         columns: the kinds of columns that are not to be guessed, as in a configuration; None leaves one out.
         main_task: the task whose validation metric chooses the epoch; by default the first.
