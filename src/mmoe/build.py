@@ -1,4 +1,4 @@
-"""Build objects from a composed configuration, and decide which classes a run folder may build."""
+"""Build objects from a composed configuration; `training.trust` decides which ones a run folder may build."""
 
 import inspect
 import typing

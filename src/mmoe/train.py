@@ -23,16 +23,16 @@ def main(config: DictConfig) -> None:
     started = time.perf_counter()
     from mmoe.training import resume  # imported here so that --help does not wait for torch
 
-    run, (folder, config, is_resumed) = config.get("resume"), resume.run_to_train(config)
+    named, (folder, config, is_resumed) = config.get("resume"), resume.run_to_train(config)
     if not (is_resumed and resume.is_complete(folder, config)):
         train(config, folder, is_resumed, started)
     elif draw_missing_figures(folder, config):
         print(f"run folder: {os.path.relpath(folder)}")
-    elif run is None:  # a job of a sweep that is repeated
+    elif named is None:  # a job of a sweep that is repeated
         print(f"{os.path.relpath(folder)}: has already ended")
     else:
         rule = "the run has already ended; a larger trainer.max_epochs=... trains it longer"
-        raise UserError(f"resume={run}: {rule}")
+        raise UserError(f"resume={named}: {rule}")
 
 
 def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) -> "Run | None":

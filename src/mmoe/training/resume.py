@@ -65,6 +65,7 @@ def resume(run: Path, hydra_folder: Path, overrides: list[str], given: DictConfi
         rule = "holds no run; if it was stopped before its first step, such as while it encoded rows"
         raise UserError(f"resume={run}: {rule}, repeat the command that started it")
     config = stored_config.read_config(run)
+    run_folder.read_schema(run)  # raises if it is missing or damaged
     parts = (*stored_config.REQUIRED_PARTS, "balance", "callbacks", "logger")
     check_folder(run, parts, given.get("trust") or ())
     longer = {key: given.trainer[key] for key in LENGTH if f"trainer.{key}" in names}

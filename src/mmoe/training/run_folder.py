@@ -1,7 +1,7 @@
 """The files of a run folder: config.yaml, schema.json, metrics.json, history.csv, predictions.parquet.
 
 Every file is written atomically. Every reader raises UserError if its file is missing or damaged.
-`mmoe.run.Run` opens a folder.
+`stored_config` reads config.yaml, and `mmoe.run.Run` opens a folder.
 """
 
 import json
