@@ -23,7 +23,7 @@ from options import parse, stop
 from tables import describe_rows, table
 
 from mmoe.intervals import half_interval
-from mmoe.run_folder import read_metrics, read_schema
+from mmoe.training.run_folder import read_metrics, read_schema
 
 DEFAULTS = {
     "splits": "10", "runs": "10", "rows": "500,5000,all", "folder": "runs/spread_census",

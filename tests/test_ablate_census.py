@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 @pytest.mark.slow
 def test_each_step_keeps_the_changes_before_it(script: Callable[..., Result]):
-    small = ["runs=2", "folder=work", "out=out", "data.source=sample", "trainer.max_epochs=2"]
+    small = ["runs=2", "folder=work", "out=out", "data.source=sample", "trainer.max_epochs=3"]
     done = script("ablate_census", *small, "+trainer.limit_train_batches=5")
     assert done.code == 0, done.err
     runs = pd.read_csv("out/runs.csv")
@@ -22,7 +22,7 @@ def test_each_step_keeps_the_changes_before_it(script: Callable[..., Result]):
     assert {config.learner.optimizer.lr for config in configs[5:7]} == {1e-3}
     assert configs[-1].learner.optimizer._target_ == "torch.optim.SGD"
     assert configs[-1].learner.scheduler is None
-    assert set(runs.loc[runs["step"].isin(steps[6:]), "epoch"]) == {2}  # the last one
+    assert set(runs.loc[runs["step"].isin(steps[6:]), "epoch"]) == {3}  # the last one
     means = runs.groupby("step", sort=False)["income_auroc"].mean()
     lines = Path("out/ablation.md").read_text().splitlines()
     for step, mean in means.items():
