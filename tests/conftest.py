@@ -197,12 +197,17 @@ def script(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
 
 @pytest.fixture
 def train(command: Callable[[str], Command]) -> Command:
-    """Run `python -m mmoe.train ARGUMENTS` in this process; figures, which take a second, if asked for."""
+    """Run `python -m mmoe.train ARGUMENTS` in this process; figures and a card only if asked for."""
     run = command("train")
 
     def quick(*arguments: str) -> Result:
-        given = any(argument.startswith(("figures=", "resume=")) for argument in arguments)
-        return run(*arguments) if given else run(*arguments, "figures=false")
+        resumed = any(argument.startswith("resume=") for argument in arguments)
+        off = (
+            []
+            if resumed
+            else [n for n in ("figures", "card") if not any(a.startswith(f"{n}=") for a in arguments)]
+        )
+        return run(*arguments, *(f"{name}=false" for name in off))
 
     return quick
 

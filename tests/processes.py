@@ -17,8 +17,8 @@ from types import SimpleNamespace
 IMPORTED = [
     "mmoe.train", "mmoe.evaluate", "mmoe.predict", "mmoe.tune", "mmoe.training.resume",
     "mmoe.training.stages", "mmoe.training.warm_start", "mmoe.training.optuna_study", "mmoe.data.census",
-    "mmoe.data.synthetic", "mmoe.models.mmoe", "mmoe.analysis.figures", "torch.utils.tensorboard",
-    "pyarrow.dataset", "matplotlib.backends.backend_agg",
+    "mmoe.data.synthetic", "mmoe.models.mmoe", "mmoe.analysis.card", "mmoe.analysis.figures", "markdown_it",
+    "torch.utils.tensorboard", "pyarrow.dataset", "matplotlib.backends.backend_agg",
 ]  # fmt: skip
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -4,6 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+__version__ = "0.2.0"
 _HERE = Path(__file__).resolve().parent
 CONF_DIR = next(p for p in (_HERE / "conf", _HERE.parents[1] / "conf") if p.is_dir())
 
@@ -44,7 +45,7 @@ _PUBLIC = {
     "fit": "mmoe.api",
     "load": "mmoe.run",
 }
-__all__ = ["CONF_DIR", *_PUBLIC]
+__all__ = ["CONF_DIR", "__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

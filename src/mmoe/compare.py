@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Print a table of all runs below a folder, and write it there with a figure."""
+    """Print a table of all runs below a folder, and write it there with a figure and a page."""
     parser = argparse.ArgumentParser("python -m mmoe.compare", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="folder of a sweep, or any with run folders below it")
     parser.add_argument("--key", help="config key for the x axis; default: the first that differs")
@@ -25,18 +25,21 @@ def main() -> None:
 
 
 def compare(folder: Path, key: str | None = None) -> None:
-    """Print `sweep_table`, and write compare.csv and compare.png."""
+    """Print `sweep_table`, and write compare.csv, compare.png, compare.md and compare.html."""
+    from mmoe.analysis.sweep_card import write_sweep_card
     from mmoe.analysis.sweep_results import plot_sweep, sweep_table
 
     table = sweep_table(folder)
     figure = plot_sweep(folder, key)
     write(folder / "compare.csv", partial(table.to_csv, index=False))
     write(folder / "compare.png", partial(figure.savefig, dpi=150))
+    write_sweep_card(folder, table)
     print_table(table)
     console = open_console()
     console.print(
-        f"written: {folder / 'compare.csv'} and compare.png", soft_wrap=True, highlight=False, markup=False
-    )
+        f"written: {folder / 'compare.csv'}, compare.png, compare.md and compare.html",
+        soft_wrap=True, highlight=False, markup=False,
+    )  # fmt: skip
     if unfinished := table.attrs["unfinished"]:
         console.print(f"not finished, so left out: {', '.join(unfinished)}", highlight=False, markup=False)
 

@@ -15,6 +15,8 @@ from mmoe.metrics.resampled import ResampledMetrics
 from mmoe.tasks import Task, logit_columns
 
 BAGS = 8  # `sampled_intervals` cuts its sample into so many parts
+ROUGH_RESAMPLES = 50  # of `rough_intervals`
+ROUGH_WORK = 5 * 10**6  # its resamples x rows x logits at most: about 0.1 s
 CHUNK_SIZE = 2**17  # resamples x rows at a time, so that the arrays fit into the processor's cache
 
 
@@ -118,6 +120,32 @@ def sampled_intervals(
     for (task, metric), distances in ends.items():
         low, high = (estimates[task][metric] + np.mean(distances, axis=0)).tolist()
         found.setdefault(task, {})[metric] = (low, high)
+    return found
+
+
+def rough_intervals(
+    tasks: Sequence[Task], predicted: np.ndarray, labels: np.ndarray, known: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Half the width of an approximate 95 % interval of every metric, by task and metric, in about 0.1 s.
+
+    It is the standard deviation over `ROUGH_RESAMPLES` resamples, times the quantile of Student's t. Of many
+    rows, only a random sample of m rows is resampled, and the deviation is multiplied by the square root of
+    m / N (the m out of n bootstrap; Bickel, Goetze and van Zwet, 1997). A metric that some resample does not
+    have, such as the AUROC of a rare label, is nan.
+
+    Shape:
+        predicted: [N, L]; labels, known: [N, T].
+    """
+    num_rows, num_logits = predicted.shape
+    size = min(num_rows, max(2, ROUGH_WORK // (ROUGH_RESAMPLES * num_logits)))
+    rows = np.sort(np.random.default_rng(0).choice(num_rows, size, replace=False))
+    metrics = _metrics_of(tasks, predicted[rows], labels[rows], known[rows])
+    chunks = [_mean_values(metrics, counts) for counts in draw_rows(size, ROUGH_RESAMPLES, seed=0)]
+    scale = float(stdtrit(ROUGH_RESAMPLES - 1, 0.975) * np.sqrt(size / num_rows))
+    found: dict[str, dict[str, float]] = {}
+    for task, metric in chunks[0]:
+        values = np.concatenate([chunk[task, metric] for chunk in chunks])
+        found.setdefault(task, {})[metric] = scale * float(values.std(ddof=1))
     return found
 
 

@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
     named, (folder, config, is_resumed) = config.get("resume"), resume.run_to_train(config)
     if not (is_resumed and resume.is_complete(folder, config)):
         train(config, folder, is_resumed, started)
-    elif draw_missing_figures(folder, config):
+    elif write_missing_reports(folder, config):
         print(f"run folder: {os.path.relpath(folder)}")
     elif named is None:  # a job of a sweep that is repeated
         print(f"{os.path.relpath(folder)}: has already ended")
@@ -79,23 +79,31 @@ def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) ->
             from mmoe.analysis.figures import write_figures
 
             report.log_figures(training.loggers, write_figures(run))
+        if config.get("card"):
+            from mmoe.analysis.card import write_card
+
+            write_card(run)
     return run
 
 
-def draw_missing_figures(folder: Path, config: DictConfig) -> bool:
-    """Draw the figures that a killed run lacks. Return whether there were any."""
+def write_missing_reports(folder: Path, config: DictConfig) -> bool:
+    """Write the figures and the card that a killed run lacks. Return whether there were any."""
+    from mmoe.analysis.card import write_card
     from mmoe.analysis.figures import has_all_figures, write_figures
     from mmoe.run import load
-    from mmoe.training.run_folder import locked
+    from mmoe.training.run_folder import has_card, locked
     from mmoe.training.trust import built_packages
 
     with locked(folder):
         remove_abandoned(folder)  # scratch files of the killed process
         run = load(folder, built_packages(config))
-        if not config.get("figures") or has_all_figures(run):
-            return False
-        write_figures(run)
-    return True
+        lacks_figures = config.get("figures") and not has_all_figures(run)
+        lacks_card = config.get("card") and not has_card(folder)
+        if lacks_figures:
+            write_figures(run)
+        if config.get("card") and (lacks_card or lacks_figures):  # the card shows the figures
+            write_card(run)
+    return bool(lacks_figures or lacks_card)
 
 
 if __name__ == "__main__":

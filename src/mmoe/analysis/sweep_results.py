@@ -17,7 +17,7 @@ from mmoe.training import run_folder, stored_config
 # over. The remaining keys do not affect metrics.
 IGNORED_KEYS = (
     "seed", "data.seed", "replicas", "data.replicas", "resume", "logger", "data.cache_dir",
-    "callbacks.progress_bar", "figures", "trust",
+    "callbacks.progress_bar", "figures", "card", "trust",
 )  # fmt: skip
 MONITORED = "(monitored)"  # temporary column to sort by; no config key has parentheses
 
@@ -64,6 +64,7 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
     frame = pd.DataFrame(lines).drop_duplicates([*varied, "seed"], ignore_index=True)  # repeated runs
     frame.attrs = {
         "varied": varied,
+        "runs": [str(path.relative_to(folder)) for path in finished],
         "unfinished": [str(path.relative_to(folder)) for path in top_level if path not in finished],
         "tasks": {task.name: task.main_metric for task in first.tasks},
         "monitor": monitor,

@@ -1,0 +1,297 @@
+"""The model card of a run: one page with its data, tasks, metrics, gates, figures and limits.
+
+After Mitchell et al., Model Cards for Model Reporting (FAT* 2019).
+
+N rows, L logits of all tasks, T tasks, E experts.
+"""
+
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from omegaconf import OmegaConf
+
+import mmoe
+from mmoe.analysis.drawing import metric_name
+from mmoe.analysis.limits import limits
+from mmoe.analysis.page import block, code, table, write_page
+from mmoe.data.schema import Categorical, Numeric
+from mmoe.intervals import rough_intervals
+from mmoe.run import Run
+from mmoe.tasks import Task
+from mmoe.training.report import ROW_ORIGINS, metric_text
+from mmoe.training.stored_config import FOLDER
+
+MAX_COLUMNS, MAX_FILES, MAX_EXPERTS, MAX_LINES = 50, 20, 16, 400  # that the card lists
+SPLITS = {"test": "test", "val": "validation"}
+# The figures that a card shows, in this order, and how to read them.
+CAPTIONS = {
+    "training_curves": "Validation metrics and the effective number of experts of each task, by epoch.",
+    "gate_weights": "The mean weight of each expert for each task. Each row sums to 1.",
+    "gate_distributions": "How much the gate weights differ between rows.",
+    "balance": "The weights of the tasks in the training, by epoch.",
+    "roc": "ROC curves. A curve further up and to the left is better.",
+    "precision_recall": "Precision and recall for all thresholds. A curve further up is better.",
+    "calibration": "On the diagonal, predicted probabilities equal the observed shares.",
+}
+PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy", "pandas", "pyarrow")
+
+
+def write_card(run: Run) -> None:
+    """Write card.md and card.html to the run folder, with the figures that figures/ holds."""
+    known, halves = _labels_and_intervals(run)
+    sections: dict[str, Callable[[], Iterator[str]]] = {
+        "Metrics": lambda: _metrics(run, halves),
+        "Limits": lambda: (f"- {one}\n" for one in limits(run, known)),
+        "Tasks": lambda: _tasks(run, known),
+        "Gates": lambda: _gates(run),
+        "Figures": lambda: _figures(run),
+        "Data": lambda: _data(run),
+        "Training": lambda: _training(run),
+        "Use": lambda: _use(run),
+        "Configuration": lambda: _configuration(run),
+        "Versions": _versions,
+    }
+    name = "/".join(run.folder.absolute().parts[-2:])
+    text = [f"# Model card: {code(name)}\n\n{_summary(run)}\n"]
+    for heading, section in sections.items():
+        if content := "".join(section()).strip():
+            text.append(f"## {heading}\n\n{content}\n")
+    write_page(run.folder, "card", f"Model card: {name}", "\n".join(text))
+
+
+def _summary(run: Run) -> str:
+    schema = run.schema
+    model = str(run.config.model._target_).rpartition(".")[2]
+    tasks = f"{len(schema.tasks)} task{'s' if len(schema.tasks) > 1 else ''}"
+    columns = f"{len(schema.input_columns):,} column{'s' if len(schema.input_columns) > 1 else ''}"
+    return (
+        f"{code(model)} predicts {tasks} from {columns}. It was trained on"
+        f" {schema.num_rows.get('train', 0):,} {ROW_ORIGINS[schema.rows]}."
+    )
+
+
+def _labels_and_intervals(run: Run) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+    """The known test labels of each task, and half intervals by split, task and metric.
+
+    Replicas have intervals over the replicas, and no labels, because each may have other test rows.
+    """
+    if run.config.replicas > 1:
+        return {}, run.metrics.get("half_interval", {})
+    if not (run.folder / "predictions.parquet").exists():
+        return {}, {}
+    frame, tasks = run.predictions, run.schema.tasks
+    encoded = [_encoded(task, frame[f"{task.name}_label"]) for task in tasks]
+    labels, known = (np.stack(parts, axis=1) for parts in zip(*encoded, strict=True))  # [N, T] each
+    columns = [name for task in tasks for name in task.prediction_columns[-task.num_outputs :]]
+    predicted = frame[columns].to_numpy(np.float64)  # [N, L]
+    by_task = {task.name: labels[known[:, i], i] for i, task in enumerate(tasks)}
+    return by_task, {"test": rough_intervals(tasks, predicted, labels, known)}
+
+
+def _encoded(task: Task, values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [N] of predictions.parquet as numbers, 0 where they are unknown, and whether each is known."""
+    if not pd.api.types.is_numeric_dtype(values):  # names of classes
+        return task.encode(values)
+    known = values.notna().to_numpy()
+    return np.where(known, values.to_numpy(np.float64), 0.0), known
+
+
+def _metrics(run: Run, halves: Mapping[str, Any]) -> Iterator[str]:
+    metrics, tasks = run.metrics, run.schema.tasks
+    counts = [
+        f"{metrics['num_rows'][s]:,} {name}" for s, name in SPLITS.items() if metrics["num_rows"].get(s)
+    ]
+    if not counts:
+        yield "No row was tested.\n"
+        return
+    yield f"Best epoch, on {' and '.join(counts)} rows.\n\n"
+    for names in dict.fromkeys(tuple(task.metric_names) for task in tasks):
+        lines = []
+        for task in (task for task in tasks if tuple(task.metric_names) == names):
+            for split in (split for split in SPLITS if split in metrics):
+                values, half = metrics[split][task.name], halves.get(split, {}).get(task.name, {})
+                texts = [
+                    metric_text(values[name])
+                    + (f" ± {metric_text(half[name])}" if np.isfinite(half.get(name, np.nan)) else "")
+                    for name in names
+                ]
+                lines.append([code(task.name), SPLITS[split], *texts])
+        header = ["task", "rows", *map(metric_name, names)]
+        yield table(header, lines, [False, False, *[True] * len(names)]) + "\n"
+
+
+def _tasks(run: Run, known: Mapping[str, np.ndarray]) -> Iterator[str]:
+    lines = []
+    for i, task in enumerate(run.schema.tasks):
+        labels = known.get(task.name)
+        where = (
+            f", where {code(task.where)} is {', '.join(map(code, task.where_levels))}" if task.where else ""
+        )
+        count = "-" if labels is None else f"{len(labels):,}"
+        found = "-" if labels is None or not len(labels) else _describe(task, labels)
+        name = code(task.name) + (" (main task)" if i == 0 and len(run.schema.tasks) > 1 else "")
+        lines.append([name, task.kind, code(task.column) + where, count, found])
+    header = ["task", "kind", "label column", "known test labels", "what they are"]
+    yield table(header, lines, [False, False, False, True])
+
+
+def _describe(task: Task, labels: np.ndarray) -> str:
+    """The known test labels [N] of a task in a few words."""
+    if task.holds_numbers:
+        return f"mean {labels.mean():.4g}, standard deviation {labels.std():.4g}"
+    if task.probability_column:
+        levels = ", ".join(map(code, getattr(task, "positive", ())))
+        return f"{percent(labels.mean())} positive ({levels})"
+    names = getattr(task, "classes", ())
+    largest = np.bincount(labels.astype(np.int64), minlength=len(names))
+    return f"{len(names)} classes; {code(names[largest.argmax()])} has {percent(largest.max() / len(labels))}"
+
+
+def _gates(run: Run) -> Iterator[str]:
+    """Mean gate weights of the validation rows in the best epoch, from history.csv; nothing for replicas."""
+    history, tasks = run.history, run.schema.tasks
+    if run.config.replicas > 1 or f"val/{tasks[0].name}/gate_0" not in history:
+        return
+    best = history[history["epoch"] == run.metrics["epoch"]]
+    if not len(best):
+        return
+    line = best.iloc[-1]
+    count = 0
+    while f"val/{tasks[0].name}/gate_{count}" in line:
+        count += 1
+    shown = range(count) if count <= MAX_EXPERTS else ()
+    header = ["task", "effective experts", "polarised rows", *(f"expert {e}" for e in shown)]
+    lines = [
+        [
+            code(task.name), f"{line[f'val/{task.name}/effective_experts']:.2f}",
+            percent(line[f"val/{task.name}/polarised_rows"]),
+            *(f"{line[f'val/{task.name}/gate_{e}']:.3f}" for e in shown),
+        ]
+        for task in tasks
+    ]  # fmt: skip
+    unused = int(line["val/gates/unused_experts"])
+    used = f" No task uses {unused} of the {count} experts." if unused else ""
+    yield (
+        f"Means over the validation rows in the best epoch.{used} The effective number of experts is"
+        " exp(entropy of a row's weights). A row is polarised if one expert has more than 0.9 of its"
+        " weight.\n\n"
+    )
+    yield table(header, lines, [False, *[True] * (len(header) - 1)])
+
+
+def _figures(run: Run) -> Iterator[str]:
+    for name, caption in CAPTIONS.items():
+        if (run.folder / f"figures/{name}.png").is_file():
+            yield f"![{name.replace('_', ' ')}](figures/{name}.png)\n\n{caption}\n\n"
+
+
+def _data(run: Run) -> Iterator[str]:
+    schema, data = run.schema, run.config.data
+    counts = ", ".join(f"{n:,} {SPLITS.get(split, split)}" for split, n in schema.num_rows.items())
+    yield f"Rows: {counts or 'not counted'}.\n\n"
+    for key in ("validation", "test"):
+        if data.get(key) is not None:
+            yield f"{key.capitalize()} rows: {_rule(data[key])}.\n\n"
+    if schema.files:
+        lines = [[code(name), code(digest[:16])] for name, digest in list(schema.files.items())[:MAX_FILES]]
+        yield table(["file", "SHA-256 begins with"], lines) + "\n"
+        yield _more(len(schema.files), MAX_FILES, "files")
+    columns: list[Categorical | Numeric] = [*schema.categorical, *schema.numeric]
+    yield f"Inputs: {len(schema.categorical):,} categorical and {len(schema.numeric):,} numeric columns.\n\n"
+    yield table(["column", "kind", "training rows"], map(_column, columns[:MAX_COLUMNS])) + "\n"
+    yield _more(len(columns), MAX_COLUMNS, "columns")
+
+
+def _column(column: Categorical | Numeric) -> list[str]:
+    if isinstance(column, Numeric):
+        shift = f"{column.mean + column.origin:.4g}"
+        kind = "date, in days since 1970" if column.is_datetime else "numeric"
+        facts = f"mean {shift}, standard deviation {column.std:.4g}"
+    else:
+        kind = f"{column.part} of {code(column.source)}" if column.part else "categorical"
+        facts = f"{column.buckets} hash buckets" if column.buckets else f"{len(column.levels):,} levels"
+        facts += f", vectors of {column.size}" if column.size else ""
+        facts += f", at most {column.max_values} in a row" if column.is_multi else ""
+    return [code(column.name), kind, facts + (", some missing" if column.has_missing else "")]
+
+
+def _rule(rule: Any) -> str:
+    """How the rows of a split of a table were chosen."""
+    if not OmegaConf.is_dict(rule):
+        return "files of their own"
+    by, whence = rule.get("by"), f"the {rule.get('of', 'train').replace('train', 'training')} files"
+    if rule.get("fraction") is not None:
+        return f"a random {rule.fraction:.3g} of " + (
+            f"the values of {code(by)} in {whence}" if by else whence
+        )
+    if rule.get("last") is not None:
+        return f"the {rule.last:.3g} of {whence} with the largest {code(by)}"
+    return f"those of {whence} where {code(rule.get('column'))} is {code(rule.get('value'))}"
+
+
+def percent(share: float) -> str:
+    """A share as text."""
+    return f"{100 * share:.2f} %"
+
+
+def _more(count: int, shown: int, what: str) -> str:
+    return f"{count - shown:,} more {what} are in `schema.json`.\n\n" if count > shown else ""
+
+
+def _training(run: Run) -> Iterator[str]:
+    metrics, config = run.metrics, run.config
+    model = {key: value for key, value in config.model.items() if key != "_target_"}
+    facts = {
+        "model": code(config.model._target_), **{f"model.{key}": code(value) for key, value in model.items()},
+        "parameters": f"{metrics['parameters']:,}", "steps": f"{metrics['steps']:,}",
+        "rows of a step": f"{metrics['global_batch']:,}", "learning rate": str(metrics["learning_rate"]),
+        "epochs": str(metrics["epochs"]), "best epoch": _best_epoch(metrics),
+        "chosen by": code(metrics["monitor"]) if metrics["monitor"] else "nothing: the last",
+        "seed": str(metrics["seed"]), "replicas": str(config.replicas),
+        "processes": str(metrics["processes"]),
+        "threads of a process": str(metrics["threads"]), "seconds": f"{metrics['seconds']:.1f}",
+    }  # fmt: skip
+    if config.get("balance"):
+        facts["balancing"] = code(config.balance.get("_target_"))
+    yield table(["option", "value"], ([name, value] for name, value in facts.items()))
+
+
+def _best_epoch(metrics: Mapping[str, Any]) -> str:
+    if "runs" not in metrics:
+        return str(metrics["epoch"])
+    epochs = [run["epoch"] for run in metrics["runs"]]
+    return f"{min(epochs)} to {max(epochs)}"
+
+
+def _use(run: Run) -> Iterator[str]:
+    replica = ", replica=0" if run.config.replicas > 1 else ""
+    yield "The folder with this card holds the run. `frame` is a DataFrame of raw rows.\n\n"
+    yield block(f'import mmoe\n\nrun = mmoe.load(".")\nscores = run.predict(frame{replica})', "python")
+
+
+def _configuration(run: Run) -> Iterator[str]:
+    plain: Any = OmegaConf.to_container(run.config)
+    columns = plain["data"].pop("columns", None)  # the data section lists them
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    text = text.replace(str(run.folder.absolute()), FOLDER)
+    lines = text.splitlines()
+    without = ", without `data.columns`" if columns else ""
+    cut = f" These are its first {MAX_LINES} of {len(lines)} lines." if len(lines) > MAX_LINES else ""
+    yield f"From `config.yaml`{without}.{cut}\n\n"
+    yield block("\n".join(lines[:MAX_LINES]), "yaml")
+
+
+def _versions() -> Iterator[str]:
+    versions = {"mmoe": mmoe.__version__, "Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # a package may be importable without metadata
+            continue
+    versions["system"] = f"{platform.system()} on {platform.machine()}"
+    yield table(["package", "version"], ([name, code(text)] for name, text in versions.items()))

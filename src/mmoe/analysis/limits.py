@@ -1,0 +1,130 @@
+"""What the figures of a run do not show: the limits section of its model card.
+
+N rows, T tasks.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mmoe.analysis.page import code
+from mmoe.run import Run
+from mmoe.tasks import Task
+from mmoe.training.gate_statistics import COLLAPSED
+
+FEW_LABELS = 100  # with fewer labels of a class among the test rows, a metric is rough
+NAMED = 10  # tasks that a sentence names
+ORIGINS = {
+    "sample": "The rows are the bundled sample, which is synthetic. Metrics on the official rows differ.",
+    "synthetic": "The rows are generated. Metrics say nothing about measured data.",
+}
+
+
+def limits(run: Run, known: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """A sentence or two for each limit. `known` has the known test labels of tasks; empty for replicas."""
+    metrics, schema, config = run.metrics, run.schema, run.config
+    if schema.rows in ORIGINS:
+        yield ORIGINS[schema.rows]
+    yield from _of_rows(metrics, schema.num_rows)
+    yield from _of_split(config.data.get("test"))
+    yield from _of_seeds(metrics, config)
+    yield from _of_labels(schema.tasks, known, metrics["num_rows"].get("test", 0))
+    if plain := [task for task in schema.tasks if _shifts_probabilities(task)]:
+        why = "with class weights or a focal loss, so that their probabilities are not shares of rows"
+        yield f"These tasks were trained {why}: {_names(plain)}."
+    if weighted := [task for task in schema.tasks if task.weight]:
+        yield f"The loss of these tasks weighs rows; the metrics do not: {_names(weighted)}."
+    yield from _of_gates(run)
+    yield "Each metric is one number for all test rows. It may be much worse for a subgroup of them."
+
+
+def _of_rows(metrics: Mapping[str, Any], counts: Mapping[str, int]) -> Iterator[str]:
+    for split, name in (("test", "test"), ("val", "validation")):
+        used, count = metrics["num_rows"].get(split, 0), counts.get(split)
+        if not used:
+            yield f"No {name} row was used, so there are no {name} metrics."
+        elif count is not None and used < count:
+            yield f"The metrics cover the first {used:,} of {count:,} {name} rows."
+
+
+def _of_split(rule: Any) -> Iterator[str]:
+    """`rule` is how the test rows of a table were chosen; None for other data."""
+    if not hasattr(rule, "get"):
+        return
+    if rule.get("fraction") is not None:
+        by = rule.get("by")
+        similar = (
+            f"The test rows have other values of {code(by)} than the training rows, but" if by else "The"
+        )
+        where = "the same files" if by else "test rows are a random part of the same files"
+        text = f"{similar} {where}" if not by else f"{similar} come from {where}"
+        yield f"{text}. Later rows, or rows from elsewhere, may be predicted less well."
+
+
+def _of_seeds(metrics: Mapping[str, Any], config: Any) -> Iterator[str]:
+    if "replicas" in metrics:
+        yield (
+            f"± is half of a 95 % interval for the mean over {metrics['replicas']} replicas (Student's t)."
+            " It covers the choice of the seed, but not the choice of the test rows."
+        )
+    else:
+        if "test" in metrics:
+            yield (
+                "± is half of an approximate 95 % interval from 50 resamples of the test rows. It covers the"
+                f" choice of the test rows, but not the seed: this is one training, with seed {config.seed}."
+                " `mmoe.evaluate` computes exact percentiles, and `replicas=8` trains with eight seeds."
+            )
+        if metrics["monitor"] and metrics["epoch"] == metrics["epochs"]:
+            yield "The best epoch is the last one. A longer training may be better."
+    if metrics["monitor"] and "val" in metrics:
+        yield "Validation rows chose the best epoch, so their metrics are a little too good."
+    if not metrics["monitor"]:
+        yield "No validation chose an epoch. The weights are those of the last step."
+
+
+def _of_labels(tasks: tuple[Task, ...], known: Mapping[str, np.ndarray], num_rows: int) -> Iterator[str]:
+    few, partial = [], []
+    for task in tasks:
+        if task.name not in known:
+            continue
+        labels = known[task.name]
+        counts = (
+            np.unique(labels, return_counts=True)[1] if not task.holds_numbers else np.array([len(labels)])
+        )
+        if counts.min(initial=len(labels)) < FEW_LABELS or (task.probability_column and len(counts) < 2):
+            few.append(task)
+        if len(labels) < num_rows:
+            partial.append(task)
+    if few:
+        yield f"The labels, or those of the rarest class, are fewer than {FEW_LABELS}: {_names(few)}."
+    if partial:
+        yield f"The label is unknown in some test rows, which their metrics leave out: {_names(partial)}."
+
+
+def _of_gates(run: Run) -> Iterator[str]:
+    history, epoch = run.history, run.metrics["epoch"]
+    if f"val/{run.schema.tasks[0].name}/gate_1" not in history:
+        return
+    best = history[history["epoch"] == epoch] if run.config.replicas == 1 else history.iloc[:0]
+    collapsed = []
+    for task in run.schema.tasks:
+        names = [name for name in history if str(name).startswith(f"val/{task.name}/gate_")]
+        weights = best[[name for name in names if str(name).rpartition("_")[2].isdigit()]]
+        if len(weights) and float(weights.iloc[-1].max()) > COLLAPSED:
+            collapsed.append(task)
+    if collapsed:
+        yield f"The gates of these tasks have collapsed to one expert: {_names(collapsed)}."
+    yield (
+        "Gate weights show how a task mixes the experts. They do not show how much it needs an expert, which"
+        " `mmoe.analysis.expert_ablation` measures."
+    )
+
+
+def _shifts_probabilities(task: Task) -> bool:
+    return bool(getattr(task, "class_weights", None) or getattr(task, "focal_gamma", 0))
+
+
+def _names(tasks: list[Task]) -> str:
+    names = ", ".join(code(task.name) for task in tasks[:NAMED])
+    return names + (f" and {len(tasks) - NAMED} more" if len(tasks) > NAMED else "")

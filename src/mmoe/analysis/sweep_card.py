@@ -1,0 +1,79 @@
+"""The card of a sweep: one page that compares its runs, beside compare.csv and compare.png."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pandas as pd
+
+from mmoe.analysis.page import code, table, write_page
+from mmoe.training.report import ROW_ORIGINS, metric_text
+from mmoe.training.run_folder import CARDS
+
+MAX_RUNS = 500  # that the card lists
+FEW_SEEDS = 3
+
+
+def write_sweep_card(folder: Path, compared: pd.DataFrame) -> None:
+    """Write compare.md and compare.html; `compared` is the result of `sweep_table`."""
+    name = "/".join(folder.absolute().parts[-2:])
+    facts = compared.attrs
+    order = f"by {code(facts['monitor'])}, best first" if facts["is_sorted"] else "in the order of the runs"
+    text = f"# Comparison: {code(name)}\n\n"
+    text += f"{len(facts['runs']):,} runs on {ROW_ORIGINS[facts['rows']]}, {order}."
+    text += " Metrics are means over seeds.\n\n"
+    text += _table(compared)
+    if (folder / "compare.png").is_file():
+        text += "\n![metrics by option](compare.png)\n\nEach circle is one seed; the line joins the means.\n"
+    text += "\n## Limits\n\n" + "".join(f"- {one}\n" for one in _limits(compared))
+    text += "\n## Runs\n\n" + "".join(_runs(folder, facts["runs"], facts["unfinished"]))
+    write_page(folder, "compare", f"Comparison: {name}", text)
+
+
+def _table(compared: pd.DataFrame) -> str:
+    names = [str(name) for name in compared.columns if not str(name).endswith("±")]
+    metrics = ["/" in name for name in names]
+    lines = []
+    for line in compared.to_dict("records"):
+        cells = []
+        for name, is_metric in zip(names, metrics, strict=True):
+            half = line.get(f"{name} ±", math.nan)
+            text = metric_text(line[name]) if is_metric else str(line[name])
+            cells.append(
+                text + (f" ± {half:.4f}" if math.isfinite(half) else "") if is_metric else code(text)
+            )
+        lines.append(cells)
+    return table([code(name) for name in names], lines, metrics)
+
+
+def _limits(compared: pd.DataFrame) -> Iterator[str]:
+    seeds = int(compared["seeds"].min())
+    if seeds < 2:
+        yield "Some lines have one seed, and no interval. Their order may change with the seed."
+    else:
+        yield "± is half of a 95 % interval for the mean over the seeds (Student's t)."
+        if seeds < FEW_SEEDS:
+            yield f"Some lines have {seeds} seeds, so that their intervals are wide."
+    if len(compared) > 1:
+        yield (
+            "The best of several validation metrics is a little too good. Compare the test metrics of lines"
+            " that you have chosen before you look at them."
+        )
+    yield "The intervals do not cover the choice of the test rows, which all runs share."
+    if compared.attrs["unfinished"]:
+        yield f"{len(compared.attrs['unfinished']):,} runs have not finished, and are left out."
+
+
+def _runs(folder: Path, finished: list[str], unfinished: list[str]) -> Iterator[str]:
+    for run in finished[:MAX_RUNS]:
+        links = [
+            f"[{name.rpartition('.')[2]}]({quote(f'{run}/{name}')})"
+            for name in CARDS
+            if (folder / run / name).is_file()
+        ]
+        yield f"- {code(run)}" + (f": model card as {' and '.join(links)}" if links else "") + "\n"
+    if len(finished) > MAX_RUNS:
+        yield f"- and {len(finished) - MAX_RUNS:,} more\n"
+    for run in unfinished[:MAX_RUNS]:
+        yield f"- {code(run)}: not finished\n"
