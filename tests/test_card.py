@@ -105,9 +105,8 @@ def test_rough_intervals_are_close_to_the_bootstrap():
     n = 4000
     p = random.random(n)
     predicted = np.column_stack([p, random.normal(size=n), random.gamma(2, 1, n), p, 1 - p])
-    labels = np.column_stack(
-        [random.random(n) < p, random.normal(size=n), random.poisson(2, n), random.random(n) > p]
-    )
+    positive = random.random((2, n)) < p
+    labels = np.column_stack([positive[0], random.normal(size=n), random.poisson(2, n), ~positive[1]])
     known = random.random((n, 4)) < 0.8
     exact = bootstrap_intervals(tasks, predicted, labels.astype(float), 500, 0, known)
     rough = rough_intervals(tasks, predicted, labels.astype(float), known)

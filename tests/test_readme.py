@@ -2,10 +2,14 @@
 
 import re
 import shlex
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
-from conftest import Result
+from conftest import Command, Result
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
@@ -20,6 +24,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 PAGES = {"README.md": README} | {
     f"docs/{path.name}": path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
 }
+EXAMPLES = [f"docs/add_a_{name}.md" for name in ("method", "task_kind", "dataset")]  # test_examples runs them
 EVERYTHING = "\n".join(PAGES.values())
 # Not the experiment that a search wrote, which test_tune.py trains, nor the configuration of a run folder.
 COMMANDS = [
@@ -54,12 +59,51 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def own_rows() -> None:
+    """Write data/train.csv and data/new.csv, which the README names."""
+    random = np.random.default_rng(0)
+    rows = pd.DataFrame(
+        {"city": random.choice(["Bonn", "Cork"], 300), "amount": random.gamma(2.0, 10.0, 300)}
+    )
+    rows["click"] = (random.random(300) < rows["amount"] / 40).astype(int)
+    rows["spend"] = (rows["amount"] * random.random(300)).where(rows["click"] == 1)
+    Path("data").mkdir()
+    rows.to_csv("data/train.csv", index=False)
+    rows.drop(columns=["click", "spend"]).to_csv("data/new.csv", index=False)
+
+
+def test_every_command_of_the_readme_runs(command: Callable[[str], Command]):
+    commands = [
+        line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()
+    ]
+    own_rows()
+    done = 0
+    for line in commands:
+        words = shlex.split(line, comments=True)
+        if words[0] == "make":  # what it installs and runs is what these tests run in
+            plan = subprocess.run(
+                [*words, "--dry-run", "-C", ROOT], capture_output=True, text=True, check=True
+            )
+            assert f"-m {'mmoe.train experiment=census' if words[1] == 'train' else 'pytest'}" in plan.stdout
+        else:
+            assert words[:2] == ["python", "-m"]
+            if "run=runs/mine/..." in words:
+                (folder,) = Path("runs/mine").iterdir()
+                words[words.index("run=runs/mine/...")] = f"run={folder}"
+            result: Result = command(words[2].removeprefix("mmoe."))(*words[3:])
+            assert result.code == 0, result.err
+        done += 1
+    assert done == 5
+    assert {"click_probability", "spend_prediction"} <= set(pd.read_parquet("scores.parquet"))
+
+
 def test_python_runs_and_runs_have_what_is_listed(train) -> None:
+    own_rows()
     result: Result = train("experiment=smoke", "trainer.max_epochs=1")
     assert result.code == 0
     (folder,) = Path("runs/smoke").iterdir()
     read(SAMPLE_DIR / "census-income.test.gz").head(100).to_parquet("people.parquet")
-    found = blocks(EVERYTHING)
+    found = blocks("\n".join(text for page, text in PAGES.items() if page not in EXAMPLES))
     assert len(found) >= 5
     for block in found:
         exec(block.replace("runs/census/<time>", str(folder)), {})
@@ -84,7 +128,8 @@ def test_commands_were_found_and_a_wrong_one_would_fail():
 
 
 def test_every_config_that_is_named_exists():
-    named = set(re.findall(rf"(?<![\w./@])({'|'.join(GROUPS)})=(\w+)", EVERYTHING))
+    everything = "\n".join(text for page, text in PAGES.items() if page not in EXAMPLES)
+    named = set(re.findall(rf"(?<![\w./@])({'|'.join(GROUPS)})=(\w+)", everything))
     assert {group for group, _ in named} >= {"data", "experiment", "features", "inputs", "logger", "model"}
     for group, name in named - {("data", Path(MINE).stem)}:
         assert (CONF_DIR / group / f"{name}.yaml").exists() or name == "tuned_census_ple", f"{group}={name}"
@@ -94,7 +139,7 @@ def test_tables_list_every_config():
     for group in ("data", "features", "inputs"):
         for path in (CONF_DIR / group).glob("*.yaml"):
             assert f"| `{group}={path.stem}` |" in PAGES["docs/data.md"]
-    tables = {"experiment": README, "model": PAGES["docs/methods.md"]}
+    tables = {"experiment": PAGES["docs/tutorial.md"], "model": PAGES["docs/methods.md"]}
     for group, text in tables.items():
         for path in (CONF_DIR / group).glob("*.yaml"):
             assert f"| `{path.stem}` |" in text
@@ -105,7 +150,8 @@ def test_tables_list_every_config():
 def test_every_analysis_function_is_listed():
     from mmoe import analysis
 
-    listed = set(re.findall(r"`(\w+)`", PAGES["docs/analysis.md"].partition("## Tables")[2]))
+    tables = PAGES["docs/analysis.md"].partition("## Tables")[2].partition("\n## ")[0]
+    listed = set(re.findall(r"`(\w+)`", tables))
     assert listed >= set(analysis.__all__)
     for name in listed - {"Run"}:
         assert hasattr(analysis, name), name
@@ -126,9 +172,10 @@ def test_links_lead_somewhere(page: str):
 def test_files_that_are_named_exist():
     paths = set(re.findall(r"(?<![\w/.])(?:conf|docs|notebooks|scripts|src|tests)/[\w/.]*\w", EVERYTHING))
     assert len(paths) > 20
-    for path in paths - {MINE}:
+    written = {MINE, *re.findall(r'title="([^"]+)"', EVERYTHING)}
+    for path in paths - written:
         assert (ROOT / path).exists(), path
-    modules = set(re.findall(r"`([\w/]+\.py)`", README.partition("## Where things are")[2]))
+    modules = set(re.findall(r"`([\w/]+\.py)`", PAGES["docs/code.md"]))
     modules = {name for name in modules if not name.startswith("tests/")}
     for name in modules:
         assert (ROOT / "src/mmoe" / name).exists(), name
