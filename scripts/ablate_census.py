@@ -23,7 +23,7 @@ from mmoe.intervals import half_interval
 from mmoe.training.run_folder import read_metrics, read_schema
 
 ADAGRAD = "{_target_: torch.optim.Adagrad, _partial_: true, lr: 0.05}"
-SGD = "{_target_: torch.optim.SGD, _partial_: true, lr: 0.01}"
+SGD = "{_target_: torch.optim.SGD, _partial_: true, lr: 0.05}"
 # What changes, and the overrides. The paper leaves its inputs and its optimizer open.
 STEPS: list[tuple[str, list[str]]] = [
     ("start", []),
@@ -34,7 +34,7 @@ STEPS: list[tuple[str, list[str]]] = [
     ("a constant learning rate of 0.001", ["learner.scheduler=null", "learner.optimizer.lr=1e-3"]),
     ("the last epoch instead of the best one", ["+trainer.check_val_every_n_epoch=${trainer.max_epochs}"]),
     ("Adagrad with 0.05, TensorFlow's default of 2017", [f"learner.optimizer={ADAGRAD}"]),
-    ("plain SGD with 0.01", [f"learner.optimizer={SGD}"]),
+    ("plain SGD with 0.05", [f"learner.optimizer={SGD}"]),
 ]
 DEFAULTS = {
     "runs": "10", "experiment": "census", "folder": "runs/ablate_census", "out": "docs/results/ablation",
