@@ -40,4 +40,8 @@ def test_a_worked_example_runs(page: str, command: Callable[[str], Command], mon
         for name in MODULES:
             sys.modules.pop(name, None)
     for folder in Path("runs").iterdir():
-        assert (folder / "card.html").exists()
+        own = [
+            name for name in MODULES if f"_target_: {name}." in (folder / "config.yaml").read_text("utf-8")
+        ]
+        trust = f', trust=["{own[0]}"]' if own else ""
+        assert f'mmoe.load("."{trust})' in (folder / "card.md").read_text("utf-8")

@@ -5,6 +5,7 @@ After Mitchell et al., Model Cards for Model Reporting (FAT* 2019).
 N rows, L logits of all tasks, T tasks, E experts.
 """
 
+import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,7 @@ from mmoe.run import Run
 from mmoe.tasks import Task
 from mmoe.training.report import ROW_ORIGINS, metric_text
 from mmoe.training.stored_config import FOLDER
+from mmoe.training.trust import ALLOWED_BASES, built_packages
 
 MAX_COLUMNS, MAX_FILES, MAX_EXPERTS, MAX_LINES = 50, 20, 16, 400  # that the card lists
 SPLITS = {"test": "test", "val": "validation"}
@@ -71,7 +73,7 @@ def _summary(run: Run) -> str:
     columns = f"{len(schema.input_columns):,} column{'s' if len(schema.input_columns) > 1 else ''}"
     return (
         f"{code(model)} predicts {tasks} from {columns}. It was trained on"
-        f" {schema.num_rows.get('train', 0):,} {ROW_ORIGINS[schema.rows]}."
+        f" {schema.num_rows.get('train', 0):,} rows ({ROW_ORIGINS[schema.rows]})."
     )
 
 
@@ -270,8 +272,10 @@ def _best_epoch(metrics: Mapping[str, Any]) -> str:
 
 def _use(run: Run) -> Iterator[str]:
     replica = ", replica=0" if run.config.replicas > 1 else ""
+    own = [name for name in built_packages(run.config) if name not in ALLOWED_BASES]
+    trust = f", trust={json.dumps(own)}" if own else ""
     yield "The folder with this card holds the run. `frame` is a DataFrame of raw rows.\n\n"
-    yield block(f'import mmoe\n\nrun = mmoe.load(".")\nscores = run.predict(frame{replica})', "python")
+    yield block(f'import mmoe\n\nrun = mmoe.load("."{trust})\nscores = run.predict(frame{replica})', "python")
 
 
 def _configuration(run: Run) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """The card of a sweep: one page that compares its runs, beside compare.csv and compare.png."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
@@ -21,7 +22,7 @@ def write_sweep_card(folder: Path, compared: pd.DataFrame) -> None:
     facts = compared.attrs
     order = f"by {code(facts['monitor'])}, best first" if facts["is_sorted"] else "in the order of the runs"
     text = f"# Comparison: {code(name)}\n\n"
-    text += f"{len(facts['runs']):,} runs on {ROW_ORIGINS[facts['rows']]}, {order}."
+    text += f"{len(facts['runs']):,} runs ({ROW_ORIGINS[facts['rows']]}), {order}."
     text += " Metrics are means over seeds.\n\n"
     text += _table(compared)
     if (folder / "compare.png").is_file():
@@ -33,18 +34,17 @@ def write_sweep_card(folder: Path, compared: pd.DataFrame) -> None:
 
 def _table(compared: pd.DataFrame) -> str:
     names = [str(name) for name in compared.columns if not str(name).endswith("±")]
-    metrics = ["/" in name for name in names]
-    lines = []
-    for line in compared.to_dict("records"):
-        cells = []
-        for name, is_metric in zip(names, metrics, strict=True):
-            half = line.get(f"{name} ±", math.nan)
-            text = metric_text(line[name]) if is_metric else str(line[name])
-            cells.append(
-                text + (f" ± {half:.4f}" if math.isfinite(half) else "") if is_metric else code(text)
-            )
-        lines.append(cells)
-    return table([code(name) for name in names], lines, metrics)
+    lines = [[_cell(line, name) for name in names] for line in compared.to_dict("records")]
+    is_number = ["/" in name or name in ("seeds", "parameters") for name in names]
+    return table([code(name) for name in names], lines, is_number)
+
+
+def _cell(line: Mapping[Any, Any], name: str) -> str:
+    """A metric with half its interval, a number, or the value of an option."""
+    if "/" in name:
+        half = line.get(f"{name} ±", math.nan)
+        return metric_text(line[name]) + (f" ± {half:.4f}" if math.isfinite(half) else "")
+    return f"{line[name]:,}" if name in ("seeds", "parameters") else code(line[name])
 
 
 def _limits(compared: pd.DataFrame) -> Iterator[str]:
