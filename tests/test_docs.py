@@ -72,6 +72,14 @@ def test_every_public_name_is_in_the_api_reference():
         assert f"{getattr(analysis, name).__module__}.{name}" in named
 
 
+def test_all_files_name_the_same_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["version"] == mmoe.__version__
+    newest = re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert newest
+    assert newest[1] == mmoe.__version__
+
+
 def test_the_navigation_has_every_page():
     text = re.sub(r"!!python\S+", "", (ROOT / "mkdocs.yml").read_text("utf-8"))
     navigation = str(yaml.safe_load(text)["nav"])
