@@ -13,6 +13,7 @@ SHAPES = [
     {"expert_units": [6, 5, 4], "gate_units": [3, 7], "tower_units": [5, 2], "activation": "gelu"},
     {"num_experts": 33, "num_tasks": 5, "gate_temperature": 2.5},
 ]
+GROUPS = [0, 0, 0, 1, 1, 2, 3, 3, -1, -1]
 
 
 def make(method: type[MMoE] = MMoE, **options: object) -> MMoE:
@@ -112,6 +113,64 @@ def test_gate_dropout_never_drops_all_experts():
     torch.testing.assert_close(gates.sum(-1), torch.ones(500, 2))
 
 
+def test_each_unit_sees_its_own_share_of_the_columns():
+    torch.manual_seed(0)
+    model = make(num_experts=500, column_share=0.3, input_groups=GROUPS)
+    experts, gates = model.weight.detach().split(model.first_widths, dim=1)
+    assert (gates != 0).all()
+    assert (experts[8:] != 0).all()  # inputs without a column
+    seen = experts[:8] != 0
+    for column in range(4):
+        own = seen[[c == column for c in GROUPS[:8]]]
+        assert torch.equal(own.all(0), own.any(0))  # a unit sees all inputs of a column, or none
+        assert own.float().mean() == pytest.approx(0.3, abs=0.03)
+    assert len(seen.T.unique(dim=0)) == 16  # all combinations of four columns
+    assert experts.square().mean() == pytest.approx((8 + 2 / 0.3) / 10 / 30, rel=0.05)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_hidden_columns_stay_hidden_and_others_learn(optimizer: type[torch.optim.Optimizer]):
+    torch.manual_seed(0)
+    model = make(column_share=0.5, input_groups=GROUPS)
+    before = model.weight.detach().clone()
+    steps = optimizer(model.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        steps.zero_grad()
+        model.train()(torch.randn(64, 10)).logits.square().sum().backward()
+        steps.step()
+    assert torch.equal(model.weight == 0, before == 0)
+    assert ((before == 0) | (model.weight != before)).all()
+    x = torch.randn(5, 10)
+    torch.testing.assert_close(model.train()(x).logits, model.eval()(x).logits)
+
+
+def test_without_columns_each_input_is_one_and_a_share_of_1_hides_none():
+    torch.manual_seed(0)
+    assert (make(column_share=0.5).weight == 0).any()
+    torch.manual_seed(0)
+    whole = make(column_share=1.0, input_groups=GROUPS)
+    torch.manual_seed(0)
+    assert torch.equal(whole.weight, make().weight)
+
+
+def test_scales_multiply_the_inputs_of_a_column_for_one_expert():
+    torch.manual_seed(0)
+    model, x = make(column_scale_rate=6, input_groups=GROUPS).eval(), torch.randn(9, 10)
+    torch.manual_seed(0)
+    plain = make().eval()
+    torch.testing.assert_close(model(x), plain(x))  # scales start at 1
+    assert model.views.scales.shape == (5, 4)  # of 4 columns and the inputs without one, for 4 experts
+    with torch.no_grad():
+        model.views.scales.normal_()
+        names = sorted(set(GROUPS))
+        for i, group in enumerate(GROUPS):
+            by_expert = plain.weight[i, : plain.first_widths[0]].view(4, -1)
+            by_expert *= 1 + 6 * model.views.scales[names.index(group)][:, None]
+    torch.testing.assert_close(model(x), plain(x))
+    model.train()(x).logits.square().sum().backward()
+    assert (model.views.scales.grad != 0).all()
+
+
 def test_dropout_applies_in_training_only():
     model = make(dropout=0.5)
     x = torch.randn(20, 10)
@@ -131,6 +190,11 @@ def test_dropout_applies_in_training_only():
         ({"expert_units": [16, 0]}, r"expert_units=\[16, 0\]: must be a list"),
         ({"tower_units": [-1]}, r"tower_units=\[-1\]: must be a list"),
         ({"gate_temperature": 0.0}, "gate_temperature=0.0: must be a finite number"),
+        ({"column_share": 0}, "column_share=0: must be a finite number"),
+        ({"column_share": 1.5}, "column_share=1.5: must be at most 1"),
+        ({"column_share": 0.5, "input_groups": [0]}, "input_groups: must have 10 integers, has 1"),
+        ({"column_share": 0.5, "input_groups": [0.5] * 10}, "input_groups: must be a list of integers"),
+        ({"column_scale_rate": -1}, "column_scale_rate=-1: must be a finite number of at least 0"),
         ({"gate_dropout": 1.0}, "gate_dropout=1.0: must be a number in"),
         ({"dropout": 1.5}, "dropout=1.5: must be a number in"),
         ({"activation": "no"}, "activation=no: must be one of"),

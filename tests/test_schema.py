@@ -83,7 +83,7 @@ def changed(path: str, value: Any) -> str:
             3,
             "categorical.colour.max_values=3: must be 1, because it is not multi",
         ),
-        ("categorical.0.size", 4, "categorical: columns with a size must come after those without"),
+        ("categorical.0.size", 4, "categorical: one-hot columns must come first, then those with a size"),
         ("numeric.0.origin", "x", "numeric.age.origin='x': must be a finite number"),
         ("numeric.0.mean", "1", "numeric.age.mean='1': must be a finite number"),
         ("numeric.0.mean", None, "numeric.age.mean=None: must be a finite number"),

@@ -12,6 +12,7 @@ import pandas as pd
 
 from mmoe.data import census_layout, headerless_csv
 from mmoe.data.census_files import COLUMNS, INCOME, NAMES, NUMERIC, OFFICIAL_ROWS, Files, find_files
+from mmoe.data.column_options import ColumnOptions
 from mmoe.data.raw_rows import RowFormat
 from mmoe.data.schema import Schema
 from mmoe.data.table import Source, TableData
@@ -29,6 +30,7 @@ class CensusData(TableData):
         url: UCI's archive of the data set.
         cache_dir: directory for downloads and encoded rows; None is the user's cache directory.
         features: the input columns.
+        level_encoding: the encoding of the categorical columns; see `ColumnOptions`.
         tasks, main_task, num_bins: see `TableData`.
         split_seed: seed of the split of the test file.
         schema: the schema of a run, to encode with; None fits one to the training file.
@@ -50,6 +52,7 @@ class CensusData(TableData):
         main_task: str,
         num_bins: int,
         split_seed: int,
+        level_encoding: str = "auto",
         schema: Schema | None = None,
         batch_size: int = 256,
         eval_batch_size: int = 8192,
@@ -57,11 +60,16 @@ class CensusData(TableData):
         seed: int = 0,
     ) -> None:
         _check_features(features)
+        column = ColumnOptions("numeric")
+        try:
+            levels = ColumnOptions("categorical", level_encoding)
+        except ArgumentError as error:
+            raise ArgumentError(f"level_{error}") from None
         super().__init__(
             train=NAMES["train"],
             validation={"fraction": 0.5, "of": "test"},
             test=NAMES["test"],
-            columns={name: "numeric" if name in NUMERIC else "categorical" for name in features},
+            columns={name: column if name in NUMERIC else levels for name in features},
             tasks=tasks,
             main_task=main_task,
             num_bins=num_bins,

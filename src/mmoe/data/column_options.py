@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from mmoe.data.schema import NUMBER_ENCODINGS
+from mmoe.data.schema import NUMBER_ENCODINGS, TARGET_ENCODINGS
 from mmoe.errors import ArgumentError, check_integers, unknown_key
 
 KINDS = ("numeric", "categorical", "multi", "datetime")
@@ -14,7 +14,7 @@ KINDS_OF_OPTIONS = {  # the kinds of columns that have each option
     "max_values": ("multi",), "day_first": ("datetime",),
 }  # fmt: skip
 ENCODINGS = {
-    **dict.fromkeys(LEVEL_KINDS, ("auto", "one_hot", "embedding", "hash")),
+    **dict.fromkeys(LEVEL_KINDS, ("auto", "one_hot", "embedding", "hash", *TARGET_ENCODINGS)),
     **dict.fromkeys(("numeric", "datetime"), ("auto", *NUMBER_ENCODINGS)),
 }
 
@@ -26,7 +26,8 @@ class ColumnOptions:
     Attributes:
         kind: `numeric`, `categorical`, `multi` (several levels in a row) or `datetime`.
         encoding: for levels: `one_hot` (one input for each), `embedding` (a learned vector for each), `hash`
-            (a learned vector for each hash bucket), or `auto`: one-hot for up to 256 levels. For numbers and
+            (a learned vector for each hash bucket), `target` (statistics of the training labels of each
+            level), `one_hot_and_target` (both), or `auto`: one-hot for up to 256 levels. For numbers and
             dates: `standard` (z-scores), `piecewise_linear` (quantile bins), `piecewise_linear_and_values`
             (also one input for each frequent number), or `auto`: as `inputs` in the configuration says.
         size: the size of the learned vectors; 0 chooses it by the number of levels.
@@ -65,8 +66,8 @@ class ColumnOptions:
             value = getattr(self, key)
             if self.kind not in kinds and value != self.__dataclass_fields__[key].default:
                 raise ArgumentError(f"{key}={value}: a {self.kind} column does not have it")
-        if self.encoding == "one_hot" and self.size:
-            raise ArgumentError(f"size={self.size}: must be left out with encoding=one_hot")
+        if self.encoding in ("one_hot", *TARGET_ENCODINGS) and self.size:
+            raise ArgumentError(f"size={self.size}: must be left out with encoding={self.encoding}")
 
 
 def column_options(name: str, given: Any) -> ColumnOptions:

@@ -30,6 +30,7 @@ from mmoe.data.splits import CONFIG_KEYS, SPLITS, Dataset
 from mmoe.data.table_jobs import Job, Request, errors_in, plan
 from mmoe.data.table_splits import check_chosen
 from mmoe.data.table_statistics import collect, first_formats, fit
+from mmoe.data.target_statistics import needs_statistics, with_target_statistics
 from mmoe.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def _encode_all(
     for split, count in num_rows.items():
         if not count:
             raise UserError(f"data: no row belongs to the {split} rows")
+    _add_target_statistics(folder, [piece for piece in pieces if piece.split == "train"])
     content = {
         "files": dict(digests),
         "num_rows": dict(num_rows),
@@ -115,6 +117,15 @@ def _fit_schema(path: Path, jobs: Sequence[Job], request: Request, engine: Engin
     for split in request.rules_of("train"):
         check_chosen(CONFIG_KEYS[split], num_rows[split], available)
     write(path, lambda scratch: scratch.write_text(schema.to_json(), "utf-8"))
+
+
+def _add_target_statistics(folder: Path, pieces: Sequence[Piece]) -> None:
+    """Add the statistics of encoded training rows to the schema in `folder`, if its columns need them."""
+    schema = Schema.from_json((folder / SCHEMA).read_text("utf-8"))
+    if needs_statistics(schema):
+        rows = ShardedRows(folder, pieces, _blank(schema, has_groups=False))
+        text = with_target_statistics(schema, (part for part, _ in rows.parts())).to_json()
+        write(folder / SCHEMA, lambda scratch: scratch.write_text(text, "utf-8"))
 
 
 @lru_cache(1)

@@ -23,7 +23,7 @@ from mmoe.data.encode import find_levels, find_numbers
 from mmoe.data.encode_labels import known_labels
 from mmoe.data.fit_numbers import EMPTY_BIN, fit_values
 from mmoe.data.raw_column import column_of, is_categorical
-from mmoe.data.schema import DATE_PARTS, Categorical, Numeric, Schema
+from mmoe.data.schema import DATE_PARTS, TARGET_ENCODINGS, Categorical, Numeric, Schema, place
 from mmoe.errors import RowError, UserError, check_integers
 from mmoe.tasks import Task
 
@@ -107,7 +107,7 @@ def assemble_schema(fitted: Iterable[Categorical | Numeric], tasks: Iterable[Tas
     # A part that never varies, such as the hour of dates without a time, tells nothing.
     categorical = [c for c in columns if isinstance(c, Categorical) and not (c.part and c.num_codes < 2)]
     return Schema(
-        tuple(sorted(categorical, key=lambda column: column.size > 0)),
+        tuple(sorted(categorical, key=place)),
         tuple(column for column in columns if isinstance(column, Numeric)),
         tuple(tasks),
     )
@@ -176,17 +176,22 @@ def fit_levels(column: Categorical, found: LevelCounts, options: ColumnOptions) 
         mode = int(found.counts[is_kept][order].argmax()) if len(kept) else 0
         levels = tuple(kept.take(order).to_pylist())
         column = replace(column, levels=levels, mode=mode, has_rare=not is_kept.all())
+    if options.encoding in TARGET_ENCODINGS:
+        column = replace(column, encoding=options.encoding)
     return replace(column, size=_vector_size(column, options))
 
 
 def _vector_size(column: Categorical, options: ColumnOptions) -> int:
     """The size of the column's learned vectors; 0 for one-hot."""
     count = column.num_codes
-    if options.encoding == "one_hot" and count > MAX_ONE_HOT:
-        rule = f"one_hot allows {MAX_ONE_HOT} codes, the column has {count}; remove it, or give embedding"
+    if options.encoding == "target":
+        return 0
+    if options.encoding in ("one_hot", "one_hot_and_target") and count > MAX_ONE_HOT:
+        what = f"{options.encoding} allows {MAX_ONE_HOT} codes, the column has {count}"
+        rule = f"{what}; remove it, or give {'target' if 'target' in what else 'embedding'}"
         raise UserError(f"data.columns.{column.name}.encoding: {rule}")
     is_small = options.encoding == "auto" and not options.size and count <= MAX_AUTO_ONE_HOT
-    if options.encoding == "one_hot" or is_small:
+    if options.encoding in ("one_hot", "one_hot_and_target") or is_small:
         return 0
     # A common rule: four times the fourth root of the number of levels.
     return options.size or min(64, 4 * math.ceil(count**0.25))

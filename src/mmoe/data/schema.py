@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ORIGINS = ("official", "sample", "synthetic", "custom")
 DATE_PARTS = ("year", "month", "weekday", "hour")
+TARGET_ENCODINGS = ("target", "one_hot_and_target")
 NUMBER_ENCODINGS = ("standard", "piecewise_linear", "piecewise_linear_and_values")
 RARE = "(rare)"  # the name of the code of rare and unseen levels
 
@@ -44,6 +45,10 @@ class Categorical:
         is_multi: a row has several levels.
         separator: the text between two levels of a row; empty for lists.
         max_values: the largest number of levels in a row; 1 unless `is_multi`.
+        encoding: `target`, if the inputs are the statistics of a row's level, `one_hot_and_target`, if they
+            are added to one input for each code, or empty.
+        statistics: for each code, numbers that tell how the labels of its training rows are, and how many
+            these are; see `target_statistics`. Empty without an encoding.
 
     Without `has_missing`, a missing value is encoded as unseen; without `has_rare`, an unseen level has no
     code, and all its inputs are 0.
@@ -64,6 +69,8 @@ class Categorical:
     is_multi: bool = False
     separator: str = ""
     max_values: int = 1
+    encoding: str = ""
+    statistics: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         _check_and_store(self, "categorical.", name=check.text)
@@ -78,6 +85,15 @@ class Categorical:
             raise ArgumentError(f"{where}.buckets={self.buckets}: must be 0 for a column with levels")
         if self.max_values > 1 and not self.is_multi:
             raise ArgumentError(f"{where}.max_values={self.max_values}: must be 1, because it is not multi")
+        if self.encoding not in ("", *TARGET_ENCODINGS):
+            rule = f"must be one of {', '.join(TARGET_ENCODINGS)}, or empty"
+            raise ArgumentError(f"{where}.encoding={self.encoding}: {rule}")
+        if self.encoding and self.size:
+            raise ArgumentError(f"{where}.size={self.size}: must be 0 with encoding={self.encoding}")
+        _check_and_store(self, f"{where}.", statistics=check.table)
+        if self.statistics and not (self.encoding and len(self.statistics) == self.num_codes):
+            rule = f"must have {self.num_codes if self.encoding else 0} entries"
+            raise ArgumentError(f"{where}.statistics: {rule}, has {len(self.statistics)}")
         if self.mode >= max(1, self.num_codes):
             raise ArgumentError(
                 f"{where}.mode={self.mode}: must be below {self.num_codes}, the number of codes"
@@ -92,6 +108,11 @@ class Categorical:
     def num_codes(self) -> int:
         """The number of codes: levels or buckets, then missing, then rare."""
         return (self.buckets or len(self.levels)) + self.has_missing + self.has_rare
+
+    @property
+    def is_one_hot(self) -> bool:
+        """Whether each code is an input."""
+        return not self.size and self.encoding != "target"
 
     @cached_property
     def index(self) -> "pd.Index[Any]":
@@ -170,7 +191,8 @@ class Numeric:
 class Schema:
     """Columns and tasks of a data set, in the order in which a `Batch` holds them.
 
-    Categorical columns with a learned vector (`size` above 0) come after the others.
+    Categorical columns that are one-hot come first, then those with a learned vector (`size` above 0), then
+    those with statistics alone (the encoding `target`).
 
     `rows` is the origin of the rows: `official` (UCI's two files, recognised by their row counts), `sample`
     (the bundled one), `synthetic` (generated) or `custom`. `files` maps file names to SHA-256 digests, and
@@ -198,9 +220,10 @@ class Schema:
         for task in self.tasks:
             task.check_fitted()
         check.unique("tasks", [task.name for task in self.tasks])
-        has_vector = [column.size > 0 for column in self.categorical]
-        if has_vector != sorted(has_vector):
-            raise ArgumentError("categorical: columns with a size must come after those without")
+        places = [place(column) for column in self.categorical]
+        if places != sorted(places):
+            rule = "one-hot columns must come first, then those with a size, then those with statistics alone"
+            raise ArgumentError(f"categorical: {rule}")
         if self.rows not in ORIGINS:
             raise ArgumentError(f"rows={self.rows}: must be one of {', '.join(ORIGINS)}")
 
@@ -221,8 +244,8 @@ class Schema:
 
     @property
     def num_one_hot(self) -> int:
-        """Number of categorical columns without a learned vector; they come first."""
-        return sum(not column.size for column in self.categorical)
+        """Number of one-hot columns; they come first."""
+        return sum(column.is_one_hot for column in self.categorical)
 
     @property
     def input_columns(self) -> list[str]:
@@ -268,6 +291,11 @@ class Schema:
 
 
 PARTS: dict[str, type[Any]] = {"categorical": Categorical, "numeric": Numeric, "tasks": Task}
+
+
+def place(column: Categorical) -> int:
+    """The number that orders the categorical columns of a schema."""
+    return 0 if column.is_one_hot else 1 if column.size else 2
 
 
 def _plain_values(column: Categorical | Numeric) -> dict[str, Any]:

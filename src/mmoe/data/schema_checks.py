@@ -97,6 +97,18 @@ def flag(where: str, value: Any) -> bool:
     return value
 
 
+def table(where: str, values: Any) -> tuple[tuple[float, ...], ...]:
+    """A list of lists of numbers, all of one length."""
+    rows = sequence(where, values)
+    found = tuple(
+        tuple(number(f"{where}[{i}][{k}]", value) for k, value in enumerate(sequence(f"{where}[{i}]", row)))
+        for i, row in enumerate(rows)
+    )
+    if len({len(row) for row in found}) > 1:
+        raise ArgumentError(f"{where}: must be lists of one length")
+    return found
+
+
 def increasing(where: str, values: Any) -> tuple[float, ...]:
     """A list of numbers that increase even after rounding to float32."""
     numbers = tuple(number(f"{where}[{i}]", value) for i, value in enumerate(sequence(where, values)))

@@ -36,6 +36,7 @@ from mmoe.data.split_rules import SplitRule, parse_split
 from mmoe.data.splits import CONFIG_KEYS, Dataset, with_modes
 from mmoe.data.table_files import locate, read_names, read_table
 from mmoe.data.table_jobs import Request, text_rules
+from mmoe.data.target_statistics import needs_statistics, with_target_statistics
 from mmoe.errors import ArgumentError, RowError, UserError, check_integers, check_seeds
 from mmoe.tasks import Task, task_from_config, task_to_json, with_groups
 
@@ -319,6 +320,8 @@ class TableData(DataModule):
                     groups = encode_groups(frames[origin], schema.tasks, positions[split])
                 splits[split] = splits[split]._replace(groups=groups)
         num_rows = {split: len(where) for split, where in index.items()}
+        if needs_statistics(schema):
+            schema = with_target_statistics(schema, [splits["train"]])
         schema = replace(
             with_modes(schema, splits["train"].levels),
             rows=self._origin({name: len(frame) for name, frame in frames.items()}),

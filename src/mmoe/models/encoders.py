@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.data.schema import NUMBER_ENCODINGS, Schema
-from mmoe.errors import check_integers
+from mmoe.errors import ArgumentError, check_finite, check_integers
 from mmoe.models.sparse_inputs import float32
 
 MIN_SPARSE_CODES = 4096  # in smaller tables a dense gradient is faster
@@ -23,14 +23,23 @@ MAX_EDGE_PER_WIDTH = 2.0**14  # if an edge exceeds so many bin widths, rounding 
 
 
 class OneHot(nn.Module):
-    """One input for each code of the columns that have no learned vectors; an unseen level is all zeros.
+    """One input for each code of the one-hot columns; an unseen level is all zeros.
+
+    Args:
+        schema: the schema of the data set.
+        scale: the value of the input of a row's level. With Adam, a smaller one makes the weights of levels
+            change more slowly in their effect.
+
+    Raises:
+        ArgumentError: `scale` is not above 0.
 
     Shape:
         levels: [B, P]; output: [B, L].
     """
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, scale: float = 1.0) -> None:
         super().__init__()
+        (self.scale,) = check_finite(1e-6, scale=scale)
         columns = schema.categorical[: schema.num_one_hot]
         self.num_outputs = sum(column.num_codes for column in columns)
         self.columns = [i for i, column in enumerate(columns) for _ in range(column.num_codes)]
@@ -45,7 +54,7 @@ class OneHot(nn.Module):
             codes = codes[:, : self.num_positions].clamp(max=self.num_outputs)
         # Unseen levels have the code L: they set an additional input, which is then cut off.
         x = levels.new_zeros(levels.shape[0], self.num_outputs + 1, dtype=torch.float32)
-        return x.scatter_(1, codes, 1.0)[:, :-1]
+        return x.scatter_(1, codes, self.scale)[:, :-1]
 
 
 class LevelEmbedding(nn.Module):
@@ -94,19 +103,20 @@ class ColumnEmbeddings(nn.Module):
     def __init__(self, schema: Schema) -> None:
         super().__init__()
         first = schema.num_one_hot
-        columns = schema.categorical[first:]
+        columns = [column for column in schema.categorical if column.size]
         self.num_outputs = sum(column.size for column in columns)
         self.columns = [first + i for i, column in enumerate(columns) for _ in range(column.size)]
         self.sizes = [column.max_values for column in columns]
-        self.first_position = len(schema.level_positions) - sum(self.sizes)
-        self.offsets = schema.level_offsets[first:-1]
+        start = sum(column.max_values for column in schema.categorical[:first])
+        self.positions = slice(start, start + sum(self.sizes))
+        self.offsets = schema.level_offsets[first : first + len(columns)]
         self.tables = nn.ModuleList(_table(column.num_codes, column.size) for column in columns)
 
     def forward(self, levels: Tensor) -> Tensor:
         if not self.num_outputs:
             return levels[:, :0].float()  # [B, 0]
         vectors = []
-        parts = torch.split(levels[:, self.first_position :].long(), self.sizes, 1)
+        parts = torch.split(levels[:, self.positions].long(), self.sizes, 1)
         tables: Iterable[Any] = self.tables
         for table, offset, part in zip(tables, self.offsets, parts, strict=True):
             unseen = table.num_embeddings - 1
@@ -115,6 +125,48 @@ class ColumnEmbeddings(nn.Module):
             is_multi = codes.shape[1] > 1
             vectors.append(_mean(found, codes.ne(unseen)) if is_multi else found.squeeze(1))
         return torch.cat(vectors, 1)
+
+
+class TargetStatistics(nn.Module):
+    """The statistics of a row's level that the schema has for a column; see `data.target_statistics`.
+
+    An unseen level gives zeros, the mean over the training rows. A multi-valued column gives the mean of its
+    levels.
+
+    Shape:
+        levels: [B, P]; output: [B, number of statistics of all columns].
+
+    Raises:
+        ArgumentError: a column needs statistics, and the schema has none.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        chosen = [i for i, column in enumerate(schema.categorical) if column.encoding]
+        columns = [schema.categorical[i] for i in chosen]
+        for column in columns:
+            if column.num_codes and not column.statistics:
+                raise ArgumentError(f"categorical.{column.name}.statistics: must be fitted to training rows")
+        width = max((len(column.statistics[0]) for column in columns if column.statistics), default=0)
+        self.num_outputs = width * len(columns)
+        self.columns = [i for i in chosen for _ in range(width)]
+        self.sizes = [column.max_values for column in columns]
+        positions = [p for p, i in enumerate(schema.level_positions) if i in set(chosen)]
+        table = torch.zeros(schema.num_levels + 1, width)  # the last row is an unseen level
+        for i, column in zip(chosen, columns, strict=True):
+            table[slice(*schema.level_offsets[i : i + 2])] = torch.tensor(column.statistics).view(-1, width)
+        # They follow from the schema, so a checkpoint need not hold them.
+        self.positions = nn.Buffer(torch.tensor(positions, dtype=torch.long), persistent=False)
+        self.table = nn.Buffer(table, persistent=False)
+
+    def forward(self, levels: Tensor) -> Tensor:
+        codes = levels.index_select(1, self.positions).long()  # [B, positions]
+        found = self.table[codes]  # [B, positions, width]
+        if len(self.sizes) < codes.shape[1]:
+            unseen = len(self.table) - 1
+            parts = zip(torch.split(found, self.sizes, 1), torch.split(codes, self.sizes, 1), strict=True)
+            found = torch.stack([_mean(values, own.ne(unseen)) for values, own in parts], 1)
+        return found.flatten(1)  # [B, C * width]
 
 
 def _table(num_codes: int, size: int) -> nn.Embedding:

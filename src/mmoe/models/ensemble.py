@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from mmoe.errors import ArgumentError, check_integers
 from mmoe.models.layers import TaskLogits
+from mmoe.models.mean_prediction import Average, MeanPrediction
 from mmoe.models.network import Output
 from mmoe.models.replicas import Replicas
-from mmoe.tasks import Binary, Task
-
-Average = Callable[[Tensor], Tensor]  # of the members' logits [M, ..., W] of a task
+from mmoe.tasks import Task
 
 
 class Ensemble(nn.Module):
@@ -27,16 +26,16 @@ class Ensemble(nn.Module):
         size: M.
         mean: `probability` to average predictions, or `logit` to average logits.
         task_outputs: number of logits of each task; None: one each. L is their sum.
-        averages: for each task, the function that averages predictions, such as `Binary.average`; it maps the
-            members' logits to one logit. None: all tasks are binary.
+        averages: for each task, the function that averages predictions; see `MeanPrediction`.
         member_arguments: further arguments of every member.
 
     Raises:
         ArgumentError: an argument is outside its range, or the members have a penalty or are ensembles.
 
     Shape:
-        x: [B, I]; output: the averaged logits [B, L]; in training, all members' logits [M, B, L]. There are
-        no gates, because expert e of one member has nothing to do with expert e of another.
+        x: [B, I]; output: the averaged logits [B, L]; in training, all members' logits [M, B, L], or, if the
+        members have expert heads, [M * (1 + E), B, L]. There are no gates, because expert e of one member has
+        nothing to do with expert e of another.
     """
 
     def __init__(
@@ -51,19 +50,18 @@ class Ensemble(nn.Module):
         member_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        size, num_inputs = check_integers(1, size=size, num_inputs=num_inputs)
+        self.size, num_inputs = check_integers(1, size=size, num_inputs=num_inputs)
         if mean not in ("probability", "logit"):
             raise ArgumentError(f"mean={mean}: must be probability or logit")
         self.averages_predictions = mean == "probability"
         self.num_tasks = TaskLogits(num_tasks, task_outputs).num_tasks  # checks both
-        self.widths = list(task_outputs or [1] * self.num_tasks)
-        self.averages = list(averages or [Binary.average] * self.num_tasks)
-        if len(self.averages) != self.num_tasks:
-            raise ArgumentError(f"averages: must be {self.num_tasks} functions, one for each task")
+        self.mean = MeanPrediction(task_outputs or [1] * self.num_tasks, averages)
         options: dict[str, Any] = {} if task_outputs is None else {"task_outputs": task_outputs}
         options |= member_arguments or {}
         try:
-            members = [member(num_inputs=num_inputs, num_tasks=num_tasks, **options) for _ in range(size)]
+            members = [
+                member(num_inputs=num_inputs, num_tasks=num_tasks, **options) for _ in range(self.size)
+            ]
         except ArgumentError as error:
             raise ArgumentError(f"member.{error}") from error
         except TypeError as error:  # the member's class takes other arguments
@@ -81,15 +79,14 @@ class Ensemble(nn.Module):
         return {"averages": [task.average for task in tasks]}
 
     def forward(self, x: Tensor) -> Output:
-        logits = self.members(x).logits  # [M, B, L]
-        gates = logits.new_zeros(*logits.shape[1:-1], self.num_tasks, 0)
-        return Output(logits if self.training else self.average(logits), gates)
+        logits = self.members(x).logits  # [M, B, L]; in training with expert heads [M, 1 + E, B, L]
+        gates = logits.new_zeros(logits.shape[-2], self.num_tasks, 0)
+        return Output(logits.flatten(0, -3) if self.training else self._mean(logits), gates)
 
     def average(self, logits: Tensor) -> Tensor:
-        """Average the members' logits [M, B, L] to logits [B, L]."""
-        if not self.averages_predictions:
-            return logits.mean(0)
-        if len(set(self.averages)) == 1 and max(self.widths) == 1:
-            return self.averages[0](logits)
-        columns = torch.split(logits, self.widths, dim=-1)
-        return torch.cat([average(own) for average, own in zip(self.averages, columns, strict=True)], dim=-1)
+        """The averaged logits [B, L] of those in training."""
+        return self._mean(torch.unflatten(logits, 0, (self.size, -1))[:, 0])
+
+    def _mean(self, logits: Tensor) -> Tensor:
+        """Average the members' logits [M, B, L]."""
+        return self.mean(logits) if self.averages_predictions else logits.mean(0)

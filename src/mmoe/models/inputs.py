@@ -23,6 +23,7 @@ from mmoe.models.encoders import (
     PiecewiseLinear,
     PiecewiseLinearAndValues,
     Standardize,
+    TargetStatistics,
     number_encoder,
 )
 from mmoe.models.sparse_encoders import SparseEncoder
@@ -49,13 +50,13 @@ def use_dense_inputs(module: nn.Module) -> None:
 
 
 class Inputs(nn.Module):
-    """All inputs side by side: levels, numbers, missing numbers, and learned vectors.
+    """All inputs side by side: levels, numbers, missing numbers, learned vectors, and target statistics.
 
     An unseen level and a missing number (NaN) give zeros, and an infinite number gives NaN. If the training
     rows had missing numbers in a column, one more input is 1 where its number is missing. A number so large
     that its inputs would overflow is clamped. Inputs are computed in float32 and then cast to the module's
     dtype, because half precision cannot hold raw numbers. Columns with a size in the schema are encoded by
-    `ColumnEmbeddings`.
+    `ColumnEmbeddings`, and those with statistics also by `TargetStatistics`.
 
     Args:
         schema: the schema of the data set.
@@ -86,17 +87,18 @@ class Inputs(nn.Module):
         (dropout,) = check_probabilities(dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         encoders: list[Any] = [
-            categorical(schema), number_encoder(schema, numeric), ColumnEmbeddings(schema)
+            categorical(schema), number_encoder(schema, numeric), ColumnEmbeddings(schema),
+            TargetStatistics(schema),
         ]  # fmt: skip
-        self.categorical, self.numeric, self.embeddings = encoders
+        self.categorical, self.numeric, self.embeddings, self.statistics = encoders
         missing = torch.tensor([i for i, column in enumerate(schema.numeric) if column.has_missing]).long()
         self.num_outputs: int = sum(encoder.num_outputs for encoder in encoders) + len(missing)
         num_categorical = len(schema.categorical)
         self.num_columns = num_categorical + len(schema.numeric)
         self._schema = schema
         self._row_shapes = (len(schema.level_positions),), (len(schema.numeric),)
-        levels, numbers, vectors = (torch.tensor(encoder.columns).long() for encoder in encoders)
-        column = torch.cat([levels, num_categorical + numbers, num_categorical + missing, vectors])
+        levels, numbers, *dense = (torch.tensor(encoder.columns).long() for encoder in encoders)
+        column = torch.cat([levels, num_categorical + numbers, num_categorical + missing, *dense])
         self.column = nn.Buffer(column, persistent=False)  # the column that each input is computed from
         self.numeric_column = nn.Buffer(numbers, persistent=False)  # the same, among the numeric columns
         self.missing_column = nn.Buffer(missing, persistent=False)  # the numeric columns with missing numbers
@@ -111,7 +113,8 @@ class Inputs(nn.Module):
         self.numbers_in_range: bool | None = None
         self._has_missing = len(missing) > 0
         self._may_be_missing = torch.tensor([column.has_missing for column in schema.numeric])
-        self._has_vectors = self.embeddings.num_outputs > 0
+        # The encoders whose inputs stay dense beside sparse ones.
+        self._dense = [one for one in (self.embeddings, self.statistics) if one.num_outputs]
         # These are not buffers, because reading a buffer takes time in each step and only CPUs need them.
         self._level_bounds = level_bounds(schema)
         self._number_bounds = self.smallest, self.largest
@@ -155,8 +158,7 @@ class Inputs(nn.Module):
         parts = [self.categorical(levels), numeric]
         if self._has_missing:
             parts.append(numbers.index_select(1, self.missing_column).isnan().to(numeric.dtype))
-        if self._has_vectors:
-            parts.append(self.embeddings(levels).to(numeric.dtype))
+        parts += [encoder(levels).to(numeric.dtype) for encoder in self._dense]
         return torch.cat(parts, dim=1).to(self.dtype)
 
     def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
@@ -172,9 +174,17 @@ class Inputs(nn.Module):
         """Check the rows. Return True if every number is in range, or missing as in training rows."""
         return self._check(*self._convert(levels, numbers))
 
+    @property
+    def groups(self) -> list[int]:
+        """The number of each input's column; learned vectors and target statistics have negative numbers."""
+        num_dense = self.embeddings.num_outputs + self.statistics.num_outputs
+        is_dense = torch.arange(self.num_outputs) >= self.num_outputs - num_dense
+        column = self.column.cpu()
+        return torch.where(is_dense, -1 - column, column).tolist()
+
     def _sparse_inputs(self, levels: Tensor, sparse: SparseMatrix) -> SparseInputs:
-        vectors = self.embeddings(levels).to(self.dtype) if self._has_vectors else None
-        return self._sparse_encoder.inputs(levels, sparse, vectors)
+        dense = [encoder(levels).to(self.dtype) for encoder in self._dense]
+        return self._sparse_encoder.inputs(levels, sparse, torch.cat(dense, 1) if dense else None)
 
     @cached_property
     def _sparse_encoder(self) -> SparseEncoder:
@@ -183,7 +193,7 @@ class Inputs(nn.Module):
             for part, columns in self._number_parts
             for encoder in SPARSE_COUNTERPARTS[type(part)]
         ]
-        return SparseEncoder(self._schema, parts)
+        return SparseEncoder(self._schema, parts, self.categorical.scale)
 
     @property
     def _number_parts(self) -> list[tuple[nn.Module, Sequence[int]]]:

@@ -5,15 +5,33 @@ of a gate's first layer, L logits of all tasks.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmoe.errors import check_finite, check_integers, check_probabilities, check_widths
-from mmoe.models.layers import TaskLogits, activation_layers, deeper_layers, mix, softmax, task_towers
+from mmoe.errors import (
+    ArgumentError,
+    check_finite,
+    check_integers,
+    check_probabilities,
+    check_widths,
+)
+from mmoe.models.column_views import ColumnViews
+from mmoe.models.expert_heads import ExpertHeads
+from mmoe.models.layers import (
+    TaskLogits,
+    activation_layers,
+    deeper_layers,
+    mix,
+    softmax,
+    task_towers,
+)
+from mmoe.models.mean_prediction import Average
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs, linear
+from mmoe.tasks import Task
 
 
 class MMoE(nn.Module):
@@ -32,13 +50,22 @@ class MMoE(nn.Module):
         gate_temperature: divides the gate logits; values above 1 mix the experts more evenly.
         gate_dropout: probability that a gate drops an expert for a training row. The remaining weights are
             renormalised. This keeps a gate from collapsing to one expert (Zhao et al., RecSys 2019).
+        column_share: the share of the columns that each unit of the experts' first layer sees; 1: all.
+        column_scale_rate: each expert learns a scale for each column, which changes so many times as fast as
+            weights; 0: there are no scales. See `ColumnViews` for this option and the one before.
+        input_groups: the number of each input's column; negative: every unit sees the input. None: each input
+            is a column.
+        expert_heads: replace the towers by `ExpertHeads`: each expert answers every task and has its own
+            loss, and a task's gate weighs the predictions of the experts. `tower_units` is then not used.
+        averages: for each task, the function that averages predictions; see `MeanPrediction`.
 
     Raises:
         ArgumentError: an argument is outside its range.
 
     Shape:
-        x: [B, I]; output: logits [B, L] and gates [B, T, E]. F is expert_units[0], H is expert_units[-1], and
-        G is gate_units[0] (E for linear gates).
+        x: [B, I]; output: logits [B, L] and gates [B, T, E]. With expert heads, the logits in training are
+        [1 + E, B, L]: those of the output, then those of each expert. F is expert_units[0], H is
+        expert_units[-1], and G is gate_units[0] (E for linear gates).
     """
 
     takes_sparse_inputs = True
@@ -56,7 +83,12 @@ class MMoE(nn.Module):
         dropout: float = 0.0,
         gate_temperature: float = 1.0,
         gate_dropout: float = 0.0,
+        column_share: float = 1.0,
+        column_scale_rate: float = 0.0,
+        expert_heads: bool = False,
         task_outputs: Sequence[int] | None = None,
+        input_groups: Sequence[int] | None = None,
+        averages: Sequence[Average] | None = None,
     ) -> None:
         super().__init__()
         num_inputs, num_tasks, num_experts = check_integers(
@@ -75,25 +107,53 @@ class MMoE(nn.Module):
         self.first_widths = [num_experts * expert_units[0], num_gates * gate_widths[0]]
         self.gate_width = gate_widths[0]
         bound = 1 / math.sqrt(num_inputs)  # as in nn.Linear
-        self.weight = nn.Parameter(torch.empty(num_inputs, sum(self.first_widths)).uniform_(-bound, bound))
+        weight = torch.empty(num_inputs, sum(self.first_widths)).uniform_(-bound, bound)
+        self.views: ColumnViews | None = None
+        if column_share != 1 or column_scale_rate:
+            groups = list(range(num_inputs) if input_groups is None else input_groups)
+            if len(groups) != num_inputs:
+                raise ArgumentError(f"input_groups: must have {num_inputs} integers, has {len(groups)}")
+            self.views = ColumnViews(groups, num_experts, column_share, column_scale_rate)
+            self.views.hide(weight[:, : self.first_widths[0]])
+        self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.empty(sum(self.first_widths)).uniform_(-bound, bound))
         self.experts = nn.Sequential(
             *deeper_layers(num_experts, expert_units, activation, dropout),
             *activation_layers(activation, dropout),
         )
         self.gates = nn.Sequential(*deeper_layers(num_gates, gate_widths, activation, dropout))
-        self.towers = task_towers(num_tasks, expert_units[-1], tower_units, task_logits, activation, dropout)
+        h = expert_units[-1]
+        self.heads: ExpertHeads | None = None
+        if expert_heads:
+            self.heads = ExpertHeads(num_experts, h, task_outputs or [1] * num_tasks, averages)
+        else:
+            self.towers = task_towers(num_tasks, h, tower_units, task_logits, activation, dropout)
         self.task_logits = task_logits
 
+    @staticmethod
+    def task_arguments(tasks: Sequence[Task]) -> Mapping[str, Any]:
+        """The arguments that follow from the tasks."""
+        return {"averages": [task.average for task in tasks]}
+
     def forward(self, x: Tensor | SparseInputs) -> Output:
-        first = linear(x, self.weight, self.bias)  # [B, E*F + T*G]
+        weight: Tensor = self.weight
+        if self.views is not None:
+            experts_weight, gates_weight = torch.split(weight, self.first_widths, dim=1)
+            weight = torch.cat([self.views(experts_weight), gates_weight], dim=1)
+        first = linear(x, weight, self.bias)  # [B, E*F + T*G]
         expert_hidden, gate_hidden = torch.split(first, self.first_widths, dim=1)  # [B, E*F], [B, T*G]
         experts = self.experts(torch.unflatten(expert_hidden, 1, (self.num_experts, -1)))  # [B, E, H]
         gate_hidden = torch.unflatten(gate_hidden, 1, (-1, self.gate_width))  # [B, T, G]; OMoE: [B, 1, G]
         gate_logits = self.gates(gate_hidden)  # [B, T, E]; OMoE: [B, 1, E]
         gates = self._normalise(gate_logits).expand(-1, self.num_tasks, -1)  # [B, T, E]
+        if self.heads is not None:
+            return Output(self.heads(gates, experts), gates)
         logits = self.task_logits(self.towers(mix(gates, experts)))  # [B, L]
         return Output(logits, gates)
+
+    def average(self, logits: Tensor) -> Tensor:
+        """The output's logits [B, L] among those in training with expert heads, [1 + E, B, L]."""
+        return logits[0]
 
     def _normalise(self, logits: Tensor) -> Tensor:
         """Turn gate logits [B, T, E] into weights that sum to 1 over E."""

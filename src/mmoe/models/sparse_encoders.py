@@ -32,7 +32,7 @@ def _padded(columns: Sequence[Tensor]) -> Tensor:
 
 
 class SparseLevels:
-    """One-hot levels: one basis row for each code, with a single 1.
+    """One-hot levels: one basis row for each code, with a single entry, the scale.
 
     Only columns with one level in a row get a mode. A multi-valued column can have its most frequent level at
     any position, so that level stays in the coefficients.
@@ -41,7 +41,8 @@ class SparseLevels:
     for each row the indices of basis rows [B, K] and their coefficients [B, K].
     """
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, scale: float) -> None:
+        self.scale = scale
         columns = schema.categorical[: schema.num_one_hot]
         has_mode = [column.max_values == 1 and column.num_codes > 0 for column in columns]
         offsets = schema.level_offsets
@@ -51,7 +52,7 @@ class SparseLevels:
         self.mode_positions = (self.modes >= 0).nonzero().flatten()  # [C]
         self.mode_inputs = self.modes[self.mode_positions]  # [C]
         self.all_have_modes = len(self.mode_inputs) == len(schema.level_positions)
-        self.basis = sparse.eye_array(offsets[len(columns)])
+        self.basis = scale * sparse.eye_array(offsets[len(columns)])
 
     def encode(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """A coefficient of 1, or 0 for an unseen level and for the most frequent one."""
@@ -59,9 +60,10 @@ class SparseLevels:
         return levels, (levels != self.modes) & (levels < self.basis.shape[0])
 
     def has_mode(self, levels: Tensor) -> Tensor:
-        """Whether a column has its most frequent level, [B, C]."""
+        """Whether a column has its most frequent level, [B, C]; if it has, the value is the scale."""
         found = levels if self.all_have_modes else levels.index_select(1, self.mode_positions)
-        return found == self.mode_inputs.to(levels.dtype)  # equal dtypes compare faster
+        is_mode = found == self.mode_inputs.to(levels.dtype)  # equal dtypes compare faster
+        return is_mode if self.scale == 1 else is_mode * self.scale
 
 
 class SparseMissing:
@@ -155,10 +157,13 @@ class SparseEncoder:
         schema: the schema of the data set.
         numbers: the encoders of numbers, each with the numeric columns that it encodes. Their inputs stand
             side by side, after those of the levels.
+        scale: the value of the input of a row's level.
     """
 
-    def __init__(self, schema: Schema, numbers: Sequence[tuple[type[SparseNumbers], Sequence[int]]]) -> None:
-        self.levels = SparseLevels(schema)
+    def __init__(
+        self, schema: Schema, numbers: Sequence[tuple[type[SparseNumbers], Sequence[int]]], scale: float = 1.0
+    ) -> None:
+        self.levels = SparseLevels(schema, scale)
         self.numbers = [encoder(_with_columns(schema, columns)) for encoder, columns in numbers]
         self.number_columns = [torch.tensor(columns, dtype=torch.long) for _, columns in numbers]
         self.missing = SparseMissing(schema)

@@ -103,7 +103,8 @@ class SparseInputs(NamedTuple):
     """Inputs [B, I] in the factored form that the top of this file describes.
 
     Shape:
-        coefficients: [B, S]; basis: [S, I]; has_mode: [B, C], whether a column has its most frequent level;
+        coefficients: [B, S]; basis: [S, I]; has_mode: [B, C], the value of the input if a column has its most
+        frequent level, else 0;
         mode_inputs: [C], the positions of the inputs of these levels; dense: None, or [B, D] further inputs,
         which stand after the others.
     """

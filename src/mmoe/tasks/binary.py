@@ -17,7 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from mmoe.errors import ArgumentError, UserError, check_finite
 from mmoe.tasks.class_losses import ClassWeights, check_class_weights, fit_class_weights, focal
 from mmoe.tasks.labels import count_levels, label_levels, sort_levels
-from mmoe.tasks.task import MeanLoss, Task, check_level_list, listed
+from mmoe.tasks.task import SMALLEST_RATE, MeanLoss, Task, check_level_list, listed, log_shares
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -121,9 +121,18 @@ class Binary(Task):
         return super().predict(logits)
 
     @staticmethod
-    def average(logits: Tensor) -> Tensor:
+    def average(logits: Tensor, weights: Tensor | None = None) -> Tensor:
         """The logit of the mean probability, without overflow."""
-        return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
+        shares = log_shares(logits, weights)
+        positive, negative = logsigmoid(logits) + shares, logsigmoid(-logits) + shares
+        return positive.logsumexp(0) - negative.logsumexp(0)
+
+    def targets(self, labels: Tensor) -> Tensor:
+        return labels[:, None]
+
+    def statistics(self, means: Tensor) -> Tensor:
+        """The logit of the rate of positive labels."""
+        return means.logit(SMALLEST_RATE)
 
     def metrics(self, is_binned: bool = False) -> "MetricCollection":
         from mmoe.metrics.by_kind import binary_metrics

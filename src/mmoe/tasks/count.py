@@ -3,7 +3,6 @@
 B batch, N rows, W outputs of a task, M members of an ensemble.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -15,7 +14,7 @@ from torch import Tensor
 from mmoe.data import schema_checks as check
 from mmoe.data.raw_column import numbers_of
 from mmoe.errors import RowError
-from mmoe.tasks.task import Task
+from mmoe.tasks.task import SMALLEST_RATE, Task, log_shares
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -70,9 +69,16 @@ class Count(Task):
         return logits.exp() * self.mean
 
     @staticmethod
-    def average(logits: Tensor) -> Tensor:
+    def average(logits: Tensor, weights: Tensor | None = None) -> Tensor:
         """The logarithm of the mean count."""
-        return logits.logsumexp(0) - math.log(logits.shape[0])
+        return (logits + log_shares(logits, weights)).logsumexp(0)
+
+    def targets(self, labels: Tensor) -> Tensor:
+        return labels[:, None]
+
+    def statistics(self, means: Tensor) -> Tensor:
+        """The logarithm of the mean count."""
+        return means.clamp(min=SMALLEST_RATE).log()
 
     def metrics(self, is_binned: bool = False) -> "MetricCollection":
         from mmoe.metrics.by_kind import count_metrics

@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from mmoe.errors import ArgumentError, check_finite
 from mmoe.tasks.class_losses import ClassWeights, check_class_weights, fit_class_weights, focal
 from mmoe.tasks.labels import count_levels, label_levels, sort_levels
-from mmoe.tasks.task import Task, check_level_list, listed
+from mmoe.tasks.task import SMALLEST_RATE, Task, check_level_list, listed, log_shares
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -108,9 +109,16 @@ class Multiclass(Task):
         return logits.softmax(-1)
 
     @staticmethod
-    def average(logits: Tensor) -> Tensor:
-        """The logarithm of the mean probabilities, up to a constant."""
-        return logits.log_softmax(-1).logsumexp(0)
+    def average(logits: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The logarithm of the mean probabilities."""
+        return (logits.log_softmax(-1) + log_shares(logits, weights)).logsumexp(0)
+
+    def targets(self, labels: Tensor) -> Tensor:
+        return one_hot(labels.long(), len(self.classes)).to(labels.dtype)
+
+    def statistics(self, means: Tensor) -> Tensor:
+        """The logit of the rate of each class."""
+        return means.logit(SMALLEST_RATE)
 
     def metrics(self, is_binned: bool = False) -> "MetricCollection":
         from mmoe.metrics.by_kind import multiclass_metrics

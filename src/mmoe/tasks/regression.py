@@ -89,8 +89,15 @@ class Regression(Task):
         return logits * self.std + self.mean if self.is_scaled else logits
 
     @staticmethod
-    def average(logits: Tensor) -> Tensor:
-        return logits.mean(0)
+    def average(logits: Tensor, weights: Tensor | None = None) -> Tensor:
+        return logits.mean(0) if weights is None else (logits * weights).sum(0)
+
+    def targets(self, labels: Tensor) -> Tensor:
+        return labels[:, None]
+
+    def statistics(self, means: Tensor) -> Tensor:
+        """The mean label."""
+        return means
 
     def metrics(self, is_binned: bool = False) -> "MetricCollection":
         from mmoe.metrics.by_kind import regression_metrics

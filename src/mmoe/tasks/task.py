@@ -2,9 +2,11 @@
 
 A task owns its part of the logits, its loss, its predictions, its metrics and the names of its columns.
 
-B batch, N rows, T tasks, W outputs of a task (its columns among the logits), M members of an ensemble.
+B batch, N rows, T tasks, W outputs of a task (its columns among the logits), M members of an ensemble, K
+statistics of a level.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from mmoe.metrics.resampled import ResampledMetrics
 
+SMALLEST_WEIGHT = 1e-30  # its logarithm is finite
+SMALLEST_RATE = 1e-6  # rates of levels are limited to [this, 1 - this] before a logit or a logarithm
 YES = ("1", "true", "yes")  # levels of a `where` column in rows that have a label
 # A function of logits [..., T], labels [..., T] and weights [T] that returns the mean of weights x losses.
 MeanLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -156,8 +160,19 @@ class Task(ABC):
 
     @staticmethod
     @abstractmethod
-    def average(logits: Tensor) -> Tensor:
-        """The logits [..., W] whose prediction is the mean prediction of the members' logits [M, ..., W]."""
+    def average(logits: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The logits [..., W] whose prediction is the mean prediction of the members' logits [M, ..., W].
+
+        The weights [M, ..., 1] of the members sum to 1; None: all are equal.
+        """
+
+    @abstractmethod
+    def targets(self, labels: Tensor) -> Tensor:
+        """What labels [N] tell of a level, as numbers [N, K] whose mean over rows means something."""
+
+    @abstractmethod
+    def statistics(self, means: Tensor) -> Tensor:
+        """Statistics [..., K] on the scale of logits, of the means [..., K] of `targets`."""
 
     @abstractmethod
     def metrics(self, is_binned: bool = False) -> "MetricCollection":
@@ -192,6 +207,11 @@ class Task(ABC):
             where = f" where {self.where} is one of {', '.join(self.where_levels)}" if self.where else ""
             rule = f"must have a label in at least one training row, but column {self.column} has none{where}"
             raise UserError(f"data.{self._at}: {rule}")
+
+
+def log_shares(logits: Tensor, weights: Tensor | None) -> Tensor | float:
+    """The logarithms of the members' weights, or of equal ones; see `Task.average`."""
+    return -math.log(len(logits)) if weights is None else weights.clamp(min=SMALLEST_WEIGHT).log()
 
 
 def check_level_list(where: str, values: Any) -> tuple[str, ...]:

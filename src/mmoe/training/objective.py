@@ -1,7 +1,7 @@
 """The loss: the weighted sum of the tasks' losses.
 
 B batch, P positions of levels, M numeric columns, T tasks, L logits of all tasks, E experts, K members of an
-ensemble.
+ensemble, or the output and the experts that have heads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,8 @@ class Objective(nn.Module):
     The loss of a task is the weighted mean of `Task.losses` over its known labels:
     sum(weight x known x loss) / sum(weight x known). It is 0 for a batch without a known label. If the model
     has a penalty, like `L2Constrained`, it is added. An `ESMM` has the loss of joint probabilities. The loss
-    of an `Ensemble` is the sum of its members' losses. `tasks` have the order of the label columns, and
+    of an `Ensemble` is the sum of its members' losses, and that of `ExpertHeads` the sum of the losses of the
+    output and of the experts. `tasks` have the order of the label columns, and
     `task_weights` are by task name.
 
     If the attribute `by_task` is True, the output in training is `TaskLosses`, for a balancing strategy.
@@ -117,7 +118,7 @@ class Objective(nn.Module):
             logits, gates = self.network(*rows)
         in_loss = self._funnel.joint_logits(logits) if self.has_funnel else logits
         labels, known = self.labels_in_loss(labels, known)
-        # In training, an ensemble returns the logits of every member, [K, B, L].
+        # In training, an ensemble returns the logits of every member, [K, B, L], and so do expert heads.
         members = logits.shape[0] if logits.ndim > labels.ndim else 1
         factor = len(self.tasks) * members  # turns the mean over tasks and members into their sum
         row_weights = loss_weights(known, weights)
@@ -131,8 +132,9 @@ class Objective(nn.Module):
         else:
             loss = factor * (self._losses(in_loss, labels) * self.task_weights).mean()
         loss = loss if penalty is None or separate else loss + penalty
-        if isinstance(self.network.model, Ensemble) and logits.ndim > labels.ndim:
-            logits = self.network.model.average(logits)
+        if logits.ndim > labels.ndim:
+            model: Any = self.network.model
+            logits = model.average(logits)
         if separate:
             return TaskLosses(loss, logits, gates, loss.new_zeros(()) if penalty is None else penalty)
         return LossAndOutput(loss, logits, gates)

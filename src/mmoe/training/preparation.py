@@ -1,5 +1,6 @@
 """Build the parts of a training, and check them before the first step."""
 
+import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmoe.balancing.checks import check_balance
 from mmoe.balancing.strategies import Constant, Strategy
@@ -15,7 +16,7 @@ from mmoe.build import build, locate
 from mmoe.data.datamodule import DataModule
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError, check_integers, check_replicas
-from mmoe.models.inputs import use_dense_inputs
+from mmoe.models.inputs import Inputs, use_dense_inputs
 from mmoe.models.network import Network
 from mmoe.tasks import validation_metrics
 from mmoe.training.checkpoint_callbacks import AtomicCheckpointIO
@@ -61,21 +62,29 @@ class Training(NamedTuple):
 def build_network(config: DictConfig, schema: Schema) -> Network:
     """Build a network from `config.inputs` and `config.model`."""
     inputs = build(config, "inputs", schema=schema)
-    options = _task_arguments(config, "model", schema)
+    options = _derived_arguments(config, "model", schema, inputs)
     outputs = [task.num_outputs for task in schema.tasks]
     if max(outputs) > 1:
         options["task_outputs"] = outputs
-    if member := _task_arguments(config, "model.member", schema):
+    if member := _derived_arguments(config, "model.member", schema, inputs):
         options["member_arguments"] = member
     sizes = {"num_inputs": inputs.num_outputs, "num_tasks": len(schema.tasks)}
     return Network(inputs, build(config, "model", **sizes, **options))
 
 
-def _task_arguments(config: DictConfig, key: str, schema: Schema) -> dict[str, Any]:
-    """The arguments of a model that follow from the tasks, by its own `task_arguments`, if it has one."""
+def _derived_arguments(config: DictConfig, key: str, schema: Schema, inputs: Any) -> dict[str, Any]:
+    """The arguments of a model that follow from the tasks, by `task_arguments`, and from the inputs."""
     target = OmegaConf.select(config, f"{key}._target_")
-    task_arguments = getattr(locate(target, key), "task_arguments", None) if target else None
-    return dict(task_arguments(schema.tasks)) if task_arguments else {}
+    model = locate(target, key) if target else None
+    task_arguments = getattr(model, "task_arguments", None)
+    arguments = dict(task_arguments(schema.tasks)) if task_arguments else {}
+    if isinstance(inputs, Inputs):
+        arguments["input_groups"] = inputs.groups
+    if not (inspect.isclass(model) and issubclass(model, nn.Module)):
+        return {}
+    # A subclass of the user's may have a constructor of its own, which does not know them.
+    known = inspect.signature(model).parameters
+    return {name: value for name, value in arguments.items() if name in known}
 
 
 def build_learner(config: Any, schema: Schema) -> Any:

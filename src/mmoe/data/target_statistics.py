@@ -1,0 +1,73 @@
+"""Target statistics: the training labels of each level, as numbers (Micci-Barreca, SIGKDD Explorations 2001).
+
+N rows, P positions of levels, C categorical columns, K statistics of a level, L codes of all columns.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mmoe.data.batch import Batch
+from mmoe.data.schema import Schema
+
+PRIOR_ROWS = 20.0  # rows with the mean label that are added to each level
+SMALLEST_WEIGHT = 1e-30  # by which sums are divided
+SMALLEST_STD = 1e-9  # a smaller standard deviation is a rounding error
+
+
+def needs_statistics(schema: Schema) -> bool:
+    """Whether a column is encoded with target statistics that are not fitted yet."""
+    return any(c.encoding and not c.statistics and c.num_codes for c in schema.categorical)
+
+
+def with_target_statistics(schema: Schema, parts: Iterable[Batch]) -> Schema:
+    """The schema with statistics of its columns, from encoded training rows in one or more parts.
+
+    For each task there is the mean label of a level's rows on the scale of logits: the logit of the rate of
+    positive labels, or of each class, the mean of a regression, or the logarithm of the mean count. Rows with
+    an unknown label do not count, and others count by their weight. `PRIOR_ROWS` rows with the mean label
+    of all rows are added, so that a rare level does not tell the labels of its rows. The last statistic is
+    the logarithm of 1 + the level's number of rows. Each is standardised over the training rows.
+    """
+    size = schema.num_levels + 1  # the last code is an unseen level, and an unused position
+    counts = torch.zeros(size, dtype=torch.float64)
+    # For each task, the sums of targets and weights by code [L + 1, K + 1], and of all rows [K + 1].
+    widths = [task.targets(torch.zeros(1)).shape[1] + 1 for task in schema.tasks]
+    sums = [torch.zeros(size, width, dtype=torch.float64) for width in widths]
+    totals = [torch.zeros(width, dtype=torch.float64) for width in widths]
+    for rows in parts:
+        codes = rows.levels.long()  # [N, P]
+        counts += torch.bincount(codes.flatten(), minlength=size)
+        for t, task in enumerate(schema.tasks):
+            weight = torch.ones(len(codes), 1, dtype=torch.float64)
+            weight *= 1 if rows.weights is None else rows.weights[:, t : t + 1]
+            weight *= 1 if rows.known is None else rows.known[:, t : t + 1]
+            values = torch.cat([task.targets(rows.labels[:, t].double()) * weight, weight], 1)  # [N, K + 1]
+            totals[t] += values.sum(0)
+            for position in codes.unbind(1):
+                sums[t].index_add_(0, position, values)
+    statistics = []
+    for task, own, total in zip(schema.tasks, sums, totals, strict=True):
+        prior = PRIOR_ROWS * total / total[-1].clamp(min=SMALLEST_WEIGHT)  # [K + 1]
+        means = (own + prior)[:, :-1] / (own + PRIOR_ROWS)[:, -1:]  # [L + 1, K]
+        statistics.append(task.statistics(means))
+    joined = torch.cat([*statistics, (1 + counts).log()[:, None]], 1)  # [L + 1, K of all tasks + 1]
+    columns = []
+    for i, column in enumerate(schema.categorical):
+        place = slice(*schema.level_offsets[i : i + 2])
+        if column.encoding:
+            table = _standardised(joined[place], counts[place]).tolist()
+            column = replace(column, statistics=tuple(map(tuple, table)))
+        columns.append(column)
+    return replace(schema, categorical=tuple(columns))
+
+
+def _standardised(values: Tensor, counts: Tensor) -> Tensor:
+    """The z-scores of values [L, K] over rows, where `counts` [L] are rows by code."""
+    shares = (counts / counts.sum().clamp(min=1))[:, None]
+    mean = (values * shares).sum(0)
+    std = ((values - mean).square() * shares).sum(0).sqrt()
+    scores = (values - mean) / torch.where(std > SMALLEST_STD, std, 1.0)
+    return torch.where(counts[:, None] > 0, scores, 0.0)  # a bucket without rows is like an unseen level
