@@ -160,7 +160,7 @@ def test_an_ablation_is_the_network_without_the_expert(known: Path):
     for t, task in enumerate(("income", "marital")):
         whole = binary_auroc(analysis_probability(known, task), rows.labels[:, t].int())
         left = binary_auroc(logits[:, t].double().sigmoid(), rows.labels[:, t].int())
-        assert table.loc[1, task] == pytest.approx((whole - left).item(), abs=1e-12)
+        assert table.loc[1, task] == pytest.approx((whole - left).item(), abs=1e-6)  # torchmetrics: float32
 
 
 def analysis_probability(folder: Path, task: str) -> torch.Tensor:

@@ -267,7 +267,7 @@ def test_a_replica_without_validation_and_test_is_extracted(
     # A folder that is not empty is no run before everything is in it.
     Path("full/config.yaml").unlink()
     written = []
-    monkeypatch.setattr(run_folder, "write_config", lambda folder, _: written.append(folder))
+    monkeypatch.setattr(stored_config, "write_config", lambda folder, _: written.append(folder))
     extract(load("run"), 1, Path("full"))
     assert written[-1] == Path("full")
     assert not Path("full/config.yaml").exists()

@@ -134,7 +134,7 @@ def test_lbfgs_trains():
     fit(ours, epochs=3)
     torch.manual_seed(1)
     assert ours.objective(*batch(40)).loss.item() < first
-    assert ours.num_rows["train"] == STEPS * 16
+    assert ours.results.num_rows["train"] == STEPS * 16
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Muon, MuonAndAdamW])
