@@ -45,6 +45,9 @@ def test_one_hot_and_unseen_levels():
     expected = one_hot(LEVELS.long(), 6).sum(1)[:, :5].float()
     assert torch.equal(OneHot(SCHEMA)(LEVELS), expected)
     assert OneHot(SCHEMA)(LEVELS)[2].sum() == 0
+    assert torch.equal(OneHot(SCHEMA, scale=0.5)(LEVELS), expected / 2)
+    with pytest.raises(UserError, match="scale=0: must be a finite number"):
+        OneHot(SCHEMA, scale=0)
 
 
 def test_standardize():

@@ -93,6 +93,18 @@ def test_inputs_give_what_the_dense_reference_gives(categorical, numeric, count:
     assert_equal(inputs(encoded.levels, encoded.numbers, encoded.sparse), dense)
 
 
+@pytest.mark.parametrize("modes", [True, False])
+def test_one_hot_levels_with_a_scale(modes: bool):
+    columns = WIDE.categorical if modes else tuple(Categorical(c.name, c.levels) for c in WIDE.categorical)
+    inputs, some = Inputs(Schema(columns, WIDE.numeric, ()), partial(OneHot, scale=0.5)), rows(300)
+    x, dense = inputs(*some[:2]), inputs.dense(*some[:2])
+    assert isinstance(x, SparseInputs)
+    assert dense[:, : inputs.categorical.num_outputs].unique().tolist() == [0.0, 0.5]
+    assert_equal(x, dense)
+    encoded = inputs.encode_rows(some, 300)
+    assert_equal(inputs(encoded.levels, encoded.numbers, encoded.sparse), dense)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("numeric", ENCODERS)
 @pytest.mark.parametrize("modes", [True, False])
