@@ -10,15 +10,18 @@ import pandas as pd
 import processes
 import pytest
 import yaml
+from conftest import config
 from omegaconf import OmegaConf
 
 from mmoe import analysis, load
+from mmoe.build import build
 from mmoe.data.census_files import SAMPLE_DIR
 from mmoe.errors import UserError
 from mmoe.train import main
-from mmoe.training import stored_config
+from mmoe.training import run_folder, stored_config
 from mmoe.training.trust import check_targets
 
+MONITOR = ("monitor=val/income/auroc", "monitor_mode=max")  # a run stores the monitor of its tasks
 ROWS = SAMPLE_DIR / "census-income.test.gz"
 SHELL = "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler"
 # What would touch a file if it were built, by the key that it stands under.
@@ -233,3 +236,30 @@ def test_a_sweep_with_classes_of_ones_own_goes_on(own: None):
     Path("sweep/1/metrics.json").unlink()
     assert processes.run(main, *arguments).returncode == 0
     assert Path("sweep/1/metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "torch.load", "torch.hub.load", "builtins.eval", "mmoe.run.load", "mmoe.no.Such"],
+)
+def test_a_configuration_may_only_build_trusted_classes(tmp_path: Path, target: str):
+    c = config("data.source=sample", "callbacks=null", "logger=none", *MONITOR)
+    schema = build(c, "data").schema
+    c.inputs.numeric = {"_target_": target, "_partial_": True}
+    run_folder.start(tmp_path, stored_config.portable_yaml(c), schema)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/best.ckpt").touch()
+    with pytest.raises(UserError, match=f"^inputs.numeric._target_={target}: a run folder may build modules"):
+        load(tmp_path).network()
+
+
+def test_every_shipped_configuration_is_trusted():
+    for experiment in ("census", "census_paddlerec"):
+        check_targets(plain(f"experiment={experiment}"))
+    check_targets(plain("data=paddlerec"))
+    for logger in ("csv", "tensorboard", "wandb", "mlflow"):
+        check_targets(plain(f"logger={logger}"))
+
+
+def plain(*overrides: str) -> dict:
+    return OmegaConf.to_container(config(*overrides, *MONITOR), resolve=False)
