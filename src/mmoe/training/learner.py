@@ -226,9 +226,8 @@ class Learner(LightModule):
         """Log the metrics, and statistics of gates, ReLUs and balancing."""
         outputs = self._finish_epoch("val")
         self._log_metrics("val", outputs)
-        statistics = self.statistics.finish(self.objective, self._first_val_batch, outputs, self.trainer)
-        if self.balancer and self.is_in_training:
-            statistics |= self.balancer.take_statistics()
+        statistics = self.balancer.take_statistics() if self.balancer and self.is_in_training else {}
+        statistics |= self.statistics.finish(self.objective, self._first_val_batch, outputs, self.trainer)
         self.log_epoch({name: value.mean() for name, value in statistics.items()})
         if self.is_in_training:
             values = {k: value for k, value in self.results.values.items() if k.startswith("val/")}
