@@ -1,4 +1,4 @@
-"""Take the inputs and the training of MMoE back to what the paper can have had, one step after the other.
+"""Take the inputs and the training of MMoE back to what the paper may have used, step by step.
 
 usage: python scripts/ablate_census.py data.dir=... [option=value ...] [overrides]
 
@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 from commands import train_once
+from finished import check_settings
 from options import parse
 from tables import describe_rows, table
 
@@ -44,6 +45,8 @@ DEFAULTS = {
 def main() -> None:
     """Train each step, and write the table."""
     options, overrides = parse(sys.argv[1:], DEFAULTS, {}, {"runs": 2})
+    settings = {"runs": options["runs"], "experiment": options["experiment"], "overrides": overrides}
+    check_settings(Path(options["folder"]) / "settings.json", settings)
     lines: list[dict[str, Any]] = []
     changes: list[str] = []
     for number, (step, own) in enumerate(STEPS):

@@ -3,7 +3,7 @@
 usage: python scripts/reproduce_census.py group=1 data.dir=... [option=value ...]
 
     group=1|2          main task: income (1) or education, at least college (2); the other: never married
-    seeds=20           runs of each method; with more of them later, the first ones are used again
+    seeds=20           runs of each method, a multiple of chunk; with more later, the first are used again
     chunk=10           runs that are trained at once, as replicas
     trials=30          trials in each method's search
     budget=tuned       matched: set each method's width so that it has as many parameters as the tuned mmoe
@@ -78,6 +78,8 @@ def main() -> None:
     choices = {"group": ("1", "2"), "budget": ("tuned", "matched"), "sample": ("true", "false")}
     minimums = {"seeds": 2, "chunk": 2, "trials": 1}
     options, overrides = parse(sys.argv[1:], DEFAULTS, choices, minimums)
+    if int(options["seeds"]) % int(options["chunk"]):
+        stop(f"seeds={options['seeds']}: must be a multiple of chunk={options['chunk']}")
     groups = {"paper": list(PAPER), "all": list(METHODS)}
     methods = groups.get(options["methods"]) or some_of(options, "methods", METHODS)
     root = Path(options["folder"]) / f"group{options['group']}"

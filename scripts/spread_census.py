@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from commands import train_once
+from finished import check_settings
 from options import parse, stop
 from tables import describe_rows, table
 
@@ -38,6 +39,8 @@ def main() -> None:
     counts = options["rows"].split(",")
     if ALL not in counts or not all(count.isdigit() and int(count) for count in counts if count != ALL):
         stop(f"rows={options['rows']}: must be numbers of rows and all, separated by commas")
+    settings = {"runs": options["runs"], "overrides": overrides}
+    check_settings(Path(options["folder"]) / "settings.json", settings)
     lines: list[dict[str, Any]] = []
     for split in range(int(options["splits"])):
         for count in counts:

@@ -111,6 +111,8 @@ def validations(lines: Iterable[str], start: float) -> Validations:
 def write_rows(overrides: Sequence[str], folder: Path) -> None:
     """Write the training file, and the rows that mmoe validates on as the test file."""
     config = compose_config("experiment=census", *overrides)
+    if not config.data.dir and config.data.source != "sample":
+        stop("data.dir: must be the folder of the census files")
     files = find_files(config.data.dir, config.data.source, config.data.url, folder)
     validated = build(config, "data").dataset.positions["val"].tolist()
     folder.mkdir()

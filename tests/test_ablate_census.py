@@ -30,3 +30,8 @@ def test_each_step_keeps_the_changes_before_it(script: Callable[..., Result]):
         assert line.split(" | ")[1] == f"{mean:.4f}"
     change = means.iloc[1] - means.iloc[0]
     assert f" | {change:+.4f} ± " in next(line for line in lines if line.startswith(f"| {steps[1]} |"))
+
+    # Other settings need another folder.
+    done = script("ablate_census", *small, "+trainer.limit_train_batches=5", "experiment=census_paper")
+    assert done.code == 2
+    assert done.err == "error: folder=work: holds results of other settings of experiment\n"

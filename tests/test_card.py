@@ -261,6 +261,16 @@ def test_limits_follow_from_the_run(train: Command):
     assert "synthetic" not in text
 
 
+def test_the_card_of_a_table_with_several_test_files(tmp_path: Path):
+    rows = pd.DataFrame({"x": np.arange(120.0), "click": np.arange(120) % 2})
+    for name in ("first", "second"):
+        rows.to_csv(tmp_path / f"{name}.csv", index=False)
+    files = [str(tmp_path / f"{name}.csv") for name in ("first", "second")]
+    run = mmoe.fit(mmoe.Table(rows, tasks=["click"], test=files), tmp_path / "run", "trainer.max_epochs=1")
+    write_card(run)
+    assert "## Limits" in (run.folder / "card.md").read_text()
+
+
 def test_the_page_of_a_sweep(train: Command, command: Callable[[str], Command]):
     result = train(
         "-m", "experiment=smoke", "logger=none", "trainer.max_epochs=1", "model.num_experts=1,2", "card=true",

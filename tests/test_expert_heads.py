@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from mmoe import MMoE, analysis, load
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.mean_prediction import MeanPrediction
 from mmoe.tasks import Binary, Count, Multiclass, Regression
+from mmoe.training.preparation import constructor_arguments
 
 TASKS = [
     Binary("b", ("1",), name="b"),
@@ -27,6 +29,25 @@ TASKS = [
 def make(**options: object) -> MMoE:
     torch.manual_seed(0)
     return MMoE(**{"num_inputs": 6, "num_tasks": 2, "num_experts": 3, "expert_heads": True, **options})
+
+
+class WithOptions(MMoE):
+    """Takes the arguments of its base."""
+
+    def __init__(self, width: int = 8, **options: Any) -> None:
+        super().__init__(expert_units=[width], **options)
+
+
+class OfItsOwn(MMoE):
+    """Takes only its own arguments."""
+
+    def __init__(self, num_inputs: int, num_tasks: int) -> None:
+        super().__init__(num_inputs, num_tasks)
+
+
+def test_a_subclass_gets_the_arguments_that_it_takes():
+    assert {"width", "averages", "input_groups", "num_experts"} <= constructor_arguments(WithOptions)
+    assert constructor_arguments(OfItsOwn) == {"self", "num_inputs", "num_tasks"}
 
 
 def test_weights_average_predictions_of_every_kind():

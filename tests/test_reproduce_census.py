@@ -89,6 +89,7 @@ def test_the_sample_needs_an_option():
         ("budget=big", "error: budget=big: must be tuned or matched\n"),
         ("sample=yes", "error: sample=yes: must be true or false\n"),
         ("seeds=1", "error: seeds=1: must be an integer of at least 2\n"),
+        ("seeds=4", "error: seeds=4: must be a multiple of chunk=3\n"),
         ("trials=x", "error: trials=x: must be an integer of at least 1\n"),
         ("methods=mlp", "error: methods=mlp: must be some of single_task"),
     ],

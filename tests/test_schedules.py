@@ -259,10 +259,3 @@ def test_muon_trains_no_bias_and_no_copies():
     copies = Replicas([torch.nn.Linear(3, 2) for _ in range(2)])
     with pytest.raises(UserError, match=r"^learner.optimizer: Muon needs matrices, and replicas"):
         build_optimizer(partial(torch.optim.Muon, lr=0.1), copies)
-
-
-def test_muon_would_show_hidden_columns():
-    """It changes all entries of a matrix, also those that must stay 0."""
-    model = MMoE(10, 2, column_share=0.5)
-    with pytest.raises(UserError, match=r"Muon would show units the columns that model\.column_share hides"):
-        build_optimizer(partial(torch.optim.Muon, lr=0.01), model)

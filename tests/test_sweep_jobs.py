@@ -18,8 +18,8 @@ def test_the_other_jobs_run_after_a_failed_one(train: Callable):
     assert "error: model.num_experts=0: must be an integer of at least 1" in result.err
     end = (
         "failed jobs: 1\n"
-        "  sweep/1 (experiment=smoke logger=none trainer.max_epochs=1 model.num_experts=0 figures=False):"
-        " model.num_experts=0: must be an integer of at least 1\n"
+        "  sweep/1 (experiment=smoke logger=none trainer.max_epochs=1 model.num_experts=0 figures=False"
+        " card=False): model.num_experts=0: must be an integer of at least 1\n"
         "to run the unfinished jobs, repeat the command with hydra.sweep.dir=sweep\n"
     )
     assert result.err.endswith(end), result.err

@@ -77,7 +77,8 @@ def by_hand(batch: Batch, code: int) -> list[float]:
             label = batch.labels[:, t].double() if kind is None else (batch.labels[:, t] == kind).double()
             mean = (label * weight).sum() / weight.sum()
             own = weight * has_level
-            smoothed = ((label * own).sum() + PRIOR_ROWS * mean) / (own.sum() + PRIOR_ROWS)
+            prior = PRIOR_ROWS * weight.sum() / batch.known[:, t].sum()  # rows of the mean weight
+            smoothed = ((label * own).sum() + prior * mean) / (own.sum() + prior)
             scale = {2: lambda x: x, 3: math.log}.get(t, lambda x: math.log(x / (1 - x)))
             found.append(scale(float(smoothed)))
     return [*found, math.log1p(int(has_level.sum()))]
@@ -98,6 +99,15 @@ def test_statistics_equal_those_of_a_plain_loop(parts: int):
             mean = (raw * count[:, None]).sum(0) / count.sum()
             std = ((raw - mean).square() * count[:, None] / count.sum()).sum(0).sqrt()
             torch.testing.assert_close(torch.tensor(column.statistics).double(), (raw - mean) / std)
+
+
+def test_the_unit_of_the_weights_does_not_matter():
+    batch = rows()
+    large = batch._replace(weights=1700 * batch.weights)
+    for one, other in zip(
+        *(with_target_statistics(SCHEMA, [x]).categorical for x in (batch, large)), strict=True
+    ):
+        torch.testing.assert_close(torch.tensor(one.statistics), torch.tensor(other.statistics))
 
 
 def test_levels_without_rows_and_labels_that_are_all_equal_give_finite_statistics():

@@ -218,6 +218,7 @@ def _column(column: Categorical | Numeric) -> list[str]:
         kind = f"{column.part} of {code(column.source)}" if column.part else "categorical"
         facts = f"{column.buckets} hash buckets" if column.buckets else f"{len(column.levels):,} levels"
         facts += f", vectors of {column.size}" if column.size else ""
+        facts += ", target statistics of the training labels" if column.encoding else ""
         facts += f", at most {column.max_values} in a row" if column.is_multi else ""
     return [code(column.name), kind, facts + (", some missing" if column.has_missing else "")]
 

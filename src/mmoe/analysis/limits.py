@@ -50,7 +50,7 @@ def _of_rows(metrics: Mapping[str, Any], counts: Mapping[str, int]) -> Iterator[
 
 def _of_split(rule: Any) -> Iterator[str]:
     """`rule` is how the test rows of a table were chosen; None for other data."""
-    if not hasattr(rule, "get"):
+    if not isinstance(rule, Mapping):  # a list of files
         return
     if rule.get("fraction") is not None:
         by = rule.get("by")

@@ -22,7 +22,7 @@ def write_sweep_card(folder: Path, compared: pd.DataFrame) -> None:
     facts = compared.attrs
     order = f"by {code(facts['monitor'])}, best first" if facts["is_sorted"] else "in the order of the runs"
     text = f"# Comparison: {code(name)}\n\n"
-    text += f"{len(facts['runs']):,} runs ({ROW_ORIGINS[facts['rows']]}), {order}."
+    text += f"{number_of(len(facts['runs']), 'run')} ({ROW_ORIGINS[facts['rows']]}), {order}."
     text += " Metrics are means over seeds.\n\n"
     text += _table(compared)
     if (folder / "compare.png").is_file():
@@ -62,7 +62,12 @@ def _limits(compared: pd.DataFrame) -> Iterator[str]:
         )
     yield "The intervals do not cover the choice of the test rows, which all runs share."
     if compared.attrs["unfinished"]:
-        yield f"{len(compared.attrs['unfinished']):,} runs have not finished, and are left out."
+        yield f"{number_of(len(compared.attrs['unfinished']), 'unfinished run')} left out."
+
+
+def number_of(count: int, name: str) -> str:
+    """A count with a noun, such as `1 run` or `2 runs`."""
+    return f"{count:,} {name}{'s' * (count != 1)}"
 
 
 def _runs(folder: Path, finished: list[str], unfinished: list[str]) -> Iterator[str]:

@@ -187,8 +187,9 @@ def _vector_size(column: Categorical, options: ColumnOptions) -> int:
     if options.encoding == "target":
         return 0
     if options.encoding in ("one_hot", "one_hot_and_target") and count > MAX_ONE_HOT:
+        alternative = "target" if options.encoding == "one_hot_and_target" else "embedding"
         what = f"{options.encoding} allows {MAX_ONE_HOT} codes, the column has {count}"
-        rule = f"{what}; remove it, or give {'target' if 'target' in what else 'embedding'}"
+        rule = f"{what}; remove it, or give {alternative}"
         raise UserError(f"data.columns.{column.name}.encoding: {rule}")
     is_small = options.encoding == "auto" and not options.size and count <= MAX_AUTO_ONE_HOT
     if options.encoding in ("one_hot", "one_hot_and_target") or is_small:

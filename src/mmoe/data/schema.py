@@ -45,10 +45,10 @@ class Categorical:
         is_multi: a row has several levels.
         separator: the text between two levels of a row; empty for lists.
         max_values: the largest number of levels in a row; 1 unless `is_multi`.
-        encoding: `target`, if the inputs are the statistics of a row's level, `one_hot_and_target`, if they
-            are added to one input for each code, or empty.
-        statistics: for each code, numbers that tell how the labels of its training rows are, and how many
-            these are; see `target_statistics`. Empty without an encoding.
+        encoding: `target`: the inputs are statistics of a row's level. `one_hot_and_target`: one input for
+            each code, and these statistics. Empty: neither.
+        statistics: for each code, statistics of the labels of its training rows and of their number; see
+            `target_statistics`. Empty without an encoding.
 
     Without `has_missing`, a missing value is encoded as unseen; without `has_rare`, an unseen level has no
     code, and all its inputs are 0.

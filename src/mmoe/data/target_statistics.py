@@ -28,8 +28,8 @@ def with_target_statistics(schema: Schema, parts: Iterable[Batch]) -> Schema:
     For each task there is the mean label of a level's rows on the scale of logits: the logit of the rate of
     positive labels, or of each class, the mean of a regression, or the logarithm of the mean count. Rows with
     an unknown label do not count, and others count by their weight. `PRIOR_ROWS` rows with the mean label
-    of all rows are added, so that a rare level does not tell the labels of its rows. The last statistic is
-    the logarithm of 1 + the level's number of rows. Each is standardised over the training rows.
+    and the mean weight are added, so that a rare level does not tell the labels of its rows. The last
+    statistic is the logarithm of 1 + the level's number of rows. Each is standardised over the training rows.
     """
     size = schema.num_levels + 1  # the last code is an unseen level, and an unused position
     counts = torch.zeros(size, dtype=torch.float64)
@@ -37,21 +37,23 @@ def with_target_statistics(schema: Schema, parts: Iterable[Batch]) -> Schema:
     widths = [task.targets(torch.zeros(1)).shape[1] + 1 for task in schema.tasks]
     sums = [torch.zeros(size, width, dtype=torch.float64) for width in widths]
     totals = [torch.zeros(width, dtype=torch.float64) for width in widths]
+    num_known = [0.0] * len(widths)  # rows with a known label of each task
     for rows in parts:
         codes = rows.levels.long()  # [N, P]
         counts += torch.bincount(codes.flatten(), minlength=size)
         for t, task in enumerate(schema.tasks):
             weight = torch.ones(len(codes), 1, dtype=torch.float64)
-            weight *= 1 if rows.weights is None else rows.weights[:, t : t + 1]
             weight *= 1 if rows.known is None else rows.known[:, t : t + 1]
+            num_known[t] += weight.sum().item()
+            weight *= 1 if rows.weights is None else rows.weights[:, t : t + 1]
             values = torch.cat([task.targets(rows.labels[:, t].double()) * weight, weight], 1)  # [N, K + 1]
             totals[t] += values.sum(0)
             for position in codes.unbind(1):
                 sums[t].index_add_(0, position, values)
     statistics = []
-    for task, own, total in zip(schema.tasks, sums, totals, strict=True):
-        prior = PRIOR_ROWS * total / total[-1].clamp(min=SMALLEST_WEIGHT)  # [K + 1]
-        means = (own + prior)[:, :-1] / (own + PRIOR_ROWS)[:, -1:]  # [L + 1, K]
+    for task, own, total, count in zip(schema.tasks, sums, totals, num_known, strict=True):
+        prior = PRIOR_ROWS * total / max(count, 1.0)  # [K + 1]
+        means = (own + prior)[:, :-1] / (own + prior)[:, -1:].clamp(min=SMALLEST_WEIGHT)  # [L + 1, K]
         statistics.append(task.statistics(means))
     joined = torch.cat([*statistics, (1 + counts).log()[:, None]], 1)  # [L + 1, K of all tasks + 1]
     columns = []

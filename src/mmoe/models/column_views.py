@@ -32,7 +32,8 @@ class ColumnViews(nn.Module):
         ArgumentError: an argument is outside its range.
 
     Shape:
-        weight: [I, E*F]; output: the weight [I, E*F] of inputs that are neither hidden nor scaled.
+        weight: [I, E*F]; output: the weight [I, E*F] that is applied to the inputs. It is 0 for hidden
+        columns, and includes the scales.
     """
 
     def __init__(
@@ -48,25 +49,31 @@ class ColumnViews(nn.Module):
         self.groups = list(input_groups)
         names, group = torch.unique(torch.tensor(self.groups), return_inverse=True)
         self.group = nn.Buffer(group, persistent=False)  # [I]
+        self.is_seen: Tensor | None
+        self.register_buffer("is_seen", None)  # [I, E*F]
         self.scales: nn.Parameter | None = None
         if self.scale_rate:
             self.scales = nn.Parameter(torch.zeros(len(names), num_experts))
 
     def hide(self, weight: Tensor) -> None:
-        """Set the weights of hidden columns to 0 in a new layer.
+        """Draw the columns that each unit of a new layer sees; it sees at least one.
 
-        The weights are then divided by the square root of the share, which keeps the variance of the outputs.
+        All weights are divided by the square root of the share, which keeps the variance that the columns add
+        to the outputs.
         """
         if self.share == 1:
             return
-        is_column = torch.tensor(self.groups) >= 0
+        is_column = torch.tensor(self.groups) >= 0  # [I]
         is_seen = torch.rand(int(self.group.max()) + 1, weight.shape[1]) < self.share  # [G, E*F]
-        is_seen = is_seen[self.group] | ~is_column[:, None]  # [I, E*F]
-        weight.mul_(is_seen).div_(math.sqrt(self.share))
+        if columns := sorted(set(self.group[is_column].tolist())):
+            for unit in (~is_seen[columns].any(0)).nonzero()[:, 0].tolist():
+                is_seen[columns[unit % len(columns)], unit] = True
+        self.is_seen = is_seen[self.group] | ~is_column[:, None]
+        weight.div_(math.sqrt(self.share))
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.share < 1 and self.training:
-            weight = torch.where(weight != 0, weight, 0.0)  # no gradient, so hidden columns stay hidden
+        if self.is_seen is not None:
+            weight = torch.where(self.is_seen, weight, 0.0)
         if self.scales is None:
             return weight
         scales = (1 + self.scale_rate * self.scales).index_select(0, self.group)  # [I, E]

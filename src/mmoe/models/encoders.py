@@ -27,8 +27,8 @@ class OneHot(nn.Module):
 
     Args:
         schema: the schema of the data set.
-        scale: the value of the input of a row's level. With Adam, a smaller one makes the weights of levels
-            change more slowly in their effect.
+        scale: the value of the input of a row's level. With Adam, a smaller scale makes the effect of a
+            level's weight change more slowly.
 
     Raises:
         ArgumentError: `scale` is not above 0.

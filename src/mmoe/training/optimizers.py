@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.errors import ArgumentError, UserError
-from mmoe.models.column_views import ColumnViews
 from mmoe.models.replicas import Replicas
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW)
@@ -44,8 +43,6 @@ def build_optimizer(
         parameters = [parameter for _, parameter in parameters]
     elif any(isinstance(part, Replicas) for part in module.modules()):
         raise UserError("learner.optimizer: Muon needs matrices, and replicas and ensembles stack them")
-    elif any(isinstance(part, ColumnViews) and part.share < 1 for part in module.modules()):
-        raise UserError("learner.optimizer: Muon would show units the columns that model.column_share hides")
     try:
         optimizer = make(parameters)
         shared = {key: optimizer.defaults[key] for key in ("lr", "betas", "eps") if key in optimizer.defaults}

@@ -82,9 +82,23 @@ def _derived_arguments(config: DictConfig, key: str, schema: Schema, inputs: Any
         arguments["input_groups"] = inputs.groups
     if not (inspect.isclass(model) and issubclass(model, nn.Module)):
         return {}
-    # A subclass of the user's may have a constructor of its own, which does not know them.
-    known = inspect.signature(model).parameters
+    known = constructor_arguments(model)
     return {name: value for name, value in arguments.items() if name in known}
+
+
+def constructor_arguments(model: type) -> set[str]:
+    """The arguments of a class's constructor, and of those above it that take its `**options`.
+
+    A subclass of the user's may have a constructor of its own, which does not know all arguments of its base.
+    """
+    names: set[str] = set()
+    for base in model.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+            names |= set(parameters)
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    return names
 
 
 def build_learner(config: Any, schema: Schema) -> Any:
