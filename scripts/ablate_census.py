@@ -18,7 +18,7 @@ import pandas as pd
 from commands import train_once
 from finished import check_settings
 from options import parse
-from tables import describe_rows, table
+from tables import describe_rows, table, write_report
 
 from mmoe.intervals import half_interval
 from mmoe.training.run_folder import read_metrics, read_schema
@@ -60,10 +60,10 @@ def main() -> None:
         for found in read_metrics(run)["runs"]:
             values = {f"{task}_auroc": value["auroc"] for task, value in found["test"].items()}
             lines.append({"step": step, "seed": found["seed"], "epoch": found["epoch"]} | values)
-    write_report(pd.DataFrame(lines), describe_rows(read_schema(run)), Path(options["out"]))
+    report(pd.DataFrame(lines), describe_rows(read_schema(run)), Path(options["out"]))
 
 
-def write_report(runs: pd.DataFrame, rows: str, out: Path) -> None:
+def report(runs: pd.DataFrame, rows: str, out: Path) -> None:
     """Write all runs, and a line for each step."""
     tasks = [name for name in runs if name.endswith("_auroc")]
     values = {task: runs.pivot(index="seed", columns="step", values=task) for task in tasks}
@@ -86,10 +86,7 @@ def write_report(runs: pd.DataFrame, rows: str, out: Path) -> None:
         " and `±` is half its 95 % interval.",
         table(header, lines),
     ]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "ablation.md").write_text("\n\n".join(text) + "\n")
-    runs.to_csv(out / "runs.csv", index=False, float_format="%.6f")
-    print("\n\n".join(text))
+    write_report(out, "ablation", text, runs)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import pandas as pd
 from commands import train_once
 from finished import check_settings
 from options import parse, stop
-from tables import describe_rows, table
+from tables import describe_rows, table, write_report
 
 from mmoe.intervals import half_interval
 from mmoe.training.run_folder import read_metrics, read_schema
@@ -55,7 +55,7 @@ def main() -> None:
                 lines.append(
                     {"split": split, "rows": count, "seed": found["seed"], "epoch": found["epoch"]} | values
                 )
-    write_report(pd.DataFrame(lines), describe_rows(read_schema(run)), Path(options["out"]))
+    report(pd.DataFrame(lines), describe_rows(read_schema(run)), Path(options["out"]))
 
 
 def components(areas: pd.DataFrame) -> dict[str, float]:
@@ -77,7 +77,7 @@ def components(areas: pd.DataFrame) -> dict[str, float]:
     return {name: float(np.sqrt(max(variance, 0.0))) for name, variance in variances.items()}
 
 
-def write_report(runs: pd.DataFrame, rows: str, out: Path) -> None:
+def report(runs: pd.DataFrame, rows: str, out: Path) -> None:
     """Write all runs, and a line for each task and number of validation rows."""
     lines = []
     for task in [name for name in runs if name.endswith("_auroc")]:
@@ -107,10 +107,7 @@ def write_report(runs: pd.DataFrame, rows: str, out: Path) -> None:
         " mean over splits.",
         table(header, lines),
     ]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "spread.md").write_text("\n\n".join(text) + "\n")
-    runs.to_csv(out / "runs.csv", index=False, float_format="%.6f")
-    print("\n\n".join(text))
+    write_report(out, "spread", text, runs)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """Text of the reports: Markdown tables, and a sentence about the rows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
 
 from mmoe import Schema
 
@@ -20,3 +23,12 @@ def describe_rows(schema: Schema) -> str:
     }[schema.rows]
     counts = ", ".join(f"{count:,} {split}" for split, count in schema.num_rows.items())
     return f"{origin}: {counts}."
+
+
+def write_report(out: Path, name: str, paragraphs: Sequence[str], runs: pd.DataFrame) -> None:
+    """Write a report as NAME.md and all its runs as runs.csv, and print the report."""
+    text = "\n\n".join(paragraphs)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.md").write_text(text + "\n")
+    runs.to_csv(out / "runs.csv", index=False, float_format="%.6f")
+    print(text)

@@ -1,4 +1,4 @@
-"""The script that takes MMoE's training back to what the paper can have had."""
+"""The script that takes MMoE's training back to what the paper may have used."""
 
 from collections.abc import Callable
 from pathlib import Path

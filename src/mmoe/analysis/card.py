@@ -17,10 +17,10 @@ import yaml
 from omegaconf import OmegaConf
 
 import mmoe
+from mmoe.analysis.card_data import SPLITS, data_section
 from mmoe.analysis.drawing import metric_name
 from mmoe.analysis.limits import limits
 from mmoe.analysis.page import block, code, table, write_page
-from mmoe.data.schema import Categorical, Numeric
 from mmoe.intervals import rough_intervals
 from mmoe.run import Run
 from mmoe.tasks import Task
@@ -28,8 +28,7 @@ from mmoe.training.report import ROW_ORIGINS, metric_text
 from mmoe.training.stored_config import FOLDER
 from mmoe.training.trust import ALLOWED_BASES, built_packages
 
-MAX_COLUMNS, MAX_FILES, MAX_EXPERTS, MAX_LINES = 50, 20, 16, 400  # that the card lists
-SPLITS = {"test": "test", "val": "validation"}
+MAX_EXPERTS, MAX_LINES = 16, 400  # that the card lists
 # The figures that a card shows, in this order, and how to read them.
 CAPTIONS = {
     "training_curves": "Validation metrics and the effective number of experts of each task, by epoch.",
@@ -52,7 +51,7 @@ def write_card(run: Run) -> None:
         "Tasks": lambda: _tasks(run, known),
         "Gates": lambda: _gates(run),
         "Figures": lambda: _figures(run),
-        "Data": lambda: _data(run),
+        "Data": lambda: data_section(run),
         "Training": lambda: _training(run),
         "Use": lambda: _use(run),
         "Configuration": lambda: _configuration(run),
@@ -192,58 +191,9 @@ def _figures(run: Run) -> Iterator[str]:
             yield f"![{name.replace('_', ' ')}](figures/{name}.png)\n\n{caption}\n\n"
 
 
-def _data(run: Run) -> Iterator[str]:
-    schema, data = run.schema, run.config.data
-    counts = ", ".join(f"{n:,} {SPLITS.get(split, split)}" for split, n in schema.num_rows.items())
-    yield f"Rows: {counts or 'not counted'}.\n\n"
-    for key in ("validation", "test"):
-        if data.get(key) is not None:
-            yield f"{key.capitalize()} rows: {_rule(data[key])}.\n\n"
-    if schema.files:
-        lines = [[code(name), code(digest[:16])] for name, digest in list(schema.files.items())[:MAX_FILES]]
-        yield table(["file", "SHA-256 begins with"], lines) + "\n"
-        yield _more(len(schema.files), MAX_FILES, "files")
-    columns: list[Categorical | Numeric] = [*schema.categorical, *schema.numeric]
-    yield f"Inputs: {len(schema.categorical):,} categorical and {len(schema.numeric):,} numeric columns.\n\n"
-    yield table(["column", "kind", "training rows"], map(_column, columns[:MAX_COLUMNS])) + "\n"
-    yield _more(len(columns), MAX_COLUMNS, "columns")
-
-
-def _column(column: Categorical | Numeric) -> list[str]:
-    if isinstance(column, Numeric):
-        shift = f"{column.mean + column.origin:.4g}"
-        kind = "date, in days since 1970" if column.is_datetime else "numeric"
-        facts = f"mean {shift}, standard deviation {column.std:.4g}"
-    else:
-        kind = f"{column.part} of {code(column.source)}" if column.part else "categorical"
-        facts = f"{column.buckets} hash buckets" if column.buckets else f"{len(column.levels):,} levels"
-        facts += f", vectors of {column.size}" if column.size else ""
-        facts += ", target statistics of the training labels" if column.encoding else ""
-        facts += f", at most {column.max_values} in a row" if column.is_multi else ""
-    return [code(column.name), kind, facts + (", some missing" if column.has_missing else "")]
-
-
-def _rule(rule: Any) -> str:
-    """How the rows of a split of a table were chosen."""
-    if not OmegaConf.is_dict(rule):
-        return "files of their own"
-    by, whence = rule.get("by"), f"the {rule.get('of', 'train').replace('train', 'training')} files"
-    if rule.get("fraction") is not None:
-        return f"a random {rule.fraction:.3g} of " + (
-            f"the values of {code(by)} in {whence}" if by else whence
-        )
-    if rule.get("last") is not None:
-        return f"the {rule.last:.3g} of {whence} with the largest {code(by)}"
-    return f"those of {whence} where {code(rule.get('column'))} is {code(rule.get('value'))}"
-
-
 def percent(share: float) -> str:
     """A share as text."""
     return f"{100 * share:.2f} %"
-
-
-def _more(count: int, shown: int, what: str) -> str:
-    return f"{count - shown:,} more {what} are in `schema.json`.\n\n" if count > shown else ""
 
 
 def _training(run: Run) -> Iterator[str]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from mmoe.metrics.kept_rows import KeptRows
+
 BINS = 2**16  # of equal width in the logit of the probability
 MAX_LOGIT = 16.0  # larger logits are in the last bin
 
@@ -49,39 +51,20 @@ def counts_by_score(scores: Tensor, is_positive: Tensor) -> tuple[Tensor, Tensor
     return positives, ends.diff(prepend=ends.new_full((1,), -1)) - positives
 
 
-class Areas(Metric):
-    """The exact AUROC and average precision of probabilities; see `areas_of_counts`."""
-
-    is_differentiable = False
-    full_state_update = False
-    preds: list[Tensor]
-    target: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("preds", [], dist_reduce_fx="cat")
-        self.add_state("target", [], dist_reduce_fx="cat")
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add probabilities [N] and labels [N], 0 or 1."""
-        self.preds.append(preds)
-        self.target.append(target)
+class Areas(KeptRows):
+    """The exact AUROC and average precision of probabilities [N] and labels [N]; see `areas_of_counts`."""
 
     def compute(self) -> dict[str, Tensor]:
         return areas_of_counts(*counts_by_score(dim_zero_cat(self.preds), dim_zero_cat(self.target) > 0))
 
 
-class MacroAUROC(Areas):
-    """The mean over classes of the AUROC of one class against all others.
+class MacroAUROC(KeptRows):
+    """The mean over classes of the AUROC of one class against all others, from probabilities [N, W].
 
     Classes that no label has do not count. NaN if all labels are equal.
     """
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add probabilities [N, W] and classes [N]."""
-        super().update(preds, target)
-
-    def compute(self) -> Tensor:  # type: ignore[override]
+    def compute(self) -> Tensor:
         preds, target = dim_zero_cat(self.preds), dim_zero_cat(self.target)
         classes = torch.unique(target)
         if len(classes) < 2:

@@ -12,6 +12,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from mmoe.metrics import CALIBRATION_BINS, SMALLEST
+from mmoe.metrics.kept_rows import KeptRows
 
 
 def log_loss(preds: Tensor, target: Tensor) -> Tensor:
@@ -107,26 +108,11 @@ class CalibrationError(Metric):
         return error
 
 
-class R2(Metric):
+class R2(KeptRows):
     """1 - (squared error) / (squared deviation of the labels from their mean); NaN if all labels are equal.
 
     It keeps all rows, because running sums of squares lose digits when the labels are far from 0.
     """
-
-    is_differentiable = False
-    full_state_update = False
-    preds: list[Tensor]
-    target: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("preds", [], dist_reduce_fx="cat")
-        self.add_state("target", [], dist_reduce_fx="cat")
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add predictions [N] and labels [N]."""
-        self.preds.append(preds)
-        self.target.append(target)
 
     def compute(self) -> Tensor:
         preds, target = dim_zero_cat(self.preds).double(), dim_zero_cat(self.target).double()

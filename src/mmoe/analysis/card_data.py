@@ -1,0 +1,63 @@
+"""What a model card says about the data of a run."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mmoe.analysis.page import code, table
+from mmoe.data.schema import Categorical, Numeric
+from mmoe.run import Run
+
+MAX_COLUMNS, MAX_FILES = 50, 20  # that the card lists
+SPLITS = {"test": "test", "val": "validation"}
+
+
+def data_section(run: Run) -> Iterator[str]:
+    """The rows of each split, the files, and the columns."""
+    schema, data = run.schema, run.config.data
+    counts = ", ".join(f"{n:,} {SPLITS.get(split, split)}" for split, n in schema.num_rows.items())
+    yield f"Rows: {counts or 'not counted'}.\n\n"
+    for key in ("validation", "test"):
+        if data.get(key) is not None:
+            yield f"{key.capitalize()} rows: {_rule(data[key])}.\n\n"
+    if schema.files:
+        lines = [[code(name), code(digest[:16])] for name, digest in list(schema.files.items())[:MAX_FILES]]
+        yield table(["file", "SHA-256 begins with"], lines) + "\n"
+        yield _more(len(schema.files), MAX_FILES, "files")
+    columns: list[Categorical | Numeric] = [*schema.categorical, *schema.numeric]
+    yield f"Inputs: {len(schema.categorical):,} categorical and {len(schema.numeric):,} numeric columns.\n\n"
+    yield table(["column", "kind", "training rows"], map(_column, columns[:MAX_COLUMNS])) + "\n"
+    yield _more(len(columns), MAX_COLUMNS, "columns")
+
+
+def _column(column: Categorical | Numeric) -> list[str]:
+    if isinstance(column, Numeric):
+        shift = f"{column.mean + column.origin:.4g}"
+        kind = "date, in days since 1970" if column.is_datetime else "numeric"
+        facts = f"mean {shift}, standard deviation {column.std:.4g}"
+    else:
+        kind = f"{column.part} of {code(column.source)}" if column.part else "categorical"
+        facts = f"{column.buckets} hash buckets" if column.buckets else f"{len(column.levels):,} levels"
+        facts += f", vectors of {column.size}" if column.size else ""
+        facts += ", target statistics of the training labels" if column.encoding else ""
+        facts += f", at most {column.max_values} in a row" if column.is_multi else ""
+    return [code(column.name), kind, facts + (", some missing" if column.has_missing else "")]
+
+
+def _rule(rule: Any) -> str:
+    """How the rows of a split of a table were chosen."""
+    if not OmegaConf.is_dict(rule):
+        return "files of their own"
+    by, whence = rule.get("by"), f"the {rule.get('of', 'train').replace('train', 'training')} files"
+    if rule.get("fraction") is not None:
+        return f"a random {rule.fraction:.3g} of " + (
+            f"the values of {code(by)} in {whence}" if by else whence
+        )
+    if rule.get("last") is not None:
+        return f"the {rule.last:.3g} of {whence} with the largest {code(by)}"
+    return f"those of {whence} where {code(rule.get('column'))} is {code(rule.get('value'))}"
+
+
+def _more(count: int, shown: int, what: str) -> str:
+    return f"{count - shown:,} more {what} are in `schema.json`.\n\n" if count > shown else ""
