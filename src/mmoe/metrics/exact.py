@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -16,8 +15,9 @@ from mmoe.metrics.kept_rows import KeptRows
 
 
 def log_loss(preds: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of probabilities, in nats."""
-    return binary_cross_entropy(preds, target.to(preds), reduction="none")
+    """Binary cross-entropy of probabilities and labels, 0 or 1, in nats."""
+    # One logarithm for each row. torch's function takes two, and bounds them by -100 in the same way.
+    return -torch.where(target > 0, preds, 1 - preds).log().clamp_min(-100)
 
 
 def squared_error(preds: Tensor, target: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 POLARISED = 0.9  # a row is polarised if its largest gate weight is above this
+SMALLEST = 1e-30  # smaller gate weights are raised to this before the logarithm
 COLLAPSED = 0.9  # a gate has collapsed if its mean weight for one expert is above this
 
 
@@ -73,7 +74,7 @@ class GateStatistics:
         unit = nn.functional.normalize(gates, dim=-1).double()
         sums = (
             gates.sum(-3, dtype=torch.float64),
-            torch.special.entr(gates).sum((-3, -1), dtype=torch.float64),
+            -(gates * gates.clamp_min(SMALLEST).log()).sum((-3, -1), dtype=torch.float64),
             (gates.amax(-1) > POLARISED).sum(-2).double(),
             torch.einsum("...bte,...bue->...tu", unit, unit),
         )
