@@ -51,10 +51,8 @@ def measure(bench: Any, folder: Path) -> dict[str, Any]:
             for peer in PEERS if bench.options["peers"] else ():
                 name = f"{peer}, batches of {batch}"
                 found.setdefault(name, []).append(of_peer(bench, peer, rows, batch))
-    best = {
-        name: statistics.median(max(auroc for _, auroc in run) for run in runs)
-        for name, runs in found.items()
-    }
+    # The AUROC that a program has reached in every round.
+    best = {name: min(max(auroc for _, auroc in run) for run in runs) for name, runs in found.items()}
     peers = {name: value for name, value in best.items() if not name.startswith("mmoe")}
     levels = {f"{level:.3f}": level for level in LEVELS}
     levels |= {f"best of {name} ({value:.4f})": value for name, value in peers.items()}

@@ -1,6 +1,7 @@
 import torch
 
 from mmoe import MMoE
+from mmoe.data.batch import Batch
 from mmoe.training.validation_statistics import dead_units
 
 
@@ -20,5 +21,6 @@ def test_dead_units():
         def forward(self, levels: torch.Tensor, numbers: torch.Tensor) -> object:
             return self.model(numbers)
 
-    found = dead_units(Network(), torch.empty(5, 0), torch.randn(5, 3))
+    rows = Batch(torch.empty(5, 0), torch.randn(5, 3), torch.empty(5, 1))
+    found = dead_units(Network(), rows)
     assert [dead.flatten().tolist() for dead in found.values()] == [[False, True, False, False], [True, True]]

@@ -6,6 +6,7 @@ and sort them once. The binned ones keep counts by bins of the score, so their m
 N rows, W classes, S distinct scores in ascending order, Z bins.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -42,7 +43,9 @@ def counts_by_score(scores: Tensor, is_positive: Tensor) -> tuple[Tensor, Tensor
     Shape:
         scores: [N]; is_positive: [N], True or 1 for positive rows.
     """
-    scores, order = scores.sort()
+    # numpy sorts several times as fast as torch on a CPU.
+    order = torch.from_numpy(np.argsort(scores.numpy())) if scores.device.type == "cpu" else scores.argsort()
+    scores = scores[order]
     found = is_positive[order].long().cumsum(0)  # positives with at most this score
     is_last = torch.ones_like(scores, dtype=torch.bool)  # of its ties
     is_last[:-1] = scores[1:] != scores[:-1]

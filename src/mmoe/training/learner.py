@@ -225,10 +225,9 @@ class Learner(LightModule):
     def on_validation_epoch_end(self) -> None:
         """Log the metrics, and statistics of gates, ReLUs and balancing."""
         outputs = self._finish_epoch("val")
-        self._log_metrics("val", outputs)
         statistics = self.balancer.take_statistics() if self.balancer and self.is_in_training else {}
         statistics |= self.statistics.finish(self.objective, self._first_val_batch, outputs, self.trainer)
-        self.log_epoch({name: value.mean() for name, value in statistics.items()})
+        self._log_metrics("val", outputs, statistics)
         if self.is_in_training:
             values = {k: value for k, value in self.results.values.items() if k.startswith("val/")}
             values = {k: value.cpu() for k, value in (values | statistics).items()}
@@ -241,8 +240,10 @@ class Learner(LightModule):
         self.throughput.pause(self.device)
         return self.results.finish(stage, self.trainer)
 
-    def _log_metrics(self, stage: str, outputs: Outputs | None) -> None:
-        values = self.results.compute(stage, outputs)
+    def _log_metrics(
+        self, stage: str, outputs: Outputs | None, statistics: dict[str, Tensor] | None = None
+    ) -> None:
+        values = self.results.compute(stage, outputs) | (statistics or {})
         self.log_epoch({name: value.mean() for name, value in values.items()}, self.monitor)
 
     @property

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.plugins import Precision
 from torch import Tensor, nn
 
-from mmoe.data.batch import Batch
+from mmoe.data.batch import Batch, take
 from mmoe.models.mmoe import MMoE
 from mmoe.models.replicas import Replicas
 from mmoe.tasks import Task, logit_columns
@@ -96,13 +96,13 @@ def share_of_dead_units(objective: nn.Module, rows: Batch, precision: Precision)
     if any(isinstance(module, Replicas) for module in objective.modules()):
         return None
     network: Any = objective.network
+    first = take(rows, torch.arange(min(DEAD_UNIT_ROWS, len(rows.levels)), device=rows.levels.device))
     with precision.forward_context():
-        numbers = precision.convert_input(rows.numbers[:DEAD_UNIT_ROWS])
-        dead = dead_units(network, rows.levels[:DEAD_UNIT_ROWS], numbers)
+        dead = dead_units(network, first._replace(numbers=precision.convert_input(first.numbers)))
     return torch.cat([units.flatten() for units in dead.values()]).double().mean() if dead else None
 
 
-def dead_units(network: nn.Module, levels: Tensor, numbers: Tensor) -> dict[str, Tensor]:
+def dead_units(network: nn.Module, rows: Batch) -> dict[str, Tensor]:
     """For each ReLU, by module name, return a mask [units...]: True where a unit is 0 in every row."""
     dead: dict[str, Tensor] = {}
     hooks = []
@@ -115,7 +115,8 @@ def dead_units(network: nn.Module, levels: Tensor, numbers: Tensor) -> dict[str,
             hooks.append(module.register_forward_hook(record))
     try:
         if hooks:
-            network(levels, numbers)
+            # A custom network may take only levels and numbers.
+            network(rows.levels, rows.numbers, *(() if rows.sparse is None else (rows.sparse,)))
     finally:
         for hook in hooks:
             hook.remove()
