@@ -343,5 +343,5 @@ def test_bad_numbers_of_replicas(train):
     assert result.code == 2
     assert result.err == "error: replicas=0: must be an integer of at least 1\n"
     result = train("experiment=smoke", "model=mlp")
-    assert result.code == 1
+    assert result.code == 2
     assert "Could not find 'model/mlp'" in result.err

@@ -50,7 +50,7 @@ def test_a_command_that_fails_ends_a_script_with_its_exit_code(
 
     with pytest.raises(SystemExit) as end:
         run_command("train", "experiment=nowhere")
-    assert end.value.code == 1
+    assert end.value.code == 2
     assert "Could not find 'experiment/nowhere'" in capfd.readouterr().err
 
 

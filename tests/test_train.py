@@ -17,6 +17,7 @@ import processes
 import pytest
 import torch
 from conftest import Result, config, only_run, sample_lines
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics.classification import BinaryAUROC
@@ -568,11 +569,36 @@ def test_the_label_of_the_second_group_is_no_input(train: Train):
     refused(result, "data.features: 'education' is the column that the label of task education is made from")
 
 
-def test_an_unknown_name_gives_the_choices(train: Train):
-    done = train("model=mmmoe")
-    assert done.code == 1
-    assert "Could not find 'model/mmmoe'" in done.err
-    assert "mmoe" in done.err.split("Available options")[1]
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=mmmoe", "In 'train': Could not find 'model/mmmoe'; there are adatt, aitm, "),
+        ("modle=mmoe", "modle: there is no such setting; did you mean model? +modle=... would add it"),
+        (
+            "model.num_expert=3",
+            "model.num_expert: there is no such setting; did you mean num_experts? +model.",
+        ),
+        ("trainer.foo=1", "trainer.foo: there is no such setting; +trainer.foo=... would add it"),
+        ("model.num_experts=[1", "no viable alternative at input '[1'"),
+        ("++", "Error parsing override '++' missing EQUAL"),
+        ("experiment=[smoke,nothing]", "In 'train': Could not load 'experiment/nothing'."),
+        ("~modle", "Could not delete from config. 'modle' does not exist."),
+        ("--config-dir=nowhere", "Additional config directory '"),
+    ],
+)
+@pytest.mark.parametrize("is_sweep", [False, True])
+def test_a_wrong_override_is_one_line(train: Train, override: str, message: str, is_sweep: bool):
+    result = train(*["-m"][: int(is_sweep)], override)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert result.err.startswith(f"error: {message}")
+    assert not list(Path().rglob("config.yaml"))
+
+
+def test_a_wrong_override_keeps_its_traceback_if_asked_for(train: Train, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ConfigCompositionException, match="Could not override 'modle'"):
+        train("modle=mmoe")
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
 
 
 def test_a_corrupt_cache_is_rebuilt_with_a_warning(train: Train, census_dir: Path, own_cache: Path):

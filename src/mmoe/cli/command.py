@@ -17,7 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from mmoe import CONF_DIR
 from mmoe.atomic import remove_if_empty
 from mmoe.cli.config_files import check_config_files
-from mmoe.cli.exits import disk_message, errors_on_one_line, exit_with
+from mmoe.cli.exits import (
+    composition_errors_on_one_line,
+    disk_message,
+    errors_on_one_line,
+    exit_with,
+    printed_by_hydra,
+)
 from mmoe.cli.sweep_jobs import in_sweep, run_job
 from mmoe.errors import DISK_ERROR, USER_ERROR, is_disk_error
 
@@ -63,7 +69,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                     remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
                     raise
 
-            run_job(job) if in_sweep() else job()
+            with printed_by_hydra():
+                run_job(job) if in_sweep() else job()
 
         compose = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
 
@@ -71,7 +78,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         def check_and_run() -> None:
             with errors_on_one_line():
                 check_config_files(sys.argv[1:])
-            compose(run)()
+            with composition_errors_on_one_line():
+                compose(run)()
 
         return check_and_run
 

@@ -6,9 +6,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
+from hydra.errors import CompactHydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+)
 
 from mmoe.errors import (
     DISK_ERROR,
@@ -20,6 +29,9 @@ from mmoe.errors import (
     first_line,
     is_disk_error,
 )  # fmt: skip
+
+FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable; 1: Hydra raises errors and does not print them
+RAISES = ContextVar("RAISES", default=False)  # whether `composition_errors_on_one_line` has set it
 
 
 @contextmanager
@@ -68,9 +80,57 @@ def errors_on_one_line() -> Iterator[None]:
         raise SystemExit(exit_code(stop)) from None
     except Exception as error:
         message = _error_message(error)
-        if message is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if message is None or os.environ.get(FULL_ERROR) == "1":
             raise
         exit_with(DISK_ERROR if isinstance(error, OSError) else USER_ERROR, message)
+
+
+@contextmanager
+def composition_errors_on_one_line() -> Iterator[None]:
+    """Turn Hydra's errors about overrides and configuration files into one line and exit code 2.
+
+    Hydra itself would print several lines and exit with 1. A job runs in `printed_by_hydra`.
+    """
+    if os.environ.get(FULL_ERROR) == "1":
+        yield
+        return
+    _set_raises(True)
+    try:
+        yield
+    except CompactHydraException as error:
+        exit_with(USER_ERROR, _composition_message(error))
+    finally:
+        _set_raises(False)
+
+
+@contextmanager
+def printed_by_hydra() -> Iterator[None]:
+    """Run a job so that Hydra prints the short traceback of a bug, as without the context above."""
+    raises = RAISES.get()
+    _set_raises(False)
+    yield
+    _set_raises(raises)  # the next job of a sweep; after a bug, Hydra prints first
+
+
+def _set_raises(raises: bool) -> None:
+    """Whether Hydra raises its errors because of us, and not because the user wants tracebacks."""
+    if raises:
+        os.environ[FULL_ERROR] = "1"
+    elif RAISES.get():
+        os.environ.pop(FULL_ERROR, None)
+    RAISES.set(raises)
+
+
+def _composition_message(error: CompactHydraException) -> str:
+    cause = error.__cause__
+    lines = [line.strip() for line in str(error).partition("Config search path")[0].splitlines()]
+    if isinstance(error, MissingConfigException) and error.options:
+        return f"{lines[0]}; there are {', '.join(error.options)}"
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+        close = get_close_matches(str(cause.key), map(str, cause.parent_node), n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        return f"{cause.full_key}: there is no such setting; {meant}+{cause.full_key}=... would add it"
+    return " ".join(filter(None, lines))
 
 
 def _error_message(error: Exception) -> str | None:
