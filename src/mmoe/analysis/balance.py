@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mmoe.analysis.drawing import COLOURS, LIGHT, LINES, MARKERS, panels
+from mmoe.analysis.drawing import draw_line, panels
 from mmoe.errors import UserError
 from mmoe.run import Run, load
 
@@ -43,23 +43,18 @@ def plot_balance(run: Run | Path | str) -> Figure:
     The line is the mean and the band the range, over replicas and over the validations of an epoch.
     """
     run = load(run)
-    by_epoch = balance(run).groupby("epoch")
+    table = balance(run)
     names = [name.removeprefix(PREFIX) for name in balance_names(run)]
-    titles = {"weight": "weights of the tasks", "cosine": "cosine of the tasks' gradients"}
-    titles["conflicting"] = "share of steps with a negative cosine"
+    titles = {
+        "weight": "weights of the tasks",
+        "cosine": "cosine of the tasks' gradients",
+        "conflicting": "share of steps with a negative cosine",
+    }
     kinds = [kind for kind in titles if any(name.startswith(kind) for name in names)]
     figure, all_axes = panels(len(kinds), width=3.8 * len(kinds), height=3.0)
     for axes, kind in zip(all_axes, kinds, strict=True):
-        chosen = [name for name in names if name.startswith(kind)]
-        for i, name in enumerate(chosen):
-            values = by_epoch[name]
-            mean, style = values.mean(), i % 4
-            label = name.partition("/")[2]
-            marker = MARKERS[style] if len(mean) < 30 else ""
-            axes.plot(
-                mean.index, mean, LINES[style], marker=marker, color=COLOURS[style], label=label, mfc="white"
-            )
-            axes.fill_between(mean.index, values.min(), values.max(), color=LIGHT[style], alpha=0.5)
+        for i, name in enumerate(name for name in names if name.startswith(kind)):
+            draw_line(axes, table, name, i, name.partition("/")[2])
         axes.set(title=titles[kind], xlabel="epoch")
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -24,7 +24,7 @@ def panels(count: int, width: float, height: float, share_y: bool = False) -> tu
 
 
 def heat_map(axes: Axes, table: pd.DataFrame, label: str | None, largest: float | None = None) -> None:
-    """Draw a table as grey cells, darker for larger numbers."""
+    """Draw a table as grey cells, darker for larger numbers. A cell of the number `largest` is black."""
     values = table.to_numpy(float)
     largest = largest or float(values.max())
     image = axes.imshow(values, cmap="Greys", vmin=0, vmax=largest, aspect="auto")
@@ -39,6 +39,15 @@ def heat_map(axes: Axes, table: pd.DataFrame, label: str | None, largest: float 
             )  # fmt: skip
     if label:
         axes.figure.colorbar(image, ax=axes, label=label, shrink=0.9)
+
+
+def draw_line(axes: Axes, table: pd.DataFrame, column: str, style: int, label: str | None = None) -> None:
+    """Draw the mean of a column for each epoch as a line, and its range as a band."""
+    by_epoch = table.groupby("epoch")[column]
+    mean, style = by_epoch.mean(), style % 4
+    marker, colour = MARKERS[style] if len(mean) < 30 else "", COLOURS[style]
+    axes.plot(mean.index, mean, LINES[style], marker=marker, color=colour, label=label, mfc="white")
+    axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=LIGHT[style], alpha=0.5)
 
 
 def legend_beside(axes: Axes) -> None:

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mmoe.analysis.drawing import COLOURS, LIGHT, LINES, MARKERS, legend_beside, metric_name, panels
+from mmoe.analysis.drawing import draw_line, legend_beside, metric_name, panels
 from mmoe.errors import UserError
 from mmoe.run import Run, load
 
@@ -34,11 +33,11 @@ def plot_training_curves(run: Run | Path | str) -> Figure:
     figure, all_axes = panels(count, width=3.4 * count + has_gates, height=3.0)
     for axes, task in zip(all_axes, measured, strict=False):
         metric = task.main_metric
-        _draw_line(axes, table, f"val/{task.name}/{metric}", 0)
+        draw_line(axes, table, f"val/{task.name}/{metric}", 0)
         axes.set(title=task.name, ylabel=f"validation {metric_name(metric)}")
     if has_gates:
         for i, task in enumerate(tasks):
-            _draw_line(all_axes[-1], table, f"val/{task.name}/effective_experts", i, task.name)
+            draw_line(all_axes[-1], table, f"val/{task.name}/effective_experts", i, task.name)
         all_axes[-1].set(title="gates", ylabel="effective experts, exp(H)")
         legend_beside(all_axes[-1])
     for axes in all_axes:
@@ -46,12 +45,3 @@ def plot_training_curves(run: Run | Path | str) -> Figure:
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
-
-
-def _draw_line(axes: Axes, table: pd.DataFrame, column: str, style: int, label: str | None = None) -> None:
-    """Draw the mean over replicas as a line and their range as a band."""
-    by_epoch = table.groupby("epoch")[column]
-    mean = by_epoch.mean()
-    marker, colour = MARKERS[style % 4] if len(mean) < 30 else "", COLOURS[style % 4]
-    axes.plot(mean.index, mean, LINES[style % 4], marker=marker, color=colour, label=label, mfc="white")
-    axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=LIGHT[style % 4], alpha=0.5)
