@@ -1,10 +1,9 @@
 """Compare the runs of a sweep: `python -m mmoe.compare <sweep folder>`."""
 
 import argparse
-import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmoe.atomic import write
 from mmoe.cli.console import open_console
@@ -49,26 +48,17 @@ def print_table(table: "pd.DataFrame") -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from mmoe.analysis.sweep_card import cell, shown_columns
     from mmoe.training.report import ROW_ORIGINS
 
     order = "Best on the validation rows first" if table.attrs["is_sorted"] else "In the order of the runs"
     printed = Table(title=f"{order}; {ROW_ORIGINS[table.attrs['rows']]}", title_justify="left")
-    names = [str(name) for name in table.columns if not str(name).endswith("±")]
+    names = shown_columns(table)
     for name in names:
         printed.add_column(name.replace("/", " "), justify="right", no_wrap="/" not in name)
     for line in table.to_dict("records"):
         printed.add_row(*(escape(cell(line, name)) for name in names))
     open_console().print(printed)
-
-
-def cell(line: dict[Any, Any], name: str) -> str:
-    """Format one cell."""
-    from mmoe.training.report import metric_text
-
-    value, half_interval = line[name], line.get(f"{name} ±", math.nan)
-    if "/" in name:
-        return metric_text(value) + (f" ± {half_interval:.4f}" if math.isfinite(half_interval) else "")
-    return f"{value:,}" if name == "parameters" else str(value)
 
 
 if __name__ == "__main__":

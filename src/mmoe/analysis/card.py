@@ -20,7 +20,7 @@ import mmoe
 from mmoe.analysis.card_data import SPLITS, data_section
 from mmoe.analysis.drawing import metric_name
 from mmoe.analysis.limits import limits
-from mmoe.analysis.page import block, code, table, write_page
+from mmoe.analysis.page import block, code, number_of, table, write_page
 from mmoe.intervals import rough_intervals
 from mmoe.run import Run
 from mmoe.tasks import Task
@@ -68,8 +68,7 @@ def write_card(run: Run) -> None:
 def _summary(run: Run) -> str:
     schema = run.schema
     model = str(run.config.model._target_).rpartition(".")[2]
-    tasks = f"{len(schema.tasks)} task{'s' if len(schema.tasks) > 1 else ''}"
-    columns = f"{len(schema.input_columns):,} column{'s' if len(schema.input_columns) > 1 else ''}"
+    tasks, columns = number_of(len(schema.tasks), "task"), number_of(len(schema.input_columns), "column")
     return (
         f"{code(model)} predicts {tasks} from {columns}. It was trained on"
         f" {schema.num_rows.get('train', 0):,} rows ({ROW_ORIGINS[schema.rows]})."

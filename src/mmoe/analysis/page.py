@@ -75,6 +75,11 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]], is_number: Sequ
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def number_of(count: int, name: str) -> str:
+    """A count with a noun, such as `1 run` or `2 runs`."""
+    return f"{count:,} {name}{'s' * (count != 1)}"
+
+
 def write_page(folder: Path, name: str, title: str, markdown: str) -> None:
     """Write {name}.md and {name}.html. Images are files below the folder; the HTML holds their content."""
     for suffix, text in (("md", markdown), ("html", to_html(folder, title, markdown))):

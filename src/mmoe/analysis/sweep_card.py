@@ -1,19 +1,20 @@
 """The card of a sweep: one page that compares its runs, beside compare.csv and compare.png."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
 
-from mmoe.analysis.page import code, table, write_page
+from mmoe.analysis.page import code, number_of, table, write_page
 from mmoe.training.report import ROW_ORIGINS, metric_text
 from mmoe.training.run_folder import CARDS
 
 MAX_RUNS = 500  # that the card lists
 FEW_SEEDS = 3
+COUNTS = ("seeds", "parameters")
 
 
 def write_sweep_card(folder: Path, compared: pd.DataFrame) -> None:
@@ -33,18 +34,22 @@ def write_sweep_card(folder: Path, compared: pd.DataFrame) -> None:
 
 
 def _table(compared: pd.DataFrame) -> str:
-    names = [str(name) for name in compared.columns if not str(name).endswith("±")]
-    lines = [[_cell(line, name) for name in names] for line in compared.to_dict("records")]
-    is_number = ["/" in name or name in ("seeds", "parameters") for name in names]
-    return table([code(name) for name in names], lines, is_number)
+    names = shown_columns(compared)
+    lines = [[cell(line, name, code) for name in names] for line in compared.to_dict("records")]
+    return table([code(name) for name in names], lines, ["/" in name or name in COUNTS for name in names])
 
 
-def _cell(line: Mapping[Any, Any], name: str) -> str:
-    """A metric with half its interval, a number, or the value of an option."""
+def shown_columns(compared: pd.DataFrame) -> list[str]:
+    """The columns without the half intervals, which stand in the cells of their metrics."""
+    return [str(name) for name in compared.columns if not str(name).endswith("±")]
+
+
+def cell(line: Mapping[Any, Any], name: str, option_text: Callable[[Any], str] = str) -> str:
+    """A metric with half its interval, a count, or the value of an option as `option_text` writes it."""
     if "/" in name:
         half = line.get(f"{name} ±", math.nan)
         return metric_text(line[name]) + (f" ± {half:.4f}" if math.isfinite(half) else "")
-    return f"{line[name]:,}" if name in ("seeds", "parameters") else code(line[name])
+    return f"{line[name]:,}" if name in COUNTS else option_text(line[name])
 
 
 def _limits(compared: pd.DataFrame) -> Iterator[str]:
@@ -63,11 +68,6 @@ def _limits(compared: pd.DataFrame) -> Iterator[str]:
     yield "The intervals do not cover the choice of the test rows, which all runs share."
     if compared.attrs["unfinished"]:
         yield f"{number_of(len(compared.attrs['unfinished']), 'unfinished run')} left out."
-
-
-def number_of(count: int, name: str) -> str:
-    """A count with a noun, such as `1 run` or `2 runs`."""
-    return f"{count:,} {name}{'s' * (count != 1)}"
 
 
 def _runs(folder: Path, finished: list[str], unfinished: list[str]) -> Iterator[str]:
