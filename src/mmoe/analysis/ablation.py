@@ -18,7 +18,7 @@ from mmoe.errors import UserError
 from mmoe.run import Run, compute_outputs, load
 from mmoe.training.task_metrics import TaskMetrics
 
-SMALLEST = 1e-30  # sum of weights by which they are divided
+SMALLEST = 1e-30  # weights are divided by their sum, or by this if the sum is smaller
 
 
 def expert_ablation(

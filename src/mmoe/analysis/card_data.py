@@ -49,14 +49,13 @@ def _rule(rule: Any) -> str:
     """How the rows of a split of a table were chosen."""
     if not OmegaConf.is_dict(rule):
         return "files of their own"
-    by, whence = rule.get("by"), f"the {rule.get('of', 'train').replace('train', 'training')} files"
+    by, source = rule.get("by"), f"the {rule.get('of', 'train').replace('train', 'training')} files"
     if rule.get("fraction") is not None:
-        return f"a random {rule.fraction:.3g} of " + (
-            f"the values of {code(by)} in {whence}" if by else whence
-        )
+        chosen = f"the values of {code(by)} in {source}" if by else source
+        return f"a random {rule.fraction:.3g} of {chosen}"
     if rule.get("last") is not None:
-        return f"the {rule.last:.3g} of {whence} with the largest {code(by)}"
-    return f"those of {whence} where {code(rule.get('column'))} is {code(rule.get('value'))}"
+        return f"the {rule.last:.3g} of {source} with the largest {code(by)}"
+    return f"those of {source} where {code(rule.get('column'))} is {code(rule.get('value'))}"
 
 
 def _more(count: int, shown: int, what: str) -> str:

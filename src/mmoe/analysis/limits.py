@@ -1,4 +1,4 @@
-"""What the figures of a run do not show: the limits section of its model card.
+"""What the numbers of a run do not show: the limits section of its model card.
 
 N rows, T tasks.
 """
@@ -53,13 +53,10 @@ def _of_split(rule: Any) -> Iterator[str]:
     if not isinstance(rule, Mapping):  # a list of files
         return
     if rule.get("fraction") is not None:
-        by = rule.get("by")
-        similar = (
-            f"The test rows have other values of {code(by)} than the training rows, but" if by else "The"
-        )
-        where = "the same files" if by else "test rows are a random part of the same files"
-        text = f"{similar} {where}" if not by else f"{similar} come from {where}"
-        yield f"{text}. Later rows, or rows from elsewhere, may be predicted less well."
+        origin = "are a random part of the same files"
+        if by := rule.get("by"):
+            origin = f"have other values of {code(by)} than the training rows, but come from the same files"
+        yield f"The test rows {origin}. Later rows, or rows from elsewhere, may be predicted less well."
 
 
 def _of_seeds(metrics: Mapping[str, Any], config: Any) -> Iterator[str]:

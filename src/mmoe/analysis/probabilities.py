@@ -82,7 +82,7 @@ def calibration(run: Run | Path | str, bins: int = 10, replica: int | None = Non
 def plot_calibration(run: Run | Path | str, bins: int = 10, replica: int | None = None) -> Figure:
     """Draw the calibration of each binary task."""
     figure, (axes,) = panels(1, width=5.4, height=4)
-    largest = 0.0  # of rare labels, all probabilities are small
+    largest = 0.0  # where the diagonal ends; the probabilities of rare labels are far below 1
     for i, (task, table) in enumerate(calibration(run, bins, replica).items()):
         largest = max(largest, float(table[["predicted", "observed"]].to_numpy().max()))
         axes.plot(

@@ -82,12 +82,11 @@ def _best_mode(config: dict[str, Any]) -> str | None:
 
 def _varied(options: list[dict[str, Any]]) -> list[str]:
     """List the keys whose values differ. Of keys that always change together, keep the least nested one."""
-    keys = dict.fromkeys(key for option in options for key in option)
-    values = {key: json.dumps([option.get(key) for option in options]) for key in keys}
-    different = [key for key in keys if len({json.dumps(option.get(key)) for option in options}) > 1]
-    alike: dict[str, list[str]] = {}
-    for key in different:
-        alike.setdefault(values[key], []).append(key)
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for key in dict.fromkeys(key for option in options for key in option):
+        values = tuple(json.dumps(option.get(key)) for option in options)
+        if len(set(values)) > 1:
+            alike.setdefault(values, []).append(key)
     return [min(group, key=lambda key: key.count(".")) for group in alike.values()]
 
 
@@ -175,4 +174,5 @@ def _flatten(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> Any:
+    """A value of a configuration as a number or text."""
     return value if isinstance(value, int | float | str) else json.dumps(value)
