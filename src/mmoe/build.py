@@ -3,7 +3,6 @@
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from numbers import Integral, Real
 from types import UnionType
@@ -13,7 +12,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import MLFlowLogger, WandbLogger
 
-from mmoe.errors import ArgumentError, UserError, first_line, is_number
+from mmoe.errors import ArgumentError, UserError, did_you_mean, first_line, is_number
 
 # Loggers that need a package, and mmoe's extra that installs it. Lightning's message names another package.
 EXTRAS: Mapping[Any, str] = {MLFlowLogger: "mlflow", WandbLogger: "wandb"}
@@ -62,7 +61,7 @@ def _construct(node: Any, key: str, arguments: Mapping[str, Any] | None = None) 
 
 
 def locate(target: Any, key: str) -> Any:
-    """The class or function that a `_target_` names; errors call the place of the target `key`."""
+    """The class or function that a `_target_` names. Error messages begin with `key`, the target's place."""
     try:
         found = hydra.utils.get_object(str(target))
     except (ImportError, ValueError) as error:
@@ -84,8 +83,7 @@ def _check_signature(make: "partial[Any]", key: str, is_partial: bool) -> None:
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted)
     for name in make.keywords:
         if name not in names and not takes_any:
-            nearest = get_close_matches(name, names, 1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            hint = did_you_mean(name, names)
             raise UserError(f"{key}: got an unexpected keyword argument '{name}'{hint}")
     try:
         (signature.bind_partial if is_partial else signature.bind)(*make.args, **make.keywords)

@@ -108,8 +108,7 @@ def show(table: "Description") -> None:
     for name in ("column", "kind", "levels or range", "missing", "most frequent", "remark"):
         shown.add_column(name, justify="right" if name == "missing" else "left", overflow="fold")
 
-    def add(values: "ColumnValues", *cells: str) -> None:
-        kind, levels, remark = cells
+    def add(values: "ColumnValues", kind: str, levels: str, remark: str) -> None:
         texts = (values.name, kind, levels, _missing(values), _most_frequent(values), remark)
         shown.add_row(*map(Text, texts))  # a name may hold brackets, which rich would read as markup
 

@@ -61,11 +61,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def unknown_key(key: str, known: Sequence[str]) -> str:
-    """Say which keys there are, and which of them is the nearest to an unknown one."""
+def did_you_mean(key: str, known: Sequence[str]) -> str:
+    """Ask, at the end of a message, for the known key that is most like a wrong one; empty if none is."""
     nearest = get_close_matches(key, known, 1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    return f"must be one of {', '.join(known)}{hint}"
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """The rule that an unknown key breaks, with the known keys."""
+    return f"must be one of {', '.join(known)}{did_you_mean(key, known)}"
 
 
 def as_names(value: Any) -> list[str]:

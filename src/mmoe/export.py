@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmoe.data.schema import Schema
     from mmoe.run import Run
 
-TOLERANCE = 1e-4  # rounding errors in sums of about 100 change a logit by at most about 1e-5
+TOLERANCE = 1e-4  # rounding in a sum as large as 100 changes a logit by about 1e-5 at most
 BATCH_SIZES = (1, 3, 4096)  # batch sizes for the comparison
 
 

@@ -16,7 +16,7 @@ from mmoe.tasks import Task, logit_columns
 
 BAGS = 8  # `sampled_intervals` cuts its sample into so many parts
 ROUGH_RESAMPLES = 50  # of `rough_intervals`
-ROUGH_WORK = 5 * 10**6  # its resamples x rows x logits at most: about 0.1 s
+ROUGH_WORK = 5 * 10**6  # its largest number of resamples x rows x logits, which takes about 0.1 s
 CHUNK_SIZE = 2**17  # resamples x rows at a time, so that the arrays fit into the processor's cache
 
 
@@ -130,8 +130,8 @@ def rough_intervals(
 
     It is the standard deviation over `ROUGH_RESAMPLES` resamples, times the quantile of Student's t. Of many
     rows, only a random sample of m rows is resampled, and the deviation is multiplied by the square root of
-    m / N (the m out of n bootstrap; Bickel, Goetze and van Zwet, 1997). A metric that some resample does not
-    have, such as the AUROC of a rare label, is nan.
+    m / N (the m out of n bootstrap; Bickel, Goetze and van Zwet, 1997). If a metric is nan in some resample,
+    as the AUROC of a rare label may be, its interval is nan.
 
     Shape:
         predicted: [N, L]; labels, known: [N, T].

@@ -1,6 +1,6 @@
 """Score raw rows with the ONNX file that `mmoe.export` writes.
 
-This file needs Python 3.11, numpy and onnxruntime, and nothing else of mmoe. Copy it into your program:
+This file needs Python 3.11, numpy and onnxruntime, but no other file of mmoe. Copy it into your program:
 
     scorer = OnnxScorer("network.onnx")
     scores = scorer.predict([{"age": 41, "city": "Bonn"}, {"age": None, "city": "Cork"}])

@@ -67,7 +67,7 @@ def predict(
         target: a file that ends with .parquet, .csv or .csv.gz.
         checkpoint: as in `Run`.
         replica: as in `Run`.
-        gates: add a column with the gate weights of each task and expert.
+        gates: add the gate weights, a column for each task and expert.
         ids: columns of the rows that are copied to the output, before the predictions.
         chunk_rows: the most rows to read at once.
 

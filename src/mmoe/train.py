@@ -23,7 +23,8 @@ def main(config: DictConfig) -> None:
     started = time.perf_counter()
     from mmoe.training import resume  # imported here so that --help does not wait for torch
 
-    named, (folder, config, is_resumed) = config.get("resume"), resume.run_to_train(config)
+    named = config.get("resume")
+    folder, config, is_resumed = resume.run_to_train(config)
     if not (is_resumed and resume.is_complete(folder, config)):
         train(config, folder, is_resumed, started)
     elif write_missing_reports(folder, config):

@@ -10,7 +10,7 @@ WIDTH = 200  # characters per line, when the output is not a terminal
 
 
 def open_console() -> "Console":
-    """Print to the terminal. Without one, lines are longer, so that tables in a log file are not cut."""
+    """A console for the terminal. Without one, lines are longer, so that tables in a log file are not cut."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else WIDTH)
