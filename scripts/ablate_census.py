@@ -50,6 +50,7 @@ def main() -> None:
     lines: list[dict[str, Any]] = []
     changes: list[str] = []
     for number, (step, own) in enumerate(STEPS):
+        # An override of a key replaces the earlier ones of this key and of the keys below it.
         names = [change.partition("=")[0] for change in own]
         changes = [change for change in changes if not change.startswith(tuple(names))] + own
         run = Path(options["folder"]).absolute() / str(number)

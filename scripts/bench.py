@@ -25,7 +25,7 @@ usage: python scripts/bench.py train|busy|experts|start|memory|ranks|replicas|vo
     streamed_rows=50000000     rows that `stream` encodes in shards and trains on for an epoch
     resident_rows=2000000      rows that `stream` trains on from memory
     dask_rows=8000000          rows that `stream` encodes with one Dask worker and with two; 0: none
-    experts=1,2,4,8,16,32,64,128
+    experts=1,2,4,8,16,32,64,128   numbers of experts for `experts`
     repeats=1,5,20             `memory` trains on so many copies of the rows
     rounds=3                   each round measures everything once; the tables show medians over rounds
     seconds=2                  duration of each loop in a round
@@ -38,7 +38,6 @@ usage: python scripts/bench.py train|busy|experts|start|memory|ranks|replicas|vo
 All other arguments are overrides for the training, such as data.dir=/path/to/census.
 """
 
-import gzip
 import json
 import os
 import re
@@ -136,6 +135,7 @@ class Bench:
 
     def mmoe_and_loops(self, folder: Path, batch: int, *overrides: str) -> dict[str, float]:
         """Samples a second of a training by mmoe, then of each loop in contestants.py."""
+        # As many epochs of 66,000 rows as fit into the time at 1,000 steps and at most 400,000 rows a second.
         epochs = max(3, round(float(self.options["seconds"]) * min(1000 * batch, 400_000) / 66_000))
         clock, *_ = self.train(folder, f"data.batch_size={batch}", f"trainer.max_epochs={epochs}", *overrides)
         loops = [str(HERE / "contestants.py"), str(batch), self.options["seconds"]]
@@ -292,9 +292,7 @@ def bench_memory(bench: Bench, folder: Path) -> dict[str, Any]:
 
 def write_copies(source: Path, target: Path, count: int) -> None:
     """Write the content of a plain or gzipped file `count` times."""
-    content = source.read_bytes()
-    if source.suffix == ".gz":
-        content = gzip.decompress(content)
+    content = time_to_auroc.read(source)
     with target.open("wb") as out:
         for _ in range(count):
             out.write(content)

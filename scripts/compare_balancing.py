@@ -110,7 +110,7 @@ def results(
 
 
 def values_of(overrides: list[str]) -> list[str]:
-    """The overrides of single values: the tuned experiment has the choices of files."""
+    """The overrides of single values. The tuned experiment already chooses the files of the groups."""
     return [override for override in overrides if "." in override.split("=")[0] and "hydra." not in override]
 
 

@@ -32,7 +32,7 @@ from commands import compose_config, train_once
 from finished import cached, check_settings
 from omegaconf import OmegaConf
 from options import parse, some_of, stop
-from tables import describe_rows, table
+from tables import describe_rows, table, write_report
 from tqdm import tqdm
 
 from mmoe import CONF_DIR, load
@@ -236,11 +236,7 @@ def report(frame: pd.DataFrame, options: Mapping[str, str], overrides: Sequence[
         f"Times are medians, with {threads}. LightGBM's training time covers both models but not the reading"
         " of rows; mmoe's covers the whole command. The prediction time is for all test rows and both tasks.",
     ]
-    out = Path(options["out"])
-    out.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(out / "runs.csv", index=False, float_format="%.6f")
-    (out / "gbdt.md").write_text("\n\n".join(text) + "\n")
-    print("\n\n".join(text))
+    write_report(Path(options["out"]), "gbdt", text, frame)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ usage: python scripts/compare_streaming.py data.dir=... [option=value ...] [over
     folder=runs/compare_streaming   files, shards and run folders; finished runs are used again
     out=docs/results/streaming      folder for the table and the results of all runs
 
-A half of the official test rows chooses the epoch, and the other half is tested. The rows come in two orders:
+One half of the official test rows is for validation, and the other is tested. The rows come in two orders:
 random, and sorted by age, so that neighbouring rows are alike. All other arguments are overrides for the
 trainings.
 """
@@ -36,7 +36,7 @@ TASKS = {
     "income": {"column": "income", "positive": ["50000+."]},
     "marital": {"column": "marital_status", "positive": ["Never married"]},
 }
-KINDS = {"memory": "false", "disk": "true"}  # and data.stream
+KINDS = {"memory": "false", "disk": "true"}  # where rows are during training, and the value of data.stream
 
 
 def main() -> None:

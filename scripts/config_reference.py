@@ -129,7 +129,7 @@ def _beside(lines: list[str], end: yaml.Mark, column: int) -> list[str]:
 
 
 def _prose(text: str) -> str:
-    """A comment as Markdown, in which nothing but its own code spans has a meaning."""
+    """A comment as Markdown. Its code spans stay, and all other characters with a meaning are escaped."""
     parts = text.split("`")
     parts[::2] = [re.sub(r"([\\*_<>\[\]{}])", r"\\\1", part) for part in parts[::2]]
     return "`".join(parts)

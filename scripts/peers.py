@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import LabelEncoder, StandardScaler
 
 NUMERIC = [0, 5, 16, 17, 18, 30, 36, 38, 39, 40]
-EDUCATION, MARITAL_STATUS, WEIGHT, INCOME = 4, 7, 24, 41  # no inputs
+EDUCATION, MARITAL_STATUS, WEIGHT, INCOME = 4, 7, 24, 41  # not inputs
 CATEGORICAL = [i for i in range(42) if i not in (*NUMERIC, EDUCATION, MARITAL_STATUS, WEIGHT, INCOME)]
 TASKS = ["income", "marital"]
 Inputs = dict[str, Any]  # an array [N] for each column

@@ -3,7 +3,7 @@
 usage: python scripts/reproduce_census.py group=1 data.dir=... [option=value ...]
 
     group=1|2          main task: income (1) or education, at least college (2); the other: never married
-    seeds=20           runs of each method, a multiple of chunk; with more later, the first are used again
+    seeds=20           runs of each method, a multiple of chunk; if you raise it, finished runs are used again
     chunk=10           runs that are trained at once, as replicas
     trials=30          trials in each method's search
     budget=tuned       matched: set each method's width so that it has as many parameters as the tuned mmoe
@@ -90,13 +90,13 @@ def main() -> None:
     is_matched = options["budget"] == "matched"
     for method in [*(["mmoe"] if is_matched and "mmoe" not in methods else []), *methods]:
         tune(root, method, options["trials"], overrides)
-    seeds, chunk = int(options["seeds"]), int(options["chunk"])
-    for first in range(0, seeds, chunk):
+    chunk = int(options["chunk"])
+    for first in range(0, int(options["seeds"]), chunk):
         for method in methods:
-            print(f"{method}: runs {first} to {min(first + chunk, seeds) - 1}", flush=True)
+            print(f"{method}: runs {first} to {first + chunk - 1}", flush=True)
             study = root / "tune" / method
             given = [f"experiment={tuned_experiment(study).stem}", *overrides[1:], f"seed={first}"]
-            given += [f"replicas={min(chunk, seeds - first)}", "figures=false"]
+            given += [f"replicas={chunk}", "figures=false"]
             if is_matched and method != "mmoe":
                 given.append(matched_width(root, study, given))
             train_once(root / options["budget"] / method / f"seed{first}", "--config-dir", str(study), *given)

@@ -21,6 +21,7 @@ All other arguments are overrides for the training. A stopped script continues w
 import itertools
 import os
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -376,14 +377,13 @@ def claim_table(ends: pd.DataFrame) -> str:
     def is_below(first: str, second: str) -> bool:
         return mean[first, 0.5] + half[first, 0.5] < mean[second, 0.5] - half[second, 0.5]
 
-    def shown(values: dict[Any, float], models: tuple[str, ...], p: float) -> str:
+    def shown(values: dict[Any, float], models: Iterable[str], p: float) -> str:
         return ", ".join(f"{model} {values[model, p]:.3f}" for model in models)
 
     gap = {model: mean[model, 0.5] - mean[model, 1.0] for model in COMPARED}
     gap_half = {model: np.hypot(half[model, 0.5], half[model, 1.0]) for model in COMPARED}
     others = min(gap[model] - gap_half[model] for model in ("omoe", "shared_bottom"))
     is_smallest = min(gap, key=lambda model: abs(gap[model])) == "mmoe"
-    spread = ("shared_bottom", "omoe", "mmoe")
     claims = [
         (
             "at p = 0.5 MMoE has a lower loss than OMoE, and OMoE than Shared-Bottom; intervals are disjoint",
@@ -398,7 +398,7 @@ def claim_table(ends: pd.DataFrame) -> str:
         (
             "Shared-Bottom's final losses have the largest sd at every p",
             all(sd["shared_bottom", p] > max(sd["omoe", p], sd["mmoe", p]) for p in cosines),
-            "; ".join(f"p = {p:g}: {shown(sd, spread, p)}" for p in cosines),
+            "; ".join(f"p = {p:g}: {shown(sd, COMPARED, p)}" for p in cosines),
         ),
     ]
     rows = [[claim, "holds" if holds else "does not hold", numbers] for claim, holds, numbers in claims]

@@ -20,7 +20,7 @@ import pandas as pd
 from commands import run_command, train_once
 from matplotlib.figure import Figure
 from options import parse, some_of
-from tables import describe_rows, table
+from tables import describe_rows, table, write_report
 
 from mmoe.analysis.drawing import COLOURS, LINES
 from mmoe.intervals import half_interval
@@ -90,8 +90,6 @@ def main() -> None:
         replicas = "1" if name == ONE_RUN else options["replicas"]
         train_once(root / name, *RUNS[name], f"replicas={replicas}", "figures=false", *overrides)
     runs = pd.DataFrame([line for name in names for line in read_runs(root / name, name)])
-    out.mkdir(parents=True, exist_ok=True)
-    runs.to_csv(out / "runs.csv", index=False, float_format="%.6f")
     text = [
         "# Results on the census rows",
         f"{describe_rows(read_schema(root / names[0]))} The best epoch has the highest validation AUROC of"
@@ -103,14 +101,14 @@ def main() -> None:
     ]
     if ONE_RUN in names:
         epochs = evaluate_epochs(root / ONE_RUN)
+        out.mkdir(parents=True, exist_ok=True)
         draw_epochs(epochs, out / "paddlerec.png")
         text += [
             "## PaddleRec's setting, epoch by epoch",
             describe_epochs(epochs),
             "![test AUROC by epoch](paddlerec.png)",
         ]
-    (out / "results.md").write_text("\n\n".join(text) + "\n")
-    print("\n\n".join(text))
+    write_report(out, "results", text, runs)
 
 
 def read_runs(folder: Path, name: str) -> list[dict[str, Any]]:

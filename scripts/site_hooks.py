@@ -1,4 +1,4 @@
-"""What MkDocs does beyond its own: `mkdocs.yml` names this file.
+"""What MkDocs does for this site besides its usual steps. `mkdocs.yml` names this file.
 
 - The README is the first page, and the reference of the configuration is generated from conf/.
 - Links to files of the repository that are not pages become their paths, or links if `repo_url` is set.

@@ -124,7 +124,7 @@ def train(config: DictConfig, data: Dataset, number: int, steps_per_epoch: int, 
 
 
 def limit_rows(data: Dataset, max_rows: int | None) -> Dataset:
-    """The rows with a random sample of at most `max_rows` training rows."""
+    """The data set with a random sample of at most `max_rows` training rows."""
     count = len(data.splits["train"].labels)
     if max_rows is None or count <= max_rows:
         return data
@@ -133,13 +133,13 @@ def limit_rows(data: Dataset, max_rows: int | None) -> Dataset:
 
 
 def with_training_rows(data: Dataset, kept: Tensor) -> Dataset:
-    """The rows with those training rows alone whose numbers are in `kept`."""
+    """The data set with only the training rows whose numbers are in `kept`."""
     splits = {**data.splits, "train": take(data.splits["train"], kept)}
     return replace(data, splits=splits, positions={**data.positions, "train": data.positions["train"][kept]})
 
 
 def rows_of_task(data: Dataset, number: int) -> Dataset:
-    """The rows with one task alone. Training rows whose label is unknown are left out."""
+    """The data set with one task alone. Training rows whose label is unknown are left out."""
     splits: dict[str, Batch] = {}
     for split, rows in data.splits.items():
         own = slice(number, number + 1)

@@ -111,7 +111,7 @@ def value_table(differences: pd.DataFrame) -> str:
 
 
 def count_table(differences: pd.DataFrame) -> str:
-    """How many tasks each contestant is better and worse at than MMoE, by the first shown metric."""
+    """The number of tasks on which each contestant beats MMoE, or is worse, by the first shown metric."""
     first = differences.groupby(["table", "task"], sort=False)["metric"].transform("first")
     main = differences[(differences["metric"] == first) & (differences["model"] != MMOE)]
     lines = []

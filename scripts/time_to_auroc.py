@@ -17,7 +17,7 @@ from options import stop
 from mmoe.build import build
 from mmoe.data.census_files import NAMES, find_files
 
-LEVELS = (0.945, 0.949)
+AUROCS = (0.945, 0.949)  # the script measures the seconds until a validation reaches each of them
 PEERS = ("deepctr-torch", "torch-rechub")
 PEER_EPOCHS = 10
 Validations = list[tuple[float, float]]  # seconds since the command, and the AUROC
@@ -54,20 +54,20 @@ def measure(bench: Any, folder: Path) -> dict[str, Any]:
     # The AUROC that a program has reached in every round.
     best = {name: min(max(auroc for _, auroc in run) for run in runs) for name, runs in found.items()}
     peers = {name: value for name, value in best.items() if not name.startswith("mmoe")}
-    levels = {f"{level:.3f}": level for level in LEVELS}
-    levels |= {f"best of {name} ({value:.4f})": value for name, value in peers.items()}
+    wanted = {f"{auroc:.3f}": auroc for auroc in AUROCS}
+    wanted |= {f"best of {name} ({value:.4f})": value for name, value in peers.items()}
     lines = []
     for name, runs in found.items():
         line: dict[str, Any] = {"program": name, "best AUROC": f"{best[name]:.4f}"}
-        for title, level in levels.items():
-            line[f"seconds to {title}"] = seconds_to(level, runs)
+        for title, auroc in wanted.items():
+            line[f"seconds to {title}"] = seconds_to(auroc, runs)
         lines.append(line)
     return {"rounds": found, "lines": lines}
 
 
-def seconds_to(level: float, runs: Sequence[Validations]) -> float | str:
-    """The median over runs of the seconds until a validation AUROC of at least `level`; -: never reached."""
-    first = [next((seconds for seconds, auroc in run if auroc >= level), float("inf")) for run in runs]
+def seconds_to(wanted: float, runs: Sequence[Validations]) -> float | str:
+    """The median over runs of the seconds until a validation AUROC of at least `wanted`; -: never reached."""
+    first = [next((seconds for seconds, auroc in run if auroc >= wanted), float("inf")) for run in runs]
     median = statistics.median(first)
     return median if median < float("inf") else "-"
 
