@@ -7,7 +7,7 @@ from typing import Any
 
 from options import stop
 
-from mmoe.atomic import write
+from mmoe.atomic import write_text
 
 
 def cached(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -28,5 +28,4 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file as a whole."""
-    text = json.dumps(content, indent=1) + "\n"
-    write(path, lambda scratch: scratch.write_text(text))
+    write_text(path, json.dumps(content, indent=1) + "\n")

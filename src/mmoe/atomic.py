@@ -61,6 +61,11 @@ def write(path: Path, save: Callable[[Path], Any]) -> None:
             os.close(handle)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8 as `write` does."""
+    write(path, lambda scratch: scratch.write_text(text, "utf-8"))
+
+
 def remove_abandoned(folder: Path) -> None:
     """Remove the scratch files of killed processes in `folder` and below."""
     _remove_unlocked(folder.rglob(".scratch-*"))

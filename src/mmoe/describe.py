@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmoe.atomic import write
+from mmoe.atomic import write_text
 from mmoe.cli.command import command
 from mmoe.cli.console import open_console
 from mmoe.errors import UserError, as_names
@@ -57,8 +57,7 @@ def run(config: DictConfig) -> None:
     if out:
         if not table.inputs:
             raise UserError("columns: no column is left as an input; the table above says why")
-        text = draft(table, main_task, shares, str(out))
-        write(out, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+        write_text(out, draft(table, main_task, shares, str(out)))
         hint = train_command(str(out))
         print(f"written: {out}" + (f"; to train: {hint}" if hint else ""))
 

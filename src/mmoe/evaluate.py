@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mmoe.atomic import write
+from mmoe.atomic import write_text
 from mmoe.cli.command import command
 from mmoe.errors import check_integers
 
@@ -26,8 +26,7 @@ def main(config: DictConfig) -> None:
     out = Path(config.out or run.folder / f"evaluation_{config.split}_{config.checkpoint}{suffix}.json")
     check_not_run_file(run.folder, "out", out)
     evaluation = run.evaluate(config.split, config.checkpoint, changes, config.resamples, config.seed)
-    text = json.dumps(evaluation, indent=1) + "\n"
-    write(out, lambda scratch: scratch.write_text(text, "utf-8"))
+    write_text(out, json.dumps(evaluation, indent=1) + "\n")
     report.show_evaluation(evaluation)
     print(f"written: {out}")
 

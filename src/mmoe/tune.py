@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mmoe.atomic import write
+from mmoe.atomic import write_text
 from mmoe.cli.command import command
 from mmoe.errors import UserError, check_integers, check_probabilities, check_replicas
 
@@ -185,7 +185,7 @@ def write_experiment(folder: Path, study: "Study", space: Space, choices: Mappin
         f"# @package _global_\n# Best of {count_ended(study)} trials: {study.best_value:.4f}.\n"
         f"{head}\n{OmegaConf.to_yaml(overrides)}"
     )
-    write(path, lambda scratch: scratch.write_text(text, "utf-8"))
+    write_text(path, text)
     return path
 
 

@@ -7,11 +7,10 @@ characters has a meaning.
 import base64
 import re
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmoe.atomic import write
+from mmoe.atomic import write_text
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --accent: #1b4965; }
@@ -83,7 +82,7 @@ def number_of(count: int, name: str) -> str:
 def write_page(folder: Path, name: str, title: str, markdown: str) -> None:
     """Write {name}.md and {name}.html. Images are files below the folder; the HTML holds their content."""
     for suffix, text in (("md", markdown), ("html", to_html(folder, title, markdown))):
-        write(folder / f"{name}.{suffix}", partial(Path.write_text, data=text, encoding="utf-8"))
+        write_text(folder / f"{name}.{suffix}", text)
 
 
 def to_html(folder: Path, title: str, markdown: str) -> str:

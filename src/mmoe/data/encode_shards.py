@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from mmoe.atomic import remove_abandoned, write
+from mmoe.atomic import remove_abandoned, write, write_text
 from mmoe.data import cache
 from mmoe.data.batch import Batch, take
 from mmoe.data.encode import encode, level_dtype
@@ -97,7 +97,7 @@ def _encode_all(
         "num_rows": dict(num_rows),
         "pieces": [piece.to_plain() for piece in pieces],
     }
-    write(folder / MANIFEST, lambda scratch: scratch.write_text(json.dumps(content), "utf-8"))
+    write_text(folder / MANIFEST, json.dumps(content))
     log.info("encoded %s rows in %.0f s", f"{num_rows.total():,}", time.perf_counter() - started)
 
 
@@ -106,8 +106,7 @@ def _fit_schema(path: Path, jobs: Sequence[Job], request: Request, engine: Engin
     if path.exists():  # from an encoding that was interrupted
         return
     if request.schema:
-        text = request.schema.to_json()
-        write(path, lambda scratch: scratch.write_text(text, "utf-8"))
+        write_text(path, request.schema.to_json())
         return
     training = [job for job in jobs if job.partition.source == "train"]
     formats = first_formats(training[0], request)
@@ -116,7 +115,7 @@ def _fit_schema(path: Path, jobs: Sequence[Job], request: Request, engine: Engin
     available = num_rows["train"] + num_rows["val"] + num_rows["test"]
     for split in request.rules_of("train"):
         check_chosen(CONFIG_KEYS[split], num_rows[split], available)
-    write(path, lambda scratch: scratch.write_text(schema.to_json(), "utf-8"))
+    write_text(path, schema.to_json())
 
 
 def _add_target_statistics(folder: Path, pieces: Sequence[Piece]) -> None:
@@ -125,7 +124,7 @@ def _add_target_statistics(folder: Path, pieces: Sequence[Piece]) -> None:
     if needs_statistics(schema):
         rows = ShardedRows(folder, pieces, _blank(schema, has_groups=False))
         text = with_target_statistics(schema, (part for part, _ in rows.parts())).to_json()
-        write(folder / SCHEMA, lambda scratch: scratch.write_text(text, "utf-8"))
+        write_text(folder / SCHEMA, text)
 
 
 @lru_cache(1)
@@ -165,8 +164,7 @@ def encode_shard(job: Job, folder: Path) -> None:
         pieces.extend(writer.pieces)
 
     write(folder / name, save)
-    text = json.dumps([piece.to_plain() for piece in pieces])
-    write(_pieces_path(folder, job), lambda scratch: scratch.write_text(text, "utf-8"))
+    write_text(_pieces_path(folder, job), json.dumps([piece.to_plain() for piece in pieces]))
 
 
 def _pieces_path(folder: Path, job: Job) -> Path:

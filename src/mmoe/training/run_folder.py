@@ -17,7 +17,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from pyarrow import parquet
 
-from mmoe.atomic import write
+from mmoe.atomic import write, write_text
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError, first_line
 from mmoe.training.stored_config import read_text, write_config
@@ -33,7 +33,7 @@ def start(folder: Path, config: str, schema: Schema) -> None:
         UserError: the folder holds a run already.
     """
     check_holds_no_run(folder)
-    write(folder / "schema.json", lambda path: path.write_text(schema.to_json(), "utf-8"))
+    write_text(folder / "schema.json", schema.to_json())
     write_config(folder, config)
 
 
@@ -60,8 +60,7 @@ def finish(
     if (first := next(parts, None)) is not None:
         write(folder / "predictions.parquet", partial(_write_parts, chain([first], parts)))
     write(folder / "history.csv", lambda path: history.to_csv(path, index=False))
-    text = json.dumps(metrics, indent=1) + "\n"
-    write(folder / "metrics.json", lambda path: path.write_text(text, "utf-8"))
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
 
 
 def _write_parts(parts: Iterable[pd.DataFrame], path: Path) -> None:

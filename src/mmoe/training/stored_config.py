@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmoe.atomic import write
+from mmoe.atomic import write_text
 from mmoe.errors import UserError, check_integers, first_line
 
 FOLDER = "${hydra:runtime.output_dir}"  # config.yaml has this text instead of the run folder's path
@@ -18,7 +18,7 @@ REQUIRED_PARTS = ("inputs", "model", "data", "objective", "learner", "trainer") 
 def write_config(folder: Path, config: str) -> None:
     """Write config.yaml from the text of `portable_yaml` or `to_yaml`."""
     assert _is_complete(config)
-    write(folder / "config.yaml", lambda path: path.write_text(config, "utf-8"))
+    write_text(folder / "config.yaml", config)
 
 
 def portable_yaml(config: DictConfig) -> str:
