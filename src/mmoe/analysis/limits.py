@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mmoe.analysis.card_data import SPLITS
 from mmoe.analysis.page import code
 from mmoe.run import Run
 from mmoe.tasks import Task
@@ -40,7 +41,7 @@ def limits(run: Run, known: Mapping[str, np.ndarray]) -> Iterator[str]:
 
 
 def _of_rows(metrics: Mapping[str, Any], counts: Mapping[str, int]) -> Iterator[str]:
-    for split, name in (("test", "test"), ("val", "validation")):
+    for split, name in SPLITS.items():
         used, count = metrics["num_rows"].get(split, 0), counts.get(split)
         if not used:
             yield f"No {name} row was used, so there are no {name} metrics."
