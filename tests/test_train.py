@@ -573,12 +573,12 @@ def test_the_label_of_the_second_group_is_no_input(train: Train):
     ("override", "message"),
     [
         ("model=mmmoe", "In 'train': Could not find 'model/mmmoe'; there are adatt, aitm, "),
-        ("modle=mmoe", "modle: there is no such setting; did you mean model? +modle=... would add it"),
+        ("modle=mmoe", "modle: no such setting (+modle=... would add it); did you mean model?"),
         (
             "model.num_expert=3",
-            "model.num_expert: there is no such setting; did you mean num_experts? +model.",
+            "model.num_expert: no such setting (+model.num_expert=... would add it); did ",
         ),
-        ("trainer.foo=1", "trainer.foo: there is no such setting; +trainer.foo=... would add it"),
+        ("trainer.foo=1", "trainer.foo: no such setting (+trainer.foo=... would add it)"),
         ("model.num_experts=[1", "no viable alternative at input '[1'"),
         ("++", "Error parsing override '++' missing EQUAL"),
         ("experiment=[smoke,nothing]", "In 'train': Could not load 'experiment/nothing'."),

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from hydra.errors import CompactHydraException, MissingConfigException
@@ -25,6 +24,7 @@ from mmoe.errors import (
     USER_ERROR,
     Stopped,
     UserError,
+    did_you_mean,
     exit_code,
     first_line,
     is_disk_error,
@@ -127,9 +127,8 @@ def _composition_message(error: CompactHydraException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         return f"{lines[0]}; there are {', '.join(error.options)}"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
-        close = get_close_matches(str(cause.key), map(str, cause.parent_node), n=1)
-        meant = f"did you mean {close[0]}? " if close else ""
-        return f"{cause.full_key}: there is no such setting; {meant}+{cause.full_key}=... would add it"
+        hint = did_you_mean(str(cause.key), list(map(str, cause.parent_node)))
+        return f"{cause.full_key}: no such setting (+{cause.full_key}=... would add it){hint}"
     return " ".join(filter(None, lines))
 
 
