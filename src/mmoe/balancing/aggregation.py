@@ -22,8 +22,8 @@ SCALE_MODES = ("min", "median", "rmse")
 class Aggregation(Strategy):
     """Combines gradients by a TorchJD aggregator.
 
-    A task whose gradient is 0, as without a known label in the batch, is left out. A strategy with a memory
-    then reuses its weights of the last step that had all tasks, because its memory needs all of them.
+    A task whose gradient is 0, such as one without a known label in the batch, is left out. A strategy with a
+    memory then reuses its weights of the last step that had all tasks, because its memory needs all of them.
 
     Args:
         num_tasks, seed: see `Strategy`.
@@ -133,7 +133,7 @@ class NashMTL(Aggregation):
     Args:
         num_tasks, seed: see `Strategy`.
         max_norm: the vector is scaled down to this norm; 0: never.
-        update_weights_every: the weights are computed in every step of this number.
+        update_weights_every: steps between two computations of the weights.
         optim_niter: the largest number of iterations of the solver.
 
     Raises:
@@ -193,7 +193,7 @@ class MGDA(Aggregation):
 
     Args:
         num_tasks, seed: see `Strategy`.
-        epsilon: the solver ends when a step is below this, above 0.
+        epsilon: above 0; the solver ends when a step is below it.
         max_iters: the largest number of steps of the solver.
 
     Raises:
@@ -207,7 +207,7 @@ class MGDA(Aggregation):
 
 
 class AlignedMTL(Aggregation):
-    """Aligned-MTL: the mean of the gradients, after their principal components get one length.
+    """Aligned-MTL: the mean of the gradients, with their principal components scaled to one length.
 
     Senushkin et al., CVPR 2023, algorithm 1.
 

@@ -17,7 +17,7 @@ from mmoe.balancing.task_gradients import TaskGradients
 
 
 class RunningMean:
-    """The mean of tensors of one shape, without their NaNs; NaN where there is nothing else."""
+    """The mean of tensors of one shape, entry by entry and without NaNs; NaN if an entry is always NaN."""
 
     def __init__(self) -> None:
         self.sum: Tensor | None = None
@@ -31,7 +31,7 @@ class RunningMean:
         self.count = known.long() if self.count is None else self.count.to(values.device) + known
 
     def take(self) -> Tensor | None:
-        """The mean on the CPU, None if nothing was added. Start again."""
+        """Return the mean on the CPU, or None if nothing was added, and start again."""
         mean = None if self.sum is None or self.count is None else (self.sum / self.count).cpu()
         self.sum = self.count = None
         return mean
@@ -64,6 +64,7 @@ class Balancer:
         # Replicas have dense gradients.
         self.sparse = [f"{name}.weight" for name in tables] if len(self.strategies) == 1 else []
         trained = [name for name, p in network.named_parameters() if p.requires_grad]
+        # Learned vectors and custom networks have no mask: all tasks share them.
         self._all_masked = set(trained) == set(self.masks)
         self.means = {name: RunningMean() for name in ("weights", "cosines", "conflicting")}
         self._kept: tuple[Tensor, Tensor] | None = None  # the losses [R, T] and penalties for `backward`

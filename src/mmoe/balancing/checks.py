@@ -1,4 +1,4 @@
-"""Which trainings a balancing strategy cannot serve, and where it has no effect."""
+"""Check that a balancing strategy can work in a training, and warn where it has no effect."""
 
 import logging
 from collections.abc import Sequence

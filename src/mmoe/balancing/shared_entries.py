@@ -2,7 +2,7 @@
 
 Weights are stacked over tasks and experts, so one parameter may hold entries of one task and of all.
 
-B rows, I inputs, T tasks, L logits of all tasks.
+B rows, L logits of all tasks.
 """
 
 import copy

@@ -1,6 +1,6 @@
 """What all balancing strategies have in common, and the default, which leaves the losses as they are.
 
-T tasks, P entries of the parameters.
+T tasks.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ class Strategy:
         is_random: whether it draws random numbers.
         needs_positive_losses: whether it divides by losses or takes their logarithm.
         follows_steps: whether `follow_step` needs the losses after each optimizer step.
-        measure_every: the tasks' gradients are compared in every step of this number; 0: in none.
+        measure_every: steps between two comparisons of the tasks' gradients; 0: no comparison.
     """
 
     aggregates: ClassVar[bool] = False
@@ -63,7 +63,10 @@ class Strategy:
 
     @contextmanager
     def own_randomness(self, device: torch.device) -> Iterator[None]:
-        """Draw the same random numbers in every process and after a resume, and keep torch's random state."""
+        """Draw the same random numbers in every process and after a resume, and keep torch's random state.
+
+        It counts the call, because the number of calls is part of the seed.
+        """
         seed = self.seed * 1_000_003 + self.calls
         if self.is_random and device.type == "cuda":
             with torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -103,8 +106,8 @@ class LossWeighting(Strategy):
 
     Args:
         num_tasks, seed: see `Strategy`.
-        measure_every: compares the tasks' gradients in every step of this number, which takes one more
-            backward pass for each task; 0: never.
+        measure_every: steps between two comparisons of the tasks' gradients, each of which takes one more
+            backward pass for each task; 0: no comparison.
 
     Raises:
         ArgumentError: `measure_every` is negative.

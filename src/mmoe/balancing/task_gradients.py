@@ -1,6 +1,7 @@
 """The gradients of the tasks' losses as matrices, and back.
 
-T tasks, R networks (1, or the number of replicas), P entries of the parameters of one network.
+T tasks, R networks (1, or the number of replicas), P entries of the parameters of one network, N rows of a
+table of learned vectors.
 """
 
 from collections.abc import Mapping, Sequence
