@@ -47,7 +47,7 @@ def counts_by_score(scores: Tensor, is_positive: Tensor) -> tuple[Tensor, Tensor
     order = torch.from_numpy(np.argsort(scores.numpy())) if scores.device.type == "cpu" else scores.argsort()
     scores = scores[order]
     found = is_positive[order].long().cumsum(0)  # positives with at most this score
-    is_last = torch.ones_like(scores, dtype=torch.bool)  # of its ties
+    is_last = torch.ones_like(scores, dtype=torch.bool)  # whether the next score is another one
     is_last[:-1] = scores[1:] != scores[:-1]
     ends = is_last.nonzero()[:, 0]
     positives = found[ends].diff(prepend=found.new_zeros(1))

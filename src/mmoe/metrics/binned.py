@@ -10,7 +10,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from mmoe.metrics.grouped_auroc import GroupedAUROC, grouped_auroc
 
-MAX_GROUPED_ROWS = 2**20  # `SampledGroupedAUROC` keeps at most so many rows
+MAX_GROUPED_ROWS = 2**20  # `SampledGroupedAUROC` keeps at most this many rows
 
 
 class RunningR2(Metric):

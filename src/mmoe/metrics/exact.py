@@ -1,6 +1,6 @@
 """Exact metrics other than areas. All predictions and sums are in float64.
 
-N rows, W outputs of a task, Z bins.
+N rows, Z bins.
 """
 
 from collections.abc import Callable

@@ -23,11 +23,11 @@ class AITM(nn.Module):
 
     Step t has a tower q_t. For the first step a_1 = q_1. For the others, with the information
     p_t = g_t(a_(t-1)) from the step before, a_t = sum over u in {p_t, q_t} of w_u h1(u), where w is the
-    softmax of <h2(u), h3(u)> / sqrt(H). The probability is sigmoid(linear(a_t)). Each step needs the one
-    before it, so the transfer, and only it, is a loop.
+    softmax of <h2(u), h3(u)> / sqrt(H). The probability is y_t = sigmoid(linear(a_t)). Each step needs the
+    one before it, so the transfer, and only it, is a loop.
 
     The penalty is the paper's behavioral expectation calibrator: `calibration` times the mean over rows of
-    the sum over steps of max(p_(t+1) - p_t, 0), because nobody reaches a step without the one before it.
+    the sum over steps of max(y_(t+1) - y_t, 0), because nobody reaches a step without the one before it.
 
     The paper's towers share embeddings of the columns; here they share a bottom network. It leaves open
     whether steps share h1, h2, h3 and g; here each step has its own, and all four are linear.

@@ -1,6 +1,6 @@
 """Several networks of one kind, trained side by side and averaged.
 
-M members, B batch, I inputs, T tasks, L logits of all tasks.
+M members, B batch, I inputs, T tasks, E experts of a member, L logits of all tasks.
 """
 
 from collections.abc import Callable, Mapping, Sequence

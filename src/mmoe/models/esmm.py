@@ -1,7 +1,7 @@
 """ESMM (Ma et al., SIGIR 2018): conversion trained over all rows as a product of probabilities.
 
-B batch, T tasks, A the tasks again, as ancestors in the funnel, F tasks that depend on another one, L logits
-of all tasks.
+B batch, I inputs, T tasks, A the tasks again, as ancestors in the funnel, F tasks that depend on another one,
+L logits of all tasks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ class ESMM(SharedBottom):
     The logits, and so predictions and metrics, are conditional as for every method: with `click`, and
     `conversion` where clicked, they give p(click) and p(conversion | click). The loss of `conversion` is that
     of the product p(click) p(conversion | click) in all rows, where a row without a click is negative. So
-    clicked rows are not all that conversion learns from. Its factor p(conversion | click) has no loss of its
-    own.
+    `conversion` learns from all rows, not only from clicked ones. Its factor p(conversion | click) has no
+    loss of its own.
 
     The paper shares embeddings of the columns between the two networks. Here they share a bottom network.
 
@@ -112,7 +112,7 @@ class ESMM(SharedBottom):
         return logits.index_copy(-1, place, joint.to(logits.dtype))
 
     def joint_labels(self, labels: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The labels [..., T] over all rows, and which are known: 0, and known, after a step that is 0."""
+        """The labels [..., T], and which are known. A label after a step that is 0 becomes 0, and known."""
         if known is None:
             return labels, None
         is_zero = (known & (labels == 0)).to(labels.dtype)

@@ -1,6 +1,6 @@
-"""The mean prediction of several networks, or experts, of one batch.
+"""The mean prediction of several networks or experts for the same rows.
 
-M members, B batch, T tasks, L logits of all tasks, W logits of a task.
+M members, T tasks, L logits of all tasks, W logits of a task.
 """
 
 from collections.abc import Callable, Sequence

@@ -51,8 +51,8 @@ class MMoE(nn.Module):
         gate_dropout: probability that a gate drops an expert for a training row. The remaining weights are
             renormalised. This keeps a gate from collapsing to one expert (Zhao et al., RecSys 2019).
         column_share: the share of the columns that each unit of the experts' first layer sees; 1: all.
-        column_scale_rate: each expert learns a scale for each column, which changes so many times as fast as
-            weights; 0: there are no scales. See `ColumnViews` for this option and the one before.
+        column_scale_rate: each expert learns a scale for each column, and scales change this many times as
+            fast as weights; 0: no scales. See `ColumnViews` for this option and the one before.
         input_groups: the number of each input's column; negative: every unit sees the input. None: each input
             is a column.
         expert_heads: replace the towers by `ExpertHeads`: each expert answers every task and has its own

@@ -174,7 +174,7 @@ class SparseEncoder:
         self.basis = SparseMatrix.from_scipy(basis)
 
     def encode(self, levels: Tensor, numbers: Tensor) -> SparseMatrix:
-        """The coefficients of rows, [N, S]."""
+        """The coefficients of rows, [B, S]."""
         chunks = zip(torch.split(levels, CHUNK), torch.split(numbers, CHUNK), strict=True)
         matrix = sparse.vstack([self._encode(*chunk) for chunk in chunks], format="csr")
         return SparseMatrix.from_scipy(matrix)

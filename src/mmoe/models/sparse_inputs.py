@@ -5,7 +5,7 @@ matrix has R rows, W columns and Z entries.
 
 A row has hundreds of inputs, but a few coefficients describe them. The inputs x [B, I] are factored:
 
-    x = coefficients [B, S] @ basis [S, I] + a 1 for each column that has its most frequent level
+    x = coefficients [B, S] @ basis [S, I] + the input of each column's most frequent level
 
 Both matrices are sparse, and the basis is the same for all rows. A one-hot level needs one coefficient. A
 number that fills 30 of its bins has 30 ones in x, but needs at most 3 coefficients, because the basis has
@@ -148,6 +148,7 @@ class _SparseLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x = ctx.x
         weight_gradient = x.basis.transposed @ (x.coefficients.transposed @ gradient.contiguous())
+        # The inputs of the most frequent levels have no coefficients, so their rows are 0 until here.
         weight_gradient.index_copy_(0, x.mode_inputs, ctx.has_mode.to(gradient.dtype).T @ gradient)
         return weight_gradient, gradient.sum(0), None
 

@@ -1,6 +1,6 @@
 """Tasks: what a network learns to predict. Each kind of label has a class.
 
-T tasks, L logits: those of the first task, then those of the second, and so on.
+L logits: those of the first task, then those of the second, and so on.
 """
 
 import difflib

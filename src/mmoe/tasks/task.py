@@ -168,11 +168,11 @@ class Task(ABC):
 
     @abstractmethod
     def targets(self, labels: Tensor) -> Tensor:
-        """What labels [N] tell of a level, as numbers [N, K] whose mean over rows means something."""
+        """Labels [N] as numbers [N, K], whose means over the rows of a level `statistics` takes."""
 
     @abstractmethod
     def statistics(self, means: Tensor) -> Tensor:
-        """Statistics [..., K] on the scale of logits, of the means [..., K] of `targets`."""
+        """Turn means [..., K] of `targets` into statistics [..., K] on the scale of logits."""
 
     @abstractmethod
     def metrics(self, is_binned: bool = False) -> "MetricCollection":
