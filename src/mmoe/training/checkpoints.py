@@ -1,7 +1,4 @@
-"""Checkpoint files: write, find, check and read them.
-
-R replicas.
-"""
+"""Checkpoint files: write, find, check and read them."""
 
 import logging
 import zipfile

@@ -54,8 +54,8 @@ def find_divergence(
 
     If there is none, the fault showed up later, in validation logits or weights, or in another process. The
     error then names the last training batch, and `bad` says which tasks are affected. With `is_weight`, `bad`
-    is True for all tasks of a replica with bad weights, and the message names the weights. `first` is the
-    number of the first of the batches in its epoch, and `later` is the number of batches after them.
+    is True for all tasks of a replica with bad weights, and the message names the weights. `first` counts the
+    training batches of the epoch before `batches`, and `later` those after them.
 
     Shape:
         tasks: the task of each logit, L names.

@@ -1,6 +1,6 @@
 """The logits, labels and groups of an epoch, kept for its metrics.
 
-B batch, N rows, T tasks, L logits of all tasks, R replicas.
+B batch, T tasks, L logits of all tasks, R replicas, K chosen rows.
 """
 
 from collections import Counter, defaultdict
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-MAX_ROWS = 2**20  # the outputs of so many rows are kept
+MAX_ROWS = 2**20  # the outputs of about this many rows are kept
 MAX_ROWS_ON_DEVICE = 2**20  # a GPU keeps the logits of at most this many rows
 
 

@@ -1,6 +1,6 @@
 """The results of an epoch: its metrics, and the logits or running statistics that they come from.
 
-B batch, N rows, T tasks, L logits of all tasks, R replicas.
+N rows, L logits of all tasks, R replicas.
 """
 
 from collections.abc import Iterable, Sequence
@@ -44,7 +44,7 @@ class EpochResults:
     def add(self, stage: str, number: int, outputs: Outputs, trainer: pl.Trainer) -> None:
         """Add the outputs of the epoch's batch `number`.
 
-        Of many training rows, only the last ones are kept; of many others, statistics.
+        If there are too many rows, only the last training rows are kept, and only statistics of others.
         """
         if number == 0:
             self.running.pop(stage, None)

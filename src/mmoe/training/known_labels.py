@@ -1,7 +1,4 @@
-"""Check before training that the known labels of each split are enough to learn from and to measure.
-
-N rows, T tasks.
-"""
+"""Check before training that the known labels of each split are enough to learn from and to measure."""
 
 import logging
 from collections.abc import Collection
@@ -18,7 +15,7 @@ from mmoe.metrics.grouped_auroc import grouped_auroc
 
 log = logging.getLogger(__name__)
 
-LARGER_FRACTION = 0.4  # of validation rows, which an error advises
+LARGER_FRACTION = 0.4  # the share of validation rows that an error suggests
 SPLIT_NAMES = {"train": "training", "val": "validation"}
 
 
@@ -75,7 +72,7 @@ def has_mixed_group(rows: Batch, task: int) -> bool:
 def known_labels(rows: Batch | ShardedRows, task: int, with_weight: bool) -> tuple[Tensor, int]:
     """The known labels of a task, and their number. Of rows in shards: the smallest and the largest label.
 
-    `with_weight` leaves out rows whose weight in the loss is 0; rows in shards never count them.
+    `with_weight` leaves out rows whose weight in the loss is 0. Of rows in shards, these are always left out.
     """
     if isinstance(rows, ShardedRows):
         found = rows.label_range(task)

@@ -1,6 +1,6 @@
 """The Lightning module that trains a network by an objective.
 
-B batch, N rows, T tasks, L logits of all tasks, E experts.
+B batch, N rows, T tasks, L logits of all tasks, E experts, R replicas.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -87,7 +87,7 @@ class Learner(LightModule):
 
     @property
     def _first_objective(self) -> Objective:
-        """The objective, or that of the first replica without its weights."""
+        """The objective; for replicas, the one that they share, whose parameters are stacked."""
         return self.objective  # type: ignore[return-value]
 
     @property
@@ -138,7 +138,7 @@ class Learner(LightModule):
         return Output(output.logits, output.gates)
 
     def _compute(self, batch: Batch, totals: Tensor | None = None) -> LossAndOutput | TaskLosses:
-        """Apply the objective; `totals` are its argument."""
+        """Apply the objective to the fields of the batch that it takes; see `Objective` for `totals`."""
         return self.objective(*batch[:6], totals)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, stage: str, number: int) -> Tensor:

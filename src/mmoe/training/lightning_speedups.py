@@ -39,8 +39,8 @@ class ProgressBar(RichProgressBar):
     """A progress bar that is redrawn at most every `interval` seconds, because steps can be very short."""
 
     def __init__(self, interval: float = 0.1) -> None:
-        # A thread of Lightning looks this often per second whether the bar must be redrawn, and each stage of
-        # a training waits at its end until the thread looks again.
+        # Lightning redraws the bar in a thread that wakes up this often per second. Each stage of a training
+        # waits at its end for the thread to wake up once more.
         super().__init__(refresh_rate=100)
         self.interval = interval
         self._drawn = 0.0
@@ -55,7 +55,7 @@ class ProgressBar(RichProgressBar):
 
 
 class LightModule(pl.LightningModule):
-    """A LightningModule without two costs of Lightning: one of each step, and one of each logged value."""
+    """A LightningModule on which Lightning spends less time in each step and for each logged value."""
 
     def log_epoch(self, values: Mapping[str, Tensor], shown: str = "") -> None:
         """Log scalars at the end of an epoch. The progress bar shows the one named `shown`.

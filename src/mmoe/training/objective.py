@@ -1,7 +1,7 @@
 """The loss: the weighted sum of the tasks' losses.
 
-B batch, P positions of levels, M numeric columns, T tasks, L logits of all tasks, E experts, K members of an
-ensemble, or the output and the experts that have heads.
+B batch, P positions of levels, M numeric columns, T tasks, L logits of all tasks, E experts, K sets
+of logits in training: one for each member of an ensemble, or for the output and each expert with heads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,13 +55,19 @@ class Objective(nn.Module):
     """A network and its loss: the sum over tasks of each task's weight times its loss.
 
     The loss of a task is the weighted mean of `Task.losses` over its known labels:
-    sum(weight x known x loss) / sum(weight x known). It is 0 for a batch without a known label. If the model
-    has a penalty, like `L2Constrained`, it is added. An `ESMM` has the loss of joint probabilities. The loss
-    of an `Ensemble` is the sum of its members' losses, and that of `ExpertHeads` the sum of the losses of the
-    output and of the experts. `tasks` have the order of the label columns, and
-    `task_weights` are by task name.
+    sum(weight x known x loss) / sum(weight x known). It is 0 for a batch without a known label.
 
-    If the attribute `by_task` is True, the output in training is `TaskLosses`, for a balancing strategy.
+    If the model has a penalty, like `L2Constrained`, it is added. An `ESMM` has the loss of joint
+    probabilities. The loss of an `Ensemble` is the sum of its members' losses, and that of `ExpertHeads` the
+    sum of the losses of the output and of the experts.
+
+    Args:
+        network: the inputs and the model.
+        tasks: the tasks, in the order of the label columns.
+        task_weights: weights by task name; 1 for the others.
+
+    Attributes:
+        by_task: whether the output in training is `TaskLosses`, for a balancing strategy.
 
     Raises:
         ArgumentError: a weight is negative, not finite, or names no task, or all weights are 0.

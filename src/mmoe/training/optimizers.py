@@ -2,6 +2,8 @@
 
 Torch's Muon takes only matrices, so AdamW takes the other parameters. Tables of learned vectors with sparse
 gradients get `RowAdam`, which updates only the rows of a batch.
+
+V vectors of a table, D their size, K vectors with a gradient. N stacked layers, I inputs, O outputs.
 """
 
 from collections import defaultdict
@@ -57,7 +59,7 @@ def build_optimizer(
 
 
 class RowAdam(torch.optim.Optimizer):
-    """Adam for sparse gradients: it changes only the rows of a parameter [N, D] that have a gradient.
+    """Adam for sparse gradients: it changes only the rows of a parameter [V, D] that have a gradient.
 
     It computes what `torch.optim.SparseAdam` computes, in half the time.
     """

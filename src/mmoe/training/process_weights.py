@@ -1,8 +1,8 @@
-"""Weights of losses with which several processes compute the gradient of all their rows together.
+"""Weigh the losses of several processes, so that the mean of their gradients is the gradient of all rows.
 
 DDP averages the gradients of processes, however many rows each of them has.
 
-B batch, T tasks, R replicas.
+T tasks, R replicas.
 """
 
 import pytorch_lightning as pl

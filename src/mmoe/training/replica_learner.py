@@ -1,6 +1,6 @@
 """Train replicas side by side, each with its own metrics, best epoch, best weights and early stop.
 
-R replicas, B batch, N rows, T tasks, L logits of all tasks, E experts.
+R replicas.
 """
 
 import copy
@@ -203,7 +203,7 @@ def replica_callback_arguments(config: DictConfig) -> dict[str, Any]:
         "best_monitor": setting("best.monitor", config.monitor),
         "best_mode": setting("best.mode", config.get("monitor_mode")),
     }
-    if setting("early_stopping", None):
+    if setting("early_stopping", None):  # the defaults are Lightning's
         chosen |= {
             "stop_monitor": setting("early_stopping.monitor", None),
             "stop_mode": setting("early_stopping.mode", "min"),

@@ -154,7 +154,7 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
 
 
 def _check_columns(schema: pa.Schema, frame: pd.DataFrame) -> None:
-    """Raise ValueError if a column's name or type differs from pandas's metadata. Neither has a checksum."""
+    """Raise ValueError if a column's name or type differs from pandas's metadata; no checksum covers them."""
     metadata = (schema.metadata or {}).get(b"pandas")
     columns = [(str(name), str(dtype)) for name, dtype in frame.dtypes.items()]
     if metadata and [(c["name"], c["numpy_type"]) for c in json.loads(metadata)["columns"]] != columns:

@@ -1,6 +1,6 @@
 """The metrics of an epoch with more rows than are kept, and a random sample of these rows.
 
-N rows, T tasks, L logits of all tasks, R replicas, K rows of the sample.
+N rows, L logits of all tasks, R replicas.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ SAMPLE_ROWS = 2**20  # for bootstrap intervals
 
 
 class RunningMetrics:
-    """Binned metrics of the rows added so far, of each replica by itself.
+    """Binned metrics of the rows added so far, for each replica separately.
 
     Attributes:
-        sample: a random sample of the rows; None before the first.
+        sample: a random sample of the rows; None before the first row.
         num_rows: the number of rows.
         bad: which logits are not finite in some row, [L], or [R, L] for replicas.
     """

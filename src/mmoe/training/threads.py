@@ -20,7 +20,7 @@ def num_threads(configured: Any, batch_size: int, network: nn.Module) -> int:
     """The threads for steps of `batch_size` rows; `configured` is their number, or `auto`.
 
     `auto` depends on the batch size and the network, so the same command computes the same bits on a busy
-    machine. It takes no more threads than torch, and all of them if the user has set OMP_NUM_THREADS.
+    machine. It is at most torch's own number of threads, and that number if OMP_NUM_THREADS is set.
 
     Raises:
         UserError: `configured` is neither.
@@ -38,7 +38,7 @@ def num_threads(configured: Any, batch_size: int, network: nn.Module) -> int:
 
 @contextmanager
 def use_threads(count: int) -> Iterator[None]:
-    """Use so many threads in this context."""
+    """Use `count` threads in this context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
