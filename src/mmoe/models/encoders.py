@@ -7,7 +7,7 @@ positions of one column.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -82,11 +82,7 @@ class LevelEmbedding(nn.Module):
 
     def forward(self, levels: Tensor) -> Tensor:
         codes = levels[:, : sum(self.sizes)].long().clamp(max=self.unseen)
-        vectors: Tensor = self.vectors(codes)  # [B, positions, size]
-        if len(self.sizes) < codes.shape[1]:
-            parts = zip(torch.split(vectors, self.sizes, 1), torch.split(codes, self.sizes, 1), strict=True)
-            vectors = torch.stack([_mean(v, c.ne(self.unseen)) for v, c in parts], 1)
-        return vectors.flatten(1)  # [B, C * size]
+        return means(self.vectors(codes), codes, self.unseen, self.sizes).flatten(1)  # [B, C * size]
 
 
 class ColumnEmbeddings(nn.Module):
@@ -121,9 +117,7 @@ class ColumnEmbeddings(nn.Module):
         for table, offset, part in zip(tables, self.offsets, parts, strict=True):
             unseen = table.num_embeddings - 1
             codes = (part - offset).clamp(max=unseen)  # [B, K]
-            found = table(codes)  # [B, K, size]
-            is_multi = codes.shape[1] > 1
-            vectors.append(_mean(found, codes.ne(unseen)) if is_multi else found.squeeze(1))
+            vectors.append(means(table(codes), codes, unseen, [codes.shape[1]]).squeeze(1))  # [B, size]
         return torch.cat(vectors, 1)
 
 
@@ -161,12 +155,7 @@ class TargetStatistics(nn.Module):
 
     def forward(self, levels: Tensor) -> Tensor:
         codes = levels.index_select(1, self.positions).long()  # [B, positions]
-        found = self.table[codes]  # [B, positions, width]
-        if len(self.sizes) < codes.shape[1]:
-            unseen = len(self.table) - 1
-            parts = zip(torch.split(found, self.sizes, 1), torch.split(codes, self.sizes, 1), strict=True)
-            found = torch.stack([_mean(values, own.ne(unseen)) for values, own in parts], 1)
-        return found.flatten(1)  # [B, C * width]
+        return means(self.table[codes], codes, len(self.table) - 1, self.sizes).flatten(1)  # [B, C * width]
 
 
 def _table(num_codes: int, size: int) -> nn.Embedding:
@@ -178,12 +167,19 @@ def _table(num_codes: int, size: int) -> nn.Embedding:
     return table
 
 
-def _mean(vectors: Tensor, is_given: Tensor) -> Tensor:
-    """The mean [B, size] of the given vectors among [B, K, size]; zeros if there is none.
+def means(vectors: Tensor, codes: Tensor, unseen: int, sizes: Sequence[int]) -> Tensor:
+    """The mean vector of each column, [B, C, size], which is zero if the column has only unseen levels.
 
-    The other vectors must be zero.
+    Args:
+        vectors: the vectors of the positions, [B, P, size]; those of unseen levels are zero.
+        codes: the codes of the positions, [B, P].
+        unseen: the code of an unseen level.
+        sizes: the number of positions of each column, [C].
     """
-    return vectors.sum(1) / is_given.sum(1, keepdim=True).clamp(min=1)
+    if len(sizes) == codes.shape[1]:
+        return vectors
+    parts = zip(torch.split(vectors, sizes, 1), torch.split(codes, sizes, 1), strict=True)
+    return torch.stack([v.sum(1) / c.ne(unseen).sum(1, keepdim=True).clamp(min=1) for v, c in parts], 1)
 
 
 class Standardize(nn.Module):
