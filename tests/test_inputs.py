@@ -13,13 +13,13 @@ from mmoe.build import build
 from mmoe.data.fit_numbers import fit_numeric
 from mmoe.data.schema import Categorical, Numeric, Schema
 from mmoe.errors import UserError
+from mmoe.models.column_encoders import number_encoder
 from mmoe.models.encoders import (
     LevelEmbedding,
     OneHot,
     PiecewiseLinear,
     PiecewiseLinearAndValues,
     Standardize,
-    number_encoder,
 )
 from mmoe.models.inputs import Inputs
 from mmoe.models.mmoe import MMoE

@@ -16,16 +16,13 @@ from mmoe.data.schema import Numeric, Schema
 from mmoe.data.schema_checks import MAX_MAGNITUDE
 from mmoe.errors import UserError, check_probabilities
 from mmoe.models import sparse_encoders
-from mmoe.models.encoders import (
+from mmoe.models.column_encoders import (
     ColumnEmbeddings,
     NumbersByColumn,
-    OneHot,
-    PiecewiseLinear,
-    PiecewiseLinearAndValues,
-    Standardize,
     TargetStatistics,
     number_encoder,
 )
+from mmoe.models.encoders import OneHot, PiecewiseLinear, PiecewiseLinearAndValues, Standardize
 from mmoe.models.sparse_encoders import SparseEncoder
 from mmoe.models.sparse_inputs import SparseInputs, SparseMatrix, float32
 
