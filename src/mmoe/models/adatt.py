@@ -47,8 +47,7 @@ class FusionLevel(nn.Module):
         layer = layers.SharedInputLinear if is_first else layers.StackedLinear
         self.experts = nn.Sequential(
             layer(len(source), num_inputs, units[0]),
-            *layers.deeper_layers(len(source), units, activation, dropout),
-            *layers.activation_layers(activation, dropout),
+            *layers.hidden_layers(len(source), units, activation, dropout),
         )
         self.gates = layer(len(is_native), num_inputs, len(source))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.errors import ArgumentError, UserError, check_finite, check_integers, check_widths
-from mmoe.models.layers import SharedInputLinear, StackedLinear, activation_layers, deeper_layers, softmax
+from mmoe.models.layers import SharedInputLinear, StackedLinear, hidden_layers, softmax
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs
 from mmoe.tasks import Binary, Task
@@ -75,13 +75,11 @@ class AITM(nn.Module):
         self.step = nn.Buffer(torch.tensor([order.index(name) for name in names]), persistent=False)  # [T]
         self.bottom = nn.Sequential(
             SharedInputLinear(1, num_inputs, bottom_units[0]),
-            *deeper_layers(1, bottom_units, activation, dropout),
-            *activation_layers(activation, dropout),
+            *hidden_layers(1, bottom_units, activation, dropout),
         )
         self.towers = nn.Sequential(
             SharedInputLinear(num_tasks, bottom_units[-1], tower_units[0]),
-            *deeper_layers(num_tasks, tower_units, activation, dropout),
-            *activation_layers(activation, dropout),
+            *hidden_layers(num_tasks, tower_units, activation, dropout),
         )
         self.transfers = nn.ModuleList(Transfer(h) for _ in range(num_tasks - 1))
         self.heads = StackedLinear(num_tasks, h, 1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mmoe.errors import check_finite, check_integers, check_widths
-from mmoe.models.layers import TaskLogits, activation_layers, deeper_layers, mix, softmax, task_towers
+from mmoe.models.layers import TaskLogits, hidden_layers, mix, softmax, task_towers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs, linear
 
@@ -136,10 +136,7 @@ class DSelectK(nn.Module):
             bias = torch.cat([bias, selectors[-1].flatten()])
         self.first_widths = [width, len(bias) - width]
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-        self.experts = nn.Sequential(
-            *deeper_layers(num_experts, expert_units, activation, dropout),
-            *activation_layers(activation, dropout),
-        )
+        self.experts = nn.Sequential(*hidden_layers(num_experts, expert_units, activation, dropout))
         self.towers = task_towers(num_tasks, expert_units[-1], tower_units, task_logits, activation, dropout)
         self.task_logits = task_logits
 

@@ -118,6 +118,11 @@ def deeper_layers(num_layers: int, widths: Sequence[int], activation: str, dropo
     return modules
 
 
+def hidden_layers(num_layers: int, widths: Sequence[int], activation: str, dropout: float) -> list[nn.Module]:
+    """As `deeper_layers`, with an activation and dropout after the last layer."""
+    return [*deeper_layers(num_layers, widths, activation, dropout), *activation_layers(activation, dropout)]
+
+
 def task_towers(
     num_tasks: int,
     num_inputs: int,

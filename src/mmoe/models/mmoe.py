@@ -20,14 +20,7 @@ from mmoe.errors import (
 )
 from mmoe.models.column_views import ColumnViews
 from mmoe.models.expert_heads import ExpertHeads
-from mmoe.models.layers import (
-    TaskLogits,
-    activation_layers,
-    deeper_layers,
-    mix,
-    softmax,
-    task_towers,
-)
+from mmoe.models.layers import TaskLogits, deeper_layers, hidden_layers, mix, softmax, task_towers
 from mmoe.models.mean_prediction import Average
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs, linear
@@ -117,10 +110,7 @@ class MMoE(nn.Module):
             self.views.hide(weight[:, : self.first_widths[0]])
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.empty(sum(self.first_widths)).uniform_(-bound, bound))
-        self.experts = nn.Sequential(
-            *deeper_layers(num_experts, expert_units, activation, dropout),
-            *activation_layers(activation, dropout),
-        )
+        self.experts = nn.Sequential(*hidden_layers(num_experts, expert_units, activation, dropout))
         self.gates = nn.Sequential(*deeper_layers(num_gates, gate_widths, activation, dropout))
         h = expert_units[-1]
         self.heads: ExpertHeads | None = None

@@ -50,8 +50,7 @@ class ExtractionLevel(nn.Module):
         layer = layers.SharedInputLinear if is_first else layers.StackedLinear
         self.experts = nn.Sequential(
             layer(len(source), num_inputs, units[0]),
-            *layers.deeper_layers(len(source), units, activation, dropout),
-            *layers.activation_layers(activation, dropout),
+            *layers.hidden_layers(len(source), units, activation, dropout),
         )
         self.gates = layer(len(gate), num_inputs, len(source))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mmoe.errors import check_integers, check_widths
-from mmoe.models.layers import SharedInputLinear, TaskLogits, activation_layers, deeper_layers
+from mmoe.models.layers import SharedInputLinear, TaskLogits, deeper_layers, hidden_layers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs
 
@@ -50,8 +50,7 @@ class SharedBottom(nn.Module):
         tower_widths = [*tower_units, task_logits.widest]
         self.bottom = nn.Sequential(
             SharedInputLinear(1, num_inputs, bottom_units[0]),
-            *deeper_layers(1, bottom_units, activation, dropout),
-            *activation_layers(activation, dropout),
+            *hidden_layers(1, bottom_units, activation, dropout),
         )
         self.towers = nn.Sequential(
             SharedInputLinear(num_tasks, bottom_units[-1], tower_widths[0]),

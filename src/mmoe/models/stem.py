@@ -14,8 +14,7 @@ from mmoe.models.layers import (
     SharedInputLinear,
     StackedLinear,
     TaskLogits,
-    activation_layers,
-    deeper_layers,
+    hidden_layers,
     mix,
     softmax,
     task_towers,
@@ -87,8 +86,7 @@ class STEM(nn.Module):
         self.embeddings = SharedInputLinear(num_tasks + 1, num_inputs, embedding_units)
         self.experts = nn.Sequential(
             StackedLinear(len(source), embedding_units, expert_units[0]),
-            *deeper_layers(len(source), expert_units, activation, dropout),
-            *activation_layers(activation, dropout),
+            *hidden_layers(len(source), expert_units, activation, dropout),
         )
         self.gates = StackedLinear(num_tasks, embedding_units, len(source))
         self.towers = task_towers(num_tasks, h, tower_units, task_logits, activation, dropout)
