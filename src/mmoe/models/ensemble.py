@@ -54,8 +54,9 @@ class Ensemble(nn.Module):
         if mean not in ("probability", "logit"):
             raise ArgumentError(f"mean={mean}: must be probability or logit")
         self.averages_predictions = mean == "probability"
-        self.num_tasks = TaskLogits(num_tasks, task_outputs).num_tasks  # checks both
-        self.mean = MeanPrediction(task_outputs or [1] * self.num_tasks, averages)
+        task_logits = TaskLogits(num_tasks, task_outputs)  # checks both
+        self.num_tasks = task_logits.num_tasks
+        self.mean = MeanPrediction(task_logits.outputs, averages)
         options: dict[str, Any] = {} if task_outputs is None else {"task_outputs": task_outputs}
         options |= member_arguments or {}
         try:

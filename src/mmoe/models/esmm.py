@@ -71,9 +71,8 @@ class ESMM(SharedBottom):
                 ancestor = parents[ancestor]
         if before.diagonal().any():
             raise ArgumentError(f"parents={parents}: must not form a cycle")
-        widths = task_outputs or [1] * num_tasks
         dependent = [task for task, parent in enumerate(parents) if parent >= 0]
-        first = [*accumulate(widths, initial=0)][:-1]
+        first = [*accumulate(self.task_logits.outputs, initial=0)][:-1]
         self.before = nn.Buffer(before, persistent=False)
         self.first = nn.Buffer(torch.tensor(first), persistent=False)  # [T], each task's first logit
         self.dependent = nn.Buffer(torch.tensor(dependent, dtype=torch.long), persistent=False)  # [F]

@@ -47,7 +47,7 @@ class L2Constrained(SingleTask):
         """
         linear = [layer for layer in self.layers if isinstance(layer, SharedInputLinear | StackedLinear)]
         parts = [part for layer in linear[:-1] for part in layer.by_layer()]
-        parts += [part[..., : self.task_logits.num_shared] for part in linear[-1].by_layer()]
+        parts += [part[..., : min(self.task_logits.outputs)] for part in linear[-1].by_layer()]
         theta = torch.cat([part.flatten(1) for part in parts], dim=1)  # [T, P]
         # The squared distances of all pairs sum to T times the squared distances from the mean.
         return (

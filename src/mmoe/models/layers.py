@@ -152,6 +152,10 @@ class TaskLogits(nn.Module):
         num_tasks: T.
         task_outputs: the number of logits of each task; None: one each.
 
+    Attributes:
+        outputs: the number of logits of each task.
+        widest: W.
+
     Raises:
         ArgumentError: `task_outputs` is not a list of T integers of at least 1.
 
@@ -165,7 +169,7 @@ class TaskLogits(nn.Module):
         (outputs,) = check_widths(1, task_outputs=[1] * num_tasks if task_outputs is None else task_outputs)
         if len(outputs) != num_tasks:
             raise ArgumentError(f"task_outputs={outputs}: must have {num_tasks} numbers, one for each task")
-        self.num_tasks, self.widest, self.num_shared = num_tasks, max(outputs), min(outputs)
+        self.num_tasks, self.outputs, self.widest = num_tasks, outputs, max(outputs)
         kept = [t * self.widest + i for t, width in enumerate(outputs) for i in range(width)]
         self.drops = len(kept) < num_tasks * self.widest
         self.kept = nn.Buffer(torch.tensor(kept), persistent=False)

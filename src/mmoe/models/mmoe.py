@@ -115,7 +115,7 @@ class MMoE(nn.Module):
         h = expert_units[-1]
         self.heads: ExpertHeads | None = None
         if expert_heads:
-            self.heads = ExpertHeads(num_experts, h, task_outputs or [1] * num_tasks, averages)
+            self.heads = ExpertHeads(num_experts, h, task_logits.outputs, averages)
         else:
             self.towers = task_towers(num_tasks, h, tower_units, task_logits, activation, dropout)
         self.task_logits = task_logits

@@ -101,7 +101,7 @@ class PLE(nn.Module):
         num_inputs, num_tasks, num_levels = check_integers(
             1, num_inputs=num_inputs, num_tasks=num_tasks, num_levels=num_levels
         )
-        num_task_experts, num_shared_experts = check_integers(
+        task_experts, shared_experts = check_integers(
             1, task_experts=task_experts, shared_experts=shared_experts
         )
         (expert_units,) = check_widths(1, expert_units=expert_units)
@@ -111,8 +111,8 @@ class PLE(nn.Module):
             self.level(
                 num_inputs if level == 0 else h,
                 num_tasks,
-                num_task_experts,
-                num_shared_experts,
+                task_experts,
+                shared_experts,
                 expert_units,
                 activation,
                 dropout,

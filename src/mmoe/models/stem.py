@@ -72,13 +72,13 @@ class STEM(nn.Module):
         num_inputs, num_tasks, embedding_units = check_integers(
             1, num_inputs=num_inputs, num_tasks=num_tasks, embedding_units=embedding_units
         )
-        num_task_experts, num_shared_experts = check_integers(
+        task_experts, shared_experts = check_integers(
             1, task_experts=task_experts, shared_experts=shared_experts
         )
         (expert_units,) = check_widths(1, expert_units=expert_units)
         (tower_units,) = check_widths(0, tower_units=tower_units)
         task_logits, h = TaskLogits(num_tasks, task_outputs), expert_units[-1]
-        sizes = torch.tensor([num_task_experts] * num_tasks + [num_shared_experts])  # experts of each, [S]
+        sizes = torch.tensor([task_experts] * num_tasks + [shared_experts])  # experts of each, [S]
         source = torch.arange(num_tasks + 1).repeat_interleave(sizes)  # [E]
         is_trained = (source == torch.arange(num_tasks)[:, None]) | (source == num_tasks)  # [T, E]
         self.source = nn.Buffer(source, persistent=False)
