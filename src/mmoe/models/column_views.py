@@ -46,14 +46,14 @@ class ColumnViews(nn.Module):
             raise ArgumentError(f"column_share={share}: must be at most 1")
         if not all(is_number(group, Integral) for group in input_groups):
             raise ArgumentError("input_groups: must be a list of integers")
-        self.groups = list(input_groups)
-        names, group = torch.unique(torch.tensor(self.groups), return_inverse=True)
+        numbers, group = torch.unique(torch.tensor(input_groups), return_inverse=True)
         self.group = nn.Buffer(group, persistent=False)  # [I]
+        self.is_column = numbers >= 0  # [G]
         self.is_seen: Tensor | None
         self.register_buffer("is_seen", None)  # [I, E*F]
         self.scales: nn.Parameter | None = None
         if self.scale_rate:
-            self.scales = nn.Parameter(torch.zeros(len(names), num_experts))
+            self.scales = nn.Parameter(torch.zeros(len(numbers), num_experts))
 
     def hide(self, weight: Tensor) -> None:
         """Draw the columns that each unit of a new layer sees; it sees at least one.
@@ -63,12 +63,12 @@ class ColumnViews(nn.Module):
         """
         if self.share == 1:
             return
-        is_column = torch.tensor(self.groups) >= 0  # [I]
-        is_seen = torch.rand(int(self.group.max()) + 1, weight.shape[1]) < self.share  # [G, E*F]
-        if columns := sorted(set(self.group[is_column].tolist())):
+        is_seen = torch.rand(len(self.is_column), weight.shape[1]) < self.share  # [G, E*F]
+        if columns := self.is_column.nonzero()[:, 0].tolist():
             for unit in (~is_seen[columns].any(0)).nonzero()[:, 0].tolist():
                 is_seen[columns[unit % len(columns)], unit] = True
-        self.is_seen = is_seen[self.group] | ~is_column[:, None]
+        is_seen[~self.is_column] = True
+        self.is_seen = is_seen[self.group]
         weight.div_(math.sqrt(self.share))
 
     def forward(self, weight: Tensor) -> Tensor:
