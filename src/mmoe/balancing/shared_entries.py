@@ -8,12 +8,11 @@ B rows, L logits of all tasks.
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmoe.models.ensemble import Ensemble
+from mmoe.models.esmm import funnel_of
 from mmoe.models.network import Network
 
 DRAWS, ROWS = 4, 64
@@ -37,7 +36,7 @@ def shared_entries(network: nn.Module, columns: Sequence[slice]) -> dict[str, Te
     if not isinstance(network, Network):
         return {}
     model = copy.deepcopy(network.model).double().eval()
-    funnel: Any = model.members.stacked if isinstance(model, Ensemble) else model
+    funnel = funnel_of(model)
     num_inputs = network.inputs.num_outputs
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     reached = {name: torch.zeros(len(columns), *p.shape, dtype=torch.bool) for name, p in named.items()}
@@ -50,7 +49,7 @@ def shared_entries(network: nn.Module, columns: Sequence[slice]) -> dict[str, Te
             # This scale gives the first layer outputs of about 1.
             x = torch.randn(ROWS, num_inputs, dtype=torch.float64) / (WEIGHT_STD * math.sqrt(num_inputs))
             logits = model(x).logits
-            if hasattr(funnel, "joint_logits"):  # the loss is that of joint probabilities
+            if funnel is not None:  # the loss is that of joint probabilities
                 logits = funnel.joint_logits(logits)
             for task, own in enumerate(columns):
                 total = (logits[:, own] * torch.randn_like(logits[:, own])).sum()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from mmoe.errors import ArgumentError, UserError, check_integers
+from mmoe.models.ensemble import Ensemble
 from mmoe.models.shared_bottom import SharedBottom
 from mmoe.tasks import Binary, Task
 from mmoe.tasks.task import YES
@@ -117,6 +118,12 @@ class ESMM(SharedBottom):
         is_zero = (known & (labels == 0)).to(labels.dtype)
         ended = (is_zero @ self.before.T.to(labels.dtype)) > 0  # [..., T]
         return labels.masked_fill(ended, 0.0), known | ended
+
+
+def funnel_of(model: nn.Module) -> ESMM | None:
+    """The model, or the members of an ensemble, if the loss is that of an `ESMM`; else None."""
+    one: Any = model.members.stacked if isinstance(model, Ensemble) else model
+    return one if isinstance(one, ESMM) else None
 
 
 def _check_same_rows(task: Task, parent: Binary) -> None:

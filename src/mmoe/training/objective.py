@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.errors import ArgumentError, check_finite
-from mmoe.models.ensemble import Ensemble
-from mmoe.models.esmm import ESMM
+from mmoe.models.esmm import funnel_of
 from mmoe.models.network import Network
 from mmoe.models.sparse_inputs import SparseMatrix
 from mmoe.tasks import Task, logit_columns
@@ -94,7 +93,7 @@ class Objective(nn.Module):
             check_finite(0, **{f"task_weights.{name}": weight})
         self.network = network
         self.has_penalty = getattr(network.model, "has_penalty", False)
-        self.has_funnel = isinstance(self._funnel, ESMM)
+        self.has_funnel = self._funnel is not None
         self.tasks = list(tasks)
         self.columns = logit_columns(tasks)
         values = torch.tensor([float(weights.get(name, 1.0)) for name in names])
@@ -153,9 +152,8 @@ class Objective(nn.Module):
 
     @property
     def _funnel(self) -> Any:
-        """The model, or the members of an ensemble: an `ESMM` if `has_funnel`."""
-        model = self.network.model
-        return model.members.stacked if isinstance(model, Ensemble) else model
+        """The `ESMM` whose joint probabilities are in the loss, if `has_funnel`."""
+        return funnel_of(self.network.model)
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of every label, [..., B, T]."""
