@@ -127,9 +127,6 @@ class Binary(Task):
         positive, negative = logsigmoid(logits) + shares, logsigmoid(-logits) + shares
         return positive.logsumexp(0) - negative.logsumexp(0)
 
-    def targets(self, labels: Tensor) -> Tensor:
-        return labels[:, None]
-
     def statistics(self, means: Tensor) -> Tensor:
         """The logit of the rate of positive labels."""
         return means.logit(SMALLEST_RATE)

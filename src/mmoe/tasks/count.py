@@ -73,9 +73,6 @@ class Count(Task):
         """The logarithm of the mean count."""
         return (logits + log_shares(logits, weights)).logsumexp(0)
 
-    def targets(self, labels: Tensor) -> Tensor:
-        return labels[:, None]
-
     def statistics(self, means: Tensor) -> Tensor:
         """The logarithm of the mean count."""
         return means.clamp(min=SMALLEST_RATE).log()
@@ -89,7 +86,3 @@ class Count(Task):
         from mmoe.metrics.resampled import ResampledCount
 
         return ResampledCount(predicted[:, 0], labels)
-
-    @property
-    def prediction_columns(self) -> tuple[str, ...]:
-        return (f"{self.name}_prediction",)

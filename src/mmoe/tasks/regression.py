@@ -76,8 +76,7 @@ class Regression(Task):
         return np.nan_to_num(numbers).astype(np.float32), ~np.isnan(numbers)
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        # In float32, because a label far from 0 would lose digits in half precision.
-        scaled = ((labels.float() - self.mean) / self.std).to(labels.dtype) if self.is_scaled else labels
+        scaled = _standardise(labels, self.mean, self.std) if self.is_scaled else labels
         options = {"delta": self.huber_delta} if self.loss == "huber" else {}
         return LOSSES[self.loss](logits[..., 0], scaled, reduction="none", **options)
 
@@ -91,9 +90,6 @@ class Regression(Task):
     @staticmethod
     def average(logits: Tensor, weights: Tensor | None = None) -> Tensor:
         return logits.mean(0) if weights is None else (logits * weights).sum(0)
-
-    def targets(self, labels: Tensor) -> Tensor:
-        return labels[:, None]
 
     def statistics(self, means: Tensor) -> Tensor:
         """The mean label."""
@@ -113,10 +109,6 @@ class Regression(Task):
         if len(labels) and (labels == labels[0]).all():
             return ("r2",)
         return super().undefined_metrics(labels)
-
-    @property
-    def prediction_columns(self) -> tuple[str, ...]:
-        return (f"{self.name}_prediction",)
 
 
 class ScaledSquaredError(nn.Module):
@@ -143,10 +135,11 @@ class ScaledSquaredError(nn.Module):
         self.mean, self.std = mean.to(self.mean.device), std.to(self.std.device)
         return self
 
-    def scale(self, labels: Tensor) -> Tensor:
-        """Standardise labels [..., T] in float32, so that no digit is lost."""
-        return ((labels.float() - self.mean) / self.std).to(labels.dtype)
-
     def forward(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        labels = self.scale(labels) if self.is_scaled else labels
+        labels = _standardise(labels, self.mean, self.std) if self.is_scaled else labels
         return (mse_loss(logits, labels, reduction="none") * weights).mean()
+
+
+def _standardise(labels: Tensor, mean: Tensor | float, std: Tensor | float) -> Tensor:
+    """z-scores, computed in float32, because a label far from 0 would lose digits in half precision."""
+    return ((labels.float() - mean) / std).to(labels.dtype)

@@ -166,9 +166,9 @@ class Task(ABC):
         The weights [M, ..., 1] of the members sum to 1; None: all are equal.
         """
 
-    @abstractmethod
     def targets(self, labels: Tensor) -> Tensor:
         """Labels [N] as numbers [N, K], whose means over the rows of a level `statistics` takes."""
+        return labels[:, None]
 
     @abstractmethod
     def statistics(self, means: Tensor) -> Tensor:
@@ -194,9 +194,9 @@ class Task(ABC):
         return () if len(labels) else tuple(self.METRICS)
 
     @property
-    @abstractmethod
     def prediction_columns(self) -> tuple[str, ...]:
         """The names of the columns of `table`."""
+        return (f"{self.name}_prediction",)
 
     def table(self, predicted: np.ndarray) -> dict[str, np.ndarray]:
         """Predictions [N, W] as columns [N]."""
