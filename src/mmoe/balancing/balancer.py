@@ -161,17 +161,15 @@ class Balancer:
             strategy.end_epoch()
 
     def take_statistics(self) -> dict[str, Tensor]:
-        """Means since the last call, each [R], by the names under which they are logged."""
+        """Means since the last call, each [R], by `logged_names`, without those of which there is no value."""
         weights, cosines, conflicting = (mean.take() for mean in self.means.values())
-        values = {}
-        if weights is not None:
-            for i, name in enumerate(self.names):
-                values[f"balance/weight/{name}"] = weights[:, i]
+        if weights is None:
+            return {}
+        values = list(weights.unbind(1))
         if cosines is not None and conflicting is not None:
-            for i, j in combinations(range(len(self.names)), 2):
-                values[f"balance/cosine/{self.names[i]}_{self.names[j]}"] = cosines[:, i, j]
-            values["balance/conflicting"] = conflicting
-        return values
+            pairs = combinations(range(len(self.names)), 2)
+            values += [*(cosines[:, i, j] for i, j in pairs), conflicting]
+        return dict(zip(self.logged_names, values, strict=False))
 
     @property
     def logged_names(self) -> list[str]:
