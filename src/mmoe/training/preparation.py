@@ -76,12 +76,12 @@ def _derived_arguments(config: DictConfig, key: str, schema: Schema, inputs: Any
     """The arguments of a model that follow from the tasks, by `task_arguments`, and from the inputs."""
     target = OmegaConf.select(config, f"{key}._target_")
     model = locate(target, key) if target else None
+    if not (inspect.isclass(model) and issubclass(model, nn.Module)):
+        return {}
     task_arguments = getattr(model, "task_arguments", None)
     arguments = dict(task_arguments(schema.tasks)) if task_arguments else {}
     if isinstance(inputs, Inputs):
         arguments["input_groups"] = inputs.groups
-    if not (inspect.isclass(model) and issubclass(model, nn.Module)):
-        return {}
     known = constructor_arguments(model)
     return {name: value for name, value in arguments.items() if name in known}
 
