@@ -90,8 +90,8 @@ class Last(Checkpoint):
         last = self.folder / "last.ckpt"
         if trainer.is_global_zero and last.exists():
             last.replace(self.folder / "previous.ckpt")
-        same = [one.just_saved for one in trainer.checkpoint_callbacks if isinstance(one, Best)]
-        if not (any(same) and trainer.world_size == 1 and _link(max(same), last)):
+        best = [one for one in trainer.checkpoint_callbacks if isinstance(one, Best) and one.just_saved]
+        if not (best and trainer.world_size == 1 and _link(best[0].just_saved, last)):
             trainer.save_checkpoint(last)
         self._due, self._saved = False, trainer.global_step
         if self.received_signal:
