@@ -19,7 +19,7 @@ from mmoe.metrics.exact import (
     poisson_deviance,
     squared_error,
     surprise,
-)  # fmt: skip
+)
 from mmoe.metrics.grouped_auroc import GroupedAUROC
 
 
