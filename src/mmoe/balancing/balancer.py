@@ -161,7 +161,7 @@ class Balancer:
             strategy.end_epoch()
 
     def take_statistics(self) -> dict[str, Tensor]:
-        """Means since the last call, each [R], by `logged_names`, without those of which there is no value."""
+        """Means since the last call, each [R], by their `logged_names`. Without comparisons, only weights."""
         weights, cosines, conflicting = (mean.take() for mean in self.means.values())
         if weights is None:
             return {}
