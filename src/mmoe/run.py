@@ -28,7 +28,7 @@ from mmoe.errors import UserError, check_integers, check_seeds
 from mmoe.intervals import bootstrap_intervals, sampled_intervals
 from mmoe.models.network import Output
 from mmoe.tasks import gate_column, logit_columns, predictions_of, with_groups
-from mmoe.training import checkpoints, report, run_folder, stored_config
+from mmoe.training import checkpoints, run_folder, run_results, stored_config
 from mmoe.training.monitors import run_blank_rows
 from mmoe.training.precision import trainer_options
 from mmoe.training.preparation import build_learner, build_network
@@ -256,7 +256,7 @@ class Run:
             line: dict[str, Any] = {
                 "checkpoint": path.stem,
                 "epoch": min(stored["epoch"] + 1, last) if has_one_epoch else None,
-                "metrics": report.nest_metrics(learner.results.values)[split],
+                "metrics": run_results.nest_metrics(learner.results.values)[split],
             }
             if resamples:
                 line["intervals"] = self._intervals(learner, data, split, resamples, seed)
@@ -289,7 +289,7 @@ class Run:
             seed,
             None if rows.known is None else rows.known.numpy(),
             learner.results.num_rows[split],
-            report.nest_metrics(learner.results.values)[split],
+            run_results.nest_metrics(learner.results.values)[split],
         )
 
     def check_trust(self, *parts: str) -> None:

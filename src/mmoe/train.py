@@ -43,7 +43,7 @@ def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) ->
         The run; None in all processes but the first, and if another process trained it.
     """
     from mmoe.run import Run
-    from mmoe.training import report, resume, stages
+    from mmoe.training import report, resume, run_results, stages
     from mmoe.training.preparation import prepare
     from mmoe.training.run_folder import finish
     from mmoe.training.threads import use_threads
@@ -70,9 +70,9 @@ def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) ->
         stages.test(training)
         if not is_rank_zero:
             return None
-        metrics = report.metrics(training, config, epoch, monitor, time.perf_counter() - started)
+        metrics = run_results.metrics(training, config, epoch, monitor, time.perf_counter() - started)
         predictions, test_output = stages.test_predictions(training)
-        finish(folder, metrics, predictions, report.history(training.learner.history, config.seed))
+        finish(folder, metrics, predictions, run_results.history(training.learner.history, config.seed))
         report.show(folder, metrics, schema)
         run = Run(folder, built_packages(config))
         run.preload(training.data, training.learner, test_output)

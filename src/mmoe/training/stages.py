@@ -21,7 +21,7 @@ from mmoe.data.shards import ShardedRows
 from mmoe.errors import USER_ERROR, UserError
 from mmoe.models.network import Output
 from mmoe.tasks import predictions_of
-from mmoe.training import checkpoints, report, run_folder
+from mmoe.training import checkpoints, run_folder, run_results
 from mmoe.training.divergence import Diverged, write_batches
 from mmoe.training.lightning_speedups import flush_denormals
 from mmoe.training.preparation import Training
@@ -125,7 +125,7 @@ def test_predictions(training: Training) -> tuple[Iterator[pd.DataFrame], Output
     positions = torch.cat([positions for _, positions in _test_rows(data)])[:count]
     labels, known = labels_of(data, "test", count)
     predicted = predictions_of(data.schema.tasks, logits)
-    return iter([report.predictions(data.schema.tasks, positions, labels, known, predicted)]), output
+    return iter([run_results.predictions(data.schema.tasks, positions, labels, known, predicted)]), output
 
 
 def _predict_again(learner: Any, data: Any, count: int) -> Iterator[pd.DataFrame]:
@@ -137,7 +137,7 @@ def _predict_again(learner: Any, data: Any, count: int) -> Iterator[pd.DataFrame
             return
         rows = rows.map(lambda tensor, left=left: tensor[..., :left, :])  # type: ignore[misc]
         predicted = learner.predict(RowLoader(rows, size or left))
-        yield report.predictions(data.schema.tasks, positions[:left], rows.labels, rows.known, predicted)
+        yield run_results.predictions(data.schema.tasks, positions[:left], rows.labels, rows.known, predicted)
         count -= left
 
 
