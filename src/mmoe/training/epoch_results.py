@@ -44,7 +44,7 @@ class EpochResults:
     def add(self, stage: str, number: int, outputs: Outputs, trainer: pl.Trainer) -> None:
         """Add the outputs of the epoch's batch `number`.
 
-        If there are too many rows, only the last training rows are kept, and only statistics of others.
+        If there are too many rows, only the last training rows are kept; of other rows, only statistics.
         """
         if number == 0:
             self.running.pop(stage, None)

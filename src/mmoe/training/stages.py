@@ -26,7 +26,7 @@ from mmoe.training.divergence import Diverged, write_batches
 from mmoe.training.lightning_speedups import flush_denormals
 from mmoe.training.preparation import Training
 
-PREDICTED_ROWS = 2**20  # predictions of at most this many rows are in memory at a time
+PREDICTED_ROWS = 2**20  # predictions of about this many rows are in memory at a time
 
 
 def fit(training: Training, folder: Path, is_resumed: bool) -> Path:
