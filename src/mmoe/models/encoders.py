@@ -6,7 +6,6 @@ B batch, P positions of levels, C categorical columns, M numeric columns, L code
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +80,7 @@ class LevelEmbedding(nn.Module):
         return means(self.vectors(codes), codes, self.unseen, self.sizes).flatten(1)  # [B, C * size]
 
 
-def means(vectors: Tensor, codes: Tensor, unseen: int, sizes: Sequence[int]) -> Tensor:
+def means(vectors: Tensor, codes: Tensor, unseen: int, sizes: list[int]) -> Tensor:
     """The mean vector of each column, [B, C, size], which is zero if the column has only unseen levels.
 
     Args:
