@@ -80,14 +80,14 @@ def kind_of(name: str, data: Any) -> Guess:
 def test_the_kind_follows_from_the_values(name: str, data: Any, expected: str):
     found = kind_of(name, data)
     assert (found.kind, found.reason) == (expected, "")
-    assert found.to_yaml() == expected
+    assert found.to_plain() == expected
 
 
 def test_levels_within_a_field():
     tags = ["red", "green", "blue", "white", "black"]
     texts = ["|".join(RANDOM.choice(tags, RANDOM.integers(1, 4), replace=False)) for _ in range(N)]
-    assert kind_of("x", texts).to_yaml() == {"kind": "multi", "separator": "|"}
-    assert kind_of("x", [text.replace("|", ", ") for text in texts]).to_yaml()["separator"] == ","
+    assert kind_of("x", texts).to_plain() == {"kind": "multi", "separator": "|"}
+    assert kind_of("x", [text.replace("|", ", ") for text in texts]).to_plain()["separator"] == ","
     # Levels that contain a comma are not lists of levels.
     assert (
         kind_of("x", ["$1,000 - 2,000", "below $1,000", "above $2,000", "none"] * 100).kind == "categorical"
@@ -97,8 +97,8 @@ def test_levels_within_a_field():
 
 def test_long_lists_of_many_levels():
     texts = [",".join(f"{n % 7}:{part}" for part in RANDOM.integers(0, 100, 40)) for n in range(200)]
-    assert kind_of("x", texts).to_yaml() == {"kind": "multi", "separator": ",", "max_values": 40}
-    assert kind_of("x", [list(range(50)), [1]] * 9).to_yaml() == {"kind": "multi", "max_values": 50}
+    assert kind_of("x", texts).to_plain() == {"kind": "multi", "separator": ",", "max_values": 40}
+    assert kind_of("x", [list(range(50)), [1]] * 9).to_plain() == {"kind": "multi", "max_values": 50}
     sentences = [f"It is {n}, and that is {n * 3}, which is more" for n in range(200)]
     assert kind_of("x", sentences).kind == "categorical"
 
@@ -106,7 +106,7 @@ def test_long_lists_of_many_levels():
 def test_a_huge_vocabulary_is_hashed():
     count = 1_000_001
     found = kind_of("user_id", np.arange(2 * count) // 2 * 7)
-    assert found.to_yaml() == {"kind": "categorical", "encoding": "hash", "buckets": 100_000, "size": 16}
+    assert found.to_plain() == {"kind": "categorical", "encoding": "hash", "buckets": 100_000, "size": 16}
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_remarks(name: str, data: Any, remark: str):
 )
 def test_the_kind_of_a_task_follows_from_its_label(data: Any, expected: dict[str, Any]):
     (task,) = guess_tasks(["y"], {"y": values("y", data)})
-    assert task.to_yaml() == {"column": "y"} | expected
+    assert task.to_plain() == {"column": "y"} | expected
 
 
 def test_task_names_are_words_and_differ():
@@ -211,7 +211,7 @@ def test_a_funnel_is_remarked_on():
     columns["spend"] = values("spend", np.where(buy, spend, np.nan))
     (found,) = (task for task in guess_tasks(list(columns), columns) if task.name == "spend")
     assert any(remark.startswith("missing in all negative rows of buy") for remark in found.remarks)
-    assert not any("where" in task.to_yaml() for task in tasks)
+    assert not any("where" in task.to_plain() for task in tasks)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ class Table:
         self._guesses = [guess(v) for name, v in self._values.items() if name not in used | given.keys()]
         inputs = [one.values for one in self._guesses if not one.reason]
         self.suspects = find_suspects([one for one in guessed.values() if one], inputs)
-        found = {one.values.name: one.to_yaml() for one in self._guesses if self._is_input(one)}
+        found = {one.values.name: one.to_plain() for one in self._guesses if self._is_input(one)}
         kinds = found | given
         self.columns = {name: kinds[name] for name in self._values if kinds.get(name) is not None}
 
@@ -173,7 +173,7 @@ class Table:
             if isinstance(task, Task):
                 named[name] = replace(task, name=name)
             else:
-                named[name] = task_from_config(name, guessed[name].to_yaml())
+                named[name] = task_from_config(name, guessed[name].to_plain())
         return named
 
     def _is_input(self, one: Guess) -> bool:

@@ -13,16 +13,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from mmoe.data.column_options import ColumnOptions
 from mmoe.data.column_values import ColumnValues
 from mmoe.data.dates import AMBIGUOUS, DAY_FIRST, DateFormat, dates_of, find_order, guess_format
 
 MAX_CODES = 20  # integers with at most so many distinct values are codes
+FEW_CODES = 5  # the same limit if the name says that they are numbers; more codes get a remark
 MIN_ROWS_PER_CODE = 5  # integers with fewer rows for each distinct value are numbers
 MANY_LEVELS = 1_000_000  # more levels are hashed
 TEXT_ID_SHARE = 0.9  # text with more levels than this share of the rows identifies the row
 SEPARATORS = ("|", ";", ",")
-MAX_VOCABULARY = 10_000
-MAX_VALUES = 32  # the default for the number of levels in a row that are used
+MAX_VOCABULARY = 10_000  # the most distinct parts of fields that are lists
 MANY_PARTS = 5  # fields with more parts on average are lists even if the vocabulary is large
 # Words in the name of a column of codes, of a number, of a time, and of a weight.
 CODE_WORDS = (
@@ -58,7 +59,7 @@ class Guess:
 
     Attributes:
         kind: `numeric`, `categorical`, `multi` or `datetime`.
-        options: of the kind, beside `kind`.
+        options: the other options of the column; see `ColumnOptions`.
         reason: why the column is left out; empty if it is an input.
         levels: the number of levels, or the range of the numbers or dates.
         remarks: what the user should know.
@@ -71,7 +72,7 @@ class Guess:
     levels: str = ""
     remarks: list[str] = field(default_factory=list)
 
-    def to_yaml(self) -> Any:
+    def to_plain(self) -> Any:
         """The entry below `columns`: a kind, or a mapping with options."""
         return {"kind": self.kind} | self.options if self.options else self.kind
 
@@ -149,7 +150,7 @@ def _guess_text(found: Guess) -> None:
 
 
 def _set_max_values(found: Guess, longest: int) -> None:
-    if longest > MAX_VALUES:
+    if longest > ColumnOptions.max_values:
         found.options |= {"max_values": longest}
 
 
@@ -199,7 +200,7 @@ def _find_marks(texts: list[str]) -> str:
 
 
 def _remark_on_numbers(found: Guess) -> None:
-    """Say which spellings keep a column of numbers from being one."""
+    """Remark on text that holds numbers in at least 9 of 10 rows: name the values that are not numbers."""
     values = found.values
     is_number = np.array(
         [re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)", text) is not None for text in values.texts]
@@ -237,14 +238,15 @@ def _guess_number(found: Guess) -> None:
         if COMPACT_DATE[0] <= low and high <= COMPACT_DATE[1] and _is_compact_date(numbers):
             found.remarks.append("looks like dates written as YYYYMMDD, which are used as plain numbers")
             return
+    limit = FEW_CODES if found_words.intersection(NUMBER_WORDS) else MAX_CODES
+    is_enough = num_levels == 2 or values.num_known >= MIN_ROWS_PER_CODE * num_levels
     if is_code_like and _names_code(name):
         found.kind = "categorical"
         if num_levels == values.num_rows >= 20:
             found.reason = "an id for each row"
-    elif is_code_like and num_levels <= (5 if found_words.intersection(NUMBER_WORDS) else MAX_CODES):
-        is_enough = values.num_known >= MIN_ROWS_PER_CODE * num_levels
-        found.kind = "categorical" if num_levels == 2 or is_enough else "numeric"
-        if found.kind == "categorical" and num_levels > 5:
+    elif is_code_like and num_levels <= limit and is_enough:
+        found.kind = "categorical"
+        if num_levels > FEW_CODES:
             found.remarks.append("small integers, taken as codes")
     if low == -1 and is_code_like and num_levels > 2 and (numbers >= 0).sum() == num_levels - 1:
         found.remarks.append("-1 may mean unknown: then add it to csv.missing")

@@ -88,7 +88,7 @@ def draft(table: Description, main_task: str, shares: Fractions, out: str) -> st
         lines.append(_column(one, table.suspects.get(one.values.name)))
     lines.append("tasks:")
     for task in table.tasks:
-        lines.append(_line(f"  {to_yaml(task.name)}: {to_yaml(task.to_yaml())}", task.remarks[0]))
+        lines.append(_line(f"  {to_yaml(task.name)}: {to_yaml(task.to_plain())}", task.remarks[0]))
         lines += [f"    # {remark}" for remark in task.remarks[1:]]
     lines += [
         _line(f"main_task: {to_yaml(main_task)}", "its validation metric chooses the epoch"),
@@ -145,7 +145,7 @@ def _command(out: str) -> list[str]:
 
 
 def _column(one: Guess, suspect: str | None) -> str:
-    entry = f"{to_yaml(one.values.name)}: {to_yaml(one.to_yaml())}"
+    entry = f"{to_yaml(one.values.name)}: {to_yaml(one.to_plain())}"
     missing = [f"missing in {one.values.num_missing:,} rows"] if one.values.num_missing else []
     if suspect or one.reason:
         why = f"gives a label away: {suspect}" if suspect else one.reason

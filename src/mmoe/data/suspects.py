@@ -24,7 +24,8 @@ MIN_POSITIVES = 5  # in each half of the rows
 MIN_PART_ROWS = 10
 MIN_PART_PRECISION = 0.99
 LARGEST_LOG_CHANCE = -6.0  # log10 of the probability of that many positive rows by chance
-MAX_WHOLE_SHARE, MIN_WHOLE_PRECISION = 0.1, 0.2  # of the rows around the positive ones
+# If some rows hold all positive ones: their largest share of all rows, and their least share of positives.
+MAX_WHOLE_SHARE, MIN_WHOLE_PRECISION = 0.1, 0.2
 
 
 def find_suspects(tasks: Sequence[TaskGuess], columns: Sequence[ColumnValues]) -> dict[str, str]:
@@ -95,11 +96,11 @@ def _separates(column: ColumnValues, positive: np.ndarray, name: str) -> str:
     area = _area_by_level(column, positive)
     if area > MIN_AUROC:
         return f"alone predicts {name} with an AUROC of {area:.3f}"
-    return _is_part(column, positive, name)
+    return _marks_part(column, positive, name)
 
 
 def _area_by_level(column: ColumnValues, positive: np.ndarray) -> float:
-    """The AUROC, on one half of the rows, of the label's rate for each level in the other half."""
+    """The AUROC on one half of the rows, whose scores are the positive rates of levels in the other half."""
     order = np.random.default_rng(0).permutation(len(positive))
     first, second = order[: len(order) // 2], order[len(order) // 2 :]
     if min(positive[first].sum(), positive[second].sum()) < MIN_POSITIVES:
@@ -110,7 +111,7 @@ def _area_by_level(column: ColumnValues, positive: np.ndarray) -> float:
     return auroc((rates / (rows + 1))[codes[second]], positive[second])
 
 
-def _is_part(column: ColumnValues, positive: np.ndarray, name: str) -> str:
+def _marks_part(column: ColumnValues, positive: np.ndarray, name: str) -> str:
     """Say if the rows in which the column has an unusual value are all positive, or hold all positive rows.
 
     For example, a kind of failure is a part of "any failure".

@@ -285,7 +285,7 @@ class TableData(DataModule):
         if not inputs:
             left_out = f"column {guesses[0].values.name} is left out: {guesses[0].reason}"
             raise UserError(f"{train.name}: must have a column that is an input; {left_out}")
-        return {one.values.name: column_options(one.values.name, one.to_yaml()) for one in inputs}
+        return {one.values.name: column_options(one.values.name, one.to_plain()) for one in inputs}
 
     def _check_inputs(self, columns: Iterable[str]) -> None:
         for task in self.tasks:

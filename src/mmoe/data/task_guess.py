@@ -12,9 +12,9 @@ from mmoe.data.column_values import ColumnValues
 from mmoe.errors import UserError
 
 YES = ("yes", "y", "true", "t", "1", "high", "positive", "good", "success")
-MAX_CLASSES = 10  # whole numbers with more distinct values are a regression, unless they have gaps
+MAX_CLASSES = 9  # whole numbers with more distinct values are a regression, unless they have gaps
 MAX_CLASSES_WITH_GAPS = 20
-MAX_COUNTS = 100
+MAX_COUNTS = 100  # counts with more distinct values are a regression
 
 
 @dataclass
@@ -27,7 +27,7 @@ class TaskGuess:
     options: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
-    def to_yaml(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Any]:
         """The entry below `tasks`."""
         kind = {} if self.kind == "binary" else {"kind": self.kind}
         return {"column": self.values.name} | kind | self.options
@@ -94,7 +94,7 @@ def _guess_kind(name: str, values: ColumnValues) -> TaskGuess:
         mean = float(np.average(numbers, weights=counts))
         if low == 0 and count <= MAX_COUNTS and numbers[counts.argmax()] == 0 and mean < high / 2:
             return TaskGuess(name, values, "count", {}, [f"0 to {high:g}, most often 0"])
-        limit = MAX_CLASSES_WITH_GAPS if high - low >= 2 * count else MAX_CLASSES - 1
+        limit = MAX_CLASSES_WITH_GAPS if high - low >= 2 * count else MAX_CLASSES
         if count <= limit:
             return TaskGuess(name, values, "multiclass", {}, [f"{count} classes, {low:g} to {high:g}"])
     return TaskGuess(name, values, "regression", {}, [f"{low:g} to {high:g}"])
@@ -107,7 +107,10 @@ def _positive_level(values: ColumnValues) -> str:
 
 
 def _remark_on_funnel(task: TaskGuess, tasks: Sequence[TaskGuess]) -> None:
-    """Say if this label is 0 or missing in all negative rows of another task: of several, the smallest."""
+    """Say if this label is 0 or missing in all negative rows of another task.
+
+    Of several such tasks, the one with the fewest positive rows is named.
+    """
     if task.kind == "binary":
         active = task.positive
     elif task.values.is_number:
