@@ -25,8 +25,8 @@ class Batch(NamedTuple):
             unseen level is `schema.num_levels` in every column. A column has one position, or `max_values`
             positions if it is multi-valued; those that a row does not use hold the code of an unseen level.
         numbers: [N, M], float32, unscaled as in the file, less the column's origin; NaN where missing.
-        labels: [N, T], float32: 0 or 1 for a binary task, the number of the class for a multiclass task, and
-            0 where a label is unknown.
+        labels: [N, T], float32: 0 or 1 for a binary task, the number of the class for a multiclass task, the
+            number in its own unit for a regression or a count, and 0 where a label is unknown.
         known: [N, T], bool, whether each label is known. None: all are.
         weights: [N, T], float32, the weights of the rows in each task's loss. None: all are 1.
         sparse: [N, S], the same rows as a `SparseMatrix`, computed once by `Inputs.encode_rows`. None: the

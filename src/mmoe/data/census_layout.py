@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mmoe.data.census_files import COLUMNS, NUMERIC
 from mmoe.data.csv_guess import is_number
@@ -16,7 +17,9 @@ FIRST_COLUMN_NUMBER = re.compile(r"(\D*)([01])")
 
 
 def find_options(inputs: Sequence[str], path: str) -> CsvOptions:
-    """The options of a file of text with the columns `inputs` of the census files. Only "" is missing.
+    """The options of a file of text with the columns `inputs` of the census files.
+
+    Only an empty field is a missing value.
 
     Raises:
         UserError: the first line is neither a header with some of the inputs nor a row of UCI's format.
@@ -25,18 +28,18 @@ def find_options(inputs: Sequence[str], path: str) -> CsvOptions:
     delimiter = find_delimiter(path, text)
     rows = first_rows(text, delimiter)
     first = rows[0]
-    options = {"delimiter": delimiter, "missing": ("",)}
+    options = CsvOptions(delimiter=delimiter, missing=("",))
     if _only_numbers_columns(first):
         names = _official_names(path, 2, rows[min(1, len(rows) - 1)], delimiter)
-        return CsvOptions(names=names, **options)  # type: ignore[arg-type]
+        return replace(options, names=names)
     found = {name.casefold() for name in first} & {name.casefold() for name in inputs}
     if len(found) < min(2, len(inputs)) and any(map(is_number, first)):
         names = _official_names(path, 1, first, delimiter)
-        return CsvOptions(header=False, names=names, encoding="latin-1", **options)  # type: ignore[arg-type]
+        return replace(options, header=False, names=names, encoding="latin-1")
     if not found:
         rule = f"must be a header with the names of the run's inputs, or a row of {len(COLUMNS)} fields"
         raise UserError(f"{path}, line 1: {rule}, is {text.splitlines()[0][:40]!r}")
-    return CsvOptions(**options)  # type: ignore[arg-type]
+    return options
 
 
 def _official_names(path: str, line: int, row: Sequence[str], delimiter: str) -> Sequence[str]:

@@ -160,19 +160,19 @@ def _are_names(texts: pa.StringArray) -> pa.BooleanArray:
 
 
 def value_counts(column: pa.ChunkedArray | pa.Array) -> LevelCounts | None:
-    """The counts of text and integers, which Arrow counts fast; None for other types, and with blanks."""
+    """The levels of text or integers, counted by Arrow.
+
+    None for other types, for text with blanks around it, and for a dictionary that repeats a value.
+    """
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_integer(kind) or pa.types.is_string(kind)):
         return None
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if pa.types.is_dictionary(column.type):
-        if column.dictionary.null_count or pc.count_distinct(column.dictionary).as_py() < len(
-            column.dictionary
-        ):
-            return None
-        codes = column.indices.drop_null().to_numpy()
-        counts = np.bincount(codes, minlength=len(column.dictionary))
         levels, has_missing = column.dictionary, column.null_count > 0
+        if levels.null_count or pc.count_distinct(levels).as_py() < len(levels):
+            return None
+        counts = np.bincount(column.indices.drop_null().to_numpy(), minlength=len(levels))
     else:
         counted = pc.value_counts(column)
         levels, counts = counted.field("values"), counted.field("counts").to_numpy()

@@ -18,7 +18,7 @@ from mmoe.data.csv_options import CsvOptions, check_names
 from mmoe.data.csv_start import (
     DELIMITERS,
     MARK,
-    START_BYTES,
+    WHOLE_CHARACTERS,
     find_delimiter,
     is_utf8,
     read_start,
@@ -53,10 +53,10 @@ class CsvFile:
         text = io.StringIO(start.text, newline="")
         reader = csv.reader(text, delimiter=self.delimiter, skipinitialspace=True)
         first = next(filter(None, reader))
-        header = start.text[: text.tell()]
-        self._header_bytes = len(header.encode()) + 3 * start.has_mark if options.header else 0
+        header = MARK * start.has_mark + start.text[: text.tell()]
+        self._header_bytes = len(header.encode()) if options.header else 0
         second = next(filter(None, reader), [])
-        is_whole = len(start.text) < START_BYTES // 4
+        is_whole = len(start.text) < WHOLE_CHARACTERS
         self._has_rows = bool(second) or not options.header or not is_whole
         self.names = list(options.names or self._find_names(first, second))
         check_names(self.names, path)
@@ -82,7 +82,7 @@ class CsvFile:
             for part in self._parse([LINE], [LINE]):
                 yield self._split(part[LINE]).select(columns)
             return
-        # The last column shows whether the last quote is closed.
+        # `_may_end_in_quotes` needs the last value of the last column.
         wanted = list(dict.fromkeys([*columns, self.names[-1]]))
         last: str | None = None
         try:
@@ -193,7 +193,10 @@ class CsvFile:
             pass
 
     def _may_end_in_quotes(self, last: str | None) -> bool:
-        """Whether the file seems to end within quotes. `last` is the last value of the last column."""
+        """Whether the file seems to end within quotes, which Arrow accepts.
+
+        Then its last characters are a quote and the last value of the last column, `last`.
+        """
         values = self.options.missing if last is None else [last]
         ends = ['"' + value.replace('"', '""') for value in values]
         starts = (self.delimiter, "\n", "\r")

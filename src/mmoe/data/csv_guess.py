@@ -15,7 +15,7 @@ DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 def guess_options(file: str, given: Mapping[str, Any]) -> CsvOptions:
     """The options of a file. A delimiter, header and decimal point that are not given, or None, are guessed.
 
-    The first line is data if all columns of numbers, of which there is at least one, begin with a number.
+    The first line is data if there are columns of numbers, and each of them begins with a number.
 
     Raises:
         UserError: the file cannot be read, or an option is wrong.
@@ -38,7 +38,7 @@ def guess_options(file: str, given: Mapping[str, Any]) -> CsvOptions:
 def _has_header(rows: Sequence[Sequence[str]], options: CsvOptions) -> bool:
     if len(rows) < 2:
         return True
-    if len(set(rows[0])) < len(rows[0]):  # names that differ, or values; equal names are an error
+    if len(set(rows[0])) < len(rows[0]):  # values, or equal names, which `CsvFile` refuses
         return not any(is_number(field) or field in options.missing for field in rows[0])
     numeric = []
     for position, first in enumerate(rows[0]):
@@ -46,7 +46,7 @@ def _has_header(rows: Sequence[Sequence[str]], options: CsvOptions) -> bool:
         present = [value for value in values if value not in options.missing]
         if present and all(map(is_number, present)):
             numeric.append(is_number(first))
-    return not all(numeric) if numeric else True
+    return not (numeric and all(numeric))
 
 
 def is_number(field: str) -> bool:

@@ -15,6 +15,7 @@ from mmoe.data.text_blocks import ENCODINGS
 from mmoe.errors import UserError
 
 START_BYTES = 1 << 20
+WHOLE_CHARACTERS = START_BYTES // 4  # a shorter start is the whole file: a character has at most 4 bytes
 SAMPLE_ROWS = 200
 MEMORY_BYTES = 1 << 26  # of text in another encoding than UTF-8 that is converted in memory
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
@@ -91,7 +92,7 @@ def find_delimiter(path: str, text: str) -> str:
 
 def first_rows(text: str, delimiter: str) -> list[list[str]]:
     """The first rows of the start of a file, as stripped fields. A row with a wrong quote has no fields."""
-    whole = text[: text.rfind("\n") + 1] if len(text) > START_BYTES // 4 else text
+    whole = text[: text.rfind("\n") + 1] if len(text) > WHOLE_CHARACTERS else text
     lines = csv.reader(
         io.StringIO(whole, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
     )

@@ -66,7 +66,10 @@ def level_dtype(schema: Schema) -> torch.dtype:
 
 
 def find_levels(frame: pd.DataFrame, column: Categorical, dates: DateFormat | None) -> Levels:
-    """The levels of a categorical column of raw rows; `dates` is the format of dates, for a part of them."""
+    """The levels of a categorical column of raw rows.
+
+    If they are a part of dates, `dates` is the format of the dates.
+    """
     values = column_of(frame, column.raw_name)
     if column.part:
         return date_part(dates_of(values, dates or DateFormat()), column.part)

@@ -1,4 +1,4 @@
-"""Encode the labels of tasks, which rows have one, and the weights and groups of rows.
+"""Encode labels, which of them are known, and the weights and groups of rows.
 
 N rows, K rows of a split, T tasks.
 """

@@ -41,9 +41,9 @@ SCHEMA, MANIFEST = "schema.json", "dataset.json"
 def load_or_encode(
     folder: Path, request: Request, digests: Mapping[str, str], open_engine: Callable[[], Engine]
 ) -> Dataset:
-    """Open the shards in `folder`, which must be named after all that they depend on, or make them.
+    """Open the shards in `folder`, or make them if they are not there.
 
-    One process makes them, others wait for it.
+    The name of the folder must depend on all that the shards depend on. One process makes them, others wait.
 
     Raises:
         UserError: a file or a value breaks a rule, or a split has no rows.
@@ -140,8 +140,8 @@ def encode_shard(job: Job, folder: Path) -> None:
         UserError: a value breaks a rule.
     """
     schema = _read_schema(folder / SCHEMA, (folder / SCHEMA).stat().st_mtime_ns)
-    takes_part = job.rest != "train" or job.filters or job.splits is not None  # has validation or test rows
-    groups = [task.group_by for task in schema.tasks if task.group_by and takes_part]
+    has_held_out = job.rest != "train" or job.filters or job.splits is not None
+    groups = [task.group_by for task in schema.tasks if task.group_by and has_held_out]
     columns = [*schema.input_columns, *schema.label_columns, *groups]
     name = f"{job.number:06d}.arrow"
     pieces: list[Piece] = []

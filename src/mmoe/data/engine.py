@@ -49,8 +49,8 @@ class LocalEngine(Engine):
 class DaskEngine(Engine):
     """The workers of a Dask cluster, or of a new one on this machine if there is no address.
 
-    Each worker must have mmoe installed and see the same files. Dask runs the tasks of a worker that dies
-    again on another one.
+    Each worker must have mmoe installed and see the same files. If a worker dies, Dask
+    runs its tasks again on another one.
 
     Raises:
         UserError: Dask is not installed, or there is no scheduler at the address.

@@ -74,7 +74,7 @@ def fit_number_statistics(column: Numeric, found: NumberStatistics, num_bins: in
 
 
 def _shifted(values: np.ndarray, origin: float) -> np.ndarray:
-    """The values from the origin on, limited to what the network can compute with."""
+    """The values minus the origin, limited to what the network can compute with."""
     if origin:
         values = values.astype(np.float64) - origin
     if np.abs(values).max(initial=0) > MAX_MAGNITUDE:

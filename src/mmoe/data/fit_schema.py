@@ -55,8 +55,8 @@ def fit_schema(
         if count > 1:
             raise UserError(f"columns: must have different names; {count} have the name {name!r}")
     if not isinstance(columns, Mapping):
-        kinds = ("numeric", "categorical")
-        columns = {name: ColumnOptions(kinds[is_categorical(column_of(frame, name))]) for name in columns}
+        levels = [name for name in columns if is_categorical(column_of(frame, name))]
+        columns = {name: ColumnOptions("categorical" if name in levels else "numeric") for name in columns}
     jobs: list[Callable[[], Categorical | Numeric]] = []
     formats = date_formats(frame, columns, rows)
     for column, options in unfitted(columns, formats):
@@ -130,10 +130,10 @@ def _fit_categorical(
     options: ColumnOptions,
     dates: DateFormat | None,
 ) -> Categorical:
-    return fit_levels(column, count_levels(frame, rows, column, dates), options)
+    return fit_levels(column, count_column_levels(frame, rows, column, dates), options)
 
 
-def count_levels(
+def count_column_levels(
     frame: pd.DataFrame, rows: np.ndarray | None, column: Categorical, dates: DateFormat | None
 ) -> LevelCounts:
     """The levels of a categorical column in the rows at these positions, or in all rows.
@@ -186,13 +186,14 @@ def _vector_size(column: Categorical, options: ColumnOptions) -> int:
     count = column.num_codes
     if options.encoding == "target":
         return 0
-    if options.encoding in ("one_hot", "one_hot_and_target") and count > MAX_ONE_HOT:
-        alternative = "target" if options.encoding == "one_hot_and_target" else "embedding"
-        what = f"{options.encoding} allows {MAX_ONE_HOT} codes, the column has {count}"
-        rule = f"{what}; remove it, or give {alternative}"
-        raise UserError(f"data.columns.{column.name}.encoding: {rule}")
-    is_small = options.encoding == "auto" and not options.size and count <= MAX_AUTO_ONE_HOT
-    if options.encoding in ("one_hot", "one_hot_and_target") or is_small:
+    if options.encoding in ("one_hot", "one_hot_and_target"):
+        if count > MAX_ONE_HOT:
+            alternative = "target" if options.encoding == "one_hot_and_target" else "embedding"
+            what = f"{options.encoding} allows {MAX_ONE_HOT} codes, the column has {count}"
+            rule = f"{what}; remove it, or give {alternative}"
+            raise UserError(f"data.columns.{column.name}.encoding: {rule}")
+        return 0
+    if options.encoding == "auto" and not options.size and count <= MAX_AUTO_ONE_HOT:
         return 0
     # A common rule: four times the fourth root of the number of levels.
     return options.size or min(64, 4 * math.ceil(count**0.25))

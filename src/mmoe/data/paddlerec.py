@@ -33,8 +33,9 @@ class PaddleRecData(DataModule):
 
     Args:
         dir: directory of train_all/ and test_all/.
-        cache_dir, num_bins, split_seed: see `CensusData`.
+        cache_dir, split_seed: see `CensusData`.
         main_task: `income` or `marital`.
+        num_bins: see `TableData`.
         batch_size, eval_batch_size, resident, seed: see `DataModule`.
 
     Raises:

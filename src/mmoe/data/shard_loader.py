@@ -108,11 +108,11 @@ class ShardLoader(Loader):
                 rows = self.rows.read(block)
                 if number + 1 < len(blocks) and stop < end:
                     self.rows.expect(blocks[number + 1])
-                yield from self._pieces(rows, order, low, high)
+                yield from self._gathered(rows, order, low, high)
             start = stop
 
     @staticmethod
-    def _pieces(rows: Batch, order: Tensor | None, low: int, high: int) -> Iterator[Batch]:
+    def _gathered(rows: Batch, order: Tensor | None, low: int, high: int) -> Iterator[Batch]:
         """The rows of a block from `low` to `high` in its order, `GATHERED_ROWS` at a time."""
         for begin in range(low, high, GATHERED_ROWS):
             end = min(begin + GATHERED_ROWS, high)

@@ -121,12 +121,11 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
 
 def label_range(rows: Batch, task: int) -> LabelRange:
     """The known labels of a task, without those whose weight in the loss is 0."""
-    counts = torch.ones_like(rows.labels[:, task], dtype=torch.bool)
-    if rows.known is not None:
-        counts = rows.known[:, task]
+    labels = rows.labels[:, task]
+    counts = torch.ones_like(labels, dtype=torch.bool) if rows.known is None else rows.known[:, task]
     if rows.weights is not None:
         counts = counts & (rows.weights[:, task] > 0)
-    labels = rows.labels[:, task][counts]
+    labels = labels[counts]
     return LabelRange(len(labels), labels.min().item(), labels.max().item()) if len(labels) else LabelRange()
 
 

@@ -53,7 +53,7 @@ class SplitRule:
         return [name for name in (self.by, self.column) if name]
 
 
-def parse_split(name: str, given: Any) -> "SplitRule | list[str]":
+def parse_split(name: str, given: Any) -> SplitRule | list[str]:
     """What a configuration gives for a split: files, or a rule as a mapping.
 
     Raises:

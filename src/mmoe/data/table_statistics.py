@@ -17,7 +17,7 @@ from mmoe.data.encode_labels import known_labels
 from mmoe.data.fit_numbers import fit_number_statistics
 from mmoe.data.fit_schema import (
     assemble_schema,
-    count_levels,
+    count_column_levels,
     date_formats,
     fit_levels,
     unfitted,
@@ -27,7 +27,7 @@ from mmoe.data.schema import Categorical, Numeric, Schema
 from mmoe.data.splits import SPLITS
 from mmoe.data.table_jobs import Job, Request, errors_in
 from mmoe.tasks import Task
-from mmoe.tasks.labels import label_levels
+from mmoe.tasks.labels import count_levels
 
 MERGED_PARTS = 16  # the counts of so many parts are collected before they are added up
 
@@ -82,7 +82,7 @@ def collect(job: Job, request: Request, formats: Mapping[str, DateFormat]) -> Co
             found: dict[str, list[Statistics]] = {}
             for column, options in columns:
                 if isinstance(column, Categorical):
-                    levels = count_levels(frame, rows, column, formats.get(column.raw_name))
+                    levels = count_column_levels(frame, rows, column, formats.get(column.raw_name))
                     found[column.name] = [levels.without_names() if options.encoding == "hash" else levels]
                 else:
                     numbers = find_numbers(frame, column.name, column.date_format)[rows]
@@ -117,10 +117,8 @@ def _label(task: Task) -> str:
 def _of_labels(task: Task, labels: pd.Series, is_sampled: np.ndarray, first_row: int) -> Statistics:
     if task.holds_numbers:
         return NumberStatistics.of(numbers_of(labels).astype(np.float64), is_sampled, first_row)
-    codes, levels = label_levels(labels)
-    counts = np.bincount(codes[codes >= 0], minlength=len(levels))
-    occurring = np.flatnonzero(counts)
-    return LevelCounts(pa.array([levels[i] for i in occurring], pa.string()), counts[occurring])
+    counts = count_levels(labels)
+    return LevelCounts(pa.array([*counts], pa.string()), np.array([*counts.values()], np.int64))
 
 
 def _merged(parts: Sequence[Statistics], name: str) -> Statistics:
