@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from mmoe.data.column_names import names_code, names_number, names_time, names_weight
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.column_values import ColumnValues
 from mmoe.data.dates import AMBIGUOUS, DAY_FIRST, DateFormat, dates_of, find_order, guess_format
@@ -25,21 +26,6 @@ TEXT_ID_SHARE = 0.9  # text with more levels than this share of the rows identif
 SEPARATORS = ("|", ";", ",")
 MAX_VOCABULARY = 10_000  # the most distinct parts of fields that are lists
 MANY_PARTS = 5  # fields with more parts on average are lists even if the vocabulary is large
-# Words in the name of a column of codes, of a number, of a time, and of a weight.
-CODE_WORDS = (
-    "id", "uid", "pid", "code", "type", "zip", "zipcode", "postcode", "category", "categorical", "cate",
-    "cat", "class", "group", "segment", "kind", "brand", "city", "country", "region", "state", "channel",
-    "device", "user", "item", "author", "product", "store", "shop", "gender", "sex", "sku", "status", "level",
-    "campaign", "customer",
-)  # fmt: skip
-NUMBER_WORDS = (
-    "age", "count", "num", "amount", "price", "value", "quantity", "qty", "rate", "ratio", "score", "total",
-    "sum", "mean", "avg", "day", "duration", "distance", "numerical", "numeric", "income", "cost", "size",
-    "weight", "length", "width", "height", "temperature", "speed", "year",
-)  # fmt: skip
-TIME_WORDS = ("time", "timestamp", "date", "datetime", "day", "ts", "at", "created", "updated")
-WEIGHT_WORDS = ("weight", "exposure", "wt")
-CODE_SUFFIX = re.compile(r"(user|item|movie|product|seg|group|session|customer|client|order|query|ad|doc)id$")
 UNIX_TIMES = ((1e8, 4e9), (1e11, 4e12), (1e14, 4e15), (1e17, 4e18))  # 1973 to 2096, in s, ms, us and ns
 # 2020-12-31, 31.12.2020 and 12/31/20, also with a time; 31-Dec-2020
 DATE = re.compile(
@@ -102,19 +88,6 @@ def guess(values: ColumnValues) -> Guess:
         found.options = {"encoding": "hash", "buckets": 100_000, "size": 16}
     found.levels = found.levels or _describe_levels(found)
     return found
-
-
-def words(name: str) -> list[str]:
-    """The words of a column name in lower case, without a plural s."""
-    parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+", name)
-    return [part.lower().removesuffix("s") if len(part) > 3 else part.lower() for part in parts]
-
-
-def _names_code(name: str) -> bool:
-    """Whether a column name says that the values are codes."""
-    found = words(name)
-    suffix = CODE_SUFFIX.search(name.lower().rstrip("s"))
-    return bool(found) and (found[-1] in CODE_WORDS or "categorical" in found or suffix is not None)
 
 
 def _guess_text(found: Guess) -> None:
@@ -227,8 +200,7 @@ def _guess_number(found: Guess) -> None:
     if is_code_like and num_levels == values.num_rows >= 10 and high - low == num_levels - 1:
         found.reason = "row numbers"
         return
-    found_words = set(words(name))
-    if is_code_like and found_words.intersection(TIME_WORDS):
+    if is_code_like and names_time(name):
         if any(least <= low and high <= most for least, most in UNIX_TIMES):
             found.kind = "datetime"
             limits = pd.Series([low, high])
@@ -238,9 +210,9 @@ def _guess_number(found: Guess) -> None:
         if COMPACT_DATE[0] <= low and high <= COMPACT_DATE[1] and _is_compact_date(numbers):
             found.remarks.append("looks like dates written as YYYYMMDD, which are used as plain numbers")
             return
-    limit = FEW_CODES if found_words.intersection(NUMBER_WORDS) else MAX_CODES
+    limit = FEW_CODES if names_number(name) else MAX_CODES
     is_enough = num_levels == 2 or values.num_known >= MIN_ROWS_PER_CODE * num_levels
-    if is_code_like and _names_code(name):
+    if is_code_like and names_code(name):
         found.kind = "categorical"
         if num_levels == values.num_rows >= 20:
             found.reason = "an id for each row"
@@ -250,7 +222,7 @@ def _guess_number(found: Guess) -> None:
             found.remarks.append("small integers, taken as codes")
     if low == -1 and is_code_like and num_levels > 2 and (numbers >= 0).sum() == num_levels - 1:
         found.remarks.append("-1 may mean unknown: then add it to csv.missing")
-    if found_words.intersection(WEIGHT_WORDS) and low >= 0:
+    if names_weight(name) and low >= 0:
         found.remarks.append("the weight of a row? then set weight")
     if np.abs(numbers).max() > 2**24 and found.kind == "numeric" and values.is_whole:
         found.remarks.append("integers beyond 2^24 are rounded to float32")

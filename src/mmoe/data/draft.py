@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmoe.data.column_guess import WEIGHT_WORDS, Guess, words
+from mmoe.data.column_guess import Guess
+from mmoe.data.column_names import names_group, names_weight
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.fraction_guess import Fractions, guess_fractions
 from mmoe.data.task_guess import TaskGuess
 
 COMMENT_COLUMN = 42  # where comments begin, as in conf/
-GROUP = re.compile(r"(user|uid|customer|client|session)([_ ]?id)?$")  # rows of one group belong together
 # Words that YAML reads as something else than text.
 YAML_WORDS = ("yes", "no", "on", "off", "true", "false", "y", "n", "null", "none", "nan", "inf")
 
@@ -161,7 +161,7 @@ def _line(text: str, comment: str) -> str:
 def _validation_hint(inputs: Sequence[Guess]) -> str:
     choices = ["or a file"]
     times = [one.values.name for one in inputs if one.kind == "datetime"]
-    groups = [one.values.name for one in inputs if GROUP.search(one.values.name.lower())]
+    groups = [one.values.name for one in inputs if names_group(one.values.name)]
     if times:
         choices.append(to_yaml({"last": 0.1, "by": times[0]}))
     if groups:
@@ -170,16 +170,12 @@ def _validation_hint(inputs: Sequence[Guess]) -> str:
 
 
 def _weight_hint(inputs: Sequence[Guess]) -> str:
-    weights = [
-        one.values.name
-        for one in inputs
-        if one.kind == "numeric" and set(words(one.values.name)).intersection(WEIGHT_WORDS)
-    ]
+    weights = [one.values.name for one in inputs if one.kind == "numeric" and names_weight(one.values.name)]
     return "a column with the weight of each row in the loss" + (f", such as {weights[0]}" if weights else "")
 
 
 def _group_hint(guesses: Sequence[Guess]) -> str:
-    names = [one.values.name for one in guesses if GROUP.search(one.values.name.lower())]
+    names = [one.values.name for one in guesses if names_group(one.values.name)]
     hint = "a column of groups: also the mean AUROC within them"
     return hint + (f", such as {names[0]}" if names else "")
 
