@@ -279,7 +279,7 @@ def test_a_damaged_list_of_shards_is_reported(tmp_path: Path, name: str, content
 
 
 def test_changed_files_are_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mmoe.data.data_files.MAX_HASHED_BYTES", 100)  # sizes, ends and times
+    monkeypatch.setattr("mmoe.data.file_states.MAX_HASHED_BYTES", 100)  # sizes, ends and times
     files = write_files(tmp_path / "rows", 2)
     first = table(train=files, stream=True).dataset
     again = table(train=files, stream=True).dataset

@@ -105,12 +105,6 @@ def lock(path: Path) -> Iterator[None]:
         yield
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _save(dataset: Dataset, request: str, path: Path) -> None:
     arrays = {"schema": np.array(dataset.schema.to_json())}
     for split, rows in dataset.splits.items():

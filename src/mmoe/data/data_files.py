@@ -3,12 +3,11 @@
 import binascii
 import errno
 import glob
-import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
@@ -23,8 +22,6 @@ KINDS = {
     ARROW: (".arrow", ".feather", ".ipc"),
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-MAX_HASHED_BYTES = 2**32  # if files are larger in total, only some of their bytes are compared
-COMPARED_BYTES = 2**16  # at the start and at the end of a file
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 
 
@@ -80,40 +77,6 @@ def open_file(path: str) -> pa.NativeFile:
     return pa.PythonFile(fsspec.open(path, "rb").open(), mode="r")
 
 
-def sha256(path: str) -> str:
-    """Hexadecimal SHA-256 digest of a file, on this machine or remote.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    with reading(path):
-        system, name = _system_of(path)
-        with system.open(name, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class FileState(NamedTuple):
-    """What tells whether a file is the same as before.
-
-    `digest` is the SHA-256 of the content, and `time` is empty. Files that are very large together are not
-    read as a whole. Then `digest` is that of the size, the first and the last bytes, which include the footer
-    of a Parquet file, and `time` is when the file was changed.
-    """
-
-    digest: str
-    time: str = ""
-
-
-def file_states(paths: Sequence[str]) -> list[FileState]:
-    """The states of files, on this machine or remote.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
-    total = sum(file_size(path) for path in paths)
-    return [FileState(sha256(path)) if total <= MAX_HASHED_BYTES else _quick_state(path) for path in paths]
-
-
 def file_size(path: str) -> int:
     """The bytes of a file.
 
@@ -121,26 +84,15 @@ def file_size(path: str) -> int:
         UserError: the file cannot be read.
     """
     with reading(path):
-        system, name = _system_of(path)
+        system, name = system_of(path)
         return int(system.info(name)["size"])
 
 
-def _quick_state(path: str) -> FileState:
-    with reading(path):
-        system, name = _system_of(path)
-        info = system.info(name)
-        digest = hashlib.sha256(str(info["size"]).encode())
-        with system.open(name, "rb") as file:
-            digest.update(file.read(COMPARED_BYTES))
-            file.seek(max(0, info["size"] - COMPARED_BYTES))
-            digest.update(file.read(COMPARED_BYTES))
-    time = next((info[key] for key in ("mtime", "LastModified", "ETag") if info.get(key)), "")
-    return FileState(digest.hexdigest(), str(time))
-
-
-def _system_of(path: str) -> tuple[Any, str]:
+def system_of(path: str) -> tuple[Any, str]:
     """The file system of fsspec that holds a file, and the file's name there."""
-    return fsspec.core.url_to_fs(path if _is_remote(path) else str(Path(path).expanduser()))  # type: ignore[no-any-return]
+    if not _is_remote(path):
+        return fsspec.filesystem("file"), str(Path(path).expanduser())
+    return fsspec.core.url_to_fs(path)  # type: ignore[no-any-return]
 
 
 @contextmanager

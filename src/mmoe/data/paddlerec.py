@@ -17,6 +17,7 @@ import torch
 from mmoe.data import cache, headerless_csv
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule
+from mmoe.data.file_states import sha256
 from mmoe.data.fit_numbers import fit_numeric
 from mmoe.data.schema import Categorical, Schema
 from mmoe.data.splits import Dataset, assemble
@@ -69,7 +70,7 @@ class PaddleRecData(DataModule):
     def _load_or_encode(self) -> Dataset:
         """The encoded rows, from the cache if the same files were encoded before with the same options."""
         train, held_out = (_csv_files(self.dir / name) for name in ("train_all", "test_all"))
-        digests = {f"{path.parent.name}/{path.name}": cache.sha256(path) for path in (*train, *held_out)}
+        digests = {f"{path.parent.name}/{path.name}": sha256(str(path)) for path in (*train, *held_out)}
         options = {"main_task": self.main_task, "num_bins": self.num_bins, "split_seed": self.split_seed}
         build = partial(self._encode, train, held_out, digests)
         return cache.load_or_build(self.cache_dir, "paddlerec", {"files": digests, **options}, build)

@@ -21,12 +21,13 @@ from mmoe.data.column_guess import guess
 from mmoe.data.column_options import ColumnOptions, column_options, to_plain
 from mmoe.data.column_values import values_of
 from mmoe.data.csv_options import CsvOptions
-from mmoe.data.data_files import FileState, file_states, find_files
+from mmoe.data.data_files import find_files
 from mmoe.data.datamodule import DataModule
 from mmoe.data.encode import encode
 from mmoe.data.encode_labels import encode_groups
 from mmoe.data.encode_shards import load_or_encode
 from mmoe.data.engine import check_engine, open_engine
+from mmoe.data.file_states import FileState, file_states
 from mmoe.data.fit_schema import fit_schema
 from mmoe.data.memory import memory_size, memory_to_encode
 from mmoe.data.raw_column import column_of
