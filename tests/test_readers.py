@@ -22,7 +22,7 @@ from mmoe.data.csv_file import BLOCK_BYTES
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import find_files
 from mmoe.data.encode import decode
-from mmoe.data.raw_column import numbers_of
+from mmoe.data.raw_numbers import numbers_of
 from mmoe.data.raw_rows import RawRows, RowFormat, read_rows
 from mmoe.data.schema import Categorical, Numeric, Schema
 from mmoe.errors import UserError

@@ -14,7 +14,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmoe.data.raw_column import Levels, array_of, kind_of, levels_of, numbers_of
+from mmoe.data.raw_column import array_of, kind_of
+from mmoe.data.raw_levels import Levels, levels_of
+from mmoe.data.raw_numbers import numbers_of
 from mmoe.errors import RowError, UserError
 
 DAY = 86400.0  # seconds

@@ -16,7 +16,9 @@ import torch
 from mmoe.data.batch import Batch
 from mmoe.data.dates import DateFormat, date_part, dates_of, days
 from mmoe.data.encode_labels import decode_labels, encode_labels
-from mmoe.data.raw_column import Levels, column_of, levels_of, multi_levels_of, numbers_of
+from mmoe.data.raw_column import column_of
+from mmoe.data.raw_levels import Levels, levels_of, multi_levels_of
+from mmoe.data.raw_numbers import numbers_of
 from mmoe.data.schema import Categorical, Numeric, Schema
 from mmoe.errors import RowError
 

@@ -11,7 +11,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from mmoe.data.raw_column import column_of, levels_of, numbers_of
+from mmoe.data.raw_column import column_of
+from mmoe.data.raw_levels import levels_of
+from mmoe.data.raw_numbers import numbers_of
 from mmoe.errors import RowError
 from mmoe.tasks import Task
 from mmoe.tasks.labels import label_levels

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mmoe.data.column_statistics import NumberStatistics
-from mmoe.data.raw_column import check_finite_column
+from mmoe.data.raw_numbers import check_finite_column
 from mmoe.data.schema import Numeric
 from mmoe.data.schema_checks import MAX_MAGNITUDE
 from mmoe.errors import UserError

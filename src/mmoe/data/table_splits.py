@@ -13,7 +13,9 @@ import torch
 
 from mmoe.data.column_statistics import level_shares, row_shares
 from mmoe.data.dates import DateFormat, dates_of, guess_format
-from mmoe.data.raw_column import column_of, is_categorical, kind_of, levels_of, numbers_of
+from mmoe.data.raw_column import column_of, is_categorical, kind_of
+from mmoe.data.raw_levels import levels_of
+from mmoe.data.raw_numbers import numbers_of
 from mmoe.data.split_rules import SplitRule
 from mmoe.data.splits import CONFIG_KEYS
 from mmoe.errors import UserError

@@ -22,7 +22,7 @@ from mmoe.data.fit_schema import (
     fit_levels,
     unfitted,
 )
-from mmoe.data.raw_column import numbers_of
+from mmoe.data.raw_numbers import numbers_of
 from mmoe.data.schema import Categorical, Numeric, Schema
 from mmoe.data.splits import SPLITS
 from mmoe.data.table_jobs import Job, Request, errors_in

@@ -12,7 +12,7 @@ import pandas as pd
 from torch import Tensor
 
 from mmoe.data import schema_checks as check
-from mmoe.data.raw_column import numbers_of
+from mmoe.data.raw_numbers import numbers_of
 from mmoe.errors import RowError
 from mmoe.tasks.task import SMALLEST_RATE, Task, log_shares
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mmoe.data import raw_column
+from mmoe.data.raw_levels import levels_of
 
 
 def level_text(value: Any) -> str:
@@ -40,7 +40,7 @@ def label_levels(values: pd.Series) -> tuple[np.ndarray, list[str]]:
     Raises:
         UserError: the column holds lists or the like.
     """
-    codes, names, _ = raw_column.levels_of(values)
+    codes, names, _ = levels_of(values)
     texts = [level_text(name) for name in names]
     number = {text: i for i, text in enumerate(dict.fromkeys(text for text in texts if text))}
     lookup = np.array([*(number.get(text, -1) for text in texts), -1])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
 from mmoe.data import schema_checks as check
-from mmoe.data.raw_column import numbers_of
+from mmoe.data.raw_numbers import numbers_of
 from mmoe.errors import ArgumentError, check_finite
 from mmoe.tasks.task import MeanLoss, Task
 
