@@ -27,7 +27,8 @@ from mmoe.data.engine import Engine
 from mmoe.data.schema import Schema
 from mmoe.data.shards import Piece, ShardedRows, ShardWriter
 from mmoe.data.splits import CONFIG_KEYS, SPLITS, Dataset
-from mmoe.data.table_jobs import Job, Request, errors_in, plan
+from mmoe.data.table_jobs import Job, errors_in, plan
+from mmoe.data.table_request import Request
 from mmoe.data.table_splits import check_chosen
 from mmoe.data.table_statistics import collect, first_formats, fit
 from mmoe.data.target_statistics import needs_statistics, with_target_statistics

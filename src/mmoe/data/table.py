@@ -36,7 +36,7 @@ from mmoe.data.schema import Schema
 from mmoe.data.split_rules import SplitRule, parse_split
 from mmoe.data.splits import CONFIG_KEYS, Dataset, with_modes
 from mmoe.data.table_files import locate, read_names, read_table
-from mmoe.data.table_jobs import Request, text_rules
+from mmoe.data.table_request import Request, text_rules
 from mmoe.data.target_statistics import needs_statistics, with_target_statistics
 from mmoe.errors import ArgumentError, RowError, UserError, check_integers, check_seeds
 from mmoe.tasks import Task, task_from_config, task_to_json, with_groups

@@ -25,7 +25,8 @@ from mmoe.data.fit_schema import (
 from mmoe.data.raw_numbers import numbers_of
 from mmoe.data.schema import Categorical, Numeric, Schema
 from mmoe.data.splits import SPLITS
-from mmoe.data.table_jobs import Job, Request, errors_in
+from mmoe.data.table_jobs import Job, errors_in
+from mmoe.data.table_request import Request
 from mmoe.tasks import Task
 from mmoe.tasks.labels import count_levels
 
