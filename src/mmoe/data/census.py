@@ -15,7 +15,8 @@ from mmoe.data.census_files import COLUMNS, INCOME, NAMES, NUMERIC, OFFICIAL_ROW
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.raw_rows import RowFormat
 from mmoe.data.schema import Schema
-from mmoe.data.table import Source, TableData
+from mmoe.data.table import TableData
+from mmoe.data.table_source import Source
 from mmoe.errors import ArgumentError, RowError, UserError
 
 
@@ -109,7 +110,8 @@ class CensusData(TableData):
     def _origin(self, num_rows: Mapping[str, int]) -> str:
         if self.files.is_sample:
             return "sample"
-        return "official" if num_rows == OFFICIAL_ROWS else "custom"
+        by_file = {"train": num_rows["train"], "test": num_rows["val"] + num_rows["test"]}
+        return "official" if by_file == OFFICIAL_ROWS else "custom"
 
     def _check_inputs(self, columns: Iterable[str]) -> None:
         for task in self.tasks:

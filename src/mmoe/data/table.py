@@ -1,65 +1,40 @@
 """The data module of a table: CSV, Parquet or Arrow files with one row for each example.
 
 conf/data/*.yaml that `python -m mmoe.describe` writes have every argument, with comments.
-
-N rows, T tasks.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
-import torch
 
 from mmoe.data import cache
-from mmoe.data.batch import Batch, take
 from mmoe.data.column_guess import guess
 from mmoe.data.column_options import ColumnOptions, column_options, to_plain
 from mmoe.data.column_values import values_of
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import find_files
 from mmoe.data.datamodule import DataModule
-from mmoe.data.encode import encode
-from mmoe.data.encode_labels import encode_groups
 from mmoe.data.encode_shards import load_or_encode
+from mmoe.data.encode_table import encode_table
 from mmoe.data.engine import check_engine, open_engine
-from mmoe.data.file_states import FileState, file_states
-from mmoe.data.fit_schema import fit_schema
+from mmoe.data.file_states import FileState
 from mmoe.data.memory import memory_size, memory_to_encode
 from mmoe.data.raw_column import column_of
 from mmoe.data.raw_rows import RowFormat
 from mmoe.data.schema import Schema
 from mmoe.data.split_rules import SplitRule, parse_split
-from mmoe.data.splits import CONFIG_KEYS, Dataset, with_modes
+from mmoe.data.splits import Dataset
 from mmoe.data.table_files import locate, read_names, read_table
 from mmoe.data.table_request import Request, text_rules
-from mmoe.data.target_statistics import needs_statistics, with_target_statistics
-from mmoe.errors import ArgumentError, RowError, UserError, check_integers, check_seeds
+from mmoe.data.table_source import Source, states_of
+from mmoe.errors import ArgumentError, UserError, check_integers, check_seeds
 from mmoe.tasks import Task, task_from_config, task_to_json, with_groups
 
 MAX_GUESSED_ROWS = 2**18  # of rows in shards, so many decide what the kinds of the columns are
-
-
-class Source(NamedTuple):
-    """Where rows come from.
-
-    Attributes:
-        name: the name for errors.
-        files: the paths of the files, by name.
-        names: gives the names of all columns.
-        read: reads some of the columns.
-        locate: adds the file and the line to an error of a row.
-    """
-
-    name: str
-    files: Mapping[str, str]
-    names: Callable[[], Sequence[str]]
-    read: Callable[[Sequence[str]], pd.DataFrame]
-    locate: Callable[[RowError], UserError]
 
 
 class TableData(DataModule):
@@ -158,16 +133,12 @@ class TableData(DataModule):
 
     def raw_column(self, name: str, split: str) -> pd.Series | None:
         """A column of the files for the rows of a split; None if there is no such column."""
-        source = self._sources()[self._source_of(split)]
+        sources = self._sources()
+        source = sources[self._request(sources).source_of(split)]
         if name not in source.names() or split not in self.dataset.positions:
             return None
         column = column_of(source.read([name]), name)
         return column.iloc[self.dataset.positions[split].numpy()].reset_index(drop=True)
-
-    def _source_of(self, split: str) -> str:
-        """The source of a split's rows: `train`, `validation` or `test`."""
-        given = {"train": self.train_files, "val": self.validation, "test": self.test}[split]
-        return given.of if isinstance(given, SplitRule) else CONFIG_KEYS[split]
 
     def _request(self, sources: Mapping[str, Source]) -> Request:
         """The table to be encoded."""
@@ -220,16 +191,26 @@ class TableData(DataModule):
     def _load_or_encode(self) -> Dataset:
         """The encoded rows, from the cache if the same files were encoded before with the same options."""
         sources = self._sources()
-        if self._is_streamed(sources):
-            return self._load_or_encode_shards(sources)
+        is_streamed = self._is_streamed(sources)
         if self.columns is None:
-            self.columns = self._guess_columns(sources)
-        states = _states(sources)
+            self.columns = self._guess_columns(sources, MAX_GUESSED_ROWS if is_streamed else None)
+        states = states_of(sources)
         digests = {name: state.digest for name, state in states.items()}
-        build = partial(self._encode, sources, digests)
-        return cache.load_or_build(self.cache_dir, self.cache_name, self._cache_key(states), build)
+        key = self._cache_key(states, digests)
+        if not is_streamed:
+            build = partial(self._encode, sources, digests)
+            return cache.load_or_build(self.cache_dir, self.cache_name, key, build)
+        folder = cache.entry(self.cache_dir, f"{self.cache_name}-shards", key)
+        engine = partial(open_engine, self.engine, self.dask_address)
+        return load_or_encode(folder, self._request(sources), digests, engine)
 
-    def _cache_key(self, states: Mapping[str, FileState]) -> dict[str, Any]:
+    def _encode(self, sources: Mapping[str, Source], digests: Mapping[str, str]) -> Dataset:
+        """The rows, encoded in memory."""
+        dataset = encode_table(sources, self._request(sources))
+        schema = replace(dataset.schema, rows=self._origin(dataset.schema.num_rows), files=dict(digests))
+        return replace(dataset, schema=schema)
+
+    def _cache_key(self, states: Mapping[str, FileState], digests: Mapping[str, str]) -> dict[str, Any]:
         """All that the encoded rows depend on."""
         assert self.columns is not None
         key: dict[str, Any] = {
@@ -241,7 +222,6 @@ class TableData(DataModule):
             "num_bins": self.num_bins,
         }
         # For the run's own files, fitting would give the given schema, so both cases use one cache entry.
-        digests = {name: state.digest for name, state in states.items()}
         if self.given_schema and self.given_schema.files != digests:
             key["schema"] = self.given_schema.to_json()
         return key
@@ -254,18 +234,8 @@ class TableData(DataModule):
             return memory_to_encode(files, count) > memory_size() / 2
         return bool(self.stream)
 
-    def _load_or_encode_shards(self, sources: Mapping[str, Source]) -> Dataset:
-        """The rows in shards, from the cache if they are there."""
-        if self.columns is None:
-            self.columns = self._guess_columns(sources, MAX_GUESSED_ROWS)
-        states = _states(sources)
-        digests = {name: state.digest for name, state in states.items()}
-        folder = cache.entry(self.cache_dir, f"{self.cache_name}-shards", self._cache_key(states))
-        engine = partial(open_engine, self.engine, self.dask_address)
-        return load_or_encode(folder, self._request(sources), digests, engine)
-
     def _origin(self, num_rows: Mapping[str, int]) -> str:
-        """The `rows` of the schema: where the rows come from, by the number of rows in each source."""
+        """The `rows` of the schema: where the rows come from, by the number of rows in each split."""
         return "custom"
 
     def _guess_columns(
@@ -294,63 +264,6 @@ class TableData(DataModule):
                 what = f"the column that the label of task {task.name} is made from"
                 raise ArgumentError(f"columns: {task.column!r} is {what}, so it must not be an input")
 
-    def _encode(self, sources: Mapping[str, Source], digests: Mapping[str, str]) -> Dataset:
-        assert self.columns is not None
-        request = self._request(sources)
-        frames = {}
-        for name, source in sources.items():
-            with errors_of(source):
-                frames[name] = source.read(request.all_columns(name))
-        positions = request.positions(frames)
-        with errors_of(sources["train"]):
-            schema = self.given_schema or fit_schema(
-                frames["train"], self.columns, self.tasks, self.num_bins, positions["train"]
-            )
-        encoded: dict[str, Batch] = {}
-        for name, frame in frames.items():
-            with errors_of(sources[name]):
-                encoded[name] = encode(frame, schema)
-        index = {split: torch.from_numpy(where) for split, where in positions.items()}
-        splits = {}
-        for split, where in index.items():
-            rows = encoded[self._source_of(split)]
-            splits[split] = rows if len(where) == len(rows.labels) else take(rows, where)
-            if split != "train":
-                origin = self._source_of(split)
-                with errors_of(sources[origin]):
-                    groups = encode_groups(frames[origin], schema.tasks, positions[split])
-                splits[split] = splits[split]._replace(groups=groups)
-        num_rows = {split: len(where) for split, where in index.items()}
-        if needs_statistics(schema):
-            schema = with_target_statistics(schema, [splits["train"]])
-        schema = replace(
-            with_modes(schema, splits["train"].levels),
-            rows=self._origin({name: len(frame) for name, frame in frames.items()}),
-        )
-        return Dataset(replace(schema, files=dict(digests), num_rows=num_rows), splits, index)
-
-
-@contextmanager
-def errors_of(source: Source) -> Iterator[None]:
-    """Begin the message of a UserError with the name of the source, or with the file and the line."""
-    try:
-        yield
-    except RowError as error:
-        raise source.locate(error) from None
-    except UserError as error:
-        named = str(error)
-        is_named = named.startswith((source.name, "data."))
-        raise UserError(named if is_named else f"{source.name}: {named}") from None
-
-
-def _states(sources: Mapping[str, Source]) -> dict[str, FileState]:
-    """The states of all files by name."""
-    files = {name: path for source in sources.values() for name, path in source.files.items()}
-    return dict(zip(files, file_states(list(files.values())), strict=True))
-
-
-datamodule = TableData  # the name in configurations: `_target_: mmoe.data.table.datamodule`
-
 
 def _parse_tasks(
     tasks: Mapping[str, Mapping[str, Any] | None] | None, main_task: str | None, weight: str | None
@@ -367,3 +280,6 @@ def _parse_tasks(
     if weight:
         found = [task if task.weight else replace(task, weight=weight) for task in found]
     return sorted(found, key=lambda task: task.name != main_task) if main_task else found
+
+
+datamodule = TableData  # the name in configurations: `_target_: mmoe.data.table.datamodule`

@@ -1,7 +1,4 @@
-"""What is to be encoded of a table: its files, columns and tasks, and the rules that choose its splits.
-
-N rows.
-"""
+"""What is to be encoded of a table: its files, columns and tasks, and the rules that choose its splits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
