@@ -18,7 +18,7 @@ from conftest import sample_lines
 
 from mmoe.data.batch import Batch
 from mmoe.data.census_files import COLUMNS, NUMERIC
-from mmoe.data.loader import read_ahead
+from mmoe.data.raw_rows import read_ahead
 from mmoe.predict import Chunk, regroup_into_blocks
 from mmoe.run import ROWS_PER_PASS
 

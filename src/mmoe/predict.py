@@ -83,8 +83,7 @@ def predict(
     from tqdm import tqdm
 
     from mmoe.data.data_files import find_files
-    from mmoe.data.loader import read_ahead
-    from mmoe.data.raw_rows import read_rows
+    from mmoe.data.raw_rows import read_ahead, read_rows
     from mmoe.run import compute_outputs, prediction_columns
     from mmoe.training.monitors import run_blank_rows
     from mmoe.training.run_folder import check_not_run_file

@@ -4,26 +4,14 @@ B batch, W ranks.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from typing import Self, TypeVar
+from collections.abc import Iterator
+from typing import Self
 
 import torch
 
 from mmoe.data.batch import Batch, split, take
 
-Part = TypeVar("Part")
 BLOCK = 2**14  # rows that are gathered at a time and then cut into batches
-
-
-def read_ahead(parts: Generator[Part]) -> Generator[Part]:
-    """Yield each part while a thread prepares the next one. The thread ends with the generator."""
-    with closing(parts), ThreadPoolExecutor(1) as thread:
-        upcoming = thread.submit(next, parts, None)
-        while (part := upcoming.result()) is not None:
-            upcoming = thread.submit(next, parts, None)
-            yield part
 
 
 class Loader(ABC):

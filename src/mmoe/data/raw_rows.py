@@ -1,8 +1,10 @@
 """Read the rows that a run predicts: its inputs and any other columns, in chunks."""
 
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -15,6 +17,8 @@ from mmoe.data.data_files import CSV, file_kind
 from mmoe.data.schema import Schema
 from mmoe.data.table_files import check_columns, locate, read_batches
 from mmoe.errors import RowError, UserError
+
+Part = TypeVar("Part")
 
 
 class RowFormat(NamedTuple):
@@ -74,6 +78,15 @@ def read_rows(
                     raise place(error) from None
             yield RawRows(table.to_pandas(types_mapper=pd.ArrowDtype), place)
             start += len(table)
+
+
+def read_ahead(parts: Generator[Part]) -> Generator[Part]:
+    """Yield each part while a thread prepares the next one. The thread ends with the generator."""
+    with closing(parts), ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(next, parts, None)
+        while (part := upcoming.result()) is not None:
+            upcoming = thread.submit(next, parts, None)
+            yield part
 
 
 def _with_numbers(table: pa.Table, schema: Schema, csv: CsvOptions) -> pa.Table:

@@ -38,7 +38,7 @@ class Job:
     """A partition, and what a worker must know of the whole table to process it.
 
     Attributes:
-        number: numbers the partitions of all sources.
+        number: the number of the partition among those of all sources, from 0.
         types: the types of the columns in the whole source.
         total: the rows of the whole source.
         splits: for each row the number of its split in `SPLITS` [N]; None: `filters` decide.
