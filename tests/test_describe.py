@@ -415,6 +415,10 @@ def test_several_files_and_a_test_file(command: Callable):
 
 def test_a_file_without_a_header(command: Callable):
     Path("a.txt").write_text("".join(f"{n * 7 % 50}\t{n % 3}\t{n % 2}\n" for n in range(100)))
+    unnamed = command("describe")("a.txt", "tasks=[like]")
+    assert (unnamed.code, unnamed.err.count("\n")) == (2, 1)
+    assert "a.txt: has no header, so its columns are column_1, column_2, ...; csv.names=" in unnamed.err
+    assert command("describe")("a.txt", "tasks=[column_3]").code == 0
     arguments = [
         "a.txt",
         "csv.names=[user_id,city,like]",
