@@ -348,6 +348,27 @@ def test_the_smallest_loss_comes_first_without_a_mode_of_the_callback(smoke_run:
     assert analysis.sweep_table("sweep")["model.num_experts"].tolist() == [2, 3, 1]
 
 
+def test_methods_are_compared_by_name(smoke_run: Path, command: Callable):
+    models = [
+        {"_target_": "mmoe.models.mmoe.MMoE", "num_experts": 8, "tower_units": [8], "gate_units": []},
+        {"_target_": "mmoe.models.mmoe.MMoE", "num_experts": 8, "tower_units": [16], "gate_units": []},
+        {"_target_": "mmoe.models.shared_bottom.SharedBottom", "bottom_units": [64], "tower_units": [8]},
+    ]
+    for i, model in enumerate(models):
+        shutil.copytree(smoke_run, f"sweep/{i}")
+        content = OmegaConf.create(stored_config.read_plain_config(smoke_run))
+        content.model = model
+        stored_config.write_config(Path(f"sweep/{i}"), stored_config.to_yaml(content))
+    frame = analysis.sweep_runs("sweep")
+    assert frame.attrs["varied"] == ["model", "model.tower_units"]
+    assert frame["model"].tolist() == ["MMoE", "MMoE", "SharedBottom"]
+    assert frame["model.tower_units"].tolist() == ["[8]", "[16]", "[8]"]
+    shutil.rmtree("sweep/1")
+    assert analysis.sweep_runs("sweep").attrs["varied"] == ["model"]
+    assert "SharedBottom" in command("compare")("sweep").out
+    assert "bottom_units" not in Path("sweep/compare.csv").read_text()
+
+
 @pytest.mark.parametrize("monitor", ["train/loss", "val/units/dead", "gradient_norm", None])
 def test_a_sweep_by_a_metric_that_is_not_in_the_results(
     smoke_run: Path, command: Callable, monitor: str | None

@@ -49,7 +49,7 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
         if metrics["monitor"] != monitor:
             other = f"but {finished[0]} by {monitor}"
             raise UserError(f"{path}: chose its epoch by {metrics['monitor']}, {other}")
-    options = [dict(_flatten(config)) for config in configs]
+    options = _with_class_names([dict(_flatten(config)) for config in configs])
     varied = _varied(options) or ["all runs"]
     lines = []
     for path, option, metrics in zip(finished, options, all_metrics, strict=True):
@@ -78,6 +78,27 @@ def _best_mode(config: dict[str, Any]) -> str | None:
     """`max` or `min`: whether the best epoch has the largest or the smallest value of its metric."""
     best = (config["callbacks"] or {}).get("best") or {}
     return best.get("mode") or config.get("monitor_mode")
+
+
+def _with_class_names(options: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where runs differ in the class of a part, such as `model`, let the part's key hold the class's name.
+
+    Keys of the part that only depend on its class are left out.
+    """
+    keys = sorted({key for option in options for key in option if key.endswith("._target_")}, key=len)
+    for key in keys:
+        part = key.removesuffix("._target_")
+        classes = [str(option.get(key, "-")).rpartition(".")[-1] for option in options]
+        if len(set(classes)) == 1:
+            continue
+        for name in {name for option in options for name in option if name.startswith(f"{part}.")}:
+            values = {
+                (own, json.dumps(option.get(name))) for own, option in zip(classes, options, strict=True)
+            }
+            if len(values) == len(set(classes)):
+                options = [{k: v for k, v in option.items() if k != name} for option in options]
+        options = [{part: own, **option} for own, option in zip(classes, options, strict=True)]
+    return options
 
 
 def _varied(options: list[dict[str, Any]]) -> list[str]:
