@@ -135,7 +135,7 @@ def test_a_column_that_is_left_out_may_hold_numbers_with_marks():
 @pytest.mark.parametrize(
     ("name", "data", "remark"),
     [
-        ("x", RANDOM.integers(-1, 50, N), "-1 may mean unknown"),
+        ("x", RANDOM.integers(-1, 50, N), '-1 may mean unknown: then \'csv.missing=["","?",NA,-1]\''),
         ("x", [str(n) for n in range(50)] * 10 + ["n/a"], "numbers and 'n/a'"),
         ("x", [f"0{n}" for n in range(50)] * 10, "integers as text"),
         ("x", [f"1.{n:03},5" for n in range(50)] * 10, "numbers if csv has decimal: ',' and thousands: '.'"),
@@ -154,7 +154,7 @@ def test_a_column_that_is_left_out_may_hold_numbers_with_marks():
             [f"{1 + n % 12}/{1 + n % 12}/2020" for n in range(N)],
             "read with the month first; set day_first",
         ),
-        ("x", RANDOM.integers(2**30, 2**31, N), "beyond 2^24"),
+        ("x", RANDOM.integers(2**30, 2**31, N), "integers more than 2^24 apart"),
         ("x", [1.5, np.inf] * 100, "infinite"),
     ],
 )
@@ -413,11 +413,17 @@ def test_several_files_and_a_test_file(command: Callable):
     assert OmegaConf.load("glob.yaml").train == "data/*.csv"
 
 
+def test_whole_numbers_that_are_a_regression_may_be_counts():
+    values = values_of("visits", pa.array(list(range(15)) * 10))
+    (task,) = guess_tasks(["visits"], {"visits": values})
+    assert (task.kind, task.remarks) == ("regression", ["0 to 14", "kind: count if it counts events"])
+
+
 def test_a_file_without_a_header(command: Callable):
     Path("a.txt").write_text("".join(f"{n * 7 % 50}\t{n % 3}\t{n % 2}\n" for n in range(100)))
     unnamed = command("describe")("a.txt", "tasks=[like]")
     assert (unnamed.code, unnamed.err.count("\n")) == (2, 1)
-    assert "a.txt: has no header, so its columns are column_1, column_2, ...; csv.names=" in unnamed.err
+    assert "a.txt: has no header, so it has no column 'like'; csv.names=[...] names" in unnamed.err
     assert command("describe")("a.txt", "tasks=[column_3]").code == 0
     arguments = [
         "a.txt",

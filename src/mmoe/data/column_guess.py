@@ -221,11 +221,12 @@ def _guess_number(found: Guess) -> None:
         if num_levels > FEW_CODES:
             found.remarks.append("small integers, taken as codes")
     if low == -1 and is_code_like and num_levels > 2 and (numbers >= 0).sum() == num_levels - 1:
-        found.remarks.append("-1 may mean unknown: then add it to csv.missing")
+        found.remarks.append('-1 may mean unknown: then \'csv.missing=["","?",NA,-1]\'')
     if names_weight(name) and low >= 0:
         found.remarks.append("the weight of a row? then set weight")
-    if np.abs(numbers).max() > 2**24 and found.kind == "numeric" and values.is_whole:
-        found.remarks.append("integers beyond 2^24 are rounded to float32")
+    # Large numbers are stored as differences from the smallest one.
+    if high - low > 2**24 and found.kind == "numeric" and values.is_whole:
+        found.remarks.append("integers more than 2^24 apart are rounded to float32")
 
 
 def _is_compact_date(numbers: np.ndarray) -> bool:

@@ -97,7 +97,10 @@ def _guess_kind(name: str, values: ColumnValues) -> TaskGuess:
         limit = MAX_CLASSES_WITH_GAPS if high - low >= 2 * count else MAX_CLASSES
         if count <= limit:
             return TaskGuess(name, values, "multiclass", {}, [f"{count} classes, {low:g} to {high:g}"])
-    return TaskGuess(name, values, "regression", {}, [f"{low:g} to {high:g}"])
+    task = TaskGuess(name, values, "regression", {}, [f"{low:g} to {high:g}"])
+    if values.is_whole and low >= 0 and count <= MAX_COUNTS:
+        task.remarks.append("kind: count if it counts events")
+    return task
 
 
 def _positive_level(values: ColumnValues) -> str:
