@@ -58,7 +58,7 @@ def measure(bench: Any, folder: Path) -> dict[str, Any]:
     wanted |= {f"best of {name} ({value:.4f})": value for name, value in peers.items()}
     lines = []
     for name, runs in found.items():
-        line: dict[str, Any] = {"program": name, "best AUROC": f"{best[name]:.4f}"}
+        line: dict[str, Any] = {"program": name, "AUROC reached in every round": f"{best[name]:.4f}"}
         for title, auroc in wanted.items():
             line[f"seconds to {title}"] = seconds_to(auroc, runs)
         lines.append(line)
@@ -66,7 +66,7 @@ def measure(bench: Any, folder: Path) -> dict[str, Any]:
 
 
 def seconds_to(wanted: float, runs: Sequence[Validations]) -> float | str:
-    """The median over runs of the seconds until a validation AUROC of at least `wanted`; -: never reached."""
+    """The median over runs of the seconds until a validation AUROC of at least `wanted`; -: not reached in most runs."""
     first = [next((seconds for seconds, auroc in run if auroc >= wanted), float("inf")) for run in runs]
     median = statistics.median(first)
     return median if median < float("inf") else "-"

@@ -414,7 +414,7 @@ def test_several_files_and_a_test_file(command: Callable):
 
 
 def test_whole_numbers_that_are_a_regression_may_be_counts():
-    values = values_of("visits", pa.array(list(range(15)) * 10))
+    values = values_of("visits", pa.chunked_array([list(range(15)) * 10]))
     (task,) = guess_tasks(["visits"], {"visits": values})
     assert (task.kind, task.remarks) == ("regression", ["0 to 14", "kind: count if it counts events"])
 

@@ -37,6 +37,15 @@ def test_the_numbers_by_hand():
     assert found.describe_collapse(TASKS) == "the gate of one gives expert 0 97% of its weight"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_of_zero_count_as_nothing(dtype: torch.dtype):
+    statistics = GateStatistics()
+    statistics.update(torch.tensor([[[1.0, 0.0], [0.5, 0.5]]], dtype=dtype))
+    found = statistics.summary()
+    assert found.entropy.tolist() == pytest.approx([0.0, math.log(2)], rel=1e-2)
+    assert found.similarity[0, 1].item() == pytest.approx(math.sqrt(0.5), rel=1e-2)
+
+
 def test_each_replica_has_its_own_statistics():
     statistics = GateStatistics()
     statistics.update(torch.stack([torch.full_like(GATES, 1 / 3), GATES]))

@@ -78,7 +78,8 @@ def test_launchers(launcher: str):
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2, done.stderr
     assert "failed jobs: 1\n  sweep/1 (" in done.stderr
-    assert "model.num_experts=0: must be an integer of at least 1" in done.stderr
+    assert "): model.num_experts=0: must be an integer of at least 1" in done.stderr
+    assert "Traceback" not in done.stderr
     assert Path("sweep/0/metrics.json").is_file()
 
 

@@ -38,6 +38,26 @@ def spaces():
         return compose("tune", return_hydra_config=False).space
 
 
+def test_settings_of_the_command_line_are_not_searched_but_kept(command, train):
+    given = ["gate_temperature=2", "trainer.max_epochs=1", "+trainer.limit_train_batches=2", "trainer=cpu",
+             "data.source=sample", "objective.task_weights={marital: 0.5}"]  # fmt: skip
+    done = command("tune")("experiment=smoke", "model=mmoe", *given, "trials=1", "folder=tune")
+    assert done.code == 0, done.err
+    assert "trainer.max_epochs" not in OmegaConf.to_yaml(
+        OmegaConf.create(storage().get_all_trials(0)[0].params)
+    )
+    (path,) = Path("tune/experiment").iterdir()
+    again = train("--config-dir", "tune", f"experiment={path.stem}", "logger=none", "hydra.run.dir=run")
+    assert again.code == 0, again.err
+    trained = OmegaConf.load("run/config.yaml")
+    assert (trained.gate_temperature, trained.trainer.max_epochs, trained.trainer.limit_train_batches) == (
+        2,
+        1,
+        2,
+    )
+    assert trained.objective.task_weights == {"marital": 0.5}
+
+
 @pytest.mark.slow
 def test_a_search_is_resumed_and_its_result_trains(train):
     done = tune("model=shared_bottom", "trials=1")
@@ -66,6 +86,7 @@ def test_a_search_is_resumed_and_its_result_trains(train):
     for wrong in (
         ["model=single_task"],
         ["model=shared_bottom", "features=paddlerec"],
+        ["model=shared_bottom", "learner.optimizer.weight_decay=0.01"],
         ["model=shared_bottom", "space.shared_bottom={model.tower_units: {low: 4, high: 8, width: true}}"],
     ):
         done = tune(*wrong, "trials=4")

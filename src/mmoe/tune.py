@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from mmoe import CONF_DIR
 from mmoe.atomic import write_text
 from mmoe.cli.command import command
 from mmoe.errors import UserError, check_integers, check_probabilities, check_replicas
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 # Config groups that identify a study.
 GROUPS = ("data", "features", "inputs", "model", "balance", "experiment")
+# Settings of a training, and those of them that may differ between the processes of a study.
+SETTINGS = (
+    "data", "inputs", "model", "objective", "learner", "trainer", "balance", "activation", "gate_temperature",
+    "monitor", "monitor_mode", "threads",
+)  # fmt: skip
+OF_THIS_MACHINE = ("data.dir", "data.cache_dir", "threads")
 DIRECTIONS = {"max": "maximize", "min": "minimize"}
 Space = Mapping[str, Mapping[str, Any]]
 
@@ -42,7 +49,8 @@ def main(config: DictConfig) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     check_options(config)
     choices = {group: HydraConfig.get().runtime.choices[group] for group in GROUPS}
-    space = space_of(config.space, choices["model"])
+    given = given_settings(config)
+    space = {key: own for key, own in space_of(config.space, choices["model"]).items() if key not in given}
     data = build(config, "data")
     # If these are wrong, every trial would fail.
     config = with_monitor(config, data.schema)
@@ -69,15 +77,28 @@ def main(config: DictConfig) -> None:
         except Diverged as error:  # a pruned trial counts as one of config.trials
             raise TrialPruned(str(error)) from None
 
-    study_identity = {"space": space, "rows": dict(data.schema.files), "choices": choices}
+    settings = {key: value for key, value in given.items() if key not in OF_THIS_MACHINE}
+    study_identity = {
+        "space": space, "rows": dict(data.schema.files), "choices": choices, "settings": settings,
+    }  # fmt: skip
     direction = DIRECTIONS[config.monitor_mode]
     study = open_study(
         Path(config.folder), config.sampler, config.prune, config.seed, direction, study_identity
     )
     run_trials(study, objective, config.trials)
-    path = write_experiment(Path(config.folder), study, space, choices)
+    path = write_experiment(Path(config.folder), study, space, choices, given)
     print(f"best {config.monitor}: {study.best_value:.4f} of {count_ended(study)} trials")
     print(f"train it: python -m mmoe.train --config-dir {path.parents[1]} experiment={path.stem}")
+
+
+def given_settings(config: DictConfig) -> dict[str, Any]:
+    """The settings of a training that the command line gives, by config key.
+
+    They are not searched, and the experiment that the search writes has them.
+    """
+    keys = (override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task)
+    own = [key for key in keys if key.split(".")[0] in SETTINGS and not (CONF_DIR / key).is_dir()]
+    return {key: OmegaConf.to_container(OmegaConf.create([OmegaConf.select(config, key)]))[0] for key in own}  # type: ignore[index]
 
 
 def check_options(config: DictConfig) -> None:
@@ -173,11 +194,16 @@ def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
     return changed
 
 
-def write_experiment(folder: Path, study: "Study", space: Space, choices: Mapping[str, str]) -> Path:
-    """Write the best trial as `folder`/experiment/NAME.yaml, for `--config-dir` and `experiment=`."""
+def write_experiment(
+    folder: Path, study: "Study", space: Space, choices: Mapping[str, str], given: Mapping[str, Any]
+) -> Path:
+    """Write the best trial as `folder`/experiment/NAME.yaml, for `--config-dir` and `experiment=`.
+
+    It has the settings that were `given` as well.
+    """
     from mmoe.training.optuna_study import count_ended
 
-    overrides = with_values(OmegaConf.create({}), widths_as_lists(study.best_params, space))
+    overrides = with_values(OmegaConf.create({}), {**given, **widths_as_lists(study.best_params, space)})
     groups = [{f"override /{group}": choices[group]} for group in GROUPS if group != "experiment"]
     head = OmegaConf.to_yaml(OmegaConf.create({"defaults": [choices["experiment"], *groups, "_self_"]}))
     path = folder / "experiment" / f"tuned_{choices['data']}_{choices['model']}.yaml"

@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from hydra.errors import CompactHydraException, MissingConfigException
@@ -31,7 +30,8 @@ from mmoe.errors import (
 )  # fmt: skip
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable; 1: Hydra raises errors and does not print them
-RAISES = ContextVar("RAISES", default=False)  # whether `composition_errors_on_one_line` has set it
+OWN_MARK = "MMOE_COMPOSES"  # environment variable; set: FULL_ERROR is set by us and not by the user
+RAISED_FOR_US = {FULL_ERROR: "1", OWN_MARK: "1"}
 
 
 @contextmanager
@@ -94,38 +94,36 @@ def composition_errors_on_one_line() -> Iterator[None]:
     if os.environ.get(FULL_ERROR) == "1":
         yield
         return
-    _set_raises(True)
+    os.environ |= RAISED_FOR_US
     try:
         yield
     except CompactHydraException as error:
         exit_with(USER_ERROR, _composition_message(error))
     finally:
-        _set_raises(False)
+        for name in RAISED_FOR_US:
+            os.environ.pop(name, None)
 
 
 @contextmanager
 def printed_by_hydra() -> Iterator[None]:
-    """Run a job so that Hydra prints the short traceback of a bug, as without the context above."""
-    raises = RAISES.get()
-    _set_raises(False)
+    """Run a job so that Hydra prints the short traceback of a bug, as without the context above.
+
+    The job may run in a process that a launcher of Hydra has started, with the same environment.
+    """
+    if OWN_MARK not in os.environ:
+        yield
+        return
+    for name in RAISED_FOR_US:
+        os.environ.pop(name, None)
     yield
-    _set_raises(raises)  # the next job of a sweep; after a bug, Hydra prints first
-
-
-def _set_raises(raises: bool) -> None:
-    """Whether Hydra raises its errors because of us, and not because the user wants tracebacks."""
-    if raises:
-        os.environ[FULL_ERROR] = "1"
-    elif RAISES.get():
-        os.environ.pop(FULL_ERROR, None)
-    RAISES.set(raises)
+    os.environ |= RAISED_FOR_US  # for the next job of a sweep; after a bug, Hydra prints first
 
 
 def _composition_message(error: CompactHydraException) -> str:
     cause = error.__cause__
-    lines = [line.strip() for line in str(error).partition("Config search path")[0].splitlines()]
-    if isinstance(error, MissingConfigException) and error.options:
-        return f"{lines[0]}; there are {', '.join(error.options)}"
+    lines = [line.strip() for line in str(error).splitlines()]
+    if isinstance(error, MissingConfigException):
+        return lines[0] + (f"; there are {', '.join(error.options)}" if error.options else "")
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
         hint = did_you_mean(str(cause.key), list(map(str, cause.parent_node)))
         return f"{cause.full_key}: no such setting (+{cause.full_key}=... would add it){hint}"

@@ -55,8 +55,8 @@ def fit_schema(
         if count > 1:
             raise UserError(f"columns: must have different names; {count} have the name {name!r}")
     if not isinstance(columns, Mapping):
-        levels = [name for name in columns if is_categorical(column_of(frame, name))]
-        columns = {name: ColumnOptions("categorical" if name in levels else "numeric") for name in columns}
+        kinds = {True: "categorical", False: "numeric"}
+        columns = {name: ColumnOptions(kinds[is_categorical(column_of(frame, name))]) for name in columns}
     jobs: list[Callable[[], Categorical | Numeric]] = []
     formats = date_formats(frame, columns, rows)
     for column, options in unfitted(columns, formats):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 POLARISED = 0.9  # a row is polarised if its largest gate weight is above this
-SMALLEST = 1e-30  # smaller gate weights are raised to this before the logarithm
 COLLAPSED = 0.9  # a gate has collapsed if its mean weight for one expert is above this
 
 
@@ -72,11 +71,12 @@ class GateStatistics:
         """Add the gate weights of a batch, [B, T, E]."""
         gates = gates.movedim(-3, -1).contiguous()  # [T, E, B]; a CPU is faster along rows than along experts
         # `nn.functional.normalize` is slow along a dimension that is not the last one.
-        length = gates.square().sum(-2, keepdim=True).clamp_min(SMALLEST).sqrt()  # [T, 1, B]
+        smallest = torch.finfo(gates.dtype).tiny
+        length = gates.square().sum(-2, keepdim=True).clamp_min(smallest).sqrt()  # [T, 1, B]
         unit = (gates / length).double().flatten(-2)  # [T, E * B]
         sums = (
             gates.sum(-1, dtype=torch.float64),
-            -(gates * gates.clamp_min(SMALLEST).log()).sum((-2, -1), dtype=torch.float64),
+            (gates * -gates.clamp_min(smallest).log()).sum((-2, -1), dtype=torch.float64),
             (gates.amax(-2) > POLARISED).sum(-1).double(),
             unit @ unit.mT,
         )
