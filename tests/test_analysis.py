@@ -348,6 +348,21 @@ def test_the_smallest_loss_comes_first_without_a_mode_of_the_callback(smoke_run:
     assert analysis.sweep_table("sweep")["model.num_experts"].tolist() == [2, 3, 1]
 
 
+def test_a_wrong_column_gets_a_hint(known: Path):
+    with pytest.raises(UserError, match=r"column=Sex: must be a column .*; did you mean sex\?$"):
+        analysis.gate_weights_by(known, "Sex")
+
+
+def test_a_sweep_with_one_seed_shows_no_intervals(smoke_run: Path):
+    for i, experts in enumerate((2, 4)):
+        shutil.copytree(smoke_run, f"sweep/{i}")
+        content = OmegaConf.create(stored_config.read_plain_config(smoke_run))
+        content.model.num_experts = experts
+        stored_config.write_config(Path(f"sweep/{i}"), stored_config.to_yaml(content))
+    (legend, *_) = [axes.get_legend() for axes in analysis.plot_sweep("sweep").axes]
+    assert [text.get_text() for text in legend.get_texts()] == ["one seed"]
+
+
 def test_methods_are_compared_by_name(smoke_run: Path, command: Callable):
     models = [
         {"_target_": "mmoe.models.mmoe.MMoE", "num_experts": 8, "tower_units": [8], "gate_units": []},

@@ -413,6 +413,11 @@ def test_several_files_and_a_test_file(command: Callable):
     assert OmegaConf.load("glob.yaml").train == "data/*.csv"
 
 
+def test_blank_text_is_missing_as_in_training():
+    tags = kind_of("tags", ["", " ", *(f"{a}|{b}|{c}" for a in "abcde" for b in "fghij" for c in "klm")] * 4)
+    assert (tags.kind, tags.values.num_missing) == ("multi", 8)
+
+
 def test_whole_numbers_that_are_a_regression_may_be_counts():
     values = values_of("visits", pa.chunked_array([list(range(15)) * 10]))
     (task,) = guess_tasks(["visits"], {"visits": values})

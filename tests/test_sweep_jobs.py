@@ -62,6 +62,17 @@ def test_a_bug_in_a_job_prints_a_traceback_and_the_others_run(
     assert Path("sweep/1/metrics.json").is_file()
 
 
+def test_a_sweep_ends_with_its_folder_and_is_no_run(train: Callable, command: Callable):
+    done = train("-m", *QUICK, "seed=0")
+    assert done.out.endswith("sweep folder: sweep; python -m mmoe.compare sweep compares its runs\n")
+    resumed = train("resume=sweep")
+    assert (resumed.code, resumed.err.count("\n")) == (2, 1)
+    assert "resume=sweep: holds a sweep; name one of its runs" in resumed.err
+    evaluated = command("evaluate")("run=sweep")
+    assert (evaluated.code, evaluated.err.count("\n")) == (2, 1)
+    assert evaluated.err.endswith("is sweep a sweep? Then name one of its runs\n")
+
+
 def test_another_sweep_in_the_same_folder_is_refused(train: Callable):
     assert train("-m", *QUICK, "seed=0").code == 0
     result = train("-m", *QUICK, "seed=1")

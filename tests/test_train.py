@@ -584,6 +584,7 @@ def test_the_label_of_the_second_group_is_no_input(train: Train):
         ("experiment=[smoke,nothing]", "In 'train': Could not load 'experiment/nothing'."),
         ("~modle", "Could not delete from config. 'modle' does not exist."),
         ("--config-dir=nowhere", "Additional config directory '"),
+        ("--experiment", "--experiment: groups have no dashes; write experiment=..."),
     ],
 )
 @pytest.mark.parametrize("is_sweep", [False, True])

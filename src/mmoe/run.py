@@ -24,7 +24,7 @@ from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule, in_memory, labels_of
 from mmoe.data.encode import decode, encode
 from mmoe.data.schema import Schema
-from mmoe.errors import UserError, check_integers, check_seeds
+from mmoe.errors import UserError, check_integers, check_seeds, did_you_mean
 from mmoe.intervals import bootstrap_intervals, sampled_intervals
 from mmoe.models.network import Output
 from mmoe.tasks import gate_column, logit_columns, predictions_of, with_groups
@@ -64,6 +64,9 @@ class Run:
         self.schema = run_folder.read_schema(folder)
         self._networks: dict[tuple[str, int | None], nn.Module] = {}
         self._outputs: dict[tuple[str, str, int | None], Output] = {}
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
 
     def preload(self, data: Any, learner: Any, test: Output | None) -> None:
         """Keep what a training has in memory, so that it is not read or computed again.
@@ -188,7 +191,10 @@ class Run:
         raw = getattr(self.data, "raw_column", None)
         values: pd.Series | None = raw(name, split) if raw else None
         if values is None:
-            raise UserError(f"column={name}: must be a column of the run's rows, such as {', '.join(inputs)}")
+            rule = (
+                f"must be a column of the run's rows, such as {', '.join(inputs)}{did_you_mean(name, inputs)}"
+            )
+            raise UserError(f"column={name}: {rule}")
         return values
 
     def predict(

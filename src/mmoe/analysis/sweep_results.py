@@ -158,6 +158,7 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
     others = [name for name in varied if name != key]
     lines = list(frame.groupby(others, sort=False)) if others else [((), frame)]
     tasks = frame.attrs["tasks"]
+    has_intervals = len(frame) > len(frame.drop_duplicates(varied))  # some line has two seeds
     figure, all_axes = panels(len(tasks), width=3.9 * len(tasks), height=3.3)
     for axes, (task, metric) in zip(all_axes, tasks.items(), strict=True):
         for style, (setting, part) in enumerate(lines):
@@ -171,8 +172,9 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
             axes.errorbar(
                 list(groups), [group.mean() for group in groups.values()],
                 [half_interval(group) if len(group) > 1 else 0.0 for group in groups.values()],
-                linestyle=LINES[style % 4], marker=MARKERS[style % 4], color=colour, ms=4, capsize=4,
-                label=name or "mean, 95 % interval",
+                linestyle=LINES[style % 4], marker=MARKERS[style % 4], color=colour, ms=4,
+                capsize=4 * has_intervals,
+                label=name or ("mean, 95 % interval" if has_intervals else "one seed"),
             )  # fmt: skip
         rotation = 30 if any(len(str(value)) > 6 for value in values) else 0
         axes.set_xticks(range(len(values)), [str(value) for value in values], rotation=rotation)

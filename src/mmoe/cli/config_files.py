@@ -18,6 +18,11 @@ def check_config_files(arguments: Sequence[str]) -> None:
 
     The files that its defaults name are checked as well. Hydra would end with a traceback.
     """
+    groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
+    for argument in arguments:
+        group = argument.removeprefix("--").partition("=")[0]
+        if argument.startswith("--") and group in groups:  # Hydra takes --experiment for another option
+            raise UserError(f"{argument}: groups have no dashes; write {group}=...")
     folders = [CONF_DIR]
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         option, _, value = argument.partition("=")

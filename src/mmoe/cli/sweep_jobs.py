@@ -94,6 +94,7 @@ class FailedJobs(Callback):
         notes = {path: path.read_text("utf-8") for path in sorted(folder.rglob(ERROR))} | UNWRITTEN
         UNWRITTEN.clear()
         if not notes:
+            print(f"sweep folder: {folder}; python -m mmoe.compare {folder} compares its runs")
             return
         print(f"failed jobs: {len(notes)}", file=sys.stderr)
         for note, text in notes.items():

@@ -102,11 +102,13 @@ def values_of(name: str, column: pa.ChunkedArray) -> ColumnValues:
         encoded = encoded.chunk(0) if encoded.num_chunks else pa.array([], encoded.type)
     codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
     distinct = encoded.dictionary
-    is_float = pa.types.is_floating(kind)
-    if is_float or distinct.null_count:  # NaN in Parquet is a missing value
+    is_float, is_text = pa.types.is_floating(kind), pa.types.is_string(kind)
+    if is_float or is_text or distinct.null_count:  # NaN and blank text in Parquet are missing values
         valid = pc.is_valid(distinct)
         if is_float:
             valid = pc.fill_null(pc.invert(pc.is_nan(distinct)), False)
+        elif is_text:
+            valid = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(distinct), ""), False)
         codes, distinct = _keep(codes, distinct, valid.to_numpy(zero_copy_only=False))
     used = np.bincount(codes[codes >= 0], minlength=len(distinct)) > 0
     if not used.all():  # a dictionary may hold values that no row has

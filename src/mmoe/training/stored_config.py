@@ -75,7 +75,10 @@ def read_plain_config(folder: Path) -> dict[str, Any]:
         UserError: the file is missing or damaged, or holds an interpolation.
     """
     path = folder / "config.yaml"
-    text = read_text(path, f"; is {folder} a run folder?")
+    is_sweep = any(folder.glob("*/config.yaml"))
+    text = read_text(
+        path, f"; is {folder} a {'sweep? Then name one of its runs' if is_sweep else 'run folder?'}"
+    )
     if not _is_complete(text):
         raise UserError(f"{path}: damaged (its last line must be {END!r})")
     try:
