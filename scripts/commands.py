@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -32,3 +32,8 @@ def train_once(folder: Path, *arguments: str, env: Mapping[str, str] | None = No
     if not has_ended(folder):
         shutil.rmtree(folder, ignore_errors=True)
         run_command("train", *arguments, "logger=none", f"hydra.run.dir={folder}", env=env)
+
+
+def repeatable(overrides: Sequence[str]) -> list[str]:
+    """Overrides for a tuned experiment, which may already have their keys: `+key` becomes `++key`."""
+    return [f"+{one}" if one.startswith("+") and not one.startswith("++") else one for one in overrides]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from commands import run_command, train_once
+from commands import repeatable, run_command, train_once
 from matplotlib.figure import Figure
 from options import parse, some_of, stop
 from tables import table
@@ -86,7 +86,7 @@ def results(
     search = [override for override in overrides if override.startswith("hydra.")]
     train_once(
         folder / "run", "--config-dir", str(study), f"experiment={tuned.stem}", *search,
-        *values_of(overrides), f"replicas={options['seeds']}", "figures=false",
+        *repeatable(values_of(overrides)), f"replicas={options['seeds']}", "figures=false",
     )  # fmt: skip
     metrics, schema = read_metrics(folder / "run"), read_schema(folder / "run")
     larger_is_better = validation_metrics(schema.tasks)

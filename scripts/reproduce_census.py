@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from commands import compose_config, run_command, train_once
+from commands import compose_config, repeatable, run_command, train_once
 from finished import check_settings
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
@@ -95,7 +95,11 @@ def main() -> None:
         for method in methods:
             print(f"{method}: runs {first} to {first + chunk - 1}", flush=True)
             study = root / "tune" / method
-            given = [f"experiment={tuned_experiment(study).stem}", *overrides[1:], f"seed={first}"]
+            given = [
+                f"experiment={tuned_experiment(study).stem}",
+                *repeatable(overrides[1:]),
+                f"seed={first}",
+            ]
             given += [f"replicas={chunk}", "figures=false"]
             if is_matched and method != "mmoe":
                 given.append(matched_width(root, study, given))
@@ -122,7 +126,9 @@ def matched_width(root: Path, study: Path, overrides: Sequence[str]) -> str:
 
     def config_of(folder: Path, *given: str) -> DictConfig:
         search = f"hydra.searchpath=[{folder.absolute()}]"
-        return compose_config(search, f"experiment={tuned_experiment(folder).stem}", *overrides[1:], *given)
+        return compose_config(
+            search, f"experiment={tuned_experiment(folder).stem}", *repeatable(overrides[1:]), *given
+        )
 
     def num_parameters(config: DictConfig) -> int:
         return sum(p.numel() for p in build_network(config, schema).parameters())

@@ -66,7 +66,7 @@ def measure(bench: Any, folder: Path) -> dict[str, Any]:
 
 
 def seconds_to(wanted: float, runs: Sequence[Validations]) -> float | str:
-    """The median over runs of the seconds until a validation AUROC of at least `wanted`; -: not reached in most runs."""
+    """The median over runs of the seconds to an AUROC of at least `wanted`; -: not reached in most runs."""
     first = [next((seconds for seconds, auroc in run if auroc >= wanted), float("inf")) for run in runs]
     median = statistics.median(first)
     return median if median < float("inf") else "-"

@@ -73,7 +73,7 @@ def test_a_search_is_resumed_and_its_result_trains(train):
     best = optuna_study.optuna.load_study(study_name="tune", storage=storage()).best_params
     (path,) = Path("tune/experiment").iterdir()
     assert str(path.stem) in done.stdout
-    quick = ["trainer.max_epochs=1", "+trainer.limit_train_batches=2", "logger=none", "hydra.run.dir=run"]
+    quick = ["trainer.max_epochs=1", "logger=none", "hydra.run.dir=run"]
     again = train("--config-dir", "tune", f"experiment={path.stem}", *quick)
     assert again.code == 0, again.err
     trained = OmegaConf.load("run/config.yaml")
