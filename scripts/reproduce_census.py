@@ -95,12 +95,8 @@ def main() -> None:
         for method in methods:
             print(f"{method}: runs {first} to {first + chunk - 1}", flush=True)
             study = root / "tune" / method
-            given = [
-                f"experiment={tuned_experiment(study).stem}",
-                *repeatable(overrides[1:]),
-                f"seed={first}",
-            ]
-            given += [f"replicas={chunk}", "figures=false"]
+            given = [f"experiment={tuned_experiment(study).stem}", *repeatable(overrides[1:])]
+            given += [f"seed={first}", f"replicas={chunk}", "figures=false"]
             if is_matched and method != "mmoe":
                 given.append(matched_width(root, study, given))
             train_once(root / options["budget"] / method / f"seed{first}", "--config-dir", str(study), *given)

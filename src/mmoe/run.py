@@ -191,10 +191,8 @@ class Run:
         raw = getattr(self.data, "raw_column", None)
         values: pd.Series | None = raw(name, split) if raw else None
         if values is None:
-            rule = (
-                f"must be a column of the run's rows, such as {', '.join(inputs)}{did_you_mean(name, inputs)}"
-            )
-            raise UserError(f"column={name}: {rule}")
+            rule = f"must be a column of the run's rows, such as {', '.join(inputs)}"
+            raise UserError(f"column={name}: {rule}{did_you_mean(name, inputs)}")
         return values
 
     def predict(

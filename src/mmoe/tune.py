@@ -78,13 +78,9 @@ def main(config: DictConfig) -> None:
             raise TrialPruned(str(error)) from None
 
     settings = {key: value for key, value in given.items() if key not in OF_THIS_MACHINE}
-    study_identity = {
-        "space": space, "rows": dict(data.schema.files), "choices": choices, "settings": settings,
-    }  # fmt: skip
+    identity = {"space": space, "rows": dict(data.schema.files), "choices": choices, "settings": settings}
     direction = DIRECTIONS[config.monitor_mode]
-    study = open_study(
-        Path(config.folder), config.sampler, config.prune, config.seed, direction, study_identity
-    )
+    study = open_study(Path(config.folder), config.sampler, config.prune, config.seed, direction, identity)
     run_trials(study, objective, config.trials)
     path = write_experiment(Path(config.folder), study, space, choices, given)
     print(f"best {config.monitor}: {study.best_value:.4f} of {count_ended(study)} trials")
@@ -98,7 +94,8 @@ def given_settings(config: DictConfig) -> dict[str, Any]:
     """
     keys = (override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task)
     own = [key for key in keys if key.split(".")[0] in SETTINGS and not (CONF_DIR / key).is_dir()]
-    return {key: OmegaConf.to_container(OmegaConf.create([OmegaConf.select(config, key)]))[0] for key in own}  # type: ignore[index]
+    values = {key: OmegaConf.select(config, key) for key in own}
+    return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in values.items()}
 
 
 def check_options(config: DictConfig) -> None:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmoe import CONF_DIR
 from mmoe.atomic import remove_if_empty
-from mmoe.cli.config_files import check_config_files
+from mmoe.cli.config_files import check_config_files, check_groups
 from mmoe.cli.exits import (
     composition_errors_on_one_line,
     disk_message,
@@ -77,6 +77,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         @wraps(main)
         def check_and_run() -> None:
             with errors_on_one_line():
+                check_groups(sys.argv[1:])
                 check_config_files(sys.argv[1:])
             with composition_errors_on_one_line():
                 compose(run)()

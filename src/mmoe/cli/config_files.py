@@ -1,4 +1,4 @@
-"""Check the configuration files that a command line names."""
+"""Check the config groups and the configuration files that a command line names."""
 
 import os
 from collections.abc import Sequence
@@ -13,16 +13,23 @@ from mmoe import CONF_DIR
 from mmoe.errors import UserError, first_line
 
 
+def check_groups(arguments: Sequence[str]) -> None:
+    """Raise UserError if a config group is written as an option, as `--experiment=census`.
+
+    Hydra would take `--experiment` for an option of its own, and end with a traceback.
+    """
+    groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
+    for argument in arguments:
+        group = argument.removeprefix("--").partition("=")[0]
+        if argument.startswith("--") and group in groups:
+            raise UserError(f"{argument}: groups have no dashes; write {group}=...")
+
+
 def check_config_files(arguments: Sequence[str]) -> None:
     """Raise UserError if a file that the command line names, as by `data=mine`, is not valid YAML.
 
     The files that its defaults name are checked as well. Hydra would end with a traceback.
     """
-    groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
-    for argument in arguments:
-        group = argument.removeprefix("--").partition("=")[0]
-        if argument.startswith("--") and group in groups:  # Hydra takes --experiment for another option
-            raise UserError(f"{argument}: groups have no dashes; write {group}=...")
     folders = [CONF_DIR]
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         option, _, value = argument.partition("=")

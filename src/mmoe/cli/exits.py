@@ -100,8 +100,7 @@ def composition_errors_on_one_line() -> Iterator[None]:
     except CompactHydraException as error:
         exit_with(USER_ERROR, _composition_message(error))
     finally:
-        for name in RAISED_FOR_US:
-            os.environ.pop(name, None)
+        _stop_raising()
 
 
 @contextmanager
@@ -113,10 +112,14 @@ def printed_by_hydra() -> Iterator[None]:
     if OWN_MARK not in os.environ:
         yield
         return
-    for name in RAISED_FOR_US:
-        os.environ.pop(name, None)
+    _stop_raising()
     yield
     os.environ |= RAISED_FOR_US  # for the next job of a sweep; after a bug, Hydra prints first
+
+
+def _stop_raising() -> None:
+    for name in RAISED_FOR_US:
+        os.environ.pop(name, None)
 
 
 def _composition_message(error: CompactHydraException) -> str:

@@ -61,9 +61,11 @@ def resume(run: Path, hydra_folder: Path, overrides: list[str], given: DictConfi
     if others:
         rule = f"continues with the run's own configuration; leave out {', '.join(others)}"
         raise UserError(f"resume={run}: {rule}")
-    if any(run.glob("*/config.yaml")) and not (run / "config.yaml").exists():
-        raise UserError(f"resume={run}: holds a sweep; name one of its runs, or repeat the sweep's command")
     if run.is_dir() and not (run / "config.yaml").exists():
+        if stored_config.holds_runs(run):
+            raise UserError(
+                f"resume={run}: holds a sweep; name one of its runs, or repeat the sweep's command"
+            )
         rule = "holds no run; if it was stopped before its first step, such as while it encoded rows"
         raise UserError(f"resume={run}: {rule}, repeat the command that started it")
     config = stored_config.read_config(run)

@@ -68,6 +68,11 @@ def read_config(folder: Path) -> DictConfig:
     return read
 
 
+def holds_runs(folder: Path) -> bool:
+    """Whether there are run folders in a folder, as in that of a sweep."""
+    return any(folder.glob("*/config.yaml"))
+
+
 def read_plain_config(folder: Path) -> dict[str, Any]:
     """Read config.yaml as plain dicts and lists.
 
@@ -75,10 +80,8 @@ def read_plain_config(folder: Path) -> dict[str, Any]:
         UserError: the file is missing or damaged, or holds an interpolation.
     """
     path = folder / "config.yaml"
-    is_sweep = any(folder.glob("*/config.yaml"))
-    text = read_text(
-        path, f"; is {folder} a {'sweep? Then name one of its runs' if is_sweep else 'run folder?'}"
-    )
+    question = "sweep? Then name one of its runs" if holds_runs(folder) else "run folder?"
+    text = read_text(path, f"; is {folder} a {question}")
     if not _is_complete(text):
         raise UserError(f"{path}: damaged (its last line must be {END!r})")
     try:

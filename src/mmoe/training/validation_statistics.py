@@ -115,8 +115,10 @@ def dead_units(network: nn.Module, rows: Batch) -> dict[str, Tensor]:
             hooks.append(module.register_forward_hook(record))
     try:
         if hooks:
-            # A custom network may take only levels and numbers.
-            network(rows.levels, rows.numbers, *(() if rows.sparse is None else (rows.sparse,)))
+            if rows.sparse is None:  # a custom network may take only levels and numbers
+                network(rows.levels, rows.numbers)
+            else:
+                network(rows.levels, rows.numbers, rows.sparse)
     finally:
         for hook in hooks:
             hook.remove()
