@@ -40,13 +40,17 @@ def spaces():
 
 def test_settings_of_the_command_line_are_not_searched_but_kept(command, train):
     given = ["gate_temperature=2", "trainer.max_epochs=1", "+trainer.limit_train_batches=2", "trainer=cpu",
-             "data.source=sample", "objective.task_weights={marital: 0.5}"]  # fmt: skip
+             "data.source=sample", "objective.task_weights={marital: 0.5}", "threads=1"]  # fmt: skip
     done = command("tune")("experiment=smoke", "model=mmoe", *given, "trials=1", "folder=tune")
     assert done.code == 0, done.err
     assert "trainer.max_epochs" not in OmegaConf.to_yaml(
         OmegaConf.create(storage().get_all_trials(0)[0].params)
     )
     (path,) = Path("tune/experiment").iterdir()
+    assert "threads" not in path.read_text()
+    assert done.out.endswith(
+        f"train it: python -m mmoe.train --config-dir tune experiment={path.stem} threads='1'\n"
+    )
     again = train("--config-dir", "tune", f"experiment={path.stem}", "logger=none", "hydra.run.dir=run")
     assert again.code == 0, again.err
     trained = OmegaConf.load("run/config.yaml")

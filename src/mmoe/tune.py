@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 # Config groups that identify a study.
 GROUPS = ("data", "features", "inputs", "model", "balance", "experiment")
-# Settings of a training, and those of them that may differ between the processes of a study.
+# Settings of a training, and those of them that belong to a machine: processes of a study may differ in them,
+# and the experiment that is written does not have them.
 SETTINGS = (
     "data", "inputs", "model", "objective", "learner", "trainer", "balance", "activation", "gate_temperature",
     "monitor", "monitor_mode", "threads",
@@ -45,6 +46,7 @@ def main(config: DictConfig) -> None:
     from mmoe.training.monitors import check_monitor, with_monitor
     from mmoe.training.optuna_study import count_ended, open_study, run_trials
     from mmoe.training.preparation import build_learner
+    from mmoe.training.resume import quote_override
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     check_options(config)
@@ -82,15 +84,17 @@ def main(config: DictConfig) -> None:
     direction = DIRECTIONS[config.monitor_mode]
     study = open_study(Path(config.folder), config.sampler, config.prune, config.seed, direction, identity)
     run_trials(study, objective, config.trials)
-    path = write_experiment(Path(config.folder), study, space, choices, given)
+    path = write_experiment(Path(config.folder), study, space, choices, settings)
     print(f"best {config.monitor}: {study.best_value:.4f} of {count_ended(study)} trials")
-    print(f"train it: python -m mmoe.train --config-dir {path.parents[1]} experiment={path.stem}")
+    own = [quote_override(key, str(given[key])) for key in OF_THIS_MACHINE if given.get(key) is not None]
+    command = ["python -m mmoe.train --config-dir", str(path.parents[1]), f"experiment={path.stem}", *own]
+    print(f"train it: {' '.join(command)}")
 
 
 def given_settings(config: DictConfig) -> dict[str, Any]:
     """The settings of a training that the command line gives, by config key.
 
-    They are not searched, and the experiment that the search writes has them.
+    They are not searched.
     """
     keys = (override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task)
     own = [key for key in keys if key.split(".")[0] in SETTINGS and not (CONF_DIR / key).is_dir()]
@@ -192,15 +196,15 @@ def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
 
 
 def write_experiment(
-    folder: Path, study: "Study", space: Space, choices: Mapping[str, str], given: Mapping[str, Any]
+    folder: Path, study: "Study", space: Space, choices: Mapping[str, str], settings: Mapping[str, Any]
 ) -> Path:
     """Write the best trial as `folder`/experiment/NAME.yaml, for `--config-dir` and `experiment=`.
 
-    It has the settings that were `given` as well.
+    It has the given `settings` as well.
     """
     from mmoe.training.optuna_study import count_ended
 
-    overrides = with_values(OmegaConf.create({}), {**given, **widths_as_lists(study.best_params, space)})
+    overrides = with_values(OmegaConf.create({}), {**settings, **widths_as_lists(study.best_params, space)})
     groups = [{f"override /{group}": choices[group]} for group in GROUPS if group != "experiment"]
     head = OmegaConf.to_yaml(OmegaConf.create({"defaults": [choices["experiment"], *groups, "_self_"]}))
     path = folder / "experiment" / f"tuned_{choices['data']}_{choices['model']}.yaml"
