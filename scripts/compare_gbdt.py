@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from boosting import lightgbm_inputs
 from commands import compose_config, train_once
 from finished import cached, check_settings
 from omegaconf import OmegaConf
@@ -36,6 +35,7 @@ from tables import describe_rows, table, write_report
 from tqdm import tqdm
 
 from mmoe import CONF_DIR, load
+from mmoe.analysis.gradient_boosting import lightgbm_inputs, train_lightgbm
 from mmoe.build import build
 from mmoe.data.splits import Dataset
 from mmoe.intervals import half_interval
@@ -49,7 +49,7 @@ DEFAULTS = {
 LIGHTGBM = "LightGBM, one model per task"
 COMPARED_PARTS = ("data", "inputs", "model", "objective", "learner", "trainer")  # of a configuration
 PATIENCE = 100  # boosting rounds without a better validation AUROC
-NUM_TIMED = 5  # the time to predict is the median of so many predictions
+NUM_TIMED = 5  # the time to predict is the median over this many predictions
 Results = dict[str, Any]  # test AUROC by task; seconds to train and to predict; bytes of the model
 
 
@@ -80,7 +80,7 @@ def main() -> None:
             given = [f"features={name}", *overrides]
             tuned = cached(folder / name / "lightgbm.json", partial(tune, given, options))
             for number in range(count):
-                trainings = {LIGHTGBM: ("lightgbm", partial(train_lightgbm, given, number, tuned, options))}
+                trainings = {LIGHTGBM: ("lightgbm", partial(train_models, given, number, tuned, options))}
                 for experiment in experiments:
                     train = partial(train_mmoe, folder / name, given, number, experiment)
                     trainings[f"mmoe, {experiment}"] = (experiment, train)
@@ -109,22 +109,12 @@ def dataset(overrides: Sequence[str], split_seed: int) -> Dataset:
     return build(config, "data").dataset  # type: ignore[no-any-return]
 
 
-def fit(
+def train_one(
     data: Dataset, task: int, parameters: Mapping[str, Any], seed: int, options: Mapping[str, str]
 ) -> Any:
     """LightGBM's model of one task. The validation AUROC chooses the number of rounds."""
-    import lightgbm as lgb
-
-    train, val = (
-        lgb.Dataset(lightgbm_inputs(data, task, split), data.splits[split].labels[:, task].clone().numpy())
-        for split in ("train", "val")
-    )
-    settings = {
-        "objective": "binary", "metric": "auc", "verbosity": -1, "seed": seed,
-        "num_threads": int(options["threads"]), **parameters,
-    }  # fmt: skip
-    stopping = lgb.early_stopping(PATIENCE, verbose=False)
-    return lgb.train(settings, train, int(options["rounds"]), [val], callbacks=[stopping])
+    given = {**parameters, "num_threads": int(options["threads"])}
+    return train_lightgbm(data, task, given, seed, int(options["rounds"]), PATIENCE)
 
 
 def tune(overrides: Sequence[str], options: Mapping[str, str]) -> Results:
@@ -146,7 +136,7 @@ def tune(overrides: Sequence[str], options: Mapping[str, str]) -> Results:
                 "max_bin": trial.suggest_categorical("max_bin", [255, 1023]),
             }
             trial.set_user_attr("parameters", parameters)
-            booster = fit(data, number, parameters, 0, options)
+            booster = train_one(data, number, parameters, 0, options)
             return float(booster.best_score["valid_0"]["auc"])
 
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
@@ -156,14 +146,14 @@ def tune(overrides: Sequence[str], options: Mapping[str, str]) -> Results:
     return best
 
 
-def train_lightgbm(
+def train_models(
     overrides: Sequence[str], number: int, tuned: Results, options: Mapping[str, str]
 ) -> Results:
     """Train one LightGBM model per task. Times and bytes are the totals of these models."""
     data = dataset(overrides, number)
     start = time.perf_counter()
     boosters = [
-        fit(data, i, tuned[task.name]["parameters"], number, options)
+        train_one(data, i, tuned[task.name]["parameters"], number, options)
         for i, task in enumerate(data.schema.tasks)
     ]
     train, test = time.perf_counter() - start, data.splits["test"]

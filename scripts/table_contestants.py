@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from boosting import known_rows
 from options import stop
 from random_search import Settings, Space, search
 from table_lightgbm import predict_with_lightgbm
 from table_networks import Overrides, encoded_rows, predict_with_networks
-from table_report import MMOE, row_metrics
+from table_report import MMOE
 
+from mmoe.analysis.gradient_boosting import known_rows
 from mmoe.data.splits import Dataset
 
 NETWORKS = {MMOE: "mmoe", "shared bottom": "shared_bottom", "single-task": "single_task"}
@@ -57,7 +57,7 @@ def find_settings(
         (predicted,) = contestant.predict(settings, SEARCH_SEEDS, "val", MAX_SEARCH_ROWS)
         if not np.isfinite(predicted).all():
             return float("nan")
-        return row_metrics(task, predicted[known], labels[known])[task.main_metric]
+        return task.metric_values(predicted[known], labels[known])[task.main_metric]
 
     larger_is_better = task.METRICS[task.main_metric]
     found = search(contestant.space, trials, name, evaluate, larger_is_better)

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from boosting import known_rows
 from commands import compose_config
 from omegaconf import DictConfig, OmegaConf
-from table_report import row_metrics
 from torch import Tensor
 
+from mmoe.analysis.gradient_boosting import known_rows
 from mmoe.build import build
 from mmoe.data.batch import Batch, take
 from mmoe.data.loader import RowLoader
@@ -112,7 +111,7 @@ def train(config: DictConfig, data: Dataset, number: int, steps_per_epoch: int, 
         predicted = predict(data.splits["val"])
         value = -np.inf
         if np.isfinite(predicted).all():
-            value = row_metrics(task, predicted[known], labels[known])[task.main_metric]
+            value = task.metric_values(predicted[known], labels[known])[task.main_metric]
             value *= 1 if task.METRICS[task.main_metric] else -1
         waited += 1
         if value > best:

@@ -39,12 +39,6 @@ def constant_prediction(task: Task, labels: np.ndarray) -> np.ndarray:
     return labels.mean(dtype=np.float64, keepdims=True)
 
 
-def row_metrics(task: Task, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """All metrics of predictions [N, W]."""
-    values = task.resampled_metrics(predicted, labels)(np.ones((1, len(labels)), np.int32))
-    return {name: float(value[0]) for name, value in values.items()}
-
-
 def compare(
     task: Task, predicted: Mapping[str, np.ndarray], labels: np.ndarray, known: np.ndarray, resamples: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -59,7 +53,7 @@ def compare(
     chosen = np.flatnonzero(known)
     for name, seeds in predicted.items():
         for seed, one in enumerate(seeds):
-            lines.append({"model": name, "run": seed} | row_metrics(task, one[chosen], labels[chosen]))
+            lines.append({"model": name, "run": seed} | task.metric_values(one[chosen], labels[chosen]))
         distinct = seeds[:1] if (seeds == seeds[:1]).all() else seeds
         metrics = [task.resampled_metrics(one[chosen], labels[chosen]) for one in distinct]
         parts = [

@@ -284,39 +284,6 @@ def test_clear_differences_are_counted_by_task(script: Callable[..., Result]):
     assert count_table(pd.DataFrame(lines)).splitlines()[2] == "| single-task | 1 | 1 | 1 |"
 
 
-def test_levels_are_ranked_by_known_weighted_labels(script: Callable[..., Result]):
-    script("compare_tables", "tables=none")  # scripts are importable from here on
-    from boosting import level_inputs, lightgbm_inputs
-
-    from mmoe.data.batch import Batch
-    from mmoe.data.schema import Categorical, Schema
-    from mmoe.data.splits import Dataset
-    from mmoe.tasks import Regression
-
-    tags = Categorical("tags", ("x", "y"), is_multi=True, separator="|", max_values=2)
-    schema = Schema((Categorical("city", ("a", "b", "c")), tags), (), (Regression("spend", name="spend"),))
-    rows = Batch(
-        torch.tensor([[0, 3, 4], [1, 4, 5], [2, 5, 5], [2, 3, 5]]),
-        torch.zeros(4, 0),
-        torch.tensor([[5.0], [-3.0], [9.0], [-9.0]]),
-        torch.tensor([[True], [True], [True], [False]]),
-        torch.tensor([[1.0], [1.0], [3.0], [1.0]]),
-    )
-    data = Dataset(schema, {"train": rows}, {})
-    ranks = lightgbm_inputs(data, 0, "train")
-    assert np.argsort(ranks[:3, 0]).tolist() == [1, 0, 2]  # the unknown label does not count
-    assert ranks[:, 1:].tolist() == [[1, 1], [0, 1], [0, 0], [1, 0]]
-    # The weighted mean label is 5.8. With the prior, a level nobody has lies there, above those of 5 and -3.
-    unseen = schema.num_levels
-    test = rows._replace(levels=torch.tensor([[0, 3, 4], [1, 3, 4], [2, 3, 4], [unseen, 3, 4]]))
-    data.splits["test"] = test
-    assert np.argsort(lightgbm_inputs(data, 0, "test", prior=10)[:, 0]).tolist() == [1, 0, 3, 2]
-    assert np.argsort(lightgbm_inputs(data, 0, "test")[:, 0]).tolist() == [3, 1, 0, 2]
-    # Without a prior, levels are codes.
-    assert lightgbm_inputs(data, 0, "test", prior=None)[:, 0].tolist() == [0, 1, 2, -1]
-    assert level_inputs(schema) == [0]
-
-
 def test_a_star_needs_both_intervals(script: Callable[..., Result]):
     script("compare_tables", "tables=none")
     from table_report import is_supported

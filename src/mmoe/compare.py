@@ -18,16 +18,27 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m mmoe.compare", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="folder of a sweep, or any with run folders below it")
     parser.add_argument("--key", help="config key for the x axis; default: the first that differs")
+    parser.add_argument(
+        "--lightgbm", action="store_true", help="train LightGBM on the same rows, beside them"
+    )
     arguments = parser.parse_args()
     with errors_on_one_line():
-        compare(arguments.folder, arguments.key)
+        compare(arguments.folder, arguments.key, arguments.lightgbm)
 
 
-def compare(folder: Path, key: str | None = None) -> None:
-    """Print `sweep_table`, and write compare.csv, compare.png, compare.md and compare.html."""
+def compare(folder: Path, key: str | None = None, lightgbm: bool = False) -> None:
+    """Print `sweep_table`, and write compare.csv, compare.png, compare.md and compare.html.
+
+    With `lightgbm`, LightGBM is trained first, with the seeds of the runs.
+    """
+    from mmoe.analysis.lightgbm_baseline import check_installed, train_baseline
     from mmoe.analysis.sweep_card import write_sweep_card
-    from mmoe.analysis.sweep_results import plot_sweep, sweep_table
+    from mmoe.analysis.sweep_results import plot_sweep, sweep_runs, sweep_table
 
+    if lightgbm:
+        check_installed()
+        runs = sweep_runs(folder)
+        train_baseline(folder, [folder / name for name in runs.attrs["runs"]], runs["seed"].unique().tolist())
     table = sweep_table(folder)
     figure = plot_sweep(folder, key)
     write(folder / "compare.csv", partial(table.to_csv, index=False))

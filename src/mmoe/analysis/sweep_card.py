@@ -49,7 +49,9 @@ def cell(line: Mapping[Any, Any], name: str, option_text: Callable[[Any], str] =
     if "/" in name:
         half = line.get(f"{name} ±", math.nan)
         return metric_text(line[name]) + (f" ± {half:.4f}" if math.isfinite(half) else "")
-    return f"{line[name]:,}" if name in COUNTS else option_text(line[name])
+    if name in COUNTS:
+        return "-" if pd.isna(line[name]) else f"{line[name]:,}"
+    return option_text(line[name])
 
 
 def _limits(compared: pd.DataFrame) -> Iterator[str]:

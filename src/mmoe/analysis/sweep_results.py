@@ -1,7 +1,7 @@
 """Compare the runs of a sweep: their metrics by the options that differ."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, metric_name, panels
+from mmoe.analysis.lightgbm_baseline import read_baseline
 from mmoe.errors import UserError
 from mmoe.intervals import half_interval
+from mmoe.run import Run
 from mmoe.training import run_folder, stored_config
 
 # Runs that differ only in these keys count as the same. The seeds and the number of replicas are averaged
@@ -19,6 +21,7 @@ IGNORED_KEYS = (
     "seed", "data.seed", "replicas", "data.replicas", "resume", "logger", "data.cache_dir",
     "callbacks.progress_bar", "figures", "card", "trust",
 )  # fmt: skip
+LIGHTGBM = "LightGBM"
 MONITORED = "(monitored)"  # temporary column to sort by; no config key has parentheses
 
 
@@ -27,7 +30,8 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
 
     The columns are `run`, `seed`, each config key that differs, `parameters`, the best `epoch`, and the
     metrics `{split}/{task}/{metric}`. If no key differs, one column `all runs` holds a dash, so that the
-    table still has something to group by.
+    table still has something to group by. The results of LightGBM in lightgbm.json are lines too, without
+    `parameters` and `epoch`.
 
     Raises:
         UserError: no run has finished, or the runs differ in tasks, rows or the monitored metric.
@@ -57,11 +61,13 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
             line = {"run": str(path.relative_to(folder)), "seed": run["seed"]}
             line |= {key: _shown(option.get(key, "-")) for key in varied}
             line |= {"parameters": metrics["parameters"], "epoch": run["epoch"]}
-            for split in ("val", "test"):
-                for task, values in run.get(split, {}).items():
-                    line |= {f"{split}/{task}/{name}": value for name, value in values.items()}
-            lines.append(line)
+            lines.append(line | _metric_columns(run))
+    method = "model" if "model" in varied else varied[0]
+    for found in read_baseline(folder, Run(finished[0])):
+        line = {"run": LIGHTGBM, "seed": found["seed"], **dict.fromkeys(varied, "-"), method: LIGHTGBM}
+        lines.append(line | _metric_columns(found))
     frame = pd.DataFrame(lines).drop_duplicates([*varied, "seed"], ignore_index=True)  # repeated runs
+    frame = frame.astype({"parameters": "Int64", "epoch": "Int64"})
     frame.attrs = {
         "varied": varied,
         "runs": [str(path.relative_to(folder)) for path in finished],
@@ -72,6 +78,16 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
         "rows": first.rows,
     }
     return frame
+
+
+def _metric_columns(found: Mapping[str, Any]) -> dict[str, float]:
+    """The validation and test metrics of a run, by the name of their column."""
+    return {
+        f"{split}/{task}/{name}": value
+        for split in ("val", "test")
+        for task, values in found.get(split, {}).items()
+        for name, value in values.items()
+    }
 
 
 def _best_mode(config: dict[str, Any]) -> str | None:

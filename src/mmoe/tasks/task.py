@@ -189,6 +189,11 @@ class Task(ABC):
     def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "ResampledMetrics":
         """Metrics of resamples of predictions [N, W] and labels [N]; see `mmoe.metrics.resampled`."""
 
+    def metric_values(self, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """All metrics in `METRICS` of predictions [N, W] and labels [N]."""
+        values = self.resampled_metrics(predicted, labels)(np.ones((1, len(labels)), np.int32))
+        return {name: float(value[0]) for name, value in values.items()}
+
     def undefined_metrics(self, labels: Tensor) -> tuple[str, ...]:
         """The metrics in `METRICS` that are NaN for these known labels [N]."""
         return () if len(labels) else tuple(self.METRICS)

@@ -1,7 +1,10 @@
-"""What LightGBM is trained on: the encoded rows of a data set as numbers.
+"""Train LightGBM on the encoded rows of a data set, one model for each task.
 
-N rows, M numeric columns, C categorical columns.
+N rows, M numeric columns, C categorical columns, W outputs of a task.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +12,53 @@ import torch
 from mmoe.data.batch import Batch
 from mmoe.data.schema import Schema
 from mmoe.data.splits import Dataset
+
+# The objective and the validation metric of each kind of task.
+OBJECTIVES = {
+    "binary": ("binary", "auc"), "multiclass": ("multiclass", "multi_logloss"),
+    "regression": ("regression", "l2"), "count": ("poisson", "poisson"),
+}  # fmt: skip
+
+
+def train_lightgbm(
+    data: Dataset,
+    task: int,
+    parameters: Mapping[str, Any],
+    seed: int,
+    max_rounds: int,
+    patience: int,
+    prior: float | None = 0.0,
+) -> Any:
+    """Train LightGBM's model of one task on the rows whose label is known.
+
+    The validation metric chooses the number of boosting rounds: training stops after `patience` rounds
+    without an improvement. `prior` is that of `lightgbm_inputs`. The model's `predict` takes these inputs,
+    and returns [N], or [N, W] for several classes.
+    """
+    import lightgbm as lgb
+
+    categories = level_inputs(data.schema) if prior is None else []
+    sets = {}
+    for split in ("train", "val"):
+        rows = rows_in_memory(data, split)
+        known = known_rows(rows, task)
+        weights = None if rows.weights is None else rows.weights[:, task].numpy()[known]
+        inputs, labels = lightgbm_inputs(data, task, split, prior)[known], rows.labels[:, task].numpy()[known]
+        sets[split] = lgb.Dataset(inputs, labels, weight=weights, categorical_feature=categories)
+    objective, metric = OBJECTIVES[data.schema.tasks[task].kind]
+    given = {
+        "objective": objective, "metric": metric, "num_class": data.schema.tasks[task].num_outputs,
+        "bagging_freq": 1, "verbosity": -1, "seed": seed, **parameters,
+    }  # fmt: skip
+    stopping = lgb.early_stopping(patience, verbose=False)
+    return lgb.train(given, sets["train"], max_rounds, [sets["val"]], callbacks=[stopping])
+
+
+def rows_in_memory(data: Dataset, split: str) -> Batch:
+    """The rows of a split, which must not be in shards."""
+    rows = data.splits[split]
+    assert isinstance(rows, Batch)
+    return rows
 
 
 def known_rows(rows: Batch, task: int) -> np.ndarray:
@@ -29,12 +79,12 @@ def lightgbm_inputs(data: Dataset, task: int, split: str, prior: float | None = 
     """Numbers [N, M], then each level as its rank by the mean training label of the task [N, C].
 
     On validation rows of the census data this is better than LightGBM's own handling of categories, which
-    overfits. Only training rows whose label is known count, by their weights. `prior` adds the weight of so
-    many rows with the mean label to each level, so that a rare level does not tell the labels of its rows.
+    overfits. Only training rows whose label is known count, by their weights. `prior` adds the weight of this
+    many rows with the mean label to each level, so that a rare level does not reveal the labels of its rows.
     With the prior None, levels are codes for `categorical_feature`, and an unseen level is -1. A column with
     several levels in a row becomes one input for each of its levels.
     """
-    train, rows = data.splits["train"], data.splits[split]
+    train, rows = rows_in_memory(data, "train"), rows_in_memory(data, split)
     known = torch.from_numpy(known_rows(train, task))
     labels = train.labels[known, task].double()
     weights = torch.ones_like(labels) if train.weights is None else train.weights[known, task].double()
