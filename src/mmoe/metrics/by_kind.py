@@ -14,11 +14,11 @@ from mmoe.metrics.exact import (
     RootMeanSquaredError,
     RowMean,
     absolute_error,
+    cross_entropy,
     is_most_probable,
     log_loss,
     poisson_deviance,
     squared_error,
-    surprise,
 )
 from mmoe.metrics.grouped_auroc import GroupedAUROC
 
@@ -39,7 +39,7 @@ def binary_metrics(are_grouped: bool = False, is_binned: bool = False) -> Metric
 def multiclass_metrics(num_classes: int, is_binned: bool = False) -> MetricCollection:
     """Metrics of probabilities [N, W] and classes [N]; see `Multiclass.METRICS`."""
     auroc = BinnedMacroAUROC(num_classes) if is_binned else MacroAUROC()
-    return _collection(auroc=auroc, accuracy=RowMean(is_most_probable), log_loss=RowMean(surprise))
+    return _collection(auroc=auroc, accuracy=RowMean(is_most_probable), log_loss=RowMean(cross_entropy))
 
 
 def regression_metrics(is_binned: bool = False) -> MetricCollection:

@@ -41,7 +41,7 @@ def is_most_probable(preds: Tensor, target: Tensor) -> Tensor:
     return (preds.argmax(-1) == target).double()
 
 
-def surprise(preds: Tensor, target: Tensor) -> Tensor:
+def cross_entropy(preds: Tensor, target: Tensor) -> Tensor:
     """The negative logarithm of the probability of the label's class, in nats."""
     return -preds.gather(-1, target.unsqueeze(-1))[:, 0].clamp_min(SMALLEST).log()
 
