@@ -1,4 +1,4 @@
-"""How good predictions are: metrics of rows, of binned rows, and of resamples of rows."""
+"""How good predictions are: exact metrics, metrics in bounded memory, and metrics of resamples."""
 
 GROUPED_AUROC = "grouped_auroc"  # a metric that `group_by` adds
 CALIBRATION_BINS = 15  # of equal width

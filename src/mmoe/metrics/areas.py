@@ -15,7 +15,7 @@ from torchmetrics.utilities import dim_zero_cat
 from mmoe.metrics.kept_rows import KeptRows
 
 BINS = 2**16  # of equal width in the logit of the probability
-MAX_LOGIT = 16.0  # larger logits are in the last bin
+MAX_LOGIT = 16.0  # logits beyond this, or below its negative, are in the last or the first bin
 
 
 def areas_of_counts(positives: Tensor, negatives: Tensor) -> dict[str, Tensor]:
@@ -32,7 +32,7 @@ def areas_of_counts(positives: Tensor, negatives: Tensor) -> dict[str, Tensor]:
     negatives_up_to = negatives.cumsum(0)
     num_positives, num_negatives = positives.sum(), negatives.sum()
     auroc = (positives * (negatives_up_to - negatives / 2)).sum() / (num_positives * num_negatives)
-    found = num_positives - positives.cumsum(0) + positives  # with at least this score
+    found = num_positives - positives.cumsum(0) + positives  # positives with at least this score
     precision = found / (found + num_negatives - negatives_up_to + negatives).clamp_min(1)
     return {"auroc": auroc, "average_precision": (precision * positives).sum() / num_positives}
 
@@ -101,7 +101,7 @@ class BinnedAreas(Metric):
 
 
 class BinnedMacroAUROC(Metric):
-    """The mean over classes of the area under the ROC curve of one class against all others.
+    """The mean over classes of the AUROC of one class against all others, from binned probabilities.
 
     Classes that no label has do not count. NaN if all labels are equal.
     """

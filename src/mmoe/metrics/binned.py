@@ -1,4 +1,4 @@
-"""Metrics other than areas in bounded memory, for more rows than are kept.
+"""R2 and the AUROC within groups, in memory that does not grow with the rows.
 
 N rows.
 """
@@ -16,7 +16,7 @@ MAX_GROUPED_ROWS = 2**20  # `SampledGroupedAUROC` keeps at most this many rows
 class RunningR2(Metric):
     """1 - (squared error) / (squared deviation of the labels from their mean); NaN if all labels are equal.
 
-    The sums are of labels less the first one, so that labels far from 0 lose no digits.
+    The sums are of labels minus the first label, so that labels far from 0 lose no digits.
     """
 
     is_differentiable = False
@@ -26,7 +26,8 @@ class RunningR2(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        # Of each rank: the first label; rows, squared errors, shifted labels and their squares.
+        # For each rank: the first label; the number of rows, and the sums of squared errors, of shifted
+        # labels and of their squares.
         self.add_state("first", torch.tensor(torch.nan, dtype=torch.float64), dist_reduce_fx=None)
         self.add_state("sums", torch.zeros(4, dtype=torch.float64), dist_reduce_fx=None)
 
@@ -41,7 +42,7 @@ class RunningR2(Metric):
         self.sums = self.sums + torch.stack([values.sum() for values in added])
 
     def compute(self) -> Tensor:
-        firsts, sums = self.first.reshape(-1), self.sums.reshape(-1, 4)  # one line for each rank
+        firsts, sums = self.first.reshape(-1), self.sums.reshape(-1, 4)  # a row for each rank
         used = sums[:, 0] > 0
         firsts, (rows, errors, totals, squares) = firsts[used], sums[used].unbind(1)
         if not len(rows):

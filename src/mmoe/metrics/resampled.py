@@ -1,7 +1,7 @@
 """Metrics of many resamples of the same rows at once, for bootstrap intervals.
 
-K resamples, N rows, W outputs of a task, P positive rows, G groups: the rows of a group have equal
-predictions, and at least one of them is positive.
+K resamples, N rows, W outputs of a task, P positive rows, G ties: all rows that have one prediction, if at
+least one of them is positive.
 """
 
 import warnings
@@ -18,7 +18,7 @@ ResampledMetrics = Callable[[np.ndarray], dict[str, np.ndarray]]  # row counts [
 class ResampledBinary:
     """Compute the metrics of `Binary` for resamples of probabilities [N] and labels [N].
 
-    AUROC is nan if all labels are equal; average precision is nan if no label is positive.
+    AUROC is NaN if all labels are equal; average precision is NaN if no label is positive.
     """
 
     def __init__(self, probability: np.ndarray, label: np.ndarray) -> None:
@@ -29,7 +29,7 @@ class ResampledBinary:
         ends = np.append(np.flatnonzero(p[1:] != p[:-1]) + 1, len(p))
         starts = np.insert(ends[:-1], 0, 0)
         has_positives = positives_before[ends] > positives_before[starts]
-        # Start and end of each group [G], as positions among all rows and among the positive rows.
+        # Start and end of each tie [G], as positions among all rows and among the positive rows.
         self.starts, self.ends = starts[has_positives], ends[has_positives]
         self.positive_starts, self.positive_ends = positives_before[self.starts], positives_before[self.ends]
         with np.errstate(divide="ignore"):
@@ -47,12 +47,12 @@ class ResampledBinary:
         positives_before = positives.take(self.positive_starts, axis=1)  # [K, G]
         positives_up_to = positives.take(self.positive_ends, axis=1)
         rows_up_to = rows.take(self.ends, axis=1)
-        # Twice the number of negatives that rank higher than the group, where a tie counts one half.
+        # Twice the number of negatives that rank higher than the tie, where those in the tie count one half.
         negatives = rows.take(self.starts, axis=1) - positives_before + (rows_up_to - positives_up_to)
-        positives_in_group = (positives_up_to - positives_before).astype(np.float64)
-        pairs = np.einsum("kg,kg->k", positives_in_group, negatives)
+        positives_in_tie = (positives_up_to - positives_before).astype(np.float64)
+        pairs = np.einsum("kg,kg->k", positives_in_tie, negatives)
         precision = positives_up_to / np.maximum(rows_up_to, 1)
-        precisions = np.einsum("kg,kg->k", positives_in_group, precision)
+        precisions = np.einsum("kg,kg->k", positives_in_tie, precision)
         total = positives[:, -1].astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             auroc = 1 - pairs / (2 * total * (rows[:, -1] - total))
@@ -70,7 +70,7 @@ class ResampledBinary:
 class ResampledMulticlass:
     """Compute the metrics of `Multiclass` for resamples of probabilities [N, W] and classes [N].
 
-    AUROC is the mean over the classes that a resample has; it is nan if there is only one.
+    AUROC is the mean over the classes that a resample has; it is NaN if there is only one.
     """
 
     def __init__(self, probabilities: np.ndarray, label: np.ndarray) -> None:
@@ -96,14 +96,14 @@ class ResampledMulticlass:
 class ResampledRegression:
     """Compute the metrics of `Regression` for resamples of predictions [N] and labels [N].
 
-    R2 is nan if all labels are equal.
+    R2 is NaN if all labels are equal.
     """
 
     def __init__(self, number: np.ndarray, label: np.ndarray) -> None:
         number, label = number.astype(np.float64), label.astype(np.float64)
         self.error = np.square(number - label)
         self.label = label - label.mean()  # centred, so that its squares stay precise
-        # A smaller variance is a rounding error: all labels of the resample are equal, and R2 is nan.
+        # A smaller variance is a rounding error: all labels of the resample are equal, and R2 is NaN.
         self.min_variance = 1e-12 * np.square(self.label).mean() if (label != label[:1]).any() else np.inf
 
     def __call__(self, counts: np.ndarray) -> dict[str, np.ndarray]:
