@@ -55,7 +55,7 @@ def default_monitor(tasks: Sequence[Task]) -> str:
 
 
 def with_groups(tasks: Sequence[Task], group_by: str) -> list[Task]:
-    """The tasks; those with a probability get the metric `grouped_auroc`, with the groups of a column.
+    """The tasks; those with a probability also have the metric `grouped_auroc`, over the groups in a column.
 
     Raises:
         ArgumentError: no task has a probability, or the column is not text.

@@ -1,7 +1,4 @@
-"""A task whose label is positive or negative.
-
-B batch, N rows, T tasks, W outputs of a task, M members of an ensemble.
-"""
+"""A task whose label is positive or negative; see `Task` for the shapes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

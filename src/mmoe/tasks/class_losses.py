@@ -14,7 +14,11 @@ ClassWeights = str | tuple[float, ...] | None
 
 
 def check_class_weights(at: str, weights: Any, count: int | None) -> ClassWeights:
-    """The weights of `count` classes; None: of any number of classes."""
+    """Check class weights; `count` is the number of classes, or None if it is not known yet.
+
+    Raises:
+        ArgumentError: they are not `balanced`, None or one number of at least 0 for each class.
+    """
     if weights is None or weights == BALANCED:
         return weights  # type: ignore[no-any-return]
     where = f"{at}.class_weights"

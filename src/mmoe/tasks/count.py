@@ -1,7 +1,4 @@
-"""A task whose label is a count.
-
-B batch, N rows, W outputs of a task, M members of an ensemble.
-"""
+"""A task whose label is a count; see `Task` for the shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,4 @@
-"""A task whose label is one of several classes.
-
-B batch, N rows, W outputs of a task, M members of an ensemble.
-"""
+"""A task whose label is one of several classes; see `Task` for the shapes."""
 
 import logging
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""A task whose label is a number.
+"""A task whose label is a number; see `Task` for the shapes.
 
-B batch, N rows, T tasks, W outputs of a task, M members of an ensemble.
+T tasks.
 """
 
 from collections.abc import Callable, Mapping, Sequence

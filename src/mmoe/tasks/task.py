@@ -167,7 +167,7 @@ class Task(ABC):
         """
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Labels [N] as numbers [N, K], whose means over the rows of a level `statistics` takes."""
+        """Turn labels [N] into numbers [N, K]. `statistics` takes their means over the rows of a level."""
         return labels[:, None]
 
     @abstractmethod
@@ -220,7 +220,11 @@ def log_shares(logits: Tensor, weights: Tensor | None) -> Tensor | float:
 
 
 def check_level_list(where: str, values: Any) -> tuple[str, ...]:
-    """A list of levels as `level_text` gives them; the list may hold text, numbers and booleans."""
+    """A list of levels as `level_text` gives them.
+
+    Raises:
+        ArgumentError: it is not a list, or holds anything but text, numbers and booleans.
+    """
     for value in check.sequence(where, values):
         if not isinstance(value, str | Real | np.bool_):
             raise ArgumentError(f"{where}: must be a list of levels, holds {value!r}")
