@@ -25,7 +25,7 @@ from mmoe.data import (
     table_splits,
 )  # fmt: skip
 from mmoe.data.batch import Batch
-from mmoe.data.column_statistics import NumberStatistics, sampled_rows
+from mmoe.data.column_statistics import NumberStatistics, is_in_sample
 from mmoe.data.fit_numbers import fit_number_statistics, fit_numeric
 from mmoe.data.loader import RowLoader
 from mmoe.data.schema import Numeric
@@ -137,7 +137,7 @@ def test_statistics_of_many_distinct_values_are_those_of_a_sample(monkeypatch: p
     total = NumberStatistics()
     for start in range(0, 50_000, 777):
         part = values[start : start + 777]
-        total.merge(NumberStatistics.of(part, sampled_rows(start, len(part), 50_000), start))
+        total.merge(NumberStatistics.of(part, is_in_sample(start, len(part), 50_000), start))
     assert not total.is_exact
     assert len(total.distinct) == 2000
     assert 3500 < len(total.values()) < 4500

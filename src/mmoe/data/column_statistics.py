@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from mmoe.errors import UserError
 
 MAX_DISTINCT = 2**17  # distinct values of a numeric column that are kept
-SAMPLE_ROWS = 2**18  # about so many rows are in the sample
+SAMPLE_ROWS = 2**18  # the sample has about this many rows
 MAX_LEVELS = 2**26  # levels of a column that are counted
 
 
@@ -44,7 +44,7 @@ class LevelCounts:
         """Add up the counts of several parts.
 
         Raises:
-            UserError: there are too many levels for the memory.
+            UserError: there are more than `MAX_LEVELS` levels.
         """
         if len(parts) == 1:
             return parts[0]
@@ -66,7 +66,7 @@ class LevelCounts:
         )
 
     def without_names(self) -> "LevelCounts":
-        """The same without levels, for columns whose levels are hashed."""
+        """The same without levels and counts, for columns whose levels are hashed."""
         return replace(self, levels=self.levels[:0], counts=self.counts[:0])
 
 
@@ -130,7 +130,7 @@ class NumberStatistics:
         return np.concatenate(parts) if parts else np.empty(0)
 
 
-def sampled_rows(first_row: int, num_rows: int, total: int) -> np.ndarray:
+def is_in_sample(first_row: int, num_rows: int, total: int) -> np.ndarray:
     """Which rows [N] of a part belong to the sample: about `SAMPLE_ROWS` of `total` rows, or all of them."""
     if total <= SAMPLE_ROWS:
         return np.ones(num_rows, bool)
@@ -138,14 +138,14 @@ def sampled_rows(first_row: int, num_rows: int, total: int) -> np.ndarray:
 
 
 def row_shares(first_row: int, num_rows: int, salt: str) -> np.ndarray:
-    """For each row a number between 0 and 1 that follows from its number in the files and the salt [N]."""
+    """A number from 0 to 1 for each row [N]: a hash of the row's number in the files and the salt."""
     numbers = np.arange(first_row, first_row + num_rows, dtype=np.uint64)
     (offset,) = pd.util.hash_array(np.array([salt], dtype=object))
     return _shares(pd.util.hash_array(numbers ^ offset))
 
 
 def level_shares(levels: list[str], salt: str) -> np.ndarray:
-    """For each level a number between 0 and 1 that follows from its name and the salt."""
+    """A number from 0 to 1 for each level: a hash of the level's name and the salt."""
     return _shares(pd.util.hash_array(np.array([f"{salt} {level}" for level in levels], dtype=object)))
 
 
@@ -155,7 +155,7 @@ def _shares(hashes: np.ndarray) -> np.ndarray:
 
 
 def _are_names(texts: pa.StringArray) -> pa.BooleanArray:
-    """Whether each text is neither blank nor has blanks around it."""
+    """Whether each text is not blank and has no blanks around it."""
     return pc.and_(pc.equal(pc.utf8_trim_whitespace(texts), texts), pc.not_equal(texts, ""))
 
 

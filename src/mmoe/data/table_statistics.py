@@ -1,7 +1,4 @@
-"""Fit the schema of a table to statistics of its partitions.
-
-N rows.
-"""
+"""Fit the schema of a table to statistics of its partitions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mmoe.data.column_statistics import LevelCounts, NumberStatistics, sampled_rows
+from mmoe.data.column_statistics import LevelCounts, NumberStatistics, is_in_sample
 from mmoe.data.dates import DateFormat
 from mmoe.data.encode import find_numbers
 from mmoe.data.encode_labels import known_labels
@@ -30,7 +27,7 @@ from mmoe.data.table_request import Request
 from mmoe.tasks import Task
 from mmoe.tasks.labels import count_levels
 
-MERGED_PARTS = 16  # the counts of so many parts are collected before they are added up
+MERGED_PARTS = 16  # the counts of this many parts are collected before they are added up
 
 Statistics = LevelCounts | NumberStatistics
 
@@ -79,7 +76,7 @@ def collect(job: Job, request: Request, formats: Mapping[str, DateFormat]) -> Co
         with errors_in(job, first_row):
             splits = job.splits_of(frame, first_row)
             rows = np.flatnonzero(splits == SPLITS.index("train"))
-            is_sampled = sampled_rows(first_row, len(frame), job.total)[rows]
+            is_sampled = is_in_sample(first_row, len(frame), job.total)[rows]
             found: dict[str, list[Statistics]] = {}
             for column, options in columns:
                 if isinstance(column, Categorical):
