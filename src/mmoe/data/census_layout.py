@@ -63,7 +63,7 @@ def _official_names(path: str, line: int, row: Sequence[str], delimiter: str) ->
 
 def _only_numbers_columns(names: Sequence[str]) -> bool:
     """Whether a header only numbers the columns: 0, 1, ... as in pandas, or V1, V2, ... as in R."""
-    numbered = names[names[:1] == [""] :]
+    numbered = names[1:] if names[:1] == [""] else names  # pandas and R leave the name of row numbers empty
     begin = FIRST_COLUMN_NUMBER.fullmatch(numbered[0]) if numbered else None
     if not begin or len(numbered) not in (len(COLUMNS), len(COLUMNS) - 1):
         return False

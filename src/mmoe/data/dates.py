@@ -39,9 +39,9 @@ class DateFormat(NamedTuple):
 
 
 def guess_format(values: pd.Series, day_first: bool | None = None) -> DateFormat:
-    """The format of the dates in training rows; `day_first` is what the user says of it.
+    """The format of the dates in training rows.
 
-    The largest Unix time gives the unit. The day stands first if `find_order` says so.
+    The largest Unix time gives the unit. If `day_first` is None, the order that `find_order` finds is used.
     """
     values = _plain(values)
     if not _holds_unix_times(values):
@@ -70,7 +70,7 @@ def find_order(texts: Iterable[str]) -> str:
 def dates_of(values: pd.Series, how: DateFormat) -> np.ndarray:
     """The dates of a column, datetime64[s] [N], NaT where missing.
 
-    Text is parsed as pandas does, and a time zone is converted to UTC. A date that is impossible in the order
+    Text is parsed by pandas, and a time zone is converted to UTC. A date that is impossible in the order
     of the format, such as 31/12/2025 with the month first, has the other order. Numbers are Unix times, also
     in text.
 
@@ -125,7 +125,7 @@ def _plain(values: pd.Series) -> pd.Series:
 
 
 def _holds_unix_times(values: pd.Series) -> bool:
-    """Whether a column without Arrow's dtype holds numbers."""
+    """Whether a column from `_plain` holds numbers."""
     if isinstance(values.dtype, pd.ArrowDtype):
         return False
     if values.dtype == object:
@@ -136,7 +136,9 @@ def _holds_unix_times(values: pd.Series) -> bool:
 def _dates_of_unix_times(values: pd.Series, how: DateFormat) -> np.ndarray:
     numbers = numbers_of(values).astype(np.float64)
     seconds = numbers / 1000.0 ** UNITS.index(how.unit or "s")
-    wrong = np.isfinite(numbers) & (not how.unit or np.abs(seconds) > MAX_SECONDS)
+    wrong = np.isfinite(numbers)  # without a unit, no number is a date
+    if how.unit:
+        wrong &= np.abs(seconds) > MAX_SECONDS
     if wrong.any():
         raise _not_a_date(values, int(wrong.argmax()), how.unit)
     whole = np.floor(np.round(seconds, 9))  # dates are rounded to nanoseconds, as pandas does

@@ -44,7 +44,8 @@ def load_or_encode(
 ) -> Dataset:
     """Open the shards in `folder`, or make them if they are not there.
 
-    The name of the folder must depend on all that the shards depend on. One process makes them, others wait.
+    The name of the folder must depend on all that the shards depend on. One process makes them, and the
+    others wait.
 
     Raises:
         UserError: a file or a value breaks a rule, or a split has no rows.
@@ -89,8 +90,8 @@ def _encode_all(
     num_rows = Counter(dict.fromkeys(SPLITS, 0))
     for piece in pieces:
         num_rows[piece.split] += piece.rows
-    for split, count in num_rows.items():
-        if not count:
+    for split, rows in num_rows.items():
+        if not rows:
             raise UserError(f"data: no row belongs to the {split} rows")
     _add_target_statistics(folder, [piece for piece in pieces if piece.split == "train"])
     content = {
@@ -129,8 +130,8 @@ def _add_target_statistics(folder: Path, pieces: Sequence[Piece]) -> None:
 
 
 @lru_cache(1)
-def _read_schema(path: Path, time: int) -> Schema:
-    """The schema at `path`, which was written at this `time`. It is read once in each process."""
+def _read_schema(path: Path, written_ns: int) -> Schema:
+    """The schema at `path`, which was written at the time `written_ns`. It is read once in each process."""
     return Schema.from_json(path.read_text("utf-8"))
 
 
@@ -141,7 +142,7 @@ def encode_shard(job: Job, folder: Path) -> None:
         UserError: a value breaks a rule.
     """
     schema = _read_schema(folder / SCHEMA, (folder / SCHEMA).stat().st_mtime_ns)
-    has_held_out = job.rest != "train" or job.filters or job.splits is not None
+    has_held_out = job.rest != "train" or bool(job.filters) or job.splits is not None
     groups = [task.group_by for task in schema.tasks if task.group_by and has_held_out]
     columns = [*schema.input_columns, *schema.label_columns, *groups]
     name = f"{job.number:06d}.arrow"
