@@ -50,5 +50,5 @@ def _has_header(rows: Sequence[Sequence[str]], options: CsvOptions) -> bool:
 
 
 def is_number(field: str) -> bool:
-    """Whether a field is a number with a point or a comma."""
+    """Whether a field is a number. Its decimal point may be a comma."""
     return NUMBER.fullmatch(field.replace(",", ".", 1)) is not None

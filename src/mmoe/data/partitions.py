@@ -11,7 +11,8 @@ from mmoe.data.csv_file import CsvFile
 from mmoe.data.table_files import locate, open_checked, regroup
 from mmoe.errors import RowError
 
-PARTITION_ROWS = 2**20  # a partition has about so many rows, unless it is a larger file of CSV
+# A partition has about this many rows. It is smaller at the end of a file, and a CSV file is one partition.
+PARTITION_ROWS = 2**20
 CHUNK_ROWS = 2**18  # rows in memory at a time
 
 
@@ -106,7 +107,7 @@ def read(
 def _converted(
     file: CsvFile, rules: TextRules, types: pa.Schema, columns: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """The rows of a file of CSV, block by block."""
+    """The rows of a CSV file, block by block."""
     count = 0
     for part in file.batches(columns):
         arrays = []

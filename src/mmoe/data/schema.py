@@ -28,7 +28,7 @@ RARE = "(rare)"  # the name of the code of rare and unseen levels
 
 @dataclass(frozen=True)
 class Categorical:
-    """A categorical column. It has a code for each level. Without `size`, each code is an input.
+    """A categorical column. It has a code for each level. By default, each code is an input.
 
     Attributes:
         name: the name of the column.
@@ -41,13 +41,13 @@ class Categorical:
         has_missing: training rows had missing values, which have a code of their own.
         has_rare: training rows had levels that are too rare for the vocabulary. Rare and unseen levels share
             one code.
-        size: if above 0, the inputs are a learned vector of so many numbers, and not one input for each code.
+        size: if above 0, the inputs are a learned vector of this size, not one input for each code.
         is_multi: a row has several levels.
         separator: the text between two levels of a row; empty for lists.
         max_values: the largest number of levels in a row; 1 unless `is_multi`.
         encoding: `target`: the inputs are statistics of a row's level. `one_hot_and_target`: one input for
             each code, and these statistics. Empty: neither.
-        statistics: for each code, statistics of the labels of its training rows and of their number; see
+        statistics: for each code, statistics of its training rows: of their labels, and their number; see
             `target_statistics`. Empty without an encoding.
 
     Without `has_missing`, a missing value is encoded as unseen; without `has_rare`, an unseen level has no

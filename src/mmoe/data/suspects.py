@@ -1,8 +1,8 @@
 """Find columns that give a label away.
 
 A network that sees such a column learns the column instead of the task, and is useless on new rows, where the
-column is not known yet. A column is a suspect if it repeats a label, is a part, sum or product of one, or
-predicts one nearly without error.
+column is not known yet. A column is a suspect if it repeats a label, marks a part of its positive rows or
+predicts it nearly without error, or if a sum, product or ratio with other columns gives the label.
 
 N rows, P columns of numbers.
 """
@@ -19,12 +19,13 @@ MAX_ROWS = 200_000  # rows that are looked at
 MAX_FORMULA_ROWS, MAX_FORMULA_COLUMNS = 2000, 60
 MIN_AUROC, MIN_CORRELATION = 0.99, 0.9999
 MIN_R2 = 0.999999  # of a weighted sum of columns
-MAX_CLASSES = 10  # of a multiclass label that are looked at, the commonest ones
+MAX_CLASSES = 10  # this many of the most frequent classes of a multiclass label are looked at
 MIN_POSITIVES = 5  # in each half of the rows
 MIN_PART_ROWS = 10
 MIN_PART_PRECISION = 0.99
-LARGEST_LOG_CHANCE = -6.0  # log10 of the probability of that many positive rows by chance
-# If some rows hold all positive ones: their largest share of all rows, and their least share of positives.
+LARGEST_LOG_CHANCE = -6.0  # log10 of the largest probability that all rows of a part are positive by chance
+# A part with all positive rows is a suspect if it has at most this share of all rows, and at least this share
+# of its rows is positive.
 MAX_WHOLE_SHARE, MIN_WHOLE_PRECISION = 0.1, 0.2
 
 
