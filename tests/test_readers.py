@@ -442,7 +442,7 @@ BAD_COLUMNS: dict[str, tuple[str, Callable[[], pa.Array], str]] = {
     "text that is not UTF-8": (
         "sex",
         lambda: pa.array([*[b"Male"] * 9, *[b"M\xff"] * 31]).view(pa.string()),
-        "a.parquet, column sex: damaged, or no UTF-8 text",
+        "a.parquet, column sex: damaged, or not UTF-8 text",
     ),
 }
 

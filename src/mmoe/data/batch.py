@@ -1,6 +1,6 @@
 """Rows as tensors: all rows of a data set, or a batch of them.
 
-N rows, B batch, P positions of levels, M numeric columns, T tasks, R replicas, S coefficients.
+N rows, K chosen rows, P positions of levels, M numeric columns, T tasks, R replicas, S coefficients.
 """
 
 from collections.abc import Callable, Iterator, Sequence

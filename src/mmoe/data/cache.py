@@ -53,8 +53,8 @@ def expand_home(argument: str, path: str) -> Path:
 def load_or_build(folder: Path, name: str, key: dict[str, Any], build: Callable[[], Dataset]) -> Dataset:
     """Load the data set of this `key` from `folder`, or build and store it.
 
-    `key` must hold everything that the data set depends on. One process builds the file, others wait for it.
-    A corrupt file is rebuilt, with a warning. Nothing is written if the file is valid.
+    `key` must hold everything that the data set depends on. One process builds the file, and the others wait
+    for it. A corrupt file is rebuilt, with a warning. Nothing is written if the file is valid.
 
     Raises:
         UserError: `folder` cannot be a directory.

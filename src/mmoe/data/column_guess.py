@@ -1,4 +1,4 @@
-"""Guess from its values what kind of input a column is.
+"""Guess what kind of input a column is.
 
 A guess looks at the values first, and then at the words in the column's name. The type is not enough:
 integers may be codes or row numbers, and text may hold dates, or several levels in a field.
@@ -18,7 +18,7 @@ from mmoe.data.column_options import ColumnOptions
 from mmoe.data.column_values import ColumnValues
 from mmoe.data.dates import AMBIGUOUS, DAY_FIRST, DateFormat, dates_of, find_order, guess_format
 
-MAX_CODES = 20  # integers with at most so many distinct values are codes
+MAX_CODES = 20  # integers with at most this many distinct values are codes
 FEW_CODES = 5  # the same limit if the name says that they are numbers; more codes get a remark
 MIN_ROWS_PER_CODE = 5  # integers with fewer rows for each distinct value are numbers
 MANY_LEVELS = 1_000_000  # more levels are hashed
@@ -34,7 +34,7 @@ DATE = re.compile(
     r"|\d{1,2}[- ][A-Za-z]{3,9}[- ,]+\d{2,4}.*"
 )
 COMPACT_DATE = (19000101, 21001231)
-# Decimal points with marks of thousands, and the decimal comma alone.
+# The decimal point and the thousands separator: all pairs of them, and the decimal comma alone.
 MARKS = (*((point, mark) for mark in ",.' _" for point in ".," if point != mark), (",", ""))
 MAX_DATES = 200_000  # distinct dates that are parsed to make sure that they are dates
 
@@ -159,7 +159,7 @@ def _find_separator(values: ColumnValues) -> str | None:
 
 
 def _find_marks(texts: list[str]) -> str:
-    """The options of CSV with which all texts are numbers, some with a decimal comma or a mark of thousands.
+    """The CSV options with which all texts are numbers, some with a decimal comma or a thousands separator.
 
     Empty if there are none.
     """

@@ -1,4 +1,4 @@
-"""Guess from its name what a column holds: codes, numbers, times, weights or groups."""
+"""Guess from a column's name what it holds: codes, numbers, times, weights or groups."""
 
 import re
 from collections.abc import Collection

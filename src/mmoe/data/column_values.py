@@ -1,4 +1,4 @@
-"""The values of a column as codes of its distinct values, the form in which `describe` looks at a column.
+"""The values of a column for `describe`: its distinct values, and the code of one of them for each row.
 
 N rows, D distinct values.
 """

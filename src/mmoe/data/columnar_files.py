@@ -83,14 +83,14 @@ class ColumnarFile:
         return [self._stored_names[self.names.index(name)] for name in columns]
 
     def _checked(self, table: pa.Table, columns: Sequence[str]) -> pa.Table:
-        """The columns in this order. Arrow itself checks neither text nor codes of dictionaries."""
+        """The columns in this order. Their text and dictionary codes are checked, because Arrow does not."""
         table = table.select(self._stored(columns)).rename_columns(list(columns))
         for name in columns:
             try:
                 table[name].validate(full=True)
             except pa.ArrowInvalid as error:
                 what = str(error).rpartition(": ")[2]
-                raise UserError(f"{self.path}, column {name}: damaged, or no UTF-8 text ({what})") from None
+                raise UserError(f"{self.path}, column {name}: damaged, or not UTF-8 text ({what})") from None
         return table
 
     def group_rows(self) -> list[int]:
@@ -102,7 +102,7 @@ class ColumnarFile:
             return [batch.num_rows for batch in _record_batches(_open(file), None)]
 
     def _reader(self, file: pa.NativeFile) -> parquet.ParquetFile:
-        """Checksums of pages are verified where the file has them."""
+        """Open a Parquet file. The checksums of its pages are verified if it has them."""
         return parquet.ParquetFile(
             file, page_checksum_verification=True, pre_buffer=True, read_dictionary=self._text
         )

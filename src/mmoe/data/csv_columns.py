@@ -18,7 +18,7 @@ BLANKS = " \t"
 
 @dataclass(frozen=True)
 class TextRules:
-    """How columns of CSV are converted: those in `text` stay text, those in `numbers` must hold numbers."""
+    """How CSV columns are converted: those in `text` stay text, those in `numbers` must hold numbers."""
 
     csv: CsvOptions
     text: Collection[str]

@@ -21,7 +21,7 @@ class CsvOptions:
         encoding: of files without a byte order mark; null: UTF-8, or latin-1 if the start of the file is not
             valid UTF-8.
         decimal: the decimal point, "." or ",".
-        thousands: the character between groups of three digits, or null.
+        thousands: the separator of groups of three digits, or null.
         missing: spellings of a missing value. Blanks around a field do not count.
         names: the column names, in place of a header's; null: those of the header, or column_1, column_2, ...
         ragged: whether the last column takes the rest of a line, with all its delimiters. There are no quotes
@@ -64,7 +64,7 @@ class CsvOptions:
 
     @property
     def has_plain_numbers(self) -> bool:
-        """Whether numbers are written with a decimal point and without marks between groups of digits."""
+        """Whether numbers are written with a decimal point and without a thousands separator."""
         return self.decimal == "." and not self.thousands
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from mmoe.errors import UserError
 START_BYTES = 1 << 20
 WHOLE_CHARACTERS = START_BYTES // 4  # a shorter start is the whole file: a character has at most 4 bytes
 SAMPLE_ROWS = 200
-MEMORY_BYTES = 1 << 26  # of text in another encoding than UTF-8 that is converted in memory
+MEMORY_BYTES = 1 << 26  # longer text is converted to UTF-8 in a temporary file, not in memory
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 MARK = "\N{BYTE ORDER MARK}"
 

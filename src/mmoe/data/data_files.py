@@ -78,7 +78,7 @@ def open_file(path: str) -> pa.NativeFile:
 
 
 def file_size(path: str) -> int:
-    """The bytes of a file.
+    """The size of a file in bytes.
 
     Raises:
         UserError: the file cannot be read.
@@ -99,7 +99,8 @@ def system_of(path: str) -> tuple[Any, str]:
 def reading(path: str) -> Iterator[None]:
     """Turn errors of a file into UserError. The body must call nothing but Arrow and this module.
 
-    Backends of fsspec raise errors of their own classes, so any error of a remote file is one of the file.
+    Backends of fsspec raise errors of their own classes, so any error while a remote file is
+    read counts as an error of the file.
     """
     try:
         yield
@@ -175,7 +176,7 @@ def _expand_remote(source: str) -> list[str]:
 
 
 def _is_remote_folder(system: Any, path: str) -> bool:
-    """Whether a remote path is a folder. A page of HTTP counts as one if it has links."""
+    """Whether a remote path is a folder. An HTTP page counts as one if it has links."""
     try:
         return bool(system.isdir(path)) and not (file_kind(path) and system.isfile(path))
     except FileNotFoundError:

@@ -1,4 +1,7 @@
-"""The data module: a data set's training, validation and test rows as loaders for Lightning."""
+"""The data module: a data set's training, validation and test rows as loaders for Lightning.
+
+N rows, T tasks.
+"""
 
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -147,7 +150,7 @@ def loader_of(
 
 
 def in_memory(rows: Batch | ShardedRows, count: int) -> Batch:
-    """The rows if they are in memory; of rows in shards, the first `count`."""
+    """All rows if they are in memory; the first `count` rows if they are in shards."""
     return rows if isinstance(rows, Batch) else rows.first(count)
 
 
@@ -159,7 +162,7 @@ def count_rows(rows: Batch | ShardedRows) -> int:
 def labels_of(data: Any, split: str, count: int) -> tuple[Tensor, Tensor | None]:
     """The first `count` labels of `val` or `test`, and which are known, [N, T] each; see `Batch`.
 
-    The labels do not have the rounding of the trainer's precision.
+    The labels are not rounded to the trainer's precision.
     """
     if isinstance(data, DataModule):
         rows = in_memory(data.dataset.splits[split], count)

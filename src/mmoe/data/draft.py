@@ -16,7 +16,7 @@ from mmoe.data.fraction_guess import Fractions, guess_fractions
 from mmoe.data.task_guess import TaskGuess
 
 COMMENT_COLUMN = 42  # where comments begin, as in conf/
-# Words that YAML reads as something else than text.
+# Words that YAML does not read as text.
 YAML_WORDS = ("yes", "no", "on", "off", "true", "false", "y", "n", "null", "none", "nan", "inf")
 
 

@@ -1,6 +1,6 @@
 """Encode frames of raw rows as tensors.
 
-N rows, P positions of levels, K values of a column in a row, M numeric columns.
+N rows, K values of a column in a row, V values in all rows of a multi-valued column.
 """
 
 import re
@@ -93,7 +93,7 @@ def hash_level(level: str, buckets: int) -> int:
 
 
 def level_codes(names: Sequence[str], column: Categorical) -> np.ndarray:
-    """The code of each level in the column, counted from 0; -1 for an unseen one without a code."""
+    """The code of each level in the column, counted from 0; -1 for an unseen level without a code."""
     if column.buckets:
         return np.array([hash_level(name, column.buckets) for name in names], np.int64)
     known: np.ndarray = column.index.get_indexer(pd.Index(list(names), dtype=object))
@@ -105,7 +105,7 @@ def level_codes(names: Sequence[str], column: Categorical) -> np.ndarray:
 
 
 def _spelling(levels: Sequence[str]) -> tuple[str, str] | None:
-    """How a vocabulary spells false and true; None if its levels are no booleans."""
+    """How a vocabulary spells false and true; None if its levels are not booleans."""
     return next((pair for pair in BOOLEAN_SPELLINGS if levels and set(levels) <= set(pair)), None)
 
 
@@ -131,7 +131,7 @@ def _encode_levels(
         first = int((codes < 0).argmax())
         row = first if row_offsets is None else int(levels.rows[first])
         raise RowError(column.raw_name, row, "must not be missing")
-    # The code after the levels is that of missing values, or without one, that of rare and unseen levels.
+    # Missing values get the code after the levels: their own code, or else that of rare and unseen levels.
     has_code = column.has_missing or column.has_rare
     missing = (column.buckets or len(column.levels)) if has_code else -1
     lookup = np.append(level_codes(names, column), missing)

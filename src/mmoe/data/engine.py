@@ -28,7 +28,7 @@ class Engine(AbstractContextManager["Engine"], Protocol):
 
 
 class LocalEngine(Engine):
-    """Threads of this process, as many as torch has. Arrow and numpy run them in parallel."""
+    """Threads of this process, as many as torch has. Arrow and numpy release the GIL in them."""
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """The results, in any order; few of them are in memory at a time."""
@@ -49,8 +49,8 @@ class LocalEngine(Engine):
 class DaskEngine(Engine):
     """The workers of a Dask cluster, or of a new one on this machine if there is no address.
 
-    Each worker must have mmoe installed and see the same files. If a worker dies, Dask
-    runs its tasks again on another one.
+    Each worker must have mmoe installed and see the same files. If a worker dies, Dask runs its tasks again
+    on another one.
 
     Raises:
         UserError: Dask is not installed, or there is no scheduler at the address.

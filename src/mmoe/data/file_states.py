@@ -25,9 +25,9 @@ def sha256(path: str) -> str:
 class FileState(NamedTuple):
     """What tells whether a file is the same as before.
 
-    `digest` is the SHA-256 of the content, and `time` is empty. Files that are very large together are not
-    read as a whole. Then `digest` is that of the size, the first and the last bytes, which include the footer
-    of a Parquet file, and `time` is when the file was changed.
+    `digest` is the SHA-256 of the content, and `time` is empty. If the files are very large in total, they
+    are not read as a whole. Then `digest` is the SHA-256 of the size, the first and the last bytes, which
+    include the footer of a Parquet file, and `time` is when the file was changed.
     """
 
     digest: str

@@ -1,7 +1,4 @@
-"""Fit the schema of a data set to its training rows.
-
-N rows.
-"""
+"""Fit the schema of a data set to its training rows."""
 
 import math
 from collections import Counter

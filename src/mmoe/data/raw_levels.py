@@ -34,7 +34,7 @@ class Levels(NamedTuple):
 
     @property
     def rows(self) -> np.ndarray:
-        """The row of each code, of a multi-valued column [V]."""
+        """The row of each code [V]; only for a multi-valued column."""
         assert self.row_offsets is not None
         return np.repeat(np.arange(len(self.row_offsets) - 1), np.diff(self.row_offsets))
 
@@ -66,8 +66,11 @@ def levels_of(values: pd.Series) -> Levels:
 def multi_levels_of(values: pd.Series, separator: str) -> Levels:
     """The levels of a multi-valued column: lists, or text with a separator.
 
-    A missing row has the single code -1, and an empty list has no value. Missing and empty levels of a list,
-    such as the second one of "a||b", do not count.
+    A row without a value has the single code -1, and a row with an empty list has no code. Missing and empty
+    levels of a list, such as the second one of "a||b", do not count.
+
+    Raises:
+        UserError: a value is neither text nor a list of levels, or there is text and no `separator`.
     """
     if not isinstance(values.dtype, pd.ArrowDtype):
         plain = values.astype(object).where(values.notna(), None)

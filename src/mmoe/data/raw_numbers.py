@@ -23,7 +23,7 @@ def numbers_of(values: pd.Series) -> np.ndarray:
     """The numbers of a column [N], finite in float32 or NaN where missing. Text may hold numbers.
 
     Raises:
-        UserError: a value is not a number, is infinite or too large for float32.
+        UserError: a value is not a number, is infinite, or is too large for float32.
     """
     if isinstance(values.dtype, pd.ArrowDtype):
         numbers = _numbers_of_array(array_of(values), values.name)
@@ -42,7 +42,7 @@ def numbers_of(values: pd.Series) -> np.ndarray:
 
 
 def _not_a_number(values: pd.Series) -> UserError:
-    """The error for a column that holds something else than numbers."""
+    """The error for a column that does not hold numbers."""
     for row, value in enumerate(values.astype(object)):
         if isinstance(value, str | bytes):
             return RowError(str(values.name), row, f"must be a number, is {value[:40]!r}")
@@ -74,7 +74,7 @@ def _numbers_of_array(array: pa.Array, name: Any) -> np.ndarray:
         array = pc.cast(array, pa.int8())
     elif pa.types.is_float16(array.type):
         array = pc.cast(array, pa.float32())
-    elif pa.types.is_decimal(array.type):  # as a number, Arrow rounds 637.000000000 to 637.0000000000001
+    elif pa.types.is_decimal(array.type):  # a direct cast gives 637.0000000000001 for 637.000000000
         array = pc.cast(array, pa.string())
     if not pa.types.is_floating(array.type):
         try:
@@ -86,7 +86,7 @@ def _numbers_of_array(array: pa.Array, name: Any) -> np.ndarray:
 
 
 def _numbers_of_spellings(texts: pa.Array, name: Any) -> pa.Array:
-    """The numbers that texts spell, of which some may be booleans."""
+    """The numbers that texts spell. Spellings of booleans become 0 and 1."""
     encoded = texts.dictionary_encode()
     numbers = [_number(text) for text in encoded.dictionary.to_pylist()]
     wrong = np.array([number is None for number in numbers] + [False])

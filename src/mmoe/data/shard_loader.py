@@ -1,6 +1,6 @@
 """A loader that reads blocks of memory-mapped rows, shuffles each, and cuts it into batches.
 
-B batch, W ranks.
+B batch.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -18,14 +18,14 @@ GATHERED_ROWS = 2**14  # rows that are gathered and encoded at a time; their arr
 
 
 class ShardLoader(Loader):
-    """Batches of rows in shards. All rows of an epoch are in one sequence, of which each rank has one part.
+    """Batches of rows in shards. All rows of an epoch form one sequence, and each rank has one part of it.
 
-    With a seed, each epoch has its own order of pieces. Pieces that follow each other in it are joined to
+    With a seed, each epoch has its own order of pieces. Pieces that follow each other in it are joined into
     blocks of about `BLOCK_ROWS` rows, and the rows of each block are shuffled. Both orders depend only on the
     seed and the epoch. Without a seed, the rows come in order. All batches have B rows, but the last one may
     be smaller, or one row larger.
 
-    The operating system is asked for a block while the batches of the block before it are used.
+    While the batches of a block are used, the operating system reads the next block.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 A shard holds the rows of one partition of the files. Each of its record batches, here called a piece, has
 rows of one split.
 
-N rows, K numbers of a field in a row, T tasks.
+N rows, K numbers of a field in a row.
 """
 
 import os
@@ -23,7 +23,9 @@ from torch import Tensor
 from mmoe.data.batch import FIELDS, Batch, concatenate
 from mmoe.errors import UserError
 
-PIECE_ROWS = 2**16  # a block of rows that are shuffled together has many pieces, from all parts of the files
+# The most rows in a piece. Pieces are small, so that a block of rows that are shuffled together has pieces
+# from all parts of the files.
+PIECE_ROWS = 2**16
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from mmoe.data.batch import Batch
 from mmoe.errors import ArgumentError, check_finite, check_integers
 
 Device = torch.device | str
-# Each block of rows has a random stream with the block's number, which is at least -2. These are two more.
+# Each block of rows has a random stream with the block's number, which is at least -2. The task weights and
+# the sines have these streams.
 WEIGHTS, SINES = -3, -4
 
 

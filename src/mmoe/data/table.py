@@ -1,6 +1,6 @@
 """The data module of a table: CSV, Parquet or Arrow files with one row for each example.
 
-conf/data/*.yaml that `python -m mmoe.describe` writes have every argument, with comments.
+The YAML that `python -m mmoe.describe` writes has every argument, with comments.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ from mmoe.data.table_source import Source, states_of
 from mmoe.errors import ArgumentError, UserError, check_integers, check_seeds
 from mmoe.tasks import Task, task_from_config, task_to_json, with_groups
 
-MAX_GUESSED_ROWS = 2**18  # of rows in shards, so many decide what the kinds of the columns are
+MAX_GUESSED_ROWS = 2**18  # the kinds of the columns of streamed rows are guessed from this many rows
 
 
 class TableData(DataModule):

@@ -47,8 +47,8 @@ def read_table(
     """All rows of the files, in the order of the files, or the first `max_rows`.
 
     `columns` are the wanted columns and their order; None: all columns, which must then be the same in every
-    file. `text` names columns of CSV that stay text, as written, even if all their values are numbers.
-    `numbers` names columns of CSV that must hold numbers, even if they look like codes.
+    file. `text` names CSV columns that stay text, as written, even if all their values are numbers.
+    `numbers` names CSV columns that must hold numbers, even if they look like codes.
 
     Raises:
         UserError: a file cannot be read, lacks a column or has one twice, or the files have no rows.
@@ -74,7 +74,7 @@ def read_batches(
 ) -> Iterator[pa.Table]:
     """The rows of the files in tables of at most `chunk_rows` rows. Memory does not grow with the files.
 
-    Columns of CSV are text. There may be no rows.
+    CSV columns are text. There may be no rows.
 
     Raises:
         UserError: as in `read_table`.

@@ -1,4 +1,4 @@
-"""What is to be encoded of a table: its files, columns and tasks, and the rules that choose its splits."""
+"""A table to be encoded: its files, columns and tasks, and the rules that choose its splits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Request:
 
     @property
     def days_first(self) -> dict[str, bool | None]:
-        """What the user says of the dates in each column; see `ColumnOptions`."""
+        """The option `day_first` of each column; see `ColumnOptions`."""
         return {name: options.day_first for name, options in self.columns.items()}
 
     def rules_of(self, source: str) -> dict[str, SplitRule]:

@@ -21,7 +21,7 @@ from mmoe.data.splits import CONFIG_KEYS
 from mmoe.errors import UserError
 from mmoe.tasks.labels import label_levels, level_text
 
-MAX_SHUFFLED_ROWS = 2**24  # of more rows, each is chosen by itself
+MAX_SHUFFLED_ROWS = 2**24  # with more rows, each is chosen independently of the others
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def choose_all(
 ) -> dict[str, np.ndarray]:
     """The sorted positions of each split's rows in a frame. The rules choose in turn; `rest` gets the others.
 
-    `days_first` is what the user says of the dates in each column; see `ColumnOptions`.
+    `days_first` is the option `day_first` of each column; see `ColumnOptions`.
 
     Raises:
         UserError: a rule chooses no row, or leaves none.
@@ -101,9 +101,9 @@ def choose(
 ) -> np.ndarray:
     """The sorted positions of the chosen rows, among the `available` positions [N].
 
-    `day_first` is what the user says of dates in the column `by`; see `ColumnOptions`. With more than
-    `MAX_SHUFFLED_ROWS` rows, each row is chosen by itself, as in data that does not fit into memory, so the
-    share is not exact.
+    `day_first` is the option of the column `by`; see `ColumnOptions`. With more than `MAX_SHUFFLED_ROWS`
+    rows, each row is chosen independently, as in data that does not fit into memory, so the share is not
+    exact.
 
     Raises:
         UserError: no row is chosen, or none is left.

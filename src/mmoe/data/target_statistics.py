@@ -1,6 +1,6 @@
 """Target statistics: the training labels of each level, as numbers (Micci-Barreca, SIGKDD Explorations 2001).
 
-N rows, P positions of levels, C categorical columns, K statistics of a level, L codes of all columns.
+N rows, P positions of levels, K statistics of a level, L codes of all columns.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from mmoe.data.batch import Batch
 from mmoe.data.schema import Schema
 
 PRIOR_ROWS = 20.0  # rows with the mean label that are added to each level
-SMALLEST_WEIGHT = 1e-30  # by which sums are divided
+SMALLEST_WEIGHT = 1e-30  # a smaller sum of weights is raised to this before the division
 SMALLEST_STD = 1e-9  # a smaller standard deviation is a rounding error
 
 

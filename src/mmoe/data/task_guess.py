@@ -1,4 +1,7 @@
-"""Guess the kind of a task from the values of its label."""
+"""Guess the kind of a task from the values of its label.
+
+N rows.
+"""
 
 import re
 from collections.abc import Sequence
@@ -104,13 +107,13 @@ def _guess_kind(name: str, values: ColumnValues) -> TaskGuess:
 
 
 def _positive_level(values: ColumnValues) -> str:
-    """The level that means yes, or the rarer one if no level or both of them mean it."""
+    """The level that means yes; if neither or both mean it, the rarer level."""
     meant = [text for text in values.texts if text.strip().lower() in YES]
     return meant[0] if len(meant) == 1 else values.texts[int(values.counts.argmin())]
 
 
 def _remark_on_funnel(task: TaskGuess, tasks: Sequence[TaskGuess]) -> None:
-    """Say if this label is 0 or missing in all negative rows of another task.
+    """Add a remark if this label is negative, 0 or missing in all negative rows of another task.
 
     Of several such tasks, the one with the fewest positive rows is named.
     """
@@ -122,7 +125,8 @@ def _remark_on_funnel(task: TaskGuess, tasks: Sequence[TaskGuess]) -> None:
         return
     around: list[tuple[int, TaskGuess]] = []
     for other in tasks:
-        # A task with the same positive rows holds a number of these rows, but no other binary task.
+        # A numeric label may be other than 0 in exactly the positive rows of the other task. A binary label
+        # must have fewer positive rows; else each of the two tasks would depend on the other.
         is_wider = other.kind == "binary" and (task.kind != "binary" or other.positive.sum() > active.sum())
         if other is not task and is_wider and not (active & ~other.positive).any():
             around.append((int(other.positive.sum()), other))
