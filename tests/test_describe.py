@@ -510,6 +510,7 @@ def test_the_command_that_trains_can_be_pasted(command: Callable, train: Callabl
 def test_files_stand_before_overrides():
     assert name_input(["a.csv", "x=1"]) == ["input='a.csv'", "x=1"]
     assert name_input(["a b.csv", "it's.csv", "--help"]) == [r"input=['a b.csv','it\'s.csv']", "--help"]
+    assert name_input(["a\\"]) == [r"input='a\\'"]
     assert name_input(["input=a.csv"]) == ["input=a.csv"]
     assert name_input(["--config-dir", "conf"]) == ["--config-dir", "conf"]
     assert name_input([]) == []

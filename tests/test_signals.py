@@ -18,8 +18,8 @@ from conftest import OPTIONS
 from test_resume import assert_equal_runs, stopped, train_until
 
 from mmoe.cli.exits import errors_on_one_line
+from mmoe.cli.overrides import quote_override
 from mmoe.train import main as train_main
-from mmoe.training.resume import quote_override
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 

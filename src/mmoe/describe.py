@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from mmoe.atomic import write_text
 from mmoe.cli.command import command
 from mmoe.cli.console import open_console
+from mmoe.cli.overrides import quote_value
 from mmoe.errors import UserError, as_names
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def main() -> None:
 def name_input(arguments: Sequence[str]) -> list[str]:
     """Turn the files at the start of a command line into an override for Hydra."""
     files = list(takewhile(lambda argument: "=" not in argument and not argument.startswith("-"), arguments))
-    quoted = ["'" + file.replace("'", r"\'") + "'" for file in files]
+    quoted = [quote_value(file) for file in files]
     override = quoted[0] if len(quoted) == 1 else f"[{','.join(quoted)}]"
     return [*([f"input={override}"] if files else []), *arguments[len(files) :]]
 

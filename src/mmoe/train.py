@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from mmoe.atomic import remove_abandoned
 from mmoe.cli.command import command
+from mmoe.cli.overrides import quote_override
 from mmoe.cli.sweep_jobs import in_sweep, run_alone
 from mmoe.errors import UserError
 
@@ -59,7 +60,7 @@ def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) ->
     is_rank_zero, schema = training.trainer.is_global_zero, training.data.schema
     # Lightning would start the other processes with the command line of the whole sweep.
     if in_sweep() and training.trainer.strategy.launcher and training.trainer.world_size > 1:
-        folder_override = resume.quote_override("resume" if is_resumed else "hydra.run.dir", str(folder))
+        folder_override = quote_override("resume" if is_resumed else "hydra.run.dir", str(folder))
         run_alone(folder_override, is_resumed)
         return None
 

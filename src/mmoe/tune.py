@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from mmoe import CONF_DIR
 from mmoe.atomic import write_text
 from mmoe.cli.command import command
+from mmoe.cli.overrides import quote_override
 from mmoe.errors import UserError, check_integers, check_probabilities, check_replicas
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ def main(config: DictConfig) -> None:
     from mmoe.training.monitors import check_monitor, with_monitor
     from mmoe.training.optuna_study import count_ended, open_study, run_trials
     from mmoe.training.preparation import build_learner
-    from mmoe.training.resume import quote_override
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     check_options(config)

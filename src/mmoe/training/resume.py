@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,6 +15,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from mmoe.atomic import remove_if_empty
 from mmoe.build import locate
+from mmoe.cli.overrides import quote_override
 from mmoe.cli.sweep_jobs import in_sweep
 from mmoe.data.schema import Schema
 from mmoe.errors import Stopped, UserError, exit_code
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 # Options of the trainer that may change when a run is resumed.
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy")
 LENGTH = ("max_epochs", "max_steps")
-KEYWORDS = ("null", "true", "false", "inf", "nan")  # Hydra does not read these as text
 
 
 def run_to_train(config: DictConfig) -> tuple[Path, DictConfig, bool]:
@@ -170,10 +169,3 @@ def _store_length(folder: Path, config: DictConfig) -> None:
         stored.trainer.update({key: config.trainer[key] for key in LENGTH if key in config.trainer})
         (folder / "metrics.json").unlink(missing_ok=True)
         stored_config.write_config(folder, stored_config.to_yaml(stored))
-
-
-def quote_override(key: str, value: str) -> str:
-    """Return `key=value`, quoted for Hydra, which needs a doubled backslash before a quote."""
-    escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value)
-    is_plain = re.fullmatch(r"[a-zA-Z_./-]*/[\w./-]*|[a-z]+", value) and value not in KEYWORDS
-    return f"{key}={value}" if is_plain else f"{key}='{escaped}'"

@@ -1,0 +1,17 @@
+"""Write overrides that Hydra reads back as the same text."""
+
+import re
+
+KEYWORDS = ("null", "true", "false", "inf", "nan")  # Hydra does not read these as text
+
+
+def quote_override(key: str, value: str) -> str:
+    """Return `key=value`, with the value in quotes if it needs them."""
+    is_plain = re.fullmatch(r"[a-zA-Z_./-]*/[\w./-]*|[a-z]+", value) and value not in KEYWORDS
+    return f"{key}={value}" if is_plain else f"{key}={quote_value(value)}"
+
+
+def quote_value(value: str) -> str:
+    """Put a value in quotes. Hydra needs a doubled backslash before a quote."""
+    escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value)
+    return f"'{escaped}'"
