@@ -61,8 +61,8 @@ class AdaTT(PLE):
     """Fusion levels, then a tower per task: AdaTT-sp, the paper's variant with shared experts (section 3).
 
     For a source with the experts E_own among all experts E, a level computes E g(x) + E_own v, with a linear
-    softmax gate g and learned weights v. The paper fixes v at 1 for a single own expert and leaves open how
-    else it starts. Here it is learned in all cases, and starts as the mean of the own experts.
+    softmax gate g and learned weights v. The paper fixes v at 1 for a single own expert, and does not say how
+    v starts for several. Here v is always learned, and starts as the mean of the own experts.
 
     Args:
         num_levels: number of fusion levels.

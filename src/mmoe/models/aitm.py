@@ -29,8 +29,8 @@ class AITM(nn.Module):
     The penalty is the paper's behavioral expectation calibrator: `calibration` times the mean over rows of
     the sum over steps of max(y_(t+1) - y_t, 0), because nobody reaches a step without the one before it.
 
-    The paper's towers share embeddings of the columns; here they share a bottom network. It leaves open
-    whether steps share h1, h2, h3 and g; here each step has its own, and all four are linear.
+    The paper's towers share embeddings of the columns; here they share a bottom network. The paper leaves
+    open whether steps share h1, h2, h3 and g; here each step has its own, and all four are linear.
 
     Args:
         num_inputs, num_tasks: I and T.

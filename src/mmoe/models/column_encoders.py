@@ -65,8 +65,8 @@ def _table(num_codes: int, size: int) -> nn.Embedding:
 class TargetStatistics(nn.Module):
     """The statistics of a row's level that the schema has for a column; see `data.target_statistics`.
 
-    An unseen level gives zeros, the mean over the training rows. A multi-valued column gives the mean of its
-    levels.
+    An unseen level gives zeros, which are the means over the training rows. A multi-valued column gives the
+    mean of its levels.
 
     Shape:
         levels: [B, P]; output: [B, number of statistics of all columns].
@@ -90,7 +90,7 @@ class TargetStatistics(nn.Module):
         table = torch.zeros(schema.num_levels + 1, width)  # the last row is an unseen level
         for i, column in zip(chosen, columns, strict=True):
             table[slice(*schema.level_offsets[i : i + 2])] = torch.tensor(column.statistics).view(-1, width)
-        # They follow from the schema, so a checkpoint need not hold them.
+        # The buffers follow from the schema, so a checkpoint need not hold them.
         self.positions = nn.Buffer(torch.tensor(positions, dtype=torch.long), persistent=False)
         self.table = nn.Buffer(table, persistent=False)
 

@@ -1,4 +1,4 @@
-"""How the experts of a first layer see the columns: hidden from some units, and scaled.
+"""Which columns each unit of the experts' first layer sees, and how each expert scales them.
 
 I inputs, E experts, F width of an expert's first layer, G groups of inputs.
 """

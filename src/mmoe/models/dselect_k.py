@@ -64,8 +64,8 @@ class SelectorGates(nn.Module):
 class DSelectK(nn.Module):
     """MMoE with `SelectorGates` (section 3 of the paper).
 
-    The paper leaves open what E other than a power of 2 does to codes without an expert; its program adds a
-    penalty on their weight. Here code c selects expert c mod E, so that the weights always sum to 1 and no
+    If E is not a power of 2, some codes have no expert of their own. The authors' program adds a penalty on
+    the weight of these codes. Here code c selects expert c mod E, so the weights always sum to 1 and no
     penalty is needed. As in the authors' program, the logits z of the bits start near 0, in
     [-gamma/100, gamma/100].
 

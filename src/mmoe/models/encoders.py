@@ -96,7 +96,7 @@ def means(vectors: Tensor, codes: Tensor, unseen: int, sizes: list[int]) -> Tens
 
 
 class Standardize(nn.Module):
-    """z-scores, with the mean and the standard deviation of the training file.
+    """z-scores, with the mean and the standard deviation of the training rows.
 
     Shape:
         numbers: [B, M]; output: [B, M].
@@ -154,7 +154,7 @@ class PiecewiseLinear(nn.Module):
 
 
 class PiecewiseLinearAndValues(nn.Module):
-    """`PiecewiseLinear` bins, then one input for each number that is frequent in the training file.
+    """`PiecewiseLinear` bins, then one input for each number that is frequent in the training rows.
 
     A frequent number may have a meaning of its own, for example an amount fixed by law.
 

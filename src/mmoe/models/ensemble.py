@@ -85,7 +85,7 @@ class Ensemble(nn.Module):
         return Output(logits.flatten(0, -3) if self.training else self._mean(logits), gates)
 
     def average(self, logits: Tensor) -> Tensor:
-        """The averaged logits [B, L] of those in training."""
+        """Average the members' logits in the training output of `forward`. The result is [B, L]."""
         return self._mean(torch.unflatten(logits, 0, (self.size, -1))[:, 0])
 
     def _mean(self, logits: Tensor) -> Tensor:

@@ -83,7 +83,8 @@ class ESMM(SharedBottom):
         """The arguments that follow from the tasks: a binary task depends on the one that its `where` names.
 
         Raises:
-            UserError: no binary task depends on another one, or `where` names other rows than the positive.
+            UserError: no binary task depends on another one, or a task's `where` names other levels than the
+                positive ones of its parent.
         """
         parents = [-1] * len(tasks)
         for i, task in enumerate(tasks):
@@ -121,7 +122,7 @@ class ESMM(SharedBottom):
 
 
 def funnel_of(model: nn.Module) -> ESMM | None:
-    """The model, or the members of an ensemble, if the loss is that of an `ESMM`; else None."""
+    """Return the model, or the stacked members of an ensemble, if it is an `ESMM`; else None."""
     one: Any = model.members.stacked if isinstance(model, Ensemble) else model
     return one if isinstance(one, ESMM) else None
 

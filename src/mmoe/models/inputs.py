@@ -60,8 +60,7 @@ class Inputs(nn.Module):
         categorical: encoder of columns without a size: `OneHot`, or `LevelEmbedding` with one size for all.
         numeric: encoder of the numbers whose columns have no encoding of their own in the schema:
             `Standardize`, `PiecewiseLinear` or `PiecewiseLinearAndValues`.
-        dropout: the share of columns that are dropped in training, for each row separately; all inputs of a
-            dropped column are 0.
+        dropout: probability that a column is dropped in a training row. All inputs of a dropped column are 0.
 
     Raises:
         ArgumentError: a dropout outside [0, 1).

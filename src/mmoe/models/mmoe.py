@@ -142,7 +142,7 @@ class MMoE(nn.Module):
         return Output(logits, gates)
 
     def average(self, logits: Tensor) -> Tensor:
-        """The output's logits [B, L] among those in training with expert heads, [1 + E, B, L]."""
+        """Select the output's logits [B, L] from the training logits [1 + E, B, L] of expert heads."""
         return logits[0]
 
     def _normalise(self, logits: Tensor) -> Tensor:

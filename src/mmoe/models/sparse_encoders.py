@@ -151,7 +151,7 @@ SparseNumbers = SparseZScores | SparseBins | SparseValues
 
 
 class SparseEncoder:
-    """Encode rows as `SparseInputs`. Numbers must be finite, or NaN in a column that may be missing.
+    """Encode rows as `SparseInputs`. Numbers must be finite, or NaN in a column with missing numbers.
 
     Args:
         schema: the schema of the data set.

@@ -78,7 +78,7 @@ class STEM(nn.Module):
         (expert_units,) = check_widths(1, expert_units=expert_units)
         (tower_units,) = check_widths(0, tower_units=tower_units)
         task_logits, h = TaskLogits(num_tasks, task_outputs), expert_units[-1]
-        sizes = torch.tensor([task_experts] * num_tasks + [shared_experts])  # experts of each, [S]
+        sizes = torch.tensor([task_experts] * num_tasks + [shared_experts])  # experts of each source, [S]
         source = torch.arange(num_tasks + 1).repeat_interleave(sizes)  # [E]
         is_trained = (source == torch.arange(num_tasks)[:, None]) | (source == num_tasks)  # [T, E]
         self.source = nn.Buffer(source, persistent=False)
