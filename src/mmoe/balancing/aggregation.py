@@ -187,7 +187,7 @@ class IMTLG(Aggregation):
 
 
 class MGDA(Aggregation):
-    """Multiple-gradient descent: the shortest vector among the means of the tasks' gradients.
+    """Multiple-gradient descent: the shortest vector among the weighted means of the tasks' gradients.
 
     Desideri, 2012; Sener and Koltun, NeurIPS 2018, algorithm 2 (Frank-Wolfe).
 
@@ -213,7 +213,8 @@ class AlignedMTL(Aggregation):
 
     Args:
         num_tasks, seed: see `Strategy`.
-        scale_mode: the length: that of the shortest component (`min`), of the `median` one, or `rmse`.
+        scale_mode: the length: that of the shortest component (`min`), of the `median` one, or the root mean
+            square of all lengths (`rmse`).
 
     Raises:
         ArgumentError: `scale_mode` is unknown.

@@ -79,7 +79,9 @@ class Balancer:
     def start(
         self, parameters: Mapping[str, nn.Parameter], over_processes: Callable[[Tensor], Tensor] | None
     ) -> list[nn.Parameter]:
-        """Prepare for a training of these parameters, which `over_processes` averages over all processes.
+        """Prepare for a training of these parameters.
+
+        `over_processes` averages a tensor over all processes; None: there is one process.
 
         Returns:
             The parameters that the optimizer learns for the strategies.
@@ -101,7 +103,7 @@ class Balancer:
     def loss(self, losses: Tensor, penalty: Tensor) -> Tensor:
         """The loss to minimise, [] or [R], for losses of tasks [T] or [R, T] and a penalty [] or [R].
 
-        For a strategy that aggregates, `backward` must then be called instead of that of the loss.
+        For a strategy that aggregates, call `backward` of this class instead of that of the loss.
         """
         rows = losses.view(-1, losses.shape[-1])  # [R, T]
         if self.aggregates:
