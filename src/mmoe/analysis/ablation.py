@@ -49,8 +49,8 @@ def expert_ablation(
         return {task: values[f"{split}/{task}/{name}"].item() for task, name in main_metrics.items()}
 
     before, lost = main_metric_values(baseline.logits), []
+    gates = gate_layer(network)
     for expert in range(num_experts):
-        gates = gate_layer(network)
         hook = gates.register_forward_hook(_masking(expert, getattr(gates, "returns_weights", False)))
         try:
             masked = main_metric_values(compute_outputs(network, rows).logits)

@@ -19,7 +19,9 @@ def balance_names(run: Run) -> list[str]:
 
 
 def balance(run: Run | Path | str) -> pd.DataFrame:
-    """Return seed, epoch and step of each validation and replica, and the statistics of balancing before it.
+    """Return seed, epoch and step of each validation and replica, and the statistics of balancing.
+
+    The statistics are means over the steps since the previous validation.
 
     There is a column `weight/<task>` for each task. If gradients were compared, there are also
     `cosine/<task>_<task>` for each pair of tasks, and `conflicting`, the share of steps in which two tasks

@@ -177,9 +177,9 @@ def _gates(run: Run) -> Iterator[str]:
     unused = int(line["val/gates/unused_experts"])
     used = f" No task uses {unused} of the {count} experts." if unused else ""
     yield (
-        f"Means over the validation rows in the best epoch.{used} The effective number of experts is"
-        " exp(entropy of a row's weights). A row is polarised if one expert has more than 0.9 of its"
-        " weight.\n\n"
+        f"Means over the validation rows in the best epoch.{used} The effective number of experts is exp(H),"
+        " where H is the mean entropy of a row's weights. A row is polarised if one expert has more than 0.9"
+        " of its weight.\n\n"
     )
     yield table(header, lines, [False, *[True] * (len(header) - 1)])
 
