@@ -38,7 +38,7 @@ class Last(Checkpoint):
     def __init__(self, dirpath: str, every_n_steps: int = 1000) -> None:
         (self.every_n_steps,) = check_integers(1, every_n_steps=every_n_steps)
         self.folder = Path(dirpath)
-        self.received_signal = 0  # its number; 0: none
+        self.received_signal = 0  # the number of the signal; 0: none
         self._due = False
         self._saved = -1  # step of the newest checkpoint
         self._handlers: dict[int, Any] = {}  # the previous handlers, by signal

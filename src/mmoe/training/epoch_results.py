@@ -44,7 +44,8 @@ class EpochResults:
     def add(self, stage: str, number: int, outputs: Outputs, trainer: pl.Trainer) -> None:
         """Add the outputs of the epoch's batch `number`.
 
-        If there are too many rows, only the last training rows are kept; of other rows, only statistics.
+        If there are too many rows, only the last training rows are kept. Validation and test rows are
+        replaced by statistics.
         """
         if number == 0:
             self.running.pop(stage, None)
@@ -93,7 +94,7 @@ class EpochResults:
         self.num_rows[stage] = int(reduce(count, reduce_op="sum"))
         bad = ~outputs.logits.isfinite().all(-2)
         error, dropped = self._divergence or (None, bad)
-        # Every process must learn of it, because only the first one prints the error.
+        # Every process must know of the divergence, because only the first one prints the error.
         bad = reduce((bad | dropped).to(device, torch.int32), reduce_op="sum").bool()
         if bad.any():
             if trainer.state.fn != "fit":

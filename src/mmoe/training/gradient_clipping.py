@@ -23,7 +23,7 @@ def clip_by_network(objective: nn.Module, max_norm: float, has_replicas: bool) -
     members = {id(p) for ensemble in ensembles for p in ensemble.members.parameters()}
     for is_member in (True, False):
         chosen = [p for p in objective.parameters() if (id(p) in members) is is_member]
-        clip_grad_norm_per_copy(chosen, max_norm, has_replicas + is_member)
+        clip_grad_norm_per_copy(chosen, max_norm, stacked_dims=has_replicas + is_member)
 
 
 def clip_grad_norm_per_copy(parameters: Sequence[Tensor], max_norm: float, stacked_dims: int = 1) -> None:

@@ -70,9 +70,10 @@ def has_mixed_group(rows: Batch, task: int) -> bool:
 
 
 def known_labels(rows: Batch | ShardedRows, task: int, with_weight: bool) -> tuple[Tensor, int]:
-    """The known labels of a task, and their number. Of rows in shards: the smallest and the largest label.
+    """The known labels of a task, and their number. `with_weight` leaves out rows with a weight of 0.
 
-    `with_weight` leaves out rows whose weight in the loss is 0. Of rows in shards, these are always left out.
+    For rows in shards, the labels are only the smallest and the largest one, and rows with a weight of 0 are
+    always left out.
     """
     if isinstance(rows, ShardedRows):
         found = rows.label_range(task)

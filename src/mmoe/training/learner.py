@@ -39,7 +39,7 @@ class Learner(LightModule):
         interval, frequency: say when the schedule advances; see `schedules.Schedule`.
         monitor: the validation metric that ReduceLROnPlateau follows and the progress bar shows; by default
             the first metric of the main task.
-        balance: a strategy that balances the tasks; none: the loss of the objective. Replicas have one each.
+        balance: the strategy that balances the tasks, one for each replica; empty: the objective's own loss.
 
     Raises:
         ArgumentError: an argument is outside its range.
@@ -282,7 +282,7 @@ class Learner(LightModule):
         self.trainer.should_stop |= self._should_stop  # Lightning forgets an early stop
         self.results.to(self.device)
         rank = self.trainer.global_rank
-        if rank:  # the checkpoint holds rank 0's outputs; each rank needs its own dropout
+        if rank:  # the checkpoint holds the first process's outputs; each process needs its own dropout
             self.results.forget_outputs()
             torch.manual_seed(torch.initial_seed() + 1_000_003 * rank + self.global_step)
         elif self._rng_states:

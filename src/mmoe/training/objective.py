@@ -73,7 +73,8 @@ class Objective(nn.Module):
 
     Shape:
         levels: [B, P]; numbers: [B, M]; labels, known, weights: [B, T]; sparse: see `Batch`; totals: [T], the
-        sum of weight x known over the rows of all processes, divided by their number; None: of these rows.
+        sum of weight x known over the rows of all processes, divided by the number of processes, or None for
+        the sum over the rows of this batch.
         output: a `LossAndOutput`.
     """
 

@@ -1,4 +1,4 @@
-"""Build an optimizer: torch's own, or several ones that act as one.
+"""Build an optimizer: torch's own, or several that act as one.
 
 Torch's Muon takes only matrices, so AdamW takes the other parameters. Tables of learned vectors with sparse
 gradients get `RowAdam`, which updates only the rows of a batch.
@@ -93,7 +93,7 @@ class RowAdam(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             # Both moments of a row lie side by side, because reading memory takes most of the time.
-            # `zero_` gets the memory from the system now, and not in many steps.
+            # `zero_` makes the system allocate the memory now. `torch.zeros` would delay it to later steps.
             moments = torch.empty(len(parameter), 2, parameter.shape[1], dtype=parameter.dtype).zero_()
             state |= {"step": 0, "moments": moments.to(parameter.device)}
         state["step"] += 1
@@ -126,7 +126,10 @@ class JoinedOptimizers(torch.optim.Optimizer):
         with torch.enable_grad():
             loss = closure() if closure else None
         for part in self.parts:
-            part.update() if isinstance(part, RowAdam) else part.step()
+            if isinstance(part, RowAdam):
+                part.update()
+            else:
+                part.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:

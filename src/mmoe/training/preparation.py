@@ -87,9 +87,9 @@ def _derived_arguments(config: DictConfig, key: str, schema: Schema, inputs: Any
 
 
 def constructor_arguments(model: type) -> set[str]:
-    """The arguments of a class's constructor, and of those above it that take its `**options`.
+    """The arguments that a class's constructor takes, by itself or by passing `**options` to its base class.
 
-    A subclass of the user's may have a constructor of its own, which does not know all arguments of its base.
+    The constructor of a user's subclass may lack arguments of its base class.
     """
     names: set[str] = set()
     for base in model.__mro__:

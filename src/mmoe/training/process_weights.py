@@ -14,9 +14,9 @@ from mmoe.training.objective import Objective, loss_weights
 
 
 def label_totals(batch: Batch, objective: Objective, trainer: pl.Trainer) -> Tensor | None:
-    """The weights of labels, summed over processes and divided by their number: [T], or [R, T].
+    """The weights of labels, summed over all processes and divided by the number of processes.
 
-    These are the `totals` of an objective. None: its own rows suffice.
+    These are the `totals` [T], or [R, T] for replicas, of an objective. None: it needs only its own rows.
     """
     if trainer.world_size == 1 or not _has_weights(batch):
         return None

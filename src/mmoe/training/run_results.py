@@ -99,7 +99,7 @@ def predictions(
     """One line per row: its position in the file (from 0), and each task's label and predictions.
 
     Labels [N, T] that are not `known` [N, T] are missing. With replicas, predictions are [R, N, L], and every
-    replica has its own columns, which end with its number. Labels do as well if they are [R, N, T].
+    replica has its own columns, which end with its number. Labels [R, N, T] have such columns, too.
     """
     columns: dict[str, Any] = {"row": positions.numpy()}
     has_replicas, have_own_labels = predicted.ndim == 3, labels.ndim == 3

@@ -59,7 +59,7 @@ class RunningMetrics:
         self._keys, self.sample = keys, rows
 
     def compute(self, stage: str) -> dict[str, Tensor]:
-        """The metrics over the rows of all ranks, by name: scalars, or [R] for replicas."""
+        """The metrics over the rows of all processes, by name: scalars, or [R] for replicas."""
         values = [metrics.compute(stage) for metrics in self.metrics]
         if not self.has_replicas:
             return values[0]

@@ -33,14 +33,14 @@ class TaskMetrics(nn.Module):
         known: Tensor | None = None,
         groups: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Compute the metrics over the rows of all ranks; the shapes are those of `update`."""
+        """Compute the metrics over the rows of all processes; the shapes are those of `update`."""
         self.update(logits, labels, known, groups)
         return self.compute(stage)
 
     def update(
         self, logits: Tensor, labels: Tensor, known: Tensor | None = None, groups: Tensor | None = None
     ) -> None:
-        """Add rows of this rank.
+        """Add rows of this process.
 
         Shape:
             logits: [N, L]; labels: [N, T]; known: None or [N, T]; groups: None or [N, 1].
@@ -55,7 +55,7 @@ class TaskMetrics(nn.Module):
             collection.update(*task.metric_inputs(predicted, own), groups=group)
 
     def compute(self, stage: str) -> dict[str, Tensor]:
-        """Compute the metrics over the rows of all ranks since the last call."""
+        """Compute the metrics over the rows of all processes since the last call."""
         result: dict[str, Tensor] = {}
         for task, collection in zip(self.tasks, self.collections, strict=True):
             assert isinstance(collection, MetricCollection)
