@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 # Config groups that identify a study.
 GROUPS = ("data", "features", "inputs", "model", "balance", "experiment")
-# Settings of a training, and those of them that belong to a machine: processes of a study may differ in them,
-# and the experiment that is written does not have them.
+# Settings of a training. Those that the command line gives are not searched.
 SETTINGS = (
     "data", "inputs", "model", "objective", "learner", "trainer", "balance", "activation", "gate_temperature",
     "monitor", "monitor_mode", "threads",
 )  # fmt: skip
+# Settings of a machine. Processes of a study may differ in them, and the written experiment lacks them.
 OF_THIS_MACHINE = ("data.dir", "data.cache_dir", "threads")
 DIRECTIONS = {"max": "maximize", "min": "minimize"}
 Space = Mapping[str, Mapping[str, Any]]
@@ -52,9 +52,10 @@ def main(config: DictConfig) -> None:
     check_options(config)
     choices = {group: HydraConfig.get().runtime.choices[group] for group in GROUPS}
     given = given_settings(config)
-    space = {key: own for key, own in space_of(config.space, choices["model"]).items() if key not in given}
+    ranges = space_of(config.space, choices["model"])
+    space = {key: value_range for key, value_range in ranges.items() if key not in given}
     data = build(config, "data")
-    # If these are wrong, every trial would fail.
+    # A mistake that these checks find would make every trial fail.
     config = with_monitor(config, data.schema)
     check_monitor(config.monitor, config.monitor_mode, validation_metrics(data.schema.tasks))
     if isinstance(data, DataModule):
@@ -86,19 +87,19 @@ def main(config: DictConfig) -> None:
     run_trials(study, objective, config.trials)
     path = write_experiment(Path(config.folder), study, space, choices, settings)
     print(f"best {config.monitor}: {study.best_value:.4f} of {count_ended(study)} trials")
-    own = [quote_override(key, str(given[key])) for key in OF_THIS_MACHINE if given.get(key) is not None]
-    command = ["python -m mmoe.train --config-dir", str(path.parents[1]), f"experiment={path.stem}", *own]
+    machine = [quote_override(key, str(given[key])) for key in OF_THIS_MACHINE if given.get(key) is not None]
+    command = ["python -m mmoe.train --config-dir", str(path.parents[1]), f"experiment={path.stem}", *machine]
     print(f"train it: {' '.join(command)}")
 
 
 def given_settings(config: DictConfig) -> dict[str, Any]:
     """The settings of a training that the command line gives, by config key.
 
-    They are not searched.
+    The choice of a config group, such as `model=ple`, is not a setting.
     """
     keys = (override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task)
-    own = [key for key in keys if key.split(".")[0] in SETTINGS and not (CONF_DIR / key).is_dir()]
-    values = {key: OmegaConf.select(config, key) for key in own}
+    given = [key for key in keys if key.split(".")[0] in SETTINGS and not (CONF_DIR / key).is_dir()]
+    values = {key: OmegaConf.select(config, key) for key in given}
     return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in values.items()}
 
 
