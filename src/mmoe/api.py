@@ -45,16 +45,18 @@ Rows = pd.DataFrame | str | Path | Sequence[str]
 
 
 class Table:
-    """Rows with the kinds of their columns and the tasks to learn. `repr` shows all of them.
+    """Rows with the kinds of their columns and the tasks to learn. `repr` shows the kinds and the tasks.
 
     Args:
         train: training rows: a DataFrame, or files as in the `train` of a configuration.
-        tasks: for each task name a task, such as `Regression("spend")`, or the column of its label, whose
-            kind is then guessed. A list of columns makes tasks with the names of their columns.
+        tasks: a mapping from the name of each task to a task, such as `Regression("spend")`, or to the
+            column of its label; the kind of the task is then guessed. A list of columns makes tasks with the
+            names of their columns.
         test, validation: rows as for `train`, or a rule that takes them from the training rows, such as
             `{"fraction": 0.1, "by": "user_id"}`; see `mmoe.data.split_rules.SplitRule`. The default
             fractions are 0.2 for the test and 0.1 for validation.
-        columns: the kinds of columns that are not to be guessed, as in a configuration; None leaves one out.
+        columns: kinds by column, as in a configuration; None leaves a column out. The kinds of the other
+            columns are guessed.
         main_task: the task whose validation metric chooses the epoch; by default the first.
         weight: a column with the weight of each row in the loss.
         group_by: a column with the group of each row, such as a user's id, for the metric `grouped_auroc`.
@@ -87,13 +89,13 @@ class Table:
         table = self._read(train)
         self.num_rows = len(table)
         self._values = {name: values_of(name, table[name]) for name in table.column_names}
-        if isinstance(tasks, list | tuple):
-            tasks = dict(zip(tasks, tasks, strict=True))
-        if not isinstance(tasks, Mapping) or not tasks:
+        by_name = {name: name for name in tasks} if isinstance(tasks, list | tuple) else tasks
+        if not isinstance(by_name, Mapping) or not by_name:
             expected = "must map names of tasks to tasks or columns, or be a list of columns"
             raise ArgumentError(f"tasks={tasks}: {expected}")
-        guessed = {name: self._guess_task(name, task) for name, task in tasks.items()}
-        self.tasks = {name: task_to_config(task) for name, task in self._named_tasks(tasks, guessed).items()}
+        guessed = {name: self._guess_task(name, task) for name, task in by_name.items()}
+        named = self._named_tasks(by_name, guessed)
+        self.tasks = {name: task_to_config(task) for name, task in named.items()}
         used = {str(task[key]) for task in self.tasks.values() for key in ("column", "weight") if key in task}
         used |= {weight} if weight else set()
         for rule in (validation, test):

@@ -62,7 +62,7 @@ def first_line(error: BaseException) -> str:
 
 
 def did_you_mean(key: str, known: Sequence[str]) -> str:
-    """Ask, at the end of a message, for the known key that is most like a wrong one; empty if none is."""
+    """Suggest, as the end of an error message, the known key that is most like `key`; empty if none is."""
     nearest = get_close_matches(key, known, 1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
 

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from mmoe.metrics.resampled import ResampledMetrics
 from mmoe.tasks import Task, logit_columns
 
-BAGS = 8  # `sampled_intervals` cuts its sample into so many parts
+BAGS = 8  # `sampled_intervals` cuts its sample into this many parts
 ROUGH_RESAMPLES = 50  # of `rough_intervals`
-ROUGH_WORK = 5 * 10**6  # its largest number of resamples x rows x logits, which takes about 0.1 s
+ROUGH_WORK = 5 * 10**6  # `rough_intervals` uses at most this many resamples x rows x logits: about 0.1 s
 CHUNK_SIZE = 2**17  # resamples x rows at a time, so that the arrays fit into the processor's cache
 
 
@@ -128,10 +128,10 @@ def rough_intervals(
 ) -> dict[str, dict[str, float]]:
     """Half the width of an approximate 95 % interval of every metric, by task and metric, in about 0.1 s.
 
-    It is the standard deviation over `ROUGH_RESAMPLES` resamples, times the quantile of Student's t. Of many
-    rows, only a random sample of m rows is resampled, and the deviation is multiplied by the square root of
-    m / N (the m out of n bootstrap; Bickel, Goetze and van Zwet, 1997). If a metric is nan in some resample,
-    as the AUROC of a rare label may be, its interval is nan.
+    It is the standard deviation over `ROUGH_RESAMPLES` resamples, times the quantile of Student's t. If there
+    are many rows, only a random sample of m rows is resampled, and the deviation is multiplied by the square
+    root of m / N (the m out of n bootstrap; Bickel, Goetze and van Zwet, 1997). If a metric is nan in some
+    resample, as the AUROC of a rare label may be, its interval is nan.
 
     Shape:
         predicted: [N, L]; labels, known: [N, T].

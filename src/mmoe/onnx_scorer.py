@@ -213,7 +213,7 @@ def _level(value: Any, column: str) -> str | None:
 
 
 def _other_spelling(level: str) -> str:
-    """The whole number 4 as 4.0, 4.0 as 4, and another level as it is."""
+    """Spell the whole number 4 as 4.0, and 4.0 as 4. Any other level stays as it is."""
     match = WHOLE_NUMBER.fullmatch(level)
     return level if not match else match[1] if match[2] else f"{level}.0"
 

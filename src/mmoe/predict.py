@@ -143,7 +143,7 @@ class Chunk(NamedTuple):
 
 
 def find_format(run: "Run") -> "RowFormat":
-    """How the rows that the run predicts are written."""
+    """The format of raw rows for the run: that of its table, or the default if it has no table."""
     from mmoe.data.raw_rows import default_format
     from mmoe.data.table import TableData
 

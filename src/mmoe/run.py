@@ -37,7 +37,7 @@ from mmoe.training.trust import check_folder
 # Predictions are computed for this many rows at a time, padded if needed, so that a row's score does not
 # depend on the other rows.
 ROWS_PER_PASS = 8192
-MAX_ANALYSED_ROWS = 2**20  # `Run.rows` reads at most so many rows of shards into memory
+MAX_ANALYSED_ROWS = 2**20  # `Run.rows` reads at most this many rows of shards into memory
 TRAINER_METHODS = {"val": "validate", "test": "test"}  # by split
 TRAINER_LIMITS = ("limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
 
@@ -111,7 +111,7 @@ class Run:
     def rows(self, split: str = "test", replica: int | None = None) -> Batch:
         """The encoded rows of `train`, `val` or `test`, in the order of their file.
 
-        Of rows in shards, these are the first `MAX_ANALYSED_ROWS`.
+        If the rows are in shards, only the first `MAX_ANALYSED_ROWS` are returned.
         """
         if not self.has_dataset:
             target = self.config.data._target_
@@ -228,10 +228,10 @@ class Run:
     ) -> dict[str, Any]:
         """Compute the metrics of checkpoints as in training, with bootstrap intervals.
 
-        `split` is `val` or `test`, and `checkpoint` may also be `all`. `rows` names other rows by the options
-        of `data` that change, such as `{"test": "new.csv"}`, or `{"dir": ...}` for census files. They are
-        encoded with the run's schema. `{"group_by": "user_id"}` chooses the groups of `grouped_auroc`.
-        `resamples=0` gives no intervals, and `grouped_auroc` never has one.
+        `split` is `val` or `test`, and `checkpoint` may also be `all`. To evaluate on other rows, `rows`
+        changes options of `data`, such as `{"test": "new.csv"}`, or `{"dir": ...}` for census files. These
+        rows are encoded with the run's schema. `{"group_by": "user_id"}` chooses the groups of
+        `grouped_auroc`. `resamples=0` gives no intervals, and `grouped_auroc` never has one.
 
         Raises:
             UserError: an argument is outside its range, a file is missing, or the rows have changed.
@@ -278,7 +278,7 @@ class Run:
     def _intervals(
         self, learner: Any, data: Any, split: str, resamples: int, seed: int
     ) -> dict[str, dict[str, tuple[float, float]]]:
-        """The bootstrap intervals of the last evaluation; of many rows, from a sample of them."""
+        """The bootstrap intervals of the last evaluation, from a sample of the rows if there are many."""
         if split not in learner.results.running:
             predictions = predictions_of(self.schema.tasks, learner.results.logits[split]).numpy()
             labels, known = labels_of(data, split, predictions.shape[-2])
@@ -301,9 +301,9 @@ class Run:
         check_folder(self.folder, parts, self.trust)
 
     def _data_module(self, changes: Mapping[str, Any], schema: Schema) -> Any:
-        """Build the data module with the run's rows, or with other ones if options of `data` change.
+        """Build the data module with the run's rows, or with other rows if options of `data` change.
 
-        `schema` is that of the run, but its tasks may have other groups.
+        `schema` is the run's schema, but its tasks may have other groups.
         """
         self.check_trust("data")
         config = self.config.copy()

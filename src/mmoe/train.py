@@ -41,7 +41,7 @@ def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) ->
     """Train in a run folder; `started` is the time at which the program began, by `time.perf_counter`.
 
     Returns:
-        The run; None in all processes but the first, and if another process trained it.
+        The run. It is None in all processes but the first, and if a separate command trained it.
     """
     from mmoe.run import Run
     from mmoe.training import report, resume, run_results, stages
@@ -89,7 +89,7 @@ def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) ->
 
 
 def write_missing_reports(folder: Path, config: DictConfig) -> bool:
-    """Write the figures and the card that a killed run lacks. Return whether there were any."""
+    """Write the figures and the card that a killed run lacks. Return whether it lacked any."""
     from mmoe.analysis.card import write_card
     from mmoe.analysis.figures import has_all_figures, write_figures
     from mmoe.run import load

@@ -70,7 +70,10 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                     raise
 
             with printed_by_hydra():
-                run_job(job) if in_sweep() else job()
+                if in_sweep():
+                    run_job(job)
+                else:
+                    job()
 
         compose = hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
 
@@ -90,7 +93,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
 def import_libraries() -> None:
     """Import what the commands need, without garbage collections, which take a quarter of the time.
 
-    It happens here, and not at the top of a file, so that --help does not wait for torch.
+    The import is here, and not at the top of the file, so that --help does not wait for torch.
     """
     if "torch" in sys.modules:
         return

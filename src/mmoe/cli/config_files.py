@@ -28,7 +28,7 @@ def check_groups(arguments: Sequence[str]) -> None:
 def check_config_files(arguments: Sequence[str]) -> None:
     """Raise UserError if a file that the command line names, as by `data=mine`, is not valid YAML.
 
-    The files that its defaults name are checked as well. Hydra would end with a traceback.
+    The files in its defaults list are checked as well. Hydra would end with a traceback.
     """
     folders = [CONF_DIR]
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
@@ -54,7 +54,7 @@ def check_config_files(arguments: Sequence[str]) -> None:
 
 
 def _defaults(config: Any, group: Path) -> list[Path]:
-    """The files that the defaults of a file in a group name, relative to the folder of configurations."""
+    """The files in the defaults list of a file in `group`. Paths are relative to the configuration folder."""
     found: list[Path] = []
     defaults = config.get("defaults") if isinstance(config, dict) else None
     for entry in defaults if isinstance(defaults, list) else []:
