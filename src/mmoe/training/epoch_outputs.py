@@ -15,7 +15,7 @@ MAX_ROWS = 2**20  # the outputs of about this many rows are kept
 MAX_ROWS_ON_DEVICE = 2**20  # a GPU keeps the logits of at most this many rows
 
 
-class Outputs(NamedTuple):
+class LabelledLogits(NamedTuple):
     """Logits [B, L], labels [B, T], `known` (None or [B, T]) and groups (None or [B, 1]) of rows."""
 
     logits: Tensor
@@ -23,33 +23,33 @@ class Outputs(NamedTuple):
     known: Tensor | None = None
     groups: Tensor | None = None
 
-    def to(self, device: torch.device) -> "Outputs":
+    def to(self, device: torch.device) -> "LabelledLogits":
         """The same rows on a device."""
-        return Outputs(*(None if tensor is None else tensor.to(device) for tensor in self))  # type: ignore[arg-type]
+        return LabelledLogits(*(None if tensor is None else tensor.to(device) for tensor in self))  # type: ignore[arg-type]
 
-    def select(self, rows: Tensor) -> "Outputs":
+    def select(self, rows: Tensor) -> "LabelledLogits":
         """The rows at the positions `rows` [K]."""
-        return Outputs(*(None if tensor is None else tensor.index_select(-2, rows) for tensor in self))  # type: ignore[arg-type]
+        return LabelledLogits(*(None if tensor is None else tensor.index_select(-2, rows) for tensor in self))  # type: ignore[arg-type]
 
-    def by_replica(self) -> "list[Outputs]":
+    def by_replica(self) -> "list[LabelledLogits]":
         """The outputs of each replica. Tensors [R, B, ...] hold a part for each, and all share the others."""
         parts = zip(*(repeat(x) if x is None or x.ndim == 2 else x for x in self), strict=False)
-        return [Outputs(*own) for own in parts]
+        return [LabelledLogits(*own) for own in parts]
 
 
 class EpochOutputs:
-    """The `Outputs` of each batch, by stage.
+    """The `LabelledLogits` of each batch, by stage.
 
     With replicas, logits are [R, B, L], and labels are [R, B, T] unless all replicas share the rows. For
     training batches of replicas, B is 1: only the mean logits are kept.
     """
 
     def __init__(self) -> None:
-        self._batches: defaultdict[str, list[Outputs]] = defaultdict(list)
+        self._batches: defaultdict[str, list[LabelledLogits]] = defaultdict(list)
         self._taken: Counter[str] = Counter()  # batches of the epoch that are no longer kept
         self._rows_on_device = 0
 
-    def add(self, stage: str, number: int, batch: Outputs) -> None:
+    def add(self, stage: str, number: int, batch: LabelledLogits) -> None:
         """Keep batch `number` of an epoch. A repeated batch, as with LBFGS, replaces the earlier one."""
         batches = self._batches[stage]
         if number == 0:
@@ -84,7 +84,7 @@ class EpochOutputs:
         self._count_rows_on_device()
         return dropped
 
-    def take(self, stage: str, device: torch.device, may_stay_on_cpu: bool) -> Outputs | None:
+    def take(self, stage: str, device: torch.device, may_stay_on_cpu: bool) -> LabelledLogits | None:
         """Remove the outputs that are kept, and return them on `device`; None if there are none.
 
         With `may_stay_on_cpu`, they are returned on the CPU if any of them are there.
@@ -118,11 +118,11 @@ class EpochOutputs:
         self._taken = Counter(state["taken"])
         for stage, (*tensors, sizes) in state["kept"].items():
             parts = ([None] * len(sizes) if one is None else one.split(sizes, dim=-2) for one in tensors)
-            self._batches[stage] = [Outputs(*batch) for batch in zip(*parts, strict=True)]
+            self._batches[stage] = [LabelledLogits(*batch) for batch in zip(*parts, strict=True)]
 
 
-def join(batches: Sequence[Outputs], device: torch.device) -> Outputs:
+def join(batches: Sequence[LabelledLogits], device: torch.device) -> LabelledLogits:
     """Join the batches on a device."""
     columns = zip(*(batch.to(device) for batch in batches), strict=True)
     tensors = (None if column[0] is None else torch.cat(column, dim=-2) for column in columns)
-    return Outputs(*tensors)  # type: ignore[arg-type]
+    return LabelledLogits(*tensors)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmoe.errors import UserError
 from mmoe.tasks import Task, logit_names
 from mmoe.training.divergence import Diverged, find_divergence
-from mmoe.training.epoch_outputs import EpochOutputs, Outputs
+from mmoe.training.epoch_outputs import EpochOutputs, LabelledLogits
 from mmoe.training.running_metrics import RunningMetrics
 from mmoe.training.task_metrics import TaskMetrics
 
@@ -41,7 +41,7 @@ class EpochResults:
         # A divergence in training outputs of this epoch that were dropped, and the bad logits [L] or [R, L].
         self._divergence: tuple[Diverged, Tensor] | None = None
 
-    def add(self, stage: str, number: int, outputs: Outputs, trainer: pl.Trainer) -> None:
+    def add(self, stage: str, number: int, outputs: LabelledLogits, trainer: pl.Trainer) -> None:
         """Add the outputs of the epoch's batch `number`.
 
         If there are too many rows, only the last training rows are kept. Validation and test rows are
@@ -75,7 +75,7 @@ class EpochResults:
         if outputs is not None:
             self.running[stage].add(outputs, keeps_sample=trainer.state.fn != "fit")
 
-    def finish(self, stage: str, trainer: pl.Trainer) -> Outputs | None:
+    def finish(self, stage: str, trainer: pl.Trainer) -> LabelledLogits | None:
         """Collect the epoch's outputs, and check the logits. None: `running` has the statistics.
 
         Raises:
@@ -115,7 +115,7 @@ class EpochResults:
         if bad.any():
             raise find_divergence(trainer, self._logit_names, self._outputs.logits("train"), bad)
 
-    def compute(self, stage: str, outputs: Outputs | None) -> dict[str, Tensor]:
+    def compute(self, stage: str, outputs: LabelledLogits | None) -> dict[str, Tensor]:
         """Compute the metrics of what `finish` has returned, add them to `values`, and return them."""
         if outputs is None:
             values = self.running[stage].compute(stage)

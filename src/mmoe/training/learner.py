@@ -17,7 +17,7 @@ from mmoe.errors import ArgumentError, check_integers
 from mmoe.models.inputs import Inputs
 from mmoe.models.network import Output
 from mmoe.tasks import default_monitor, logit_columns, predictions_of, validation_metrics
-from mmoe.training.epoch_outputs import Outputs
+from mmoe.training.epoch_outputs import LabelledLogits
 from mmoe.training.epoch_results import EpochResults
 from mmoe.training.gradient_clipping import clip_by_network, needs_own_norms
 from mmoe.training.lightning_speedups import LightModule
@@ -149,7 +149,7 @@ class Learner(LightModule):
         totals = label_totals(batch, self._first_objective, self.trainer) if stage == "train" else None
         output = self._compute(batch, totals)
         loss, logits, gates = output[:3]
-        outputs = Outputs(logits.detach(), batch.labels, batch.known, batch.groups)
+        outputs = LabelledLogits(logits.detach(), batch.labels, batch.known, batch.groups)
         self.results.add(stage, number, outputs, self.trainer)
         if stage == "val":
             self.statistics.add(gates)
@@ -236,12 +236,12 @@ class Learner(LightModule):
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test", self._finish_epoch("test"))
 
-    def _finish_epoch(self, stage: str) -> Outputs | None:
+    def _finish_epoch(self, stage: str) -> LabelledLogits | None:
         self.throughput.pause(self.device)
         return self.results.finish(stage, self.trainer)
 
     def _log_metrics(
-        self, stage: str, outputs: Outputs | None, statistics: dict[str, Tensor] | None = None
+        self, stage: str, outputs: LabelledLogits | None, statistics: dict[str, Tensor] | None = None
     ) -> None:
         values = self.results.compute(stage, outputs) | (statistics or {})
         self.log_epoch({name: value.mean() for name, value in values.items()}, self.monitor)

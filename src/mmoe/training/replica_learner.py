@@ -19,7 +19,7 @@ from mmoe.errors import ArgumentError, UserError, check_finite, check_integers
 from mmoe.models.replicas import Replicas
 from mmoe.tasks import validation_metrics
 from mmoe.training.checkpoint_callbacks import Best
-from mmoe.training.epoch_outputs import Outputs
+from mmoe.training.epoch_outputs import LabelledLogits
 from mmoe.training.epoch_results import EpochResults
 from mmoe.training.learner import Learner
 from mmoe.training.objective import LossAndOutput, Objective, TaskLosses
@@ -131,7 +131,7 @@ class ReplicaLearner(Learner):
         labels, known = batch.labels, batch.known
         if stage == "train":  # one mean per batch shows where a replica diverged
             logits, labels, known = logits.mean(-2, keepdim=True), labels[..., :1, :], None
-        outputs = Outputs(logits.detach(), labels, known, batch.groups)
+        outputs = LabelledLogits(logits.detach(), labels, known, batch.groups)
         self.results.add(stage, number, outputs, self.trainer)
         if stage == "val":
             self.statistics.add(gates)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmoe.tasks import Task
-from mmoe.training.epoch_outputs import Outputs, join
+from mmoe.training.epoch_outputs import LabelledLogits, join
 from mmoe.training.task_metrics import TaskMetrics
 
 SAMPLE_ROWS = 2**20  # for bootstrap intervals
@@ -28,14 +28,14 @@ class RunningMetrics:
     def __init__(self, tasks: Sequence[Task], num_replicas: int | None) -> None:
         self.has_replicas = num_replicas is not None
         self.metrics = [TaskMetrics(tasks, is_binned=True) for _ in range(num_replicas or 1)]
-        self.sample: Outputs | None = None
+        self.sample: LabelledLogits | None = None
         self.num_rows = 0
         shape = [num_replicas] if num_replicas else []
         self.bad = torch.zeros(*shape, sum(task.num_outputs for task in tasks), dtype=torch.bool)
         self._keys = torch.empty(0)  # random; the rows with the smallest ones are the sample
         self._generator = torch.Generator().manual_seed(0)
 
-    def add(self, outputs: Outputs, keeps_sample: bool) -> None:
+    def add(self, outputs: LabelledLogits, keeps_sample: bool) -> None:
         """Add rows: logits [N, L], or [R, N, L] for replicas. There are no metrics if some are not finite."""
         self.num_rows += outputs.logits.shape[-2]
         bad = ~outputs.logits.isfinite().all(-2)
@@ -49,7 +49,7 @@ class RunningMetrics:
         if keeps_sample:
             self._add_to_sample(outputs.to(torch.device("cpu")))
 
-    def _add_to_sample(self, outputs: Outputs) -> None:
+    def _add_to_sample(self, outputs: LabelledLogits) -> None:
         keys = torch.rand(outputs.logits.shape[-2], generator=self._generator)
         keys = torch.cat([self._keys, keys])
         rows = outputs if self.sample is None else join([self.sample, outputs], torch.device("cpu"))

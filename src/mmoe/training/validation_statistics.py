@@ -17,7 +17,7 @@ from mmoe.data.batch import Batch, take
 from mmoe.models.mmoe import MMoE
 from mmoe.models.replicas import Replicas
 from mmoe.tasks import Task, logit_columns
-from mmoe.training.epoch_outputs import Outputs
+from mmoe.training.epoch_outputs import LabelledLogits
 from mmoe.training.gate_statistics import GateStatistics
 from mmoe.training.objective import Objective
 
@@ -47,7 +47,7 @@ class ValidationStatistics:
             self._gates.update(gates)
 
     def finish(
-        self, objective: nn.Module, first_rows: Batch, outputs: Outputs | None, trainer: pl.Trainer
+        self, objective: nn.Module, first_rows: Batch, outputs: LabelledLogits | None, trainer: pl.Trainer
     ) -> dict[str, Tensor]:
         """Compute all statistics by name. During training, warn of a collapsed gate or a dead task.
 
