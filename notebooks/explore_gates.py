@@ -26,7 +26,7 @@ with app.setup:
 
 @app.function
 def find_runs(folder: Path) -> list[Path]:
-    """The run folders below a folder that have ended, newest first."""
+    """The folders of finished runs below a folder, newest first."""
     ended = [path.parent for path in folder.rglob("metrics.json") if (path.parent / "config.yaml").exists()]
     return sorted(ended, key=lambda path: path.stat().st_mtime, reverse=True)
 
@@ -102,7 +102,10 @@ def _(column, run, split):
         [
             mo.md(f"## Gate weights by {code(column.value)}"),
             drawn(analysis.plot_gate_weights_by, run, column.value, split=split.value),
-            mo.md("Compare the cells of one column: a darker cell relies more on that expert."),
+            mo.md(
+                "Compare the cells of one column: a darker cell is a subgroup for which the task relies more"
+                " on that expert."
+            ),
         ]
     )
     return (by_group,)
@@ -128,7 +131,7 @@ def _(run, split, task):
         [
             mo.md("## What does a task lose without an expert?"),
             drawn(analysis.plot_expert_ablation, run, split=split.value),
-            mo.md("Each expert is masked in turn. A long bar is an expert that the task needs."),
+            mo.md("Each expert is masked in turn. A long bar marks an expert that the task needs."),
         ]
     )
     return
