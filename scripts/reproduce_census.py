@@ -80,8 +80,8 @@ def main() -> None:
     options, overrides = parse(sys.argv[1:], DEFAULTS, choices, minimums)
     if int(options["seeds"]) % int(options["chunk"]):
         stop(f"seeds={options['seeds']}: must be a multiple of chunk={options['chunk']}")
-    groups = {"paper": list(PAPER), "all": list(METHODS)}
-    methods = groups.get(options["methods"]) or some_of(options, "methods", METHODS)
+    method_sets = {"paper": list(PAPER), "all": list(METHODS)}
+    methods = method_sets.get(options["methods"]) or some_of(options, "methods", METHODS)
     root = Path(options["folder"]) / f"group{options['group']}"
     source = f"data.source={'auto' if options['sample'] == 'true' else 'official'}"
     overrides = [f"experiment={EXPERIMENTS[options['group']]}", *overrides, source]

@@ -27,7 +27,7 @@ from mmoe.training.optimizers import build_optimizer
 from mmoe.training.preparation import build_network
 
 MIN_BATCH_SIZE, EVAL_BATCH_SIZE = 16, 8192
-OPTIONS = ("steps_per_epoch", "weight_of_others")  # settings that are no options of mmoe.train
+OWN_SETTINGS = ("steps_per_epoch", "weight_of_others")  # settings that mmoe.train does not have
 Overrides = tuple[str, ...]
 Predict = Callable[[Batch], np.ndarray]
 
@@ -56,9 +56,9 @@ def predict_with_networks(
     """Train networks with these seeds for task `number`, and predict a split: [R, N, W].
 
     The validation metric of this task alone chooses the epoch of each network. `single_task` trains on this
-    task alone. With `max_rows`, only so many training rows are used.
+    task alone. With `max_rows`, at most this many training rows are used.
     """
-    given = {name: value for name, value in settings.items() if name not in OPTIONS}
+    given = {name: value for name, value in settings.items() if name not in OWN_SETTINGS}
     encoding = tuple(f"{name}={value}" for name, value in given.items() if name.startswith("data."))
     data = limit_rows(encoded_rows((*overrides, *encoding)), max_rows)
     task = data.schema.tasks[number]
@@ -132,7 +132,7 @@ def limit_rows(data: Dataset, max_rows: int | None) -> Dataset:
 
 
 def with_training_rows(data: Dataset, kept: Tensor) -> Dataset:
-    """The data set with only the training rows whose numbers are in `kept`."""
+    """The data set with only the training rows whose positions are in `kept`."""
     splits = {**data.splits, "train": take(data.splits["train"], kept)}
     return replace(data, splits=splits, positions={**data.positions, "train": data.positions["train"][kept]})
 

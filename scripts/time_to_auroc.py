@@ -47,11 +47,11 @@ def measure(bench: Any, folder: Path) -> dict[str, Any]:
             with tempfile.TemporaryDirectory(dir=folder) as cache:
                 for start in ("cold", "warm"):
                     name = f"mmoe, batches of {batch}, {start}"
-                    found.setdefault(name, []).append(of_mmoe(bench, folder, batch, cache))
+                    found.setdefault(name, []).append(mmoe_validations(bench, folder, batch, cache))
             for peer in PEERS if bench.options["peers"] else ():
                 name = f"{peer}, batches of {batch}"
-                found.setdefault(name, []).append(of_peer(bench, peer, rows, batch))
-    # The AUROC that a program has reached in every round.
+                found.setdefault(name, []).append(peer_validations(bench, peer, rows, batch))
+    # The highest AUROC that each program reached in every round.
     best = {name: min(max(auroc for _, auroc in run) for run in runs) for name, runs in found.items()}
     peers = {name: value for name, value in best.items() if not name.startswith("mmoe")}
     wanted = {f"{auroc:.3f}": auroc for auroc in AUROCS}
@@ -72,17 +72,17 @@ def seconds_to(wanted: float, runs: Sequence[Validations]) -> float | str:
     return median if median < float("inf") else "-"
 
 
-def of_mmoe(bench: Any, folder: Path, batch: int, cache: str) -> Validations:
+def mmoe_validations(bench: Any, folder: Path, batch: int, cache: str) -> Validations:
     """The validations of `experiment=census`."""
     path = Path(tempfile.mkdtemp(dir=folder)) / "validations"
     callback = f"+callbacks.times={{_target_: time_to_auroc.ValidationTimes, path: '{path}'}}"
     command = ["-m", "mmoe.train", "experiment=census", *bench.overrides, f"data.batch_size={batch}"]
     start = time.time()
     bench.run(*command, f"data.cache_dir={cache}", callback, f"hydra.run.dir={path.parent / 'run'}")
-    return validations(path.read_text().splitlines(), start)
+    return parse_validations(path.read_text().splitlines(), start)
 
 
-def of_peer(bench: Any, peer: str, rows: Path, batch: int) -> Validations:
+def peer_validations(bench: Any, peer: str, rows: Path, batch: int) -> Validations:
     """The validations of another library, whose script prints them as JSON lines."""
     command = [
         bench.options["peers"],
@@ -94,13 +94,13 @@ def of_peer(bench: Any, peer: str, rows: Path, batch: int) -> Validations:
     ]
     start = time.time()
     done = subprocess.run(command, capture_output=True, text=True, env=bench.environment)
-    found = validations((line for line in done.stdout.splitlines() if line.startswith("{")), start)
+    found = parse_validations((line for line in done.stdout.splitlines() if line.startswith("{")), start)
     if not found:
         stop(f"peers={command[0]}: no validations from {command[1]} ({done.stderr.strip()[-200:]})")
     return found
 
 
-def validations(lines: Iterable[str], start: float) -> Validations:
+def parse_validations(lines: Iterable[str], start: float) -> Validations:
     """JSON lines as seconds since `start`, and AUROCs."""
     parsed: Iterable[Mapping[str, float]] = map(json.loads, lines)
     return [(line["time"] - start, line["auroc"]) for line in parsed]
