@@ -34,8 +34,8 @@ STEPS: list[tuple[str, list[str]]] = [
     ("no dropout", ["model.dropout=0.0"]),
     ("a constant learning rate of 0.001", ["learner.scheduler=null", "learner.optimizer.lr=1e-3"]),
     ("the last epoch instead of the best one", ["+trainer.check_val_every_n_epoch=${trainer.max_epochs}"]),
-    ("Adagrad with 0.05, TensorFlow's default of 2017", [f"learner.optimizer={ADAGRAD}"]),
-    ("plain SGD with 0.05", [f"learner.optimizer={SGD}"]),
+    ("Adagrad with learning rate 0.05, TensorFlow's default of 2017", [f"learner.optimizer={ADAGRAD}"]),
+    ("plain SGD with learning rate 0.05", [f"learner.optimizer={SGD}"]),
 ]
 DEFAULTS = {
     "runs": "10", "experiment": "census", "folder": "runs/ablate_census", "out": "docs/results/ablation",

@@ -26,7 +26,7 @@ usage: python scripts/bench.py train|busy|experts|start|memory|ranks|replicas|vo
     resident_rows=2000000      rows that `stream` trains on from memory
     dask_rows=8000000          rows that `stream` encodes with one Dask worker and with two; 0: none
     experts=1,2,4,8,16,32,64,128   numbers of experts for `experts`
-    repeats=1,5,20             `memory` trains on so many copies of the rows
+    repeats=1,5,20             `memory` trains on this many copies of the rows
     rounds=3                   each round measures everything once; the tables show medians over rounds
     seconds=2                  duration of each loop in a round
     threads=2                  threads of each process; `busy` compares threads=auto, 1 and 2
@@ -74,7 +74,7 @@ DEFAULTS = {
 }  # fmt: skip
 MINIMUMS = dict.fromkeys(["rounds", "threads", "batch", "replicas", "rows"], 1)
 HERE = Path(__file__).parent
-FILE_ROWS = 1_000_000  # of the files that `stream` writes
+FILE_ROWS = 1_000_000  # rows in each file that `stream` writes
 MMOE, LIMIT = "mmoe", "first layer's products alone"
 # Without early stopping, all runs train for the same number of epochs.
 FIXED_LENGTH = ["figures=false", "callbacks.early_stopping=null"]
@@ -135,7 +135,8 @@ class Bench:
 
     def mmoe_and_loops(self, folder: Path, batch: int, *overrides: str) -> dict[str, float]:
         """Samples a second of a training by mmoe, then of each loop in contestants.py."""
-        # As many epochs of 66,000 rows as fit into the time at 1,000 steps and at most 400,000 rows a second.
+        # An estimate of how many epochs fit into the time, for epochs of 66,000 rows, and for 1,000 steps or
+        # 400,000 rows a second, whichever is fewer rows.
         epochs = max(3, round(float(self.options["seconds"]) * min(1000 * batch, 400_000) / 66_000))
         clock, *_ = self.train(folder, f"data.batch_size={batch}", f"trainer.max_epochs={epochs}", *overrides)
         loops = [str(HERE / "contestants.py"), str(batch), self.options["seconds"]]
@@ -334,7 +335,7 @@ def bench_balance(bench: Bench, folder: Path) -> dict[str, Any]:
 
 
 def write_table(path: Path, num_rows: int, num_numbers: int, num_levels: Sequence[int]) -> None:
-    """Write random rows as Parquet: numbers, columns of text with so many levels, and two labels."""
+    """Write random rows as Parquet: numbers, text columns with these numbers of levels, and two labels."""
     random = np.random.default_rng(0)
     columns: dict[str, Any] = {}
     for i in range(num_numbers):
@@ -478,7 +479,7 @@ def bench_stream(bench: Bench, folder: Path) -> dict[str, Any]:
     if int(bench.options["dask_rows"]):
         part = files[: max(1, int(bench.options["dask_rows"]) // FILE_ROWS)]
         for count in (1, 2):
-            bench.environment["OMP_NUM_THREADS"] = str(count)  # so many workers are started
+            bench.environment["OMP_NUM_THREADS"] = str(count)  # the number of workers that are started
             changes = {"train": part, "engine": "dask", "cache_dir": str(folder / f"dask{count}")}
             measure_encoding(f"encoding in shards, Dask workers: {count}", changes)
     return {"lines": lines}

@@ -16,7 +16,7 @@ from scipy.optimize import least_squares
 from tables import table
 
 NOISE_VARIANCE = 0.01
-PRECISION = 0.02  # with which the figure can be read
+PRECISION = 0.02  # the error of a value that is read from the figure
 NUM_STARTS = 20  # random starting points of each fit
 
 

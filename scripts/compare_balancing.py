@@ -115,7 +115,7 @@ def values_of(overrides: list[str]) -> list[str]:
 
 
 def differences(runs: pd.DataFrame) -> pd.DataFrame:
-    """One line for each data set, task and contestant: the mean, and the gain over the baseline by seed."""
+    """One line for each data set, task and contestant: the mean, and the gain paired by seed."""
     lines = []
     for (dataset, task), own in runs.groupby(["dataset", "task"], sort=False):
         values = own.pivot(index="seed", columns="contestant", values="value")

@@ -1,4 +1,4 @@
-"""Compare MMoE, a shared bottom, single-task networks and LightGBM on tables of other people.
+"""Compare MMoE, a shared bottom, single-task networks and LightGBM on public tables.
 
 usage: MMOE_TABLES_DIR=... python scripts/compare_tables.py [option=value ...] [overrides]
 
@@ -40,7 +40,7 @@ DEFAULTS = {
     "tables": "hillstrom,datacar,movielens,student,ai4i", "trials": "16", "runs": "8", "resamples": "500",
     "folder": "runs/compare_tables", "out": "docs/results/tables",
 }  # fmt: skip
-SPLIT_SEED = 2026  # was fixed before any model was trained on these splits
+SPLIT_SEED = 2026  # chosen before any model was trained on these splits
 CONFIGS = Path(__file__).parent / "other_tables"
 COMPARED_PARTS = ("data", "objective", "learner", "trainer", "callbacks", "activation")  # of a configuration
 

@@ -81,13 +81,13 @@ def read(text: str) -> tuple[str, list[Setting]]:
 def _settings(
     node: yaml.MappingNode, prefix: str, text: str, lines: list[str], first: int
 ) -> Iterator[Setting]:
-    """The settings in a mapping, without those of Hydra. Comments above line `first` are of the file."""
+    """The settings in a mapping, without those of Hydra. Comments above line `first` belong to the file."""
     for key, value in node.value:
         name = f"{prefix}{key.value}"
         if name == "hydra":
             continue
         is_block = isinstance(value, yaml.CollectionNode) and not value.flow_style
-        # A comment beside a block stands behind its key.
+        # A comment beside a block follows the block's key.
         is_text = isinstance(value, yaml.ScalarNode) and value.style in ("|", ">")
         end = key.end_mark if is_block or is_text else value.end_mark
         comment = [*_above(lines, key.start_mark, first), *_beside(lines, end, key.start_mark.column)]

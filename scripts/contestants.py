@@ -27,7 +27,7 @@ from mmoe.data.batch import Batch
 from mmoe.training.preparation import build_learner
 
 WARM_UP = 20  # steps
-Step = Callable[[], int]  # runs one optimizer step, returns its number of rows
+Step = Callable[[], int]  # runs one step of a loop, returns its number of rows
 
 
 class LoopedMMoE(nn.Module):
@@ -69,7 +69,7 @@ def bare_loop(learner: Any, data: Any) -> Step:
 
 
 def dense_loop(model: nn.Module, batches: Iterator[Sequence[Tensor]]) -> Step:
-    """A model on batches of dense inputs; it returns the logits, or a tuple that begins with them."""
+    """A model on batches of dense inputs. The model returns logits, or a tuple that begins with them."""
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
 
     def step() -> int:

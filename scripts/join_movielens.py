@@ -3,7 +3,7 @@
 usage: python scripts/join_movielens.py FOLDER FILE
 
 FOLDER holds ratings.csv and movies.csv of ml-latest-small, plain or as .gz. Each row of FILE is a rating with
-the film's genres and year, and `liked`, which is 1 for ratings from 4.
+the film's genres and year, and `liked`, which is 1 for ratings of at least 4.
 """
 
 import sys

@@ -37,7 +37,10 @@ ORDER = (
 
 
 def encode(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """Columns as numbers: levels are numbered in the order of their rate of high incomes. Also the levels."""
+    """The columns as numbers, and the levels of each categorical column, in the order of their numbers.
+
+    Levels are numbered by their rate of high incomes, from the lowest.
+    """
     is_rich = frame["income"].astype(str) == "50000+."
     encoded, levels = {}, {}
     for name in COLUMNS:

@@ -84,7 +84,7 @@ def differences_of(task: Task, values: pd.DataFrame, drawn: Drawn) -> list[dict[
 
 
 def is_supported(row: Mapping[str, Any]) -> bool:
-    """Whether both intervals of a difference, over seeds and over test rows, exclude 0 on its side."""
+    """Whether a difference is clear: both intervals, over seeds and over test rows, lie on its side of 0."""
     difference, half = row["difference"], row["half_interval_of_seeds"]
     low, high = row["low_of_rows"], row["high_of_rows"]
     return bool(abs(difference) > half and (low > 0 if difference > 0 else high < 0))
