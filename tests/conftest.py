@@ -37,7 +37,7 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _private(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test has its own working directory, no network and no data but what it names."""
+    """Each test has its own working directory, and no data except what it names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MMOE_CACHE_DIR", str(shared_cache))
     monkeypatch.delenv("MMOE_CENSUS_DIR", raising=False)
@@ -58,7 +58,7 @@ def own_cache(_private: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture(scope="session")
 def real_dir() -> Path:
-    """The real rows, where the machine has them."""
+    """The folder of the official files; a test that needs them is skipped if the machine has none."""
     folder = os.environ.get("MMOE_CENSUS_DIR")
     if not folder:
         pytest.skip("MMOE_CENSUS_DIR is not set: no real rows here")
@@ -105,7 +105,7 @@ def census_dir(tmp_path: Path) -> Path:
 
 
 def models(*without: str) -> list[str]:
-    """The methods in conf/model/, without those that need other tasks than a test has."""
+    """The methods in conf/model/, except those in `without`, which need tasks that a test does not have."""
     return sorted({path.stem for path in (CONF_DIR / "model").glob("*.yaml")} - set(without))
 
 
@@ -232,7 +232,7 @@ def assert_equal_with_gradients(
 
 
 def layer_by_layer(layers: nn.Sequential, n: int, x: Tensor) -> Tensor:
-    """Follow layer n of each stack, with `torch.nn.functional.linear`."""
+    """Apply network n of a stack of networks, one layer at a time."""
     for layer in layers:
         if hasattr(layer, "by_layer"):
             weight, bias = layer.by_layer()

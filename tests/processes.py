@@ -1,6 +1,6 @@
 """Run functions in real processes, without the seconds that each new one takes to import torch.
 
-The processes are forked from a server, which is a new Python that has imported mmoe and nothing of pytest's.
+The processes are forked from a server, which is a new Python that has imported mmoe, but not pytest.
 """
 
 import multiprocessing

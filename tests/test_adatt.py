@@ -12,7 +12,7 @@ def looped(model: AdaTT, x: Tensor, tasks: int, own: int, shared: int) -> tuple[
     inputs = [x] * (tasks + 1)
     counts = [own] * tasks + [shared]
     for number, level in enumerate(model.levels):
-        units = [unit for unit, count in enumerate(counts) for _ in range(count)]  # of each expert
+        units = [unit for unit, count in enumerate(counts) for _ in range(count)]  # the unit of each expert
         experts = [layer_by_layer(level.experts, e, inputs[unit]) for e, unit in enumerate(units)]
         weight, bias = level.gates.by_layer()
         is_last = number == len(model.levels) - 1

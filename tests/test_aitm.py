@@ -43,7 +43,7 @@ def test_equals_a_plain_loop_with_gradients(num_tasks: int):
     assert_equal_with_gradients(model, lambda x: looped(model, x))
 
 
-def test_steps_set_the_order_and_outputs_have_that_of_the_tasks():
+def test_steps_set_the_order_of_the_funnel_but_not_of_the_outputs():
     torch.manual_seed(0)
     plain, x = AITM(10, 3), torch.randn(6, 10)
     torch.manual_seed(0)
@@ -82,7 +82,7 @@ def test_arguments():
         AITM(10, 2, tower_units=[])
 
 
-def test_the_label_of_a_step_may_be_known_only_where_a_column_that_is_no_task_says_so():
+def test_where_may_name_a_column_that_is_not_a_task():
     tasks = [Binary("clicked", name="click", where="shown"), Binary("bought", name="buy")]
     assert AITM.task_arguments(tasks) == {"task_names": ["click", "buy"]}
 

@@ -25,7 +25,7 @@ from mmoe.run import compute_outputs
 from mmoe.training import checkpoints, run_folder, stored_config
 
 Train = Callable[..., Result]
-SHARE = {"Female": 0.25, "Male": 0.6}  # of expert 1 in the gate of income; marital's is even
+SHARE = {"Female": 0.25, "Male": 0.6}  # income's weight of expert 1; marital has equal weights
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,7 @@ def test_gate_weights_of_subgroups(known: Path):
         analysis.gate_weights_by(known, "shoe_size")
 
 
-def test_a_raw_column_of_a_run_with_classes_of_ones_own(
-    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_raw_column_of_a_run_with_own_classes(known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "my_rows.py").write_text("from mmoe.data.census import CensusData")
     monkeypatch.syspath_prepend(str(tmp_path))
     shutil.copytree(known, "run")
@@ -319,7 +317,7 @@ def test_a_sweep_of_seeds_alone_and_of_two_keys(train: Train):
     assert train("-m", *quick, "seed=0,1", "hydra.sweep.dir=seeds").code == 0
     table = analysis.sweep_table("seeds")
     assert (table["seeds"].tolist(), table["all runs"].tolist()) == ([2], ["-"])
-    # What was extracted of a run, and a run made twice, are not counted again.
+    # A run inside another run's folder, and a copy of a run, are not counted.
     shutil.copytree("seeds/0", "seeds/0/copy")
     shutil.copytree("seeds/0", "seeds/twice")
     assert analysis.sweep_table("seeds")["seeds"].tolist() == [2]

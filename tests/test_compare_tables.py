@@ -1,4 +1,4 @@
-"""The comparison on tables of other people: a small made-up one, and the real ones where they are."""
+"""The comparison on public tables: a small made-up one, and the real ones where the machine has them."""
 
 import json
 import os
@@ -324,6 +324,6 @@ def test_mistakes_are_reported_in_one_line(script: Callable[..., Result], monkey
 @pytest.mark.parametrize("name", ["hillstrom", "datacar", "movielens", "student", "ai4i"])
 def test_the_configurations_fit_the_real_tables(script: Callable[..., Result], name: str):
     if not os.environ.get("MMOE_TABLES_DIR"):
-        pytest.skip("MMOE_TABLES_DIR is not set: no tables of other people here")
+        pytest.skip("MMOE_TABLES_DIR is not set: no public tables here")
     done = script("compare_tables", f"tables={name}", *QUICK, "trainer.max_epochs=1")
     assert done.code == 0, done.err

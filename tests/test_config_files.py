@@ -1,4 +1,4 @@
-"""What all commands share."""
+"""Configuration files: invalid YAML gives one line that names the file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ import pytest
 def test_invalid_yaml_is_one_line(train: Callable[..., Any], option: list[str], content: str, problem: str):
     Path("conf/data").mkdir(parents=True)
     Path("conf/data/mine.yaml").write_text(content)
-    Path("conf/data/other.yaml").write_text("a: [\n")  # no argument names it
+    Path("conf/data/other.yaml").write_text("a: [\n")  # no argument selects this file
     done = train(*option, "data=mine")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert done.err.startswith("error: conf/data/mine.yaml")

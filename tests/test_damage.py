@@ -1,4 +1,4 @@
-"""Damaged files of a run folder are recognised by whatever reads them, and told on one line."""
+"""Damaged files of a run folder are recognised when they are read, and reported on one line."""
 
 import errno
 import json
@@ -43,7 +43,7 @@ def test_200_flipped_bits_are_refused_or_change_nothing(smoke_run: Path):
     content = (smoke_run / "checkpoints/best.ckpt").read_bytes()
     whole = checkpoints.load(smoke_run / "checkpoints/best.ckpt")
     draws, path, refused = random.Random(0), Path("best.ckpt"), 0
-    # The ends of the file are its headers and its directory, of which a flip is the most likely to pass.
+    # A flipped bit most likely goes unnoticed in the headers at the start or the directory at the end.
     bits = [draws.randrange(8 * len(content)) for _ in range(100)]
     bits += [draws.randrange(8 * 2000) for _ in range(50)]
     bits += [8 * len(content) - 1 - draws.randrange(8 * 4000) for _ in range(50)]
@@ -82,7 +82,7 @@ def test_every_flipped_bit_of_a_small_checkpoint_is_refused_or_changes_nothing()
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.EIO, OSError), (errno.EINVAL, UserError)])
-def test_trouble_of_the_disk_is_no_damage(monkeypatch: pytest.MonkeyPatch, number: int, kind: type):
+def test_a_disk_error_is_not_damage(monkeypatch: pytest.MonkeyPatch, number: int, kind: type):
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, "why")
 
@@ -231,7 +231,7 @@ def test_a_damaged_replica_is_not_extracted(train: Callable, command: Callable):
     assert "run/checkpoints/best.ckpt: damaged" in result.err
     assert not Path("run/replica_1").exists()
     path.write_bytes(whole)
-    Path("run/.replica_1.part").mkdir()  # of one that was killed
+    Path("run/.replica_1.part").mkdir()  # left by a process that was killed
     Path("run/.replica_1.part/config.yaml").touch()
     assert command("extract")("run=run", "replica=1").code == 0
     assert load("run/replica_1").network()
@@ -264,7 +264,7 @@ def test_a_replica_without_validation_and_test_is_extracted(
         assert done.err.startswith(f"error: {out}: {why}")
     with pytest.raises(UserError, match="is empty, because the run had no validation"):
         analysis.plot_training_curves("new")
-    # A folder that is not empty is no run before everything is in it.
+    # config.yaml, which makes the folder a run's, is written last.
     Path("full/config.yaml").unlink()
     written = []
     monkeypatch.setattr(stored_config, "write_config", lambda folder, _: written.append(folder))

@@ -1,4 +1,4 @@
-"""A disk that is full, or must not be written: one line, exit code 3, and what was there stays whole."""
+"""A disk that is full or read-only: one line, exit code 3, and existing files stay whole."""
 
 import ctypes
 import re
@@ -29,12 +29,12 @@ def limit_files(size: int) -> None:
 
 
 def obey_permissions() -> None:
-    """Give up root's right to write anywhere; others never had it."""
+    """Give up root's right to write anywhere, which other users do not have."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the interface; this process
     capabilities = (ctypes.c_uint32 * 6)()
     libc = ctypes.CDLL(None)
     libc.capget(header, capabilities)
-    capabilities[0] &= ~(1 << 1)  # of the effective ones, CAP_DAC_OVERRIDE
+    capabilities[0] &= ~(1 << 1)  # CAP_DAC_OVERRIDE, in the effective set
     libc.capset(header, capabilities)
 
 
@@ -44,7 +44,7 @@ def as_anyone(main: Callable[[], object], *arguments: str) -> subprocess.Complet
 
 @pytest.fixture
 def locked() -> Path:
-    """A directory that must not be written."""
+    """A read-only directory."""
     folder = Path("locked")
     folder.mkdir()
     (folder / "file").touch()
@@ -78,7 +78,7 @@ def test_a_full_disk_before_the_start(own_cache: Path):
     assert [path.suffix for path in Path("cache").iterdir()] == [".lock"]
 
 
-def test_a_folder_that_must_not_be_written(locked: Path):
+def test_a_read_only_folder(locked: Path):
     for folder in ("locked", "locked/run"):
         done = as_anyone(train_main, *OPTIONS, f"hydra.run.dir={folder}")
         assert done.returncode == 3
@@ -88,7 +88,7 @@ def test_a_folder_that_must_not_be_written(locked: Path):
 
 
 @pytest.mark.slow
-def test_a_run_folder_that_must_not_be_written(smoke_run: Path, locked: Path):
+def test_a_read_only_run_folder(smoke_run: Path, locked: Path):
     (Path("run")).symlink_to(smoke_run)
     smoke_run.chmod(0o555)
     try:
@@ -115,7 +115,7 @@ def test_predictions_that_do_not_fit(smoke_run: Path, name: str):
 
 
 @pytest.mark.slow
-def test_a_cache_that_must_not_be_written(locked: Path):
+def test_a_read_only_cache(locked: Path):
     for folder in ("locked", "locked/cache"):
         done = as_anyone(train_main, *OPTIONS, f"data.cache_dir={folder}", "hydra.run.dir=run")
         assert done.returncode == 3, done.stderr
@@ -126,7 +126,7 @@ def test_a_cache_that_must_not_be_written(locked: Path):
 
 
 @pytest.mark.slow
-def test_a_warm_cache_need_not_be_written(train: Callable):
+def test_a_warm_cache_may_be_read_only(train: Callable):
     arguments = [*OPTIONS, "trainer.max_epochs=1", "data.cache_dir=warm"]
     assert train(*arguments, "hydra.run.dir=first").code == 0
     for path in (*Path("warm").iterdir(), Path("warm")):
@@ -144,7 +144,7 @@ def print_files(source: str, cache: Path) -> None:
         print(*find_files(None, source, "http://127.0.0.1:1/", cache))
 
 
-def test_downloaded_files_in_a_cache_that_must_not_be_written(locked: Path):
+def test_downloaded_files_in_a_read_only_cache(locked: Path):
     locked.chmod(0o755)
     (locked / "census-income").mkdir()
     for name in ("census-income.data.gz", "census-income.test.gz"):
@@ -154,7 +154,7 @@ def test_downloaded_files_in_a_cache_that_must_not_be_written(locked: Path):
     assert done.stdout.startswith("locked/census-income/census-income.data.gz locked"), done.stderr
 
 
-def test_a_cold_download_in_a_cache_that_must_not_be_written(locked: Path):
+def test_a_download_into_a_read_only_cache(locked: Path):
     done = as_anyone(partial(print_files, "auto", Path("locked/cache")))
     assert done.returncode == 3
     assert done.stderr == "error: locked/cache: Permission denied; files written earlier are complete\n"

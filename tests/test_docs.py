@@ -1,4 +1,4 @@
-"""The site: its reference of the configuration is complete, and its links and its navigation are."""
+"""The site: its configuration reference and its navigation are complete, and its links work."""
 
 import re
 import sys

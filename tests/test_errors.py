@@ -1,4 +1,4 @@
-"""Arguments may be numpy numbers; modules store plain Python numbers."""
+"""Arguments of modules: numpy numbers become plain Python numbers, and invalid values are refused."""
 
 from functools import partial
 from typing import Any

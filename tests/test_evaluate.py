@@ -81,7 +81,7 @@ def test_other_files_are_encoded_as_the_run_was(evaluate, smoke_run: Path):
     found = json.loads(Path("found.json").read_text())
     assert found["rows"] == "custom"
     assert found["num_rows"] == 1000
-    # The same rows, had they been a run's own, would have had other vocabularies; these fit the network.
+    # A run on these rows would have other vocabularies. With those of this run, the codes fit the network.
     assert 0.5 < found["checkpoints"][0]["metrics"]["income"]["auroc"] <= 1
 
 

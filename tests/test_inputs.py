@@ -102,7 +102,7 @@ def test_frequent_values_have_their_own_inputs():
     assert x[:, 2:].tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
 
 
-OWN = replace(  # columns with encodings of their own; the first has that of `Inputs`
+OWN = replace(  # columns with encodings of their own; the first has the encoding of `Inputs`
     SCHEMA,
     numeric=(
         replace(SCHEMA.numeric[0], values=(6.0,)),
@@ -124,7 +124,7 @@ def test_a_column_may_have_an_encoding_of_its_own():
     assert type(number_encoder(SCHEMA, Standardize)) is Standardize
     first, _, last = OWN.numeric
     reordered = replace(OWN, numeric=(last, first, replace(first, name="p", encoding="standard")))
-    encoder = number_encoder(reordered, PiecewiseLinear)  # columns of one encoding stand side by side
+    encoder = number_encoder(reordered, PiecewiseLinear)  # the columns of one encoding are adjacent
     assert encoder.columns == [0, 2, 1, 1, 1]
     x = NUMBERS[:, [2, 0, 0]]
     standard = Standardize(replace(OWN, numeric=(last, first)))(x[:, :2])
@@ -174,7 +174,7 @@ def network(numeric: type = PiecewiseLinear, schema: Schema = SCHEMA, categorica
 
 
 def many(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Levels and numbers of so many rows."""
+    """Levels and numbers of `count` rows."""
     return LEVELS.long().repeat(count, 1)[:count], NUMBERS.repeat(count, 1)[:count]
 
 

@@ -1,6 +1,6 @@
-"""Kills at random moments, of a network, of replicas and of a sweep: each goes on, to the bit.
+"""A network, replicas and a sweep are killed at random moments, and resume to the bit.
 
-MMOE_KILLS is the number of kills of each; 60 kills in all are MMOE_KILLS=20.
+The environment variable MMOE_KILLS is the number of kills for each of the three.
 """
 
 import os
@@ -33,7 +33,7 @@ def arguments(kind: str, folder: Path) -> list[str]:
 
 
 def assert_ended_alike(kind: str, whole: Path, cut: Path) -> None:
-    """Every run is that which was never stopped, and nothing is left over."""
+    """Every run equals the one that was never stopped, and no scratch file or lock is left."""
     for job in ("0", "1", "2") if kind == "sweep" else (".",):
         assert_equal_runs(whole / job, cut / job)
     assert not list(cut.rglob(".*"))
@@ -54,7 +54,7 @@ def test_kills_at_random_moments(kind: str):
         (process.kill if kills % 2 else process.terminate)()
         process.join()
         error = Path("err").read_text() if Path("err").exists() else ""
-        if process.exitcode == 0 or "the run has already ended" in error:  # before the signal
+        if process.exitcode == 0 or "the run has already ended" in error:  # the run ended before the signal
             assert_ended_alike(kind, whole, cut)
             shutil.rmtree(cut)
             ended += 1

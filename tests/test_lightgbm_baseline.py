@@ -36,13 +36,13 @@ def test_levels_are_ranked_by_known_weighted_labels():
     ranks = lightgbm_inputs(data, 0, "train")
     assert np.argsort(ranks[:3, 0]).tolist() == [1, 0, 2]  # the unknown label does not count
     assert ranks[:, 1:].tolist() == [[1, 1], [0, 1], [0, 0], [1, 0]]
-    # The weighted mean label is 5.8. With the prior, a level nobody has lies there, above those of 5 and -3.
+    # With the prior, a level without rows has the weighted mean label, 5.8, which is above 5 and -3.
     unseen = schema.num_levels
     test = rows._replace(levels=torch.tensor([[0, 3, 4], [1, 3, 4], [2, 3, 4], [unseen, 3, 4]]))
     data.splits["test"] = test
     assert np.argsort(lightgbm_inputs(data, 0, "test", prior=10)[:, 0]).tolist() == [1, 0, 3, 2]
     assert np.argsort(lightgbm_inputs(data, 0, "test")[:, 0]).tolist() == [3, 1, 0, 2]
-    # Without a prior, levels are codes.
+    # With prior=None, levels are codes.
     assert lightgbm_inputs(data, 0, "test", prior=None)[:, 0].tolist() == [0, 1, 2, -1]
     assert level_inputs(schema) == [0]
 

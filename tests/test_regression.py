@@ -1,4 +1,4 @@
-"""Regressions are trained in deviations from the mean of their labels, and read in their own unit."""
+"""Regressions are trained on standardised labels, and predict in the unit of their labels."""
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from mmoe.training.task_metrics import TaskMetrics
 
 
 def frame(count: int = 4000) -> pd.DataFrame:
-    """Rows with a class and numbers that follow from what is known of them."""
+    """Rows whose class and numbers follow from their age and kind, with noise."""
     random = np.random.default_rng(0)
     age, kind = random.uniform(20, 80, count), random.choice(["a", "b", "c"], count)
     score = (age - 50) / 15 + (kind == "a")
@@ -80,7 +80,7 @@ def test_predictions_are_in_the_unit_of_the_labels():
     assert numbers.dtype == torch.float64
 
 
-def test_the_scale_of_a_regression_is_in_the_run_and_its_tasks_answer_in_their_unit(train):
+def test_predictions_and_metrics_of_a_run_are_in_the_unit_of_the_labels(train):
     options = ["+data.tasks.age.column=age", "+data.tasks.age.kind=regression", "trainer.max_epochs=3"]
     features = "data.features=[sex,education,class_of_worker,marital_status,weeks_worked]"
     assert (

@@ -22,7 +22,7 @@ from mmoe.training.resume import _rename_csv_logs
 
 
 def train_until(actions: Mapping[int, Callable[[], object]]) -> None:
-    """Train, with an action in each of these steps. Only for processes that end after it."""
+    """Train, with an action in each of these steps. It patches `Last`, so the process must end afterwards."""
     after = Last.on_train_batch_end
 
     def act(self: Last, trainer: pl.Trainer, *rest: object) -> None:
@@ -159,7 +159,7 @@ def test_accumulated_gradients_are_not_lost(train: Callable):
     assert_equal_runs(Path("whole"), Path("cut"))
 
 
-def test_the_log_of_before_stays(train: Callable):
+def test_the_earlier_log_is_kept(train: Callable):
     options = [*OPTIONS[:-2], OPTIONS[-1], "logger=csv", "trainer.max_epochs=3"]
     stopped(200, signal.SIGKILL, *options, "hydra.run.dir=cut")
     before = Path("cut/csv/metrics.csv").read_text()
@@ -238,7 +238,7 @@ def test_training_longer_skips_a_damaged_checkpoint(train: Callable):
     assert "using the one before it" in result.out + result.err
 
 
-def test_figures_that_lack_are_drawn(train: Callable, whole: Path):
+def test_missing_figures_are_drawn(train: Callable, whole: Path):
     shutil.copytree(whole, "run")
     shutil.rmtree("run/figures")
     before = Path("run/metrics.json").stat().st_mtime_ns
@@ -258,7 +258,7 @@ def test_figures_that_lack_are_drawn(train: Callable, whole: Path):
 
 @pytest.mark.parametrize("kept", ["schema.json", None])
 def test_a_kill_before_the_first_step(train: Callable, whole: Path, kept: str | None):
-    """schema.json comes first; config.yaml makes the folder a run's. In between it can be started again."""
+    """A folder holds a run once it has config.yaml. Before that, the same command may start there again."""
     Path("cut").mkdir()
     Path("cut/.scratch-0123456789abcdef-config.yaml").touch()
     if kept:

@@ -58,7 +58,7 @@ def test_no_row_is_real_and_distributions_are_close(real_dir: Path):
 
 @pytest.mark.slow
 def test_a_network_learns_as_from_real_rows(real_dir: Path, train: Callable, tmp_path: Path):
-    """Trained on the sample, it is nearly as good on sample and real rows as one trained on real rows."""
+    """A network that was trained on the sample is nearly as good as one that was trained on real rows."""
     subset = tmp_path / "subset"
     subset.mkdir()
     for name, count in zip(NAMES, (20_000, 10_000), strict=True):

@@ -21,7 +21,7 @@ from mmoe.models.replicas import Replicas
 from mmoe.training.optimizers import MuonAndAdamW, build_optimizer
 from mmoe.training.preparation import build_learner
 
-STEPS = 4  # of an epoch
+STEPS = 4  # steps in an epoch
 
 
 class Rates(pl.Callback):
@@ -55,7 +55,7 @@ def fit(ours: Learner, epochs: int = 3) -> list[float]:
 
 
 def by_hand(schedule: Callable, steps: int, every: int = 1) -> list[float]:
-    """The rates of a plain loop that steps the schedule after every so many optimizer steps."""
+    """The rates of a plain loop that steps the schedule once after `every` optimizer steps."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     scheduler, rates = schedule(optimizer), []
     for step in range(1, steps + 1):
@@ -120,7 +120,7 @@ def test_a_plateau_lowers_the_rate_by_what_is_monitored(monitor: str, mode: str)
         learner(scheduler=plateau, monitor="val/three/auroc").check_optimizer()
 
 
-def test_replicas_share_a_rate_so_that_none_can_have_its_plateau():
+def test_replicas_cannot_have_a_plateau_schedule():
     plateau = "{_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, _partial_: true}"
     c = config("experiment=smoke", "replicas=2", f"learner.scheduler={plateau}")
     with pytest.raises(UserError, match=r"^learner.scheduler: ReduceLROnPlateau follows one metric"):

@@ -151,7 +151,7 @@ def test_statistics_of_many_distinct_values_are_those_of_a_sample(monkeypatch: p
     assert 0.0 in ours.values
 
 
-def test_of_many_rows_each_is_chosen_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_each_of_many_rows_is_chosen_on_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(table_splits, "MAX_SHUFFLED_ROWS", 100)
     monkeypatch.setattr("mmoe.data.table_jobs.MAX_SHUFFLED_ROWS", 100)
     files = write_files(tmp_path / "rows", 3)
@@ -415,7 +415,7 @@ def test_two_processes_measure_the_same_as_one(tmp_path: Path, train: Command):
     assert (one.predictions["row"] == two.predictions["row"]).all()
 
 
-def test_of_many_training_rows_the_last_ones_are_measured(
+def test_training_metrics_of_many_rows_are_those_of_the_last_ones(
     tmp_path: Path, train: Command, monkeypatch: pytest.MonkeyPatch
 ):
     write_yaml(train=write_files(tmp_path / "rows", 3), stream=True, batch_size=16, cache_dir="cache")

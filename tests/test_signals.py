@@ -1,4 +1,4 @@
-"""What asks a program to end: Ctrl-C, SIGTERM, SIGHUP (a closed terminal), and SLURM's requeue signal."""
+"""Signals that ask a program to end: Ctrl-C, SIGTERM, SIGHUP (a closed terminal) and SLURM's requeue."""
 
 import os
 import shlex
@@ -150,7 +150,7 @@ def test_the_printed_command_can_be_pasted(train: Callable, whole: Path, name: s
 
 @pytest.mark.slow
 def test_slurms_requeue_signal_is_lightnings(whole: Path, monkeypatch: pytest.MonkeyPatch):
-    """Lightning saves at the signal and asks SLURM for another start; that one finds the run and goes on."""
+    """Lightning saves at the signal and asks SLURM to requeue the job. The second start resumes the run."""
     Path("bin").mkdir()
     tool = Path("bin/scontrol")
     tool.write_text('#!/bin/sh\necho "$@" > requeued\n')

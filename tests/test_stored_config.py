@@ -88,7 +88,7 @@ def test_text_that_is_no_configuration_is_refused_on_one_line(text: str):
     assert "\n" not in str(caught.value)
 
 
-def test_the_folder_may_stand_in_another_interpolation(whole: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_folder_may_be_part_of_another_interpolation(whole: str, monkeypatch: pytest.MonkeyPatch):
     changed = OmegaConf.create(whole)
     changed.data.dir = "${oc.env:ML,${hydra:runtime.output_dir}/ml}"
     monkeypatch.delenv("ML", raising=False)

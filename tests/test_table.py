@@ -200,7 +200,7 @@ def test_the_last_rows_by_a_column(csv: Path, column: str):
     assert len(found["test"]) == pytest.approx(40, abs=3)
 
 
-def test_files_of_their_own(csv: Path):
+def test_validation_and_test_rows_may_have_their_own_files(csv: Path):
     frame(50, 1).to_csv("val.csv", index=False)
     frame(70, 2).to_csv("test.csv", index=False)
     found = positions(validation="val.csv", test="test.csv")

@@ -41,9 +41,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "mmoe.train", *arguments]
 
 
-def test_numbers_below_the_normal_ones_are_zeros_in_training_alone(
-    train: Train, monkeypatch: pytest.MonkeyPatch
-):
+def test_denormals_are_flushed_to_zero_only_in_training(train: Train, monkeypatch: pytest.MonkeyPatch):
     def tiny() -> bool:
         return bool((torch.full((3,), 1e-30) * 1e-10 == 0).all())
 
@@ -80,7 +78,7 @@ def test_the_smoke_experiment_ends_with_a_table_and_a_whole_run_folder():
     assert str(folder.absolute()) not in (folder / "config.yaml").read_text()
     assert OmegaConf.to_container(stored)["monitor"] == "val/income/auroc"
 
-    # The best checkpoint was tested: its network gives the written predictions, and they the metrics.
+    # The best checkpoint was tested: its network gives the written predictions, which give the metrics.
     frame = pd.read_parquet(folder / "predictions.parquet")
     assert len(frame) == 5000
     lines = sample_lines("census-income.test")
@@ -422,7 +420,7 @@ LIMITS = {
 
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("limit", LIMITS)
-def test_limits_are_said_and_the_rows_are_those_that_were_scored(train: Train, limit: str, replicas: int):
+def test_limits_are_printed_and_scored_rows_are_counted(train: Train, limit: str, replicas: int):
     overrides, rows = LIMITS[limit]
     options = [*QUICK, "data.eval_batch_size=400", f"replicas={replicas}", "logger=none", "figures=true"]
     result = train("experiment=smoke", *options, *overrides)
@@ -455,7 +453,7 @@ def test_limits_are_said_and_the_rows_are_those_that_were_scored(train: Train, l
 
 @pytest.mark.slow
 def test_the_best_of_several_checkpoints_is_tested(train: Train):
-    """Not the one that was written last; whatever the files are called."""
+    """The best checkpoint is tested, not the last one, whatever the names of the files are."""
     options = ["experiment=smoke", "logger=none", "learner.optimizer.lr=0.05", "trainer.max_epochs=6"]
     options += ["callbacks.early_stopping=null"]
     epochs = set()
@@ -476,7 +474,7 @@ def test_the_best_of_several_checkpoints_is_tested(train: Train):
         assert stored["epoch"] + 1 == metrics["epoch"]
         epochs.add((metrics["epoch"], metrics["epochs"]))
     ((best, last),) = epochs
-    assert best < last  # or the test would say nothing
+    assert best < last  # otherwise this test would prove nothing
     assert len(list(Path("three/checkpoints").glob("best-*.ckpt"))) == 3
     assert len(list(Path("all/checkpoints").glob("best-*.ckpt"))) == 6
 
@@ -532,7 +530,7 @@ def test_files_follow_the_umask():
 
 
 def test_a_data_directory_that_begins_as_the_run_folder_does(train: Train, census_dir: Path):
-    """Only what was meant to be the run's folder moves with it."""
+    """If the run folder is moved, only paths inside it change."""
     shutil.copytree(census_dir, "run-data")
     options = [
         "experiment=smoke",
@@ -612,7 +610,7 @@ def test_a_corrupt_cache_is_rebuilt_with_a_warning(train: Train, census_dir: Pat
 
 
 @pytest.mark.slow
-def test_real_rows_reach_the_stated_areas(real_dir: Path, train: Train):
+def test_real_rows_reach_the_stated_aurocs(real_dir: Path, train: Train):
     for features, least in (("paper", 0.9495), ("paddlerec", 0.9520)):
         arguments = [f"data.dir={real_dir}", f"features={features}", "logger=none"]
         assert train("experiment=census", *arguments, f"hydra.run.dir={features}").code == 0
@@ -650,7 +648,7 @@ def test_divergence_is_said_in_one_line(train: Train, replicas: int, of: str):
         " not finite; lower the learning rate (learner.optimizer.lr);"
         f" the batch's rows are in {path}\n"
     )
-    # The rows are those of the first two batches, as they stand in the file.
+    # The rows are those of the first two batches, as they are in the file.
     loaded = build(config("experiment=smoke", f"data.cache_dir={Path.cwd()}"), "data")
     frame = pd.read_parquet(path)
     for number, batch in zip((1, 2), loaded.train_dataloader(), strict=False):

@@ -1,4 +1,4 @@
-"""A run folder of somebody else runs nothing; classes of one's own are used to the end, when trusted."""
+"""A run folder of somebody else runs no code of its own; a user's own classes work if they are trusted."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ from mmoe.training.trust import check_targets
 MONITOR = ("monitor=val/income/auroc", "monitor_mode=max")  # a run stores the monitor of its tasks
 ROWS = SAMPLE_DIR / "census-income.test.gz"
 SHELL = "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler"
-# What would touch a file if it were built, by the key that it stands under.
+# Values that would create a file if they were built, by the key that holds them.
 CRAFTED = {
     "inputs.categorical": {
         "_target_": SHELL, "entrypoint": "/bin/sh", "args": ["-c", "touch pwned"], "env": {}, "stdout": None,
@@ -81,7 +81,7 @@ def test_a_run_folder_runs_no_commands(command: Callable, smoke_run: Path, key: 
 
 
 @pytest.mark.parametrize("target", [SHELL, "os.system", "builtins.exec", "torch.nn.Linear"])
-def test_what_is_not_known_is_built_where_it_is_trusted(target: str):
+def test_other_classes_are_built_only_if_they_are_trusted(target: str):
     config = {"a": [{"_target_": target}]}
     package = target.split(".")[0]
     # The message does not name a whole library, which has functions that run commands, and nothing of
@@ -98,7 +98,7 @@ def test_what_is_not_known_is_built_where_it_is_trusted(target: str):
     check_targets(config, trust=[target])
 
 
-def test_no_foreign_module_is_imported_to_judge_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_foreign_module_is_not_imported_to_check_its_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "foreign.py").write_text("open('pwned', 'w')\nclass Model: pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match=r"foreign\.Model"):
@@ -184,7 +184,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "what", [pytest.param(name, marks=[pytest.mark.slow] if name != "callback" else []) for name in BRING]
 )
-def test_what_users_bring_they_use_to_the_end(command: Callable, own: None, what: str):
+def test_own_classes_work_in_every_command(command: Callable, own: None, what: str):
     train, trust = command("train"), "trust=[own_classes_of_a_test]"
     overrides = ["experiment=smoke", "logger=none", "trainer.max_epochs=1", *BRING[what]]
     if "data" in what:
@@ -195,7 +195,7 @@ def test_what_users_bring_they_use_to_the_end(command: Callable, own: None, what
     assert Path("run/figures/roc.png").exists()
     assert len(pd.read_parquet("run/predictions.parquet")) == 5000
 
-    # Going on, from where it was stopped.
+    # The run is resumed as if it had been stopped before its test.
     for name in ("metrics.json", "predictions.parquet"):
         Path("run", name).unlink()
     refused = train("resume=run")
@@ -220,7 +220,7 @@ def test_what_users_bring_they_use_to_the_end(command: Callable, own: None, what
     assert load("run", trust=["own_classes_of_a_test"]).network()
 
 
-def test_what_a_network_is_not_built_from_need_not_be_trusted(command: Callable, own: None):
+def test_classes_that_the_network_does_not_use_need_no_trust(command: Callable, own: None):
     overrides = ["experiment=smoke", "logger=none", "figures=false", "trainer.max_epochs=1"]
     assert command("train")(*overrides, *BRING["callback"], "hydra.run.dir=run").code == 0
     done = command("predict")("run=run", f"input={ROWS}", "output=scores.parquet")
@@ -229,7 +229,7 @@ def test_what_a_network_is_not_built_from_need_not_be_trusted(command: Callable,
 
 
 @pytest.mark.slow
-def test_a_sweep_with_classes_of_ones_own_goes_on(own: None):
+def test_a_sweep_with_own_classes_is_resumed(own: None):
     arguments = ["-m", "experiment=smoke", "logger=none", "figures=false", "trainer.max_epochs=1"]
     arguments += [*BRING["callback"], "seed=0,1", "hydra.sweep.dir=sweep"]
     assert processes.run(main, *arguments).returncode == 0

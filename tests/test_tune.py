@@ -261,7 +261,7 @@ def test_a_lock_of_a_killed_process_can_be_seen_to_be_old(journal: Path, monkeyp
     assert {(Path(link).parent / target).resolve() for target, link in links} == {journal.resolve()}
 
 
-def test_the_folder_of_a_search_must_be_one():
+def test_the_folder_of_a_search_must_be_a_folder():
     Path("file").touch()
     for folder in ("file", "file/tune"):
         with pytest.raises(UserError, match=f"^folder={folder}: must be a directory"):
