@@ -97,6 +97,9 @@ def test_lightgbm_is_a_line_beside_the_methods(sweep: str, command: Callable[[st
     assert table.loc["LightGBM", "seeds"] == 2
     assert np.isnan(table.loc["LightGBM", "parameters"])
     assert "LightGBM" in done.out
+    card = Path("sweep/compare.md").read_text()
+    assert "- `3`: `model=SharedBottom`, `seed=1`\n" in card  # a run has its settings
+    assert "LightGBM has one model for each task." in card
 
     # It has seen the training rows alone, and the test metrics are those of its predictions.
     found = json.loads(Path("sweep", FILE).read_text())["runs"]

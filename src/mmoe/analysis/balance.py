@@ -53,7 +53,7 @@ def plot_balance(run: Run | Path | str) -> Figure:
         "conflicting": "share of steps with a negative cosine",
     }
     kinds = [kind for kind in titles if any(name.startswith(kind) for name in names)]
-    figure, all_axes = panels(len(kinds), width=3.8 * len(kinds), height=3.0)
+    figure, all_axes = panels(len(kinds), width=3.8, height=3.0)
     for axes, kind in zip(all_axes, kinds, strict=True):
         for i, name in enumerate(name for name in names if name.startswith(kind)):
             draw_line(axes, table, name, i, name.partition("/")[2])

@@ -1,5 +1,6 @@
 """Panels, heat maps and styles for all figures."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,14 +14,20 @@ LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
 HATCHES = ("", "///", "...", "xx")
 COLOURS = ("#1b4965", "#d1495b", "#66a182", "#8d6a9f")
+MAX_COLUMNS = 3  # more would make the text small where a page scales the figure to its width
 LIGHT = ("#9fb8c8", "#f0b8bf", "#c3dccb", "#d2c4d9")
 
 
 def panels(count: int, width: float, height: float, share_y: bool = False) -> tuple[Figure, list[Axes]]:
-    """Make a figure of this size in inches, with panels side by side."""
+    """Make a figure with panels of this size in inches, in rows of at most `MAX_COLUMNS`."""
+    columns = min(count, MAX_COLUMNS)
+    rows = math.ceil(count / columns)
     # pyplot would keep every figure in memory and choose a window system.
-    figure = Figure(figsize=(max(width, 3.6), height), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False, sharey=share_y)[0])
+    figure = Figure(figsize=(max(width * columns, 3.6), height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=share_y).flatten()
+    for unused in axes[count:]:
+        unused.remove()
+    return figure, list(axes[:count])
 
 
 def heat_map(axes: Axes, table: pd.DataFrame, label: str | None, largest: float | None = None) -> None:

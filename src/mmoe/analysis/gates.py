@@ -43,7 +43,7 @@ def plot_gate_distributions(run: Run | Path | str, **which: Any) -> Figure:
     """Draw the distribution of the gate weights over rows, as in figure 6 of the paper."""
     weights_by_task = load(run).gate_weights(**which)
     num_experts = next(iter(weights_by_task.values())).shape[1]
-    figure, (axes,) = panels(1, width=3 + 0.75 * num_experts, height=3.4)
+    figure, (axes,) = panels(1, width=min(3 + 0.75 * num_experts, 12), height=3.4)
     width = 0.8 / len(weights_by_task)
     for i, (task, weights) in enumerate(weights_by_task.items()):
         boxes = axes.boxplot(
@@ -99,7 +99,7 @@ def plot_gate_weights_by(run: Run | Path | str, column: str, **options: Any) -> 
     labels = [f"{name} ({count:,})" for name, count in zip(table.index, counts, strict=True)]
     num_experts = table[tasks[0]].shape[1]
     figure, all_axes = panels(
-        len(tasks), width=2.2 + 0.08 * max(map(len, labels)) + 0.5 * num_experts * len(tasks),
+        len(tasks), width=(2.2 + 0.08 * max(map(len, labels))) / len(tasks) + 0.5 * num_experts,
         height=1.6 + 0.33 * len(table), share_y=True,
     )  # fmt: skip
     largest = _darkest(float(table[tasks].to_numpy().max()), num_experts)

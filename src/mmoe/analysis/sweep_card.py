@@ -27,7 +27,7 @@ def write_sweep_card(folder: Path, compared: pd.DataFrame) -> None:
     text += " Metrics are means over seeds.\n\n"
     text += _table(compared)
     if (folder / "compare.png").is_file():
-        text += "\n![metrics by option](compare.png)\n\nEach circle is one seed; the line joins the means.\n"
+        text += "\n![metrics by option](compare.png)\n\nEach circle is one seed, and the dot is the mean.\n"
     text += "\n## Limits\n\n" + "".join(f"- {one}\n" for one in _limits(compared))
     text += "\n## Runs\n\n" + "".join(_runs(folder, facts["runs"], facts["unfinished"]))
     write_page(folder, "compare", f"Comparison: {name}", text)
@@ -67,19 +67,22 @@ def _limits(compared: pd.DataFrame) -> Iterator[str]:
             "The best of several validation metrics is a little too good. Compare the test metrics of lines"
             " that you have chosen before you look at them."
         )
+    if compared.attrs["has_lightgbm"]:
+        yield "LightGBM has one model for each task. Its settings are usual ones, and were not searched."
     yield "The intervals do not cover the choice of the test rows, which all runs share."
     if compared.attrs["unfinished"]:
         yield f"{number_of(len(compared.attrs['unfinished']), 'unfinished run')} left out."
 
 
-def _runs(folder: Path, finished: list[str], unfinished: list[str]) -> Iterator[str]:
-    for run in finished[:MAX_RUNS]:
+def _runs(folder: Path, finished: Mapping[str, Mapping[str, Any]], unfinished: list[str]) -> Iterator[str]:
+    for run, settings in list(finished.items())[:MAX_RUNS]:
         links = [
             f"[{name.rpartition('.')[2]}]({quote(f'{run}/{name}')})"
             for name in CARDS
             if (folder / run / name).is_file()
         ]
-        yield f"- {code(run)}" + (f": model card as {' and '.join(links)}" if links else "") + "\n"
+        text = ", ".join(code(f"{key}={value}") for key, value in settings.items())
+        yield f"- {code(run)}: {text}" + (f"; model card as {' and '.join(links)}" if links else "") + "\n"
     if len(finished) > MAX_RUNS:
         yield f"- and {len(finished) - MAX_RUNS:,} more\n"
     for run in unfinished[:MAX_RUNS]:

@@ -63,14 +63,22 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
             line |= {"parameters": metrics["parameters"], "epoch": run["epoch"]}
             lines.append(line | _metric_columns(run))
     method = "model" if "model" in varied else varied[0]
-    for found in read_baseline(folder, Run(finished[0])):
+    baseline = read_baseline(folder, Run(finished[0]))
+    for found in baseline:
         line = {"run": LIGHTGBM, "seed": found["seed"], **dict.fromkeys(varied, "-"), method: LIGHTGBM}
         lines.append(line | _metric_columns(found))
     frame = pd.DataFrame(lines).drop_duplicates([*varied, "seed"], ignore_index=True)  # repeated runs
     frame = frame.astype({"parameters": "Int64", "epoch": "Int64"})
     frame.attrs = {
         "varied": varied,
-        "runs": [str(path.relative_to(folder)) for path in finished],
+        "runs": {
+            str(path.relative_to(folder)): {
+                **{key: _shown(option[key]) for key in varied if key in option},
+                "seed": metrics["seed"],
+            }
+            for path, option, metrics in zip(finished, options, all_metrics, strict=True)
+        },
+        "has_lightgbm": bool(baseline),
         "unfinished": [str(path.relative_to(folder)) for path in top_level if path not in finished],
         "tasks": {task.name: task.main_metric for task in first.tasks},
         "monitor": monitor,
@@ -171,11 +179,12 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
     if not any(str(name).startswith(f"{split}/") for name in frame):
         raise UserError(f"{folder}: its runs have no {split} rows")
     values = sorted(frame[key].unique(), key=lambda v: (isinstance(v, str), v))
+    is_text = any(isinstance(value, str) for value in values)  # then a line between the means has no sense
     others = [name for name in varied if name != key]
     lines = list(frame.groupby(others, sort=False)) if others else [((), frame)]
     tasks = frame.attrs["tasks"]
     has_intervals = len(frame) > len(frame.drop_duplicates(varied))  # some line has two seeds
-    figure, all_axes = panels(len(tasks), width=3.9 * len(tasks), height=3.3)
+    figure, all_axes = panels(len(tasks), width=3.9, height=3.3)
     for axes, (task, metric) in zip(all_axes, tasks.items(), strict=True):
         for style, (setting, part) in enumerate(lines):
             name = ", ".join(f"{k.split('.')[-1]} {v}" for k, v in zip(others, setting, strict=True))
@@ -188,7 +197,7 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
             axes.errorbar(
                 list(groups), [group.mean() for group in groups.values()],
                 [half_interval(group) if len(group) > 1 else 0.0 for group in groups.values()],
-                linestyle=LINES[style % 4], marker=MARKERS[style % 4], color=colour, ms=4,
+                linestyle="" if is_text else LINES[style % 4], marker=MARKERS[style % 4], color=colour, ms=4,
                 capsize=4 * has_intervals,
                 label=name or ("mean, 95 % interval" if has_intervals else "one seed"),
             )  # fmt: skip

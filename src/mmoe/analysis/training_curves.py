@@ -30,7 +30,7 @@ def plot_training_curves(run: Run | Path | str) -> Figure:
     measured = [task for task in tasks if table[f"val/{task.name}/{task.main_metric}"].notna().any()] or tasks
     has_gates = f"val/{tasks[0].name}/effective_experts" in table
     count = len(measured) + has_gates
-    figure, all_axes = panels(count, width=3.4 * count + has_gates, height=3.0)
+    figure, all_axes = panels(count, width=3.6, height=3.0)
     for axes, task in zip(all_axes, measured, strict=False):
         metric = task.main_metric
         draw_line(axes, table, f"val/{task.name}/{metric}", 0)
