@@ -45,6 +45,9 @@ BASELINE = "constant"
 DESCENDANTS = ("dselect_k", "adatt", "stem", "aitm", "esmm")
 # AITM needs binary tasks without `where`, and ESMM needs a binary task that is `where` another one.
 ONLY_FOR = {"aitm": ("census", "census_education"), "esmm": ("hillstrom",)}
+# These strategies need losses above 0, and the loss of a count, which datacar has, may be negative.
+NEED_POSITIVE_LOSSES = ("dwa", "famo", "geometric_mean", "imtl_l")
+ONLY_FOR |= dict.fromkeys(NEED_POSITIVE_LOSSES, tuple(name for name in DATASETS if name != "datacar"))
 DEFAULTS = {
     "datasets": ",".join(DATASETS), "contestants": "all", "seeds": "16", "trials": "10",
     "folder": "runs/compare_balancing", "out": "docs/results/balancing",

@@ -293,6 +293,15 @@ def test_a_trial_that_diverges_does_not_end_the_search():
         (["monitor_mode=up"], "error: monitor_mode=up: must be max, min or null\n"),
         (["+trainer.limit_val_batches=0"], "error: trainer.limit_val_batches=0: must be above 0"),
         (["+learner.optimizer.betas=[2,0.9]"], "error: learner.optimizer: "),
+        (
+            [
+                "balance=dwa",
+                "data.features=[age]",
+                "+data.tasks.jobs={column: number_worked_for, kind: count}",
+            ],
+            "error: balance: DWA needs losses above 0, and the loss of the count jobs may be negative",
+        ),
+        (["balance=pcgrad", "compile=true"], "error: balance: PCGrad needs the gradient of each task"),
     ],
 )
 def test_mistakes_that_end_a_search_before_a_trial_has(command, arguments: list[str], message: str):

@@ -28,6 +28,7 @@ SETTINGS = (
 # Settings of a machine. Processes of a study may differ in them, and the written experiment lacks them.
 OF_THIS_MACHINE = ("data.dir", "data.cache_dir", "threads")
 DIRECTIONS = {"max": "maximize", "min": "minimize"}
+SILENT = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}  # trainer options
 Space = Mapping[str, Mapping[str, Any]]
 
 
@@ -46,7 +47,7 @@ def main(config: DictConfig) -> None:
     from mmoe.training.known_labels import check_known_labels
     from mmoe.training.monitors import check_monitor, with_monitor
     from mmoe.training.optuna_study import count_ended, open_study, run_trials
-    from mmoe.training.preparation import build_learner
+    from mmoe.training.preparation import build_learner, check_learner
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     check_options(config)
@@ -60,7 +61,7 @@ def main(config: DictConfig) -> None:
     check_monitor(config.monitor, config.monitor_mode, validation_metrics(data.schema.tasks))
     if isinstance(data, DataModule):
         check_known_labels(data.dataset, (config.monitor,))
-    build_learner(config, data.schema).check_optimizer()
+    check_learner(config, build_learner(config, data.schema), data.schema, build(config, "trainer", **SILENT))
 
     best = max if config.monitor_mode == "max" else min
     rebuilds_data = any(key.startswith("data.") for key in space)
@@ -140,8 +141,7 @@ def train_trial(
             if check and before < self.third < 3:
                 check(values, self.third)
 
-    silent = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
-    trainer = build(config, "trainer", callbacks=[RecordMonitor()], **silent)
+    trainer = build(config, "trainer", callbacks=[RecordMonitor()], **SILENT)
     threads = num_threads(config.threads, data.batch_size, learner.objective)
     with flush_denormals(), use_threads(threads):
         trainer.fit(learner, data)

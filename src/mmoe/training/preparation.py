@@ -193,14 +193,19 @@ def prepare(config: DictConfig, folder: Path) -> Training:
         fraction = getattr(getattr(data, "validation", None), "fraction", None)  # of a table
         check_known_labels(data.dataset, watched if trainer.limit_val_batches else (), fraction)
     learner = build_learner(config, data.schema)
-    learner.check_optimizer()
-    if learner.schedule.follows_validations and not validates_each_epoch(trainer):
-        raise UserError("learner.scheduler: ReduceLROnPlateau needs a validation in every epoch")
-    check_balance(config, learner, data.schema.tasks, trainer)
-    check_model_output(learner, data.schema)
+    check_learner(config, learner, data.schema, trainer)
     check_callbacks(callbacks, learner, data.schema, trainer)
     threads = num_threads(config.threads, getattr(data, "batch_size", 1), learner.objective)
     return Training(config, trainer, data, learner, callbacks, loggers, threads)
+
+
+def check_learner(config: DictConfig, learner: Any, schema: Schema, trainer: pl.Trainer) -> None:
+    """Raise UserError if the optimizer, schedule, balancing or model cannot work in a training."""
+    learner.check_optimizer()
+    if learner.schedule.follows_validations and not validates_each_epoch(trainer):
+        raise UserError("learner.scheduler: ReduceLROnPlateau needs a validation in every epoch")
+    check_balance(config, learner, schema.tasks, trainer)
+    check_model_output(learner, schema)
 
 
 def check_schema(data: Any, target: str) -> None:
