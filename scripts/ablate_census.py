@@ -45,8 +45,8 @@ DEFAULTS = {
 def main() -> None:
     """Train each step, and write the table."""
     options, overrides = parse(sys.argv[1:], DEFAULTS, {}, {"runs": 2})
-    settings = {"runs": options["runs"], "experiment": options["experiment"], "overrides": overrides}
-    check_settings(Path(options["folder"]) / "settings.json", settings)
+    settings = {key: options[key] for key in ("runs", "experiment")}
+    check_settings(Path(options["folder"]) / "settings.json", settings, overrides)
     lines: list[dict[str, Any]] = []
     changes: list[str] = []
     for number, (step, own) in enumerate(STEPS):

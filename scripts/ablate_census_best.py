@@ -45,7 +45,7 @@ def main() -> None:
     options, overrides = parse(sys.argv[1:], DEFAULTS, {}, {})
     splits, seeds = (integers(options, name) for name in ("splits", "seeds"))
     folder = Path(options["folder"]).absolute()
-    check_settings(folder / "settings.json", {"overrides": overrides})
+    check_settings(folder / "settings.json", {}, overrides)
     lines: list[dict[str, Any]] = []
     for seed in seeds:
         for split in splits:

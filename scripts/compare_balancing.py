@@ -22,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 from commands import repeatable, run_command, train_once
+from finished import check_settings
 from matplotlib.figure import Figure
 from options import parse, some_of, stop
 from tables import table
@@ -63,6 +64,8 @@ def main() -> None:
     chosen = known if options["contestants"] == "all" else some_of(options, "contestants", known)
     if "MMOE_TABLES_DIR" not in os.environ and any(TABLES in DATASETS[name] for name in datasets):
         stop("MMOE_TABLES_DIR: must be set to the folder of the tables")
+    settings = {key: options[key] for key in ("seeds", "trials")}
+    check_settings(Path(options["folder"]) / "settings.json", settings, overrides)
     census = [override for override in overrides if override.startswith(("data.dir=", "data.source="))]
     others = [override for override in overrides if override not in census]
     runs: list[dict[str, Any]] = []

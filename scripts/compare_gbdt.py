@@ -72,7 +72,7 @@ def main() -> None:
     experiments = options["experiments"].split(",")
     if not set(experiments) <= {path.stem for path in (CONF_DIR / "experiment").glob("census*.yaml")}:
         stop(f"experiments={options['experiments']}: must be experiments on census rows")
-    check_settings(folder / "options.json", settings_of(options, experiments, overrides))
+    check_settings(folder / "options.json", settings_of(options, experiments, overrides), overrides)
     count = int(options["runs"])
     found: list[Results] = []
     with tqdm(total=len(features) * count * (1 + len(experiments)), unit="run") as bar:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from commands import train_once
+from finished import check_settings
 from options import parse, stop
 from tables import table
 
@@ -44,10 +45,11 @@ def main() -> None:
     options, overrides = parse(sys.argv[1:], DEFAULTS, {}, {"rows": 1, "runs": 2})
     if not options["data.dir"]:
         stop("data.dir: must be the folder of the official files")
-    folder = Path(options["folder"]).absolute()
+    folder = Path(options["folder"]).absolute() / options["rows"]
+    check_settings(folder / "settings.json", {}, overrides)
     runs = []
     for order in ("random", "by age"):
-        config = write_files(folder / options["rows"] / order.replace(" ", "_"), order, options)
+        config = write_files(folder / order.replace(" ", "_"), order, options)
         for (kind, stream), seed in product(KINDS.items(), range(int(options["runs"]))):
             run = config.parents[1] / f"{kind}{seed}"
             train_once(

@@ -63,7 +63,7 @@ def main() -> None:
     for name in names:
         config: Any = OmegaConf.to_container(composed(arguments[name]), resolve=False)
         settings[name] = {key: config[key] for key in COMPARED_PARTS}
-    check_settings(folder / "options.json", settings)
+    check_settings(folder / "options.json", settings, overrides)
     for name in names:
         check_validation_rows(name, encoded_rows(arguments[name]))
 

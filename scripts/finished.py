@@ -1,13 +1,17 @@
 """Results that a script keeps in its folder, so that it continues where it was stopped."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from options import stop
 
 from mmoe.atomic import write_text
+
+# Results do not depend on where the rows are, nor on what computes.
+MACHINE_KEYS = ("dir", "url", "cache_dir", "dask_address")  # of a configuration's part `data`
+MACHINE_OVERRIDES = ("threads", *(f"data.{key}" for key in MACHINE_KEYS))
 
 
 def cached(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -17,13 +21,32 @@ def cached(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return json.loads(path.read_text())  # type: ignore[no-any-return]
 
 
-def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Stop if the folder of `path` holds results of other settings. The JSON file `path` keeps them."""
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    differ = [key for key in settings if settings[key] != before.get(key, settings[key])]
+def check_settings(path: Path, settings: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Stop if the folder of `path` holds results of other settings or overrides. The file `path` keeps them.
+
+    A setting that the file lacks is accepted. The settings of the machine are not compared.
+    """
+    given = {**settings, "overrides": list(overrides)}
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    before = {**given, **stored}
+    differ = [key for key in settings if deciding_values(before[key]) != deciding_values(settings[key])]
+    if deciding_overrides(before["overrides"]) != deciding_overrides(overrides):
+        differ.append("overrides")
     if differ:
         stop(f"folder={path.parent}: holds results of other settings of {', '.join(differ)}")
-    write_json(path, {**before, **settings})
+    write_json(path, {**before, **given})
+
+
+def deciding_values(setting: Any) -> Any:
+    """A setting, which may be a configuration, without the keys of the machine."""
+    if not isinstance(setting, Mapping):
+        return setting
+    return {key: deciding_values(value) for key, value in setting.items() if key not in MACHINE_KEYS}
+
+
+def deciding_overrides(overrides: Sequence[str]) -> list[str]:
+    """The overrides that results depend on, sorted."""
+    return sorted(one for one in overrides if one.partition("=")[0].lstrip("+") not in MACHINE_OVERRIDES)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

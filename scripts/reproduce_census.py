@@ -86,7 +86,8 @@ def main() -> None:
     source = f"data.source={'auto' if options['sample'] == 'true' else 'official'}"
     overrides = [f"experiment={EXPERIMENTS[options['group']]}", *overrides, source]
     compose_config(*overrides)  # a mistake in an override stops here
-    check_settings(root / "settings.json", {key: options[key] for key in ("trials", "chunk", "sample")})
+    settings = {key: options[key] for key in ("trials", "chunk", "sample")}
+    check_settings(root / "settings.json", settings, overrides)
     is_matched = options["budget"] == "matched"
     for method in [*(["mmoe"] if is_matched and "mmoe" not in methods else []), *methods]:
         tune(root, method, options["trials"], overrides)

@@ -124,7 +124,7 @@ def main() -> None:
     models = list(dict.fromkeys(model for figure in figures for model in FIGURE_MODELS[figure]))
     runs = trials = pd.DataFrame()
     if models:
-        check_settings(root / "settings.json", settings)
+        check_settings(root / "settings.json", settings, overrides)
         runs, trials = train_models(models, options, root, overrides)
     results = Results(data, runs, trials, options, out)
     out.mkdir(parents=True, exist_ok=True)
@@ -146,8 +146,7 @@ def common_settings(overrides: list[str]) -> dict[str, Any]:
     """The settings that all runs share, by config group."""
     config = compose_config("experiment=synthetic", *overrides)
     parts = ("data", "inputs", "learner", "trainer", "objective")
-    settings = {part: OmegaConf.to_container(config[part], resolve=True) for part in parts}
-    return settings | {"overrides": sorted(overrides)}
+    return {part: OmegaConf.to_container(config[part], resolve=True) for part in parts}
 
 
 def train_models(

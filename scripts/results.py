@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from commands import run_command, train_once
+from finished import check_settings
 from matplotlib.figure import Figure
 from options import parse, some_of
 from tables import describe_rows, table, write_report
@@ -83,8 +84,10 @@ def main() -> None:
     """Train what is missing, and write the results."""
     options, overrides = parse(sys.argv[1:], DEFAULTS, {"sample": ("true", "false")}, {"replicas": 2})
     names = some_of(options, "runs", RUNS)
-    overrides.append(f"data.source={'auto' if options['sample'] == 'true' else 'official'}")
     root, out = Path(options["folder"]), Path(options["out"])
+    settings = {key: options[key] for key in ("replicas", "sample")}
+    check_settings(root / "settings.json", settings, overrides)
+    overrides.append(f"data.source={'auto' if options['sample'] == 'true' else 'official'}")
     for number, name in enumerate(names, 1):
         print(f"[{number}/{len(names)}] {name}", flush=True)
         replicas = "1" if name == ONE_RUN else options["replicas"]

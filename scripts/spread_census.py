@@ -39,8 +39,7 @@ def main() -> None:
     counts = options["rows"].split(",")
     if ALL not in counts or not all(count.isdigit() and int(count) for count in counts if count != ALL):
         stop(f"rows={options['rows']}: must be numbers of rows and all, separated by commas")
-    settings = {"runs": options["runs"], "overrides": overrides}
-    check_settings(Path(options["folder"]) / "settings.json", settings)
+    check_settings(Path(options["folder"]) / "settings.json", {"runs": options["runs"]}, overrides)
     lines: list[dict[str, Any]] = []
     for split in range(int(options["splits"])):
         for count in counts:
