@@ -4,20 +4,26 @@ The columns are drawn one after the other. For each column, a decision tree is f
 rows, given the columns before it. A new row takes the value of a random real row in its leaf (sequential
 synthesis with CART; Reiter, Journal of Official Statistics, 2005).
 
-usage: python scripts/make_sample.py DATA_DIR [--out FOLDER]
+usage: python scripts/make_sample.py data.dir=... [option=value]
+
+    data.dir=...                 folder of the two official files
+    out=src/mmoe/data/sample     folder for the sample; by default, its folder in the package
 """
 
-import argparse
 import gzip
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from options import parse, stop
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from mmoe.data.census import read
 from mmoe.data.census_files import COLUMNS, NAMES, NUMERIC, SAMPLE_DIR, find_files
+from mmoe.errors import UserError
 
+DEFAULTS = {"data.dir": None, "out": str(SAMPLE_DIR)}
 SEED = 20181
 WEIGHT = COLUMNS.index("instance_weight")
 NUM_ROWS = {"train": 20_000, "test": 10_000}
@@ -96,11 +102,15 @@ def read_rows(path: Path) -> set[tuple[str, ...]]:
 
 def main() -> None:
     """Fit the trees, draw the rows and write both files."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data_dir", help="directory of the two official files")
-    parser.add_argument("--out", type=Path, default=SAMPLE_DIR, help="folder for the sample")
-    arguments = parser.parse_args()
-    files = find_files(arguments.data_dir, "official", "", Path())
+    options, unknown = parse(sys.argv[1:], DEFAULTS, {}, {})
+    if unknown:
+        stop(f"{unknown[0]}: must be data.dir=... or out=...")
+    if not options["data.dir"]:
+        stop("data.dir: must be the folder of the official files")
+    try:
+        files = find_files(options["data.dir"], "official", "", Path())
+    except UserError as error:
+        stop(str(error))
     real, levels = encode(read(files.train))
     total = sum(NUM_ROWS.values())
     random = np.random.default_rng(SEED)
@@ -117,7 +127,7 @@ def main() -> None:
     for name, count in NUM_ROWS.items():
         text = "".join(f"{line}\n" for line in lines[start : start + count]).encode("latin-1")
         start += count
-        path = arguments.out / f"{NAMES[name]}.gz"
+        path = Path(options["out"]) / f"{NAMES[name]}.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(text, 9, mtime=0))
         print(f"{path}: {count:,} rows, {path.stat().st_size:,} bytes")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Result
 
 from mmoe import load
 from mmoe.data.census import read
@@ -82,11 +83,25 @@ def test_a_network_learns_as_from_real_rows(real_dir: Path, train: Callable, tmp
 
 @pytest.mark.slow
 def test_the_script_makes_the_committed_files(real_dir: Path, tmp_path: Path):
-    script = [sys.executable, str(ROOT / "scripts/make_sample.py"), str(real_dir), "--out", str(tmp_path)]
+    script = [sys.executable, str(ROOT / "scripts/make_sample.py"), f"data.dir={real_dir}", f"out={tmp_path}"]
     subprocess.run(script, check=True, capture_output=True)
     for name in NAMES:
         made, committed = (gzip.decompress((root / name).read_bytes()) for root in (tmp_path, SAMPLE_DIR))
         assert made == committed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "data.dir: must be the folder of the official files"),
+        (["data.dir=nowhere"], "data.dir=nowhere: "),
+        (["data.dir=x", "seed=1"], "seed=1: must be data.dir=... or out=..."),
+    ],
+)
+def test_mistakes_are_reported_in_one_line(script: Callable[..., Result], arguments: list[str], message: str):
+    done = script("make_sample", *arguments)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith(f"error: {message}")
 
 
 def test_lines_have_the_official_format():
