@@ -19,7 +19,8 @@ def describe_rows(schema: Schema) -> str:
     origin = {
         "official": "The rows are from the official files",
         "sample": "The rows are THE BUNDLED SAMPLE, which is synthetic: these numbers are a first look",
-        "custom": "The rows are from other files than the official ones, so published numbers do not compare",
+        "custom": "The rows are from other files than the official ones, so the results cannot be compared"
+        " with published numbers",
     }[schema.rows]
     counts = ", ".join(f"{count:,} {split}" for split, count in schema.num_rows.items())
     return f"{origin}: {counts}."
