@@ -83,7 +83,7 @@ def differences_of(task: Task, values: pd.DataFrame, drawn: Drawn) -> list[dict[
     return lines
 
 
-def is_supported(row: Mapping[str, Any]) -> bool:
+def is_clear(row: Mapping[str, Any]) -> bool:
     """Whether a difference is clear: both intervals, over seeds and over test rows, lie on its side of 0."""
     difference, half = row["difference"], row["half_interval_of_seeds"]
     low, high = row["low_of_rows"], row["high_of_rows"]
@@ -99,7 +99,7 @@ def value_table(differences: pd.DataFrame) -> str:
             shown = f"{row['mean']:.4g}"
             if row["model"] not in (MMOE, CONSTANT):
                 shown += f" ({row['difference']:+.2g} ± {row['half_interval_of_seeds']:.2g})"
-            cells.append(shown + "*" * (row["model"] != MMOE and is_supported(row)))
+            cells.append(shown + "*" * (row["model"] != MMOE and is_clear(row)))
         lines.append(cells)
     return table(["table", "task", "metric", *differences["model"].unique()], lines)
 
@@ -111,8 +111,8 @@ def count_table(differences: pd.DataFrame) -> str:
     lines = []
     for name, rows in main.groupby("model", sort=False):
         is_better = (rows["difference"] > 0) == rows["larger_is_better"]
-        supported = rows.apply(is_supported, axis=1)
-        counts = [(supported & is_better).sum(), (supported & ~is_better).sum(), (~supported).sum()]
+        clear = rows.apply(is_clear, axis=1)
+        counts = [(clear & is_better).sum(), (clear & ~is_better).sum(), (~clear).sum()]
         lines.append([str(name), *map(str, counts)])
     return table(["contestant", "better than MMoE", "worse than MMoE", "no clear difference"], lines)
 
@@ -122,7 +122,7 @@ def write_report(results: Results, options: Mapping[str, str]) -> None:
     differences = pd.DataFrame(results.differences)
     trials, runs, resamples = (options[name] for name in ("trials", "runs", "resamples"))
     text = [
-        "# Tables of other people",
+        "# Public tables",
         f"For each task, each contestant has {trials} random trials from"
         " [its space](../../../scripts/other_tables/spaces.yaml). The validation metric of this task alone"
         " chooses the trial, and the epoch or the boosting round; it is the AUROC, the mean squared error or"

@@ -286,14 +286,14 @@ def test_clear_differences_are_counted_by_task(script: Callable[..., Result]):
 
 def test_a_star_needs_both_intervals(script: Callable[..., Result]):
     script("compare_tables", "tables=none")
-    from table_report import is_supported
+    from table_report import is_clear
 
     names = ("difference", "half_interval_of_seeds", "low_of_rows", "high_of_rows")
     for values, expected in (
         ((1.0, 0.5, 0.2, 2.0), True), ((-1.0, 0.5, -2.0, -0.2), True),
         ((1.0, 1.5, 0.2, 2.0), False), ((1.0, 0.5, -0.2, 2.0), False), ((1.0, 0.5, np.nan, np.nan), False),
     ):  # fmt: skip
-        assert is_supported(dict(zip(names, values, strict=True))) is expected
+        assert is_clear(dict(zip(names, values, strict=True))) is expected
 
 
 def test_films_are_joined_with_their_ratings(script: Callable[..., Result]):
