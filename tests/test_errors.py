@@ -22,7 +22,8 @@ from mmoe import (
     SingleTask,
     TensorFactorization,
 )
-from mmoe.errors import UserError, as_names, check_finite, check_integers, check_probabilities, check_widths
+from mmoe.checks import as_names, check_finite, check_integers, check_probabilities, check_widths
+from mmoe.errors import UserError
 from mmoe.models.ensemble import Ensemble
 
 MODELS = {

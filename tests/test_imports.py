@@ -10,7 +10,7 @@ import mmoe
 ROOT = Path(mmoe.__file__).parent
 # From upstream to downstream; the parts of one line may import each other.
 ORDER = (
-    ("__init__", "errors", "atomic"),
+    ("__init__", "errors", "checks", "atomic"),
     ("metrics",),
     ("tasks", "data"),
     ("models",),

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from mmoe.atomic import write_text
+from mmoe.checks import as_names
 from mmoe.cli.command import command
 from mmoe.cli.console import open_console
 from mmoe.cli.overrides import quote_value
-from mmoe.errors import UserError, as_names
+from mmoe.errors import UserError
 
 if TYPE_CHECKING:
     from mmoe.data.column_guess import Guess

@@ -7,8 +7,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mmoe.atomic import write_text
+from mmoe.checks import check_integers
 from mmoe.cli.command import command
-from mmoe.errors import check_integers
 
 
 @command("evaluate")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from mmoe.checks import check_integers
 from mmoe.cli.command import command
-from mmoe.errors import UserError, check_integers
+from mmoe.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd

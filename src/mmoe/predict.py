@@ -16,8 +16,9 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from mmoe.atomic import write
+from mmoe.checks import as_names, check_integers
 from mmoe.cli.command import command
-from mmoe.errors import UserError, as_names, check_integers
+from mmoe.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa

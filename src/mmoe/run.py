@@ -20,11 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mmoe.build import build
+from mmoe.checks import check_integers, check_seeds
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule, in_memory, labels_of
 from mmoe.data.encode import decode, encode
 from mmoe.data.schema import Schema
-from mmoe.errors import UserError, check_integers, check_seeds, did_you_mean
+from mmoe.errors import UserError, did_you_mean
 from mmoe.intervals import bootstrap_intervals, sampled_intervals
 from mmoe.models.network import Output
 from mmoe.tasks import gate_column, logit_columns, predictions_of, with_groups

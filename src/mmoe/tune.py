@@ -10,9 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmoe import CONF_DIR
 from mmoe.atomic import write_text
+from mmoe.checks import check_integers, check_probabilities, check_replicas
 from mmoe.cli.command import command
 from mmoe.cli.overrides import quote_override
-from mmoe.errors import UserError, check_integers, check_probabilities, check_replicas
+from mmoe.errors import UserError
 
 if TYPE_CHECKING:
     from optuna import Study

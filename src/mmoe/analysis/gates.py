@@ -16,7 +16,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mmoe.analysis.drawing import HATCHES, LIGHT, heat_map, legend_beside, panels, rows_name
-from mmoe.errors import UserError, check_integers
+from mmoe.checks import check_integers
+from mmoe.errors import UserError
 from mmoe.run import Run, load
 
 

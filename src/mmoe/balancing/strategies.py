@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmoe.errors import UserError, check_integers
+from mmoe.checks import check_integers
+from mmoe.errors import UserError
 
 
 def from_library(module: str, name: str, **options: Any) -> Any:

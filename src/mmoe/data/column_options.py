@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from mmoe.checks import check_integers
 from mmoe.data.schema import NUMBER_ENCODINGS, TARGET_ENCODINGS
-from mmoe.errors import ArgumentError, check_integers, unknown_key
+from mmoe.errors import ArgumentError, unknown_key
 
 KINDS = ("numeric", "categorical", "multi", "datetime")
 LEVEL_KINDS = ("categorical", "multi")

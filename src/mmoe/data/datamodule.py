@@ -11,13 +11,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from mmoe.checks import check_integers, check_seeds
 from mmoe.data.batch import Batch, concatenate
 from mmoe.data.loader import Loader, RowLoader
 from mmoe.data.schema import Schema
 from mmoe.data.shard_loader import ShardLoader
 from mmoe.data.shards import ShardedRows
 from mmoe.data.splits import Dataset
-from mmoe.errors import USER_ERROR, ArgumentError, UserError, check_integers, check_seeds
+from mmoe.errors import USER_ERROR, ArgumentError, UserError
 
 
 class DataModule(pl.LightningDataModule):

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from mmoe.checks import check_integers
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.column_statistics import LevelCounts, value_counts
 from mmoe.data.dates import DateFormat, guess_format
@@ -21,7 +22,7 @@ from mmoe.data.encode_labels import known_labels
 from mmoe.data.fit_numbers import EMPTY_BIN, fit_values
 from mmoe.data.raw_column import column_of, is_categorical
 from mmoe.data.schema import DATE_PARTS, TARGET_ENCODINGS, Categorical, Numeric, Schema, place
-from mmoe.errors import RowError, UserError, check_integers
+from mmoe.errors import RowError, UserError
 from mmoe.tasks import Task
 
 MAX_AUTO_ONE_HOT = 256  # a column with more levels gets learned vectors

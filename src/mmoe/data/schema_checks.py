@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mmoe.errors import ArgumentError, check_integers, is_number
+from mmoe.checks import check_integers, is_number
+from mmoe.errors import ArgumentError
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MAX_MAGNITUDE = 1e38  # the difference of two larger numbers may overflow in float32

@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
-from mmoe.errors import ArgumentError, is_number, unknown_key
+from mmoe.checks import is_number
+from mmoe.errors import ArgumentError, unknown_key
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from operator import itemgetter
 
 import torch
 
+from mmoe.checks import check_integers
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule
 from mmoe.data.loader import Loader
 from mmoe.data.schema import Numeric, Schema
 from mmoe.data.splits import Dataset
 from mmoe.data.synthetic_generator import Device, RowGenerator
-from mmoe.errors import ArgumentError, check_integers
+from mmoe.errors import ArgumentError
 from mmoe.tasks import Regression
 
 SPLIT_BLOCKS = {"train": 0, "val": -1, "test": -2}  # number of the block that holds the fixed rows of a split

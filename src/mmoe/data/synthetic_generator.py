@@ -11,8 +11,9 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
+from mmoe.checks import check_finite, check_integers
 from mmoe.data.batch import Batch
-from mmoe.errors import ArgumentError, check_finite, check_integers
+from mmoe.errors import ArgumentError
 
 Device = torch.device | str
 # Each block of rows has a random stream with the block's number, which is at least -2. The task weights and

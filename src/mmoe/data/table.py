@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from mmoe.checks import check_integers, check_seeds
 from mmoe.data import cache
 from mmoe.data.column_guess import guess
 from mmoe.data.column_options import ColumnOptions, column_options, to_plain
@@ -31,7 +32,7 @@ from mmoe.data.splits import Dataset
 from mmoe.data.table_files import locate, read_names, read_table
 from mmoe.data.table_request import Request, text_rules
 from mmoe.data.table_source import Source, states_of
-from mmoe.errors import ArgumentError, UserError, check_integers, check_seeds
+from mmoe.errors import ArgumentError, UserError
 from mmoe.tasks import Task, task_from_config, task_to_json, with_groups
 
 MAX_GUESSED_ROWS = 2**18  # the kinds of the columns of streamed rows are guessed from this many rows

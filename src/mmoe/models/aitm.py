@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmoe.errors import ArgumentError, UserError, check_finite, check_integers, check_widths
+from mmoe.checks import check_finite, check_integers, check_widths
+from mmoe.errors import ArgumentError, UserError
 from mmoe.models.layers import SharedInputLinear, StackedLinear, hidden_layers, softmax
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs

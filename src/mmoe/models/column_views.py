@@ -10,7 +10,8 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from mmoe.errors import ArgumentError, check_finite, is_number
+from mmoe.checks import check_finite, is_number
+from mmoe.errors import ArgumentError
 
 
 class ColumnViews(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mmoe.errors import check_finite, check_integers, check_widths
+from mmoe.checks import check_finite, check_integers, check_widths
 from mmoe.models.layers import TaskLogits, hidden_layers, mix, softmax, task_towers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs, linear

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mmoe.checks import check_finite, check_integers
 from mmoe.data.schema import Schema
-from mmoe.errors import check_finite, check_integers
 from mmoe.models.sparse_inputs import float32
 
 MAX_EDGE_PER_WIDTH = 2.0**14  # if an edge exceeds this many bin widths, rounding changes shares by over 0.001

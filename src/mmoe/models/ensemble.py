@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmoe.errors import ArgumentError, check_integers
+from mmoe.checks import check_integers
+from mmoe.errors import ArgumentError
 from mmoe.models.layers import TaskLogits
 from mmoe.models.mean_prediction import Average, MeanPrediction
 from mmoe.models.network import Output

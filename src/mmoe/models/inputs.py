@@ -11,10 +11,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from mmoe.checks import check_probabilities
 from mmoe.data.batch import LEVEL_DTYPES, Batch, check_levels, level_bounds
 from mmoe.data.schema import Numeric, Schema
 from mmoe.data.schema_checks import MAX_MAGNITUDE
-from mmoe.errors import UserError, check_probabilities
+from mmoe.errors import UserError
 from mmoe.models import sparse_encoders
 from mmoe.models.column_encoders import (
     ColumnEmbeddings,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mmoe.errors import ArgumentError, check_integers, check_probabilities, check_widths
+from mmoe.checks import check_integers, check_probabilities, check_widths
+from mmoe.errors import ArgumentError
 from mmoe.models.sparse_inputs import SparseInputs, linear
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

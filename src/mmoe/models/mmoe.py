@@ -11,13 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmoe.errors import (
-    ArgumentError,
-    check_finite,
-    check_integers,
-    check_probabilities,
-    check_widths,
-)
+from mmoe.checks import check_finite, check_integers, check_probabilities, check_widths
+from mmoe.errors import ArgumentError
 from mmoe.models.column_views import ColumnViews
 from mmoe.models.expert_heads import ExpertHeads
 from mmoe.models.layers import TaskLogits, deeper_layers, hidden_layers, mix, softmax, task_towers

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmoe.errors import check_integers, check_widths
+from mmoe.checks import check_integers, check_widths
 from mmoe.models.layers import (
     SharedInputLinear,
     StackedLinear,

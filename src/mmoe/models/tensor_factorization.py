@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mmoe.errors import check_integers, check_widths
+from mmoe.checks import check_integers, check_widths
 from mmoe.models.layers import TaskLogits, activation_layers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import check_matrix

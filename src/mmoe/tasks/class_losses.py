@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmoe.errors import ArgumentError, check_finite, is_number
+from mmoe.checks import check_finite, is_number
+from mmoe.errors import ArgumentError
 
 BALANCED = "balanced"
 ClassWeights = str | tuple[float, ...] | None

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from mmoe.errors import ArgumentError, check_finite
+from mmoe.checks import check_finite
+from mmoe.errors import ArgumentError
 from mmoe.tasks.class_losses import ClassWeights, check_class_weights, fit_class_weights, focal
 from mmoe.tasks.labels import count_levels, label_levels, sort_levels
 from mmoe.tasks.task import SMALLEST_RATE, Task, check_level_list, listed, log_shares

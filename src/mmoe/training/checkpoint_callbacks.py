@@ -12,7 +12,8 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from mmoe.errors import END_SIGNALS, Stopped, UserError, check_integers
+from mmoe.checks import check_integers
+from mmoe.errors import END_SIGNALS, Stopped, UserError
 from mmoe.training import checkpoints
 
 

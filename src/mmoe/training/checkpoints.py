@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.atomic import remove_abandoned, write
-from mmoe.errors import UserError, first_line, is_disk_error, is_number
+from mmoe.checks import is_number
+from mmoe.errors import UserError, first_line, is_disk_error
 
 log = logging.getLogger(__name__)
 

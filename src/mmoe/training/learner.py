@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from mmoe.balancing.balancer import Balancer
 from mmoe.balancing.strategies import Strategy
+from mmoe.checks import check_integers
 from mmoe.data.batch import Batch
-from mmoe.errors import ArgumentError, check_integers
+from mmoe.errors import ArgumentError
 from mmoe.models.inputs import Inputs
 from mmoe.models.network import Output
 from mmoe.tasks import default_monitor, logit_columns, predictions_of, validation_metrics

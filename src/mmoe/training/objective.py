@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmoe.errors import ArgumentError, check_finite
+from mmoe.checks import check_finite
+from mmoe.errors import ArgumentError
 from mmoe.models.esmm import funnel_of
 from mmoe.models.network import Network
 from mmoe.models.sparse_inputs import SparseMatrix

@@ -10,12 +10,13 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from mmoe.balancing.checks import check_balance
+from mmoe.balancing.compatibility import check_balance
 from mmoe.balancing.strategies import Constant, Strategy
 from mmoe.build import build, locate
+from mmoe.checks import check_integers, check_replicas
 from mmoe.data.datamodule import DataModule
 from mmoe.data.schema import Schema
-from mmoe.errors import UserError, check_integers, check_replicas
+from mmoe.errors import UserError
 from mmoe.models.inputs import Inputs, use_dense_inputs
 from mmoe.models.network import Network
 from mmoe.tasks import validation_metrics

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mmoe.balancing.strategies import Strategy
 from mmoe.build import locate
+from mmoe.checks import check_finite, check_integers
 from mmoe.data.batch import Batch
-from mmoe.errors import ArgumentError, UserError, check_finite, check_integers
+from mmoe.errors import ArgumentError, UserError
 from mmoe.models.replicas import Replicas
 from mmoe.tasks import validation_metrics
 from mmoe.training.checkpoint_callbacks import Best

@@ -7,7 +7,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mmoe.atomic import write_text
-from mmoe.errors import UserError, check_integers, first_line
+from mmoe.checks import check_integers
+from mmoe.errors import UserError, first_line
 
 FOLDER = "${hydra:runtime.output_dir}"  # config.yaml has this text instead of the run folder's path
 FOLDER_PLACEHOLDER = "__folder_qkzvxwjhbp__"  # stands for FOLDER while OmegaConf resolves the rest

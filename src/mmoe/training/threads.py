@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmoe.errors import UserError, check_integers
+from mmoe.checks import check_integers
+from mmoe.errors import UserError
 
 # A thread is worth starting for this many multiplications: the rows of a step times the weights. With fewer,
 # a second thread gains little, and if another program needs its core, both threads wait for each other, and a
