@@ -85,8 +85,8 @@ def predict(
 
     from mmoe.data.data_files import find_files
     from mmoe.data.raw_rows import read_ahead, read_rows
+    from mmoe.models.network import run_blank_rows
     from mmoe.run import compute_outputs, prediction_columns
-    from mmoe.training.monitors import run_blank_rows
     from mmoe.training.run_folder import check_not_run_file
 
     if not target.name.endswith((".parquet", ".csv", ".csv.gz")):

@@ -27,10 +27,9 @@ from mmoe.data.encode import decode, encode
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError, did_you_mean
 from mmoe.intervals import bootstrap_intervals, sampled_intervals
-from mmoe.models.network import Output
+from mmoe.models.network import Output, run_blank_rows
 from mmoe.tasks import gate_column, logit_columns, predictions_of, with_groups
 from mmoe.training import checkpoints, run_folder, run_results, stored_config
-from mmoe.training.monitors import run_blank_rows
 from mmoe.training.precision import trainer_options
 from mmoe.training.preparation import build_learner, build_network
 from mmoe.training.trust import check_folder

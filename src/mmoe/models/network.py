@@ -5,8 +5,11 @@ B batch, P positions of levels, M numeric columns, T tasks, L logits of all task
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from mmoe.data.batch import blank_rows
+from mmoe.data.schema import Schema
 from mmoe.models.inputs import Inputs, use_dense_inputs
 from mmoe.models.sparse_inputs import SparseMatrix
 
@@ -60,3 +63,18 @@ class Network(nn.Module):
     def _encode(self, levels: Tensor, numbers: Tensor, sparse: SparseMatrix | None) -> Any:
         # Custom inputs may take levels and numbers only.
         return self.inputs(levels, numbers) if sparse is None else self.inputs(levels, numbers, sparse)
+
+
+def run_blank_rows(network: nn.Module, schema: Schema) -> Any:
+    """Run a network in evaluation mode on two blank rows, to find the shapes of its outputs."""
+    rows = blank_rows(schema)
+    return run_in_eval_mode(network, rows.levels, rows.numbers)
+
+
+@torch.inference_mode()
+def run_in_eval_mode(module: nn.Module, *inputs: Any) -> Any:
+    """Run a module in evaluation mode, then restore its mode."""
+    was_training = module.training
+    output = module.eval()(*inputs)
+    module.train(was_training)
+    return output

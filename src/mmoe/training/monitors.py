@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig, open_dict
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
@@ -15,6 +14,7 @@ from torch import nn
 from mmoe.data.batch import blank_rows
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError
+from mmoe.models.network import run_in_eval_mode
 from mmoe.models.replicas import Replicas
 from mmoe.tasks import default_monitor, validation_metrics
 from mmoe.training.gate_statistics import GateStatistics
@@ -97,7 +97,7 @@ def logged_metrics(learner: Learner, schema: Schema) -> dict[str, bool | None]:
         }
     known |= dict.fromkeys(("train/loss", "epoch", "step"))
     known |= dict.fromkeys(learner.balancer.logged_names if learner.balancer else ())
-    gates = run_blank_rows(learner, schema).gates  # [..., 2, T, E]
+    gates = run_in_eval_mode(learner, blank_rows(schema)).gates  # [..., 2, T, E]
     if gates.shape[-1]:
         statistics = GateStatistics()
         statistics.update(gates)
@@ -107,13 +107,3 @@ def logged_metrics(learner: Learner, schema: Schema) -> dict[str, bool | None]:
     if not has_copies and any(isinstance(module, nn.ReLU) for module in modules):
         known["val/units/dead"] = None
     return known
-
-
-@torch.inference_mode()
-def run_blank_rows(module: nn.Module, schema: Schema) -> Any:
-    """Run a learner or a network in evaluation mode on two blank rows, to find the shapes of its outputs."""
-    rows, was_training = blank_rows(schema), module.training
-    inputs = (rows,) if isinstance(module, Learner) else (rows.levels, rows.numbers)
-    output = module.eval()(*inputs)
-    module.train(was_training)
-    return output

@@ -18,18 +18,12 @@ from mmoe.data.datamodule import DataModule
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError
 from mmoe.models.inputs import Inputs, use_dense_inputs
-from mmoe.models.network import Network
+from mmoe.models.network import Network, run_blank_rows
 from mmoe.tasks import validation_metrics
 from mmoe.training.checkpoint_callbacks import AtomicCheckpointIO
 from mmoe.training.known_labels import check_known_labels
 from mmoe.training.learner import Learner
-from mmoe.training.monitors import (
-    check_callbacks,
-    check_monitor,
-    run_blank_rows,
-    validates_each_epoch,
-    with_monitor,
-)
+from mmoe.training.monitors import check_callbacks, check_monitor, validates_each_epoch, with_monitor
 from mmoe.training.precision import trainer_options
 from mmoe.training.replica_learner import replica_callback_arguments
 from mmoe.training.threads import num_threads
