@@ -199,6 +199,30 @@ def test_statistics_of_the_training_labels():
     assert three.class_weights[0] == 2 * three.class_weights[1]
 
 
+def test_each_kind_describes_its_labels():
+    numbers = np.array([2.0, 2, 0, 0, 0])
+    known = {"binary": np.array([1.0, 0, 0, 0, 0]), "classes": numbers, "squared": numbers, "count": numbers}
+    tasks = [task for task in TASKS if task.name in known]
+    described = {
+        "binary": "20.00 % positive ('x')",
+        "classes": "3 classes; 'a' has 60.00 %",
+        "squared": "mean 0.8, standard deviation 0.9798",
+        "count": "mean 0.8, standard deviation 0.9798",
+    }
+    assert {task.name: task.describe_labels(known[task.name]) for task in tasks} == described
+    rarest = {"binary": 1, "classes": 0, "squared": 5, "count": 5}  # no label has the class b
+    assert {task.name: task.count_rarest(known[task.name]) for task in tasks} == rarest
+    assert tasks[0].count_rarest(np.ones(4)) == tasks[1].count_rarest(np.ones(0)) == 0
+    assert tasks[1].describe_labels(numbers, str.upper).endswith("A has 60.00 %")
+    assert Binary("c", ["x", "y"]).describe_labels(np.ones(2)) == "100.00 % positive ('x', 'y')"
+
+
+def test_class_weights_and_the_focal_loss_shift_probabilities():
+    shifted = [task.name for task in TASKS if task.shifts_probabilities]
+    assert shifted == ["weighted", "focal", "weighted_classes"]
+    assert Multiclass("c", CLASSES, focal_gamma=1).shifts_probabilities
+
+
 def test_labels_decode_to_what_they_were():
     given = pd.Series(["b", None, "a", "c"])
     task = Multiclass("c", name="m").fit(given)

@@ -24,6 +24,7 @@ from mmoe.analysis.page import block, code, number_of, table, write_page
 from mmoe.intervals import rough_intervals
 from mmoe.run import Run
 from mmoe.tasks import Task
+from mmoe.tasks.task import percent
 from mmoe.training.report import ROW_ORIGINS, metric_text
 from mmoe.training.stored_config import FOLDER
 from mmoe.training.trust import ALLOWED_BASES, built_packages
@@ -133,23 +134,11 @@ def _tasks(run: Run, known: Mapping[str, np.ndarray]) -> Iterator[str]:
             f", where {code(task.where)} is {', '.join(map(code, task.where_levels))}" if task.where else ""
         )
         count = "-" if labels is None else f"{len(labels):,}"
-        found = "-" if labels is None or not len(labels) else _describe(task, labels)
+        found = "-" if labels is None or not len(labels) else task.describe_labels(labels, code)
         name = code(task.name) + (" (main task)" if i == 0 and len(run.schema.tasks) > 1 else "")
         lines.append([name, task.kind, code(task.column) + where, count, found])
     header = ["task", "kind", "label column", "known test labels", "what they are"]
     yield table(header, lines, [False, False, False, True])
-
-
-def _describe(task: Task, labels: np.ndarray) -> str:
-    """The known test labels [N] of a task in a few words."""
-    if task.holds_numbers:
-        return f"mean {labels.mean():.4g}, standard deviation {labels.std():.4g}"
-    if task.probability_column:
-        levels = ", ".join(map(code, getattr(task, "positive", ())))
-        return f"{percent(labels.mean())} positive ({levels})"
-    names = getattr(task, "classes", ())
-    largest = np.bincount(labels.astype(np.int64), minlength=len(names))
-    return f"{len(names)} classes; {code(names[largest.argmax()])} has {percent(largest.max() / len(labels))}"
 
 
 def _gates(run: Run) -> Iterator[str]:
@@ -188,11 +177,6 @@ def _figures(run: Run) -> Iterator[str]:
     for name, caption in CAPTIONS.items():
         if (run.folder / f"figures/{name}.png").is_file():
             yield f"![{name.replace('_', ' ')}](figures/{name}.png)\n\n{caption}\n\n"
-
-
-def percent(share: float) -> str:
-    """A share as text."""
-    return f"{100 * share:.2f} %"
 
 
 def _training(run: Run) -> Iterator[str]:

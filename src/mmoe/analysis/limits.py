@@ -31,7 +31,7 @@ def limits(run: Run, known: Mapping[str, np.ndarray]) -> Iterator[str]:
     yield from _of_split(config.data.get("test"))
     yield from _of_seeds(metrics, config)
     yield from _of_labels(schema.tasks, known, metrics["num_rows"].get("test", 0))
-    if plain := [task for task in schema.tasks if _shifts_probabilities(task)]:
+    if plain := [task for task in schema.tasks if task.shifts_probabilities]:
         why = "with class weights or a focal loss, so that their probabilities are not shares of rows"
         yield f"These tasks were trained {why}: {_names(plain)}."
     if weighted := [task for task in schema.tasks if task.weight]:
@@ -87,10 +87,7 @@ def _of_labels(tasks: tuple[Task, ...], known: Mapping[str, np.ndarray], num_row
         if task.name not in known:
             continue
         labels = known[task.name]
-        counts = (
-            np.unique(labels, return_counts=True)[1] if not task.holds_numbers else np.array([len(labels)])
-        )
-        if counts.min(initial=len(labels)) < FEW_LABELS or (task.probability_column and len(counts) < 2):
+        if task.count_rarest(labels) < FEW_LABELS:
             few.append(task)
         if len(labels) < num_rows:
             partial.append(task)
@@ -117,10 +114,6 @@ def _of_gates(run: Run) -> Iterator[str]:
         "Gate weights show how a task mixes the experts. They do not show how much it needs an expert, which"
         " `mmoe.analysis.expert_ablation` measures."
     )
-
-
-def _shifts_probabilities(task: Task) -> bool:
-    return bool(getattr(task, "class_weights", None) or getattr(task, "focal_gamma", 0))
 
 
 def _names(tasks: list[Task]) -> str:

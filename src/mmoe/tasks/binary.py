@@ -1,6 +1,6 @@
 """A task whose label is positive or negative; see `Task` for the shapes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -15,7 +15,7 @@ from mmoe.checks import check_finite
 from mmoe.errors import ArgumentError, UserError
 from mmoe.tasks.class_losses import ClassWeights, check_class_weights, fit_class_weights, focal
 from mmoe.tasks.labels import count_levels, label_levels, sort_levels
-from mmoe.tasks.task import SMALLEST_RATE, MeanLoss, Task, check_level_list, listed, log_shares
+from mmoe.tasks.task import SMALLEST_RATE, MeanLoss, Task, check_level_list, listed, log_shares, percent
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -106,7 +106,7 @@ class Binary(Task):
 
     @classmethod
     def mean_loss(cls, tasks: Sequence[Self]) -> MeanLoss | None:
-        are_plain = not any(task.class_weights or task.focal_gamma for task in tasks)
+        are_plain = not any(task.shifts_probabilities for task in tasks)
         return binary_cross_entropy_with_logits if are_plain else None
 
     def activation(self, logits: Tensor) -> Tensor:
@@ -146,6 +146,17 @@ class Binary(Task):
         if not len(labels) or 0 < labels.double().mean() < 1:
             return super().undefined_metrics(labels)
         return ("auroc",) if labels.any() else ("auroc", "average_precision")
+
+    @property
+    def shifts_probabilities(self) -> bool:
+        return bool(self.class_weights or self.focal_gamma)
+
+    def count_rarest(self, labels: np.ndarray) -> int:
+        positive = int(np.count_nonzero(labels))
+        return min(positive, len(labels) - positive)
+
+    def describe_labels(self, labels: np.ndarray, quote: Callable[[str], str] = repr) -> str:
+        return f"{percent(labels.mean())} positive ({', '.join(map(quote, self.positive))})"
 
     @property
     def prediction_columns(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """A task whose label is one of several classes; see `Task` for the shapes."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -15,7 +15,7 @@ from mmoe.checks import check_finite
 from mmoe.errors import ArgumentError
 from mmoe.tasks.class_losses import ClassWeights, check_class_weights, fit_class_weights, focal
 from mmoe.tasks.labels import count_levels, label_levels, sort_levels
-from mmoe.tasks.task import SMALLEST_RATE, Task, check_level_list, listed, log_shares
+from mmoe.tasks.task import SMALLEST_RATE, Task, check_level_list, listed, log_shares, percent
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -135,6 +135,21 @@ class Multiclass(Task):
         if len(labels) and (labels == labels[0]).all():
             return ("auroc",)
         return super().undefined_metrics(labels)
+
+    @property
+    def shifts_probabilities(self) -> bool:
+        return bool(self.class_weights or self.focal_gamma)
+
+    def count_rarest(self, labels: np.ndarray) -> int:
+        return int(self._count_classes(labels).min())
+
+    def describe_labels(self, labels: np.ndarray, quote: Callable[[str], str] = repr) -> str:
+        counts = self._count_classes(labels)
+        largest = quote(self.classes[counts.argmax()])
+        return f"{len(counts)} classes; {largest} has {percent(counts.max() / len(labels))}"
+
+    def _count_classes(self, labels: np.ndarray) -> np.ndarray:
+        return np.bincount(labels.astype(np.int64), minlength=len(self.classes))
 
     @property
     def prediction_columns(self) -> tuple[str, ...]:

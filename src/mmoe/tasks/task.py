@@ -199,6 +199,19 @@ class Task(ABC):
         return () if len(labels) else tuple(self.METRICS)
 
     @property
+    def shifts_probabilities(self) -> bool:
+        """Whether the loss weighs labels so that predicted probabilities are not shares of rows."""
+        return False
+
+    def count_rarest(self, labels: np.ndarray) -> int:
+        """The number of known labels [N] of the rarest class; all of them if labels are numbers."""
+        return len(labels)
+
+    def describe_labels(self, labels: np.ndarray, quote: Callable[[str], str] = repr) -> str:
+        """Known labels [N], at least one, in a few words; `quote` marks names of levels."""
+        return f"mean {labels.mean():.4g}, standard deviation {labels.std():.4g}"
+
+    @property
     def prediction_columns(self) -> tuple[str, ...]:
         """The names of the columns of `table`."""
         return (f"{self.name}_prediction",)
@@ -229,6 +242,11 @@ def check_level_list(where: str, values: Any) -> tuple[str, ...]:
         if not isinstance(value, str | Real | np.bool_):
             raise ArgumentError(f"{where}: must be a list of levels, holds {value!r}")
     return tuple(level_text(value) for value in values)
+
+
+def percent(share: float) -> str:
+    """A share as text."""
+    return f"{100 * share:.2f} %"
 
 
 def listed(levels: Sequence[str]) -> str:
