@@ -1,6 +1,7 @@
 """The model card of a run, and the page of a sweep."""
 
 import json
+import math
 import re
 import shutil
 import time
@@ -22,6 +23,7 @@ from mmoe.analysis.page import block, code, table, to_html
 from mmoe.data.schema import Categorical, Numeric, Schema
 from mmoe.intervals import bootstrap_intervals, rough_intervals
 from mmoe.tasks import Binary, Count, Multiclass, Regression
+from mmoe.training.report import metric_text
 
 QUICK = ["logger=none", "trainer.max_epochs=1", "hydra.run.dir=run", "card=true"]
 VOID = ("meta", "img", "br", "hr")
@@ -92,6 +94,14 @@ def test_any_text_comes_back_from_a_block(text: str):
     text = text.replace("\r", "\n").replace("\0", "").strip()
     page = Page(to_html(Path(), "<title>", block(text, "yaml")))
     assert page.codes[0].strip() == text
+
+
+def test_a_metric_has_half_its_interval_if_that_is_known():
+    assert metric_text(0.93456, 0.00123) == "0.9346 ± 0.0012"
+    assert (
+        metric_text(0.93456) == metric_text(0.93456, math.nan) == metric_text(0.93456, math.inf) == "0.9346"
+    )
+    assert metric_text(math.nan, math.nan) == "n/a"
 
 
 def test_rough_intervals_are_close_to_the_bootstrap():

@@ -6,6 +6,7 @@ N rows, L logits of all tasks, T tasks, E experts.
 """
 
 import json
+import math
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -116,11 +117,7 @@ def _metrics(run: Run, halves: Mapping[str, Any]) -> Iterator[str]:
         for task in (task for task in tasks if tuple(task.metric_names) == names):
             for split in (split for split in SPLITS if split in metrics):
                 values, half = metrics[split][task.name], halves.get(split, {}).get(task.name, {})
-                texts = [
-                    metric_text(values[name])
-                    + (f" ± {metric_text(half[name])}" if np.isfinite(half.get(name, np.nan)) else "")
-                    for name in names
-                ]
+                texts = [metric_text(values[name], half.get(name, math.nan)) for name in names]
                 lines.append([code(task.name), SPLITS[split], *texts])
         header = ["task", "rows", *map(metric_name, names)]
         yield table(header, lines, [False, False, *[True] * len(names)]) + "\n"

@@ -47,8 +47,7 @@ def shown_columns(compared: pd.DataFrame) -> list[str]:
 def cell(line: Mapping[Any, Any], name: str, option_text: Callable[[Any], str] = str) -> str:
     """A metric with half its interval, a count, or the value of an option as `option_text` writes it."""
     if "/" in name:
-        half = line.get(f"{name} ±", math.nan)
-        return metric_text(line[name]) + (f" ± {half:.4f}" if math.isfinite(half) else "")
+        return metric_text(line[name], line.get(f"{name} ±", math.nan))
     if name in COUNTS:
         return "-" if pd.isna(line[name]) else f"{line[name]:,}"
     return option_text(line[name])

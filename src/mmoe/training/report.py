@@ -21,9 +21,10 @@ ROW_ORIGINS = {
 }
 
 
-def metric_text(value: float) -> str:
-    """A metric as text; n/a if it cannot be computed."""
-    return "n/a" if math.isnan(value) else f"{value:.4f}"
+def metric_text(value: float, half_interval: float = math.nan) -> str:
+    """A metric as text, with half its interval if that is known; n/a if the metric cannot be computed."""
+    text = "n/a" if math.isnan(value) else f"{value:.4f}"
+    return f"{text} ± {half_interval:.4f}" if math.isfinite(half_interval) else text
 
 
 def metric_tables(metrics: Mapping[str, Any], tasks: Sequence[Task]) -> list[Table]:
@@ -39,9 +40,7 @@ def metric_tables(metrics: Mapping[str, Any], tasks: Sequence[Task]) -> list[Tab
             for split in (split for split in ("test", "val") if split in metrics):
                 values = metrics[split][task.name]
                 half = metrics["half_interval"][split][task.name] if "replicas" in metrics else {}
-                texts = [
-                    metric_text(values[n]) + (f" ± {metric_text(half[n])}" if half else "") for n in names
-                ]
+                texts = [metric_text(values[name], half.get(name, math.nan)) for name in names]
                 table.add_row(task.name, split, *texts)
         tables.append(table)
     return tables
