@@ -17,6 +17,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from mmoe.train import main as train_main
+from mmoe.training import checkpoints
 from mmoe.training.checkpoint_callbacks import Last
 from mmoe.training.resume import _rename_csv_logs
 
@@ -129,6 +130,20 @@ def test_a_damaged_checkpoint_is_passed_over(train: Callable, whole: Path, damag
     assert "cut/checkpoints/last.ckpt: damaged" in result.out
     assert ("training starts from the beginning" in result.out) == (damage == "both")
     assert_equal_runs(whole, Path("cut"))
+
+
+def test_finding_a_checkpoint_removes_nothing(tmp_path: Path):
+    last, previous = (tmp_path / f"checkpoints/{name}.ckpt" for name in ("last", "previous"))
+    last.parent.mkdir()
+    assert checkpoints.newest(tmp_path) == (None, {})
+    checkpoints.save(previous, {"state_dict": {}})
+    last.write_bytes(previous.read_bytes()[:-10])
+    found, damaged = checkpoints.newest(tmp_path)
+    assert (found, [*damaged]) == (previous, [last])
+    assert last.exists()
+    checkpoints.remove_damaged(tmp_path, damaged)
+    assert checkpoints.newest(tmp_path) == (previous, {})
+    assert not last.exists()
 
 
 def test_an_early_stop_is_not_forgotten(train: Callable):

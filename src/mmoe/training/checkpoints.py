@@ -2,6 +2,7 @@
 
 import logging
 import zipfile
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -109,31 +110,40 @@ def check_replica(replicas: int, replica: int | None) -> None:
         raise UserError(f"replica={replica}: the run has no replicas")
 
 
-def newest(folder: Path, tidy: bool = True) -> Path | None:
-    """Find the newest complete checkpoint in a run folder to resume from; None if there is none.
+def newest(folder: Path) -> tuple[Path | None, dict[Path, UserError]]:
+    """Find the newest intact checkpoint in a run folder to resume from; None if there is none.
 
-    With `tidy`, which only the first process sets, it warns of damaged checkpoints, removes them, and removes
-    scratch files.
+    Also returns the damaged checkpoints that are newer, each with its error.
     """
-    if tidy:
-        remove_abandoned(folder)
     candidates = [folder / f"checkpoints/{name}.ckpt" for name in ("last", "previous")]
     requeued = sorted(folder.glob(REQUEUED), key=lambda path: path.stat().st_mtime_ns)
     since = candidates[0].stat().st_mtime_ns if candidates[0].exists() else 0
     newer = [path for path in reversed(requeued) if path.stat().st_mtime_ns > since]
+    damaged: dict[Path, UserError] = {}
     for path in [*newer, *candidates]:
         if not path.exists():
             continue
         try:
             load(path)
-            return path
+            return path, damaged
         except UserError as error:
-            if tidy:
-                log.warning("%s; using the one before it", error)
-                path.unlink(missing_ok=True)  # else it would become previous.ckpt
-    if tidy:
+            damaged[path] = error
+    return None, damaged
+
+
+def warn_of_damaged(folder: Path, found: Path | None, damaged: Mapping[Path, UserError]) -> None:
+    """Warn of what `newest` has found in a run folder, unless its first checkpoint is intact."""
+    for error in damaged.values():
+        log.warning("%s; using the one before it", error)
+    if found is None:
         log.warning("%s: no checkpoint to resume from; training starts from the beginning", folder)
-    return None
+
+
+def remove_damaged(folder: Path, damaged: Iterable[Path]) -> None:
+    """Remove damaged checkpoints and scratch files from a run folder."""
+    remove_abandoned(folder)
+    for path in damaged:
+        path.unlink(missing_ok=True)  # else it would become previous.ckpt
 
 
 def remove_requeued(folder: Path) -> None:

@@ -101,7 +101,7 @@ def _check_longer(run: Path, longer: dict[str, Any], config: DictConfig) -> None
         raise UserError(f"resume={run}: its schedule {name} ends with the training that it was made for")
     if name:
         log.warning("%s: its schedule %s continues unchanged", run, name)
-    last = checkpoints.newest(run, tidy=False)
+    last, _ = checkpoints.newest(run)
     if last is None:
         raise UserError(f"resume={run}: has no last.ckpt or previous.ckpt, so it cannot be trained longer")
     if checkpoints.load(last).get("mmoe", {}).get("should_stop"):

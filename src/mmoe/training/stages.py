@@ -42,7 +42,10 @@ def fit(training: Training, folder: Path, is_resumed: bool) -> Path:
     trainer, data, learner = training.trainer, training.data, training.learner
     is_rank_zero = trainer.is_global_zero
     try:
-        last = checkpoints.newest(folder, tidy=is_rank_zero) if is_resumed else None
+        last, damaged = checkpoints.newest(folder) if is_resumed else (None, {})
+        if is_resumed and is_rank_zero:
+            checkpoints.warn_of_damaged(folder, last, damaged)
+            checkpoints.remove_damaged(folder, damaged)
         with flush_denormals():
             trainer.fit(learner, data, ckpt_path=last, weights_only=True)
         if is_rank_zero:
