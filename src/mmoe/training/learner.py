@@ -140,7 +140,9 @@ class Learner(LightModule):
 
     def _compute(self, batch: Batch, totals: Tensor | None = None) -> LossAndOutput | TaskLosses:
         """Apply the objective to the fields of the batch that it takes; see `Objective` for `totals`."""
-        return self.objective(*batch[:6], totals)  # type: ignore[no-any-return]
+        return self.objective(  # type: ignore[no-any-return]
+            batch.levels, batch.numbers, batch.labels, batch.known, batch.weights, batch.sparse, totals
+        )
 
     def _step(self, batch: Batch, stage: str, number: int) -> Tensor:
         """Compute the loss of the epoch's batch `number`, and keep its logits for the metrics.

@@ -123,7 +123,8 @@ class ReplicaLearner(Learner):
     def _compute(self, batch: Batch, totals: Tensor | None = None) -> LossAndOutput | TaskLosses:
         """Losses, logits and gates of a batch, with R as first dimension; the batch's tensors may have it."""
         has_own_rows = batch.labels.ndim == 3
-        return self.objective(*batch[:5], None, totals, own_rows=has_own_rows)  # type: ignore[no-any-return]
+        rows = (batch.levels, batch.numbers, batch.labels, batch.known, batch.weights, None)  # not sparse
+        return self.objective(*rows, totals, own_rows=has_own_rows)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, stage: str, number: int) -> Tensor:
         totals = label_totals(batch, self._first_objective, self.trainer) if stage == "train" else None
