@@ -316,7 +316,10 @@ def test_kinds_are_guessed_from_the_first_rows(tmp_path: Path):
         ({"columns": {"city": "numeric"}}, "0.parquet, column city, row 1: must be a number"),
         ({"test": {"column": "plan", "value": "lead"}}, "data.test: must choose at least one test row"),
         ({"tasks": {"plan": {"column": "exposure", "kind": "count"}}}, "must be a count"),
-        ({"validation": {"fraction": 0.2, "by": "city"}}, "column city must have a value in every row"),
+        (
+            {"validation": {"fraction": 0.2, "by": "city"}},
+            "must have a value, because data.validation.by needs one",
+        ),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, train: Command, changes: dict[str, Any], message: str):
@@ -326,6 +329,36 @@ def test_bad_input_is_one_line(tmp_path: Path, train: Command, changes: dict[str
     assert message in result.err.replace("\n", " ")
     assert result.err.strip().count("\n") == 0
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("max_shuffled", [table_splits.MAX_SHUFFLED_ROWS, 100])
+@pytest.mark.parametrize("rule", [{"fraction": 0.2, "by": "code"}, {"last": 0.2, "by": "code"}])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_missing_value_that_a_split_needs_has_a_place(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: str,
+    stream: bool,
+    rule: dict[str, Any],
+    max_shuffled: int,
+):
+    monkeypatch.setattr(table_splits, "MAX_SHUFFLED_ROWS", max_shuffled)
+    monkeypatch.setattr("mmoe.data.table_jobs.MAX_SHUFFLED_ROWS", max_shuffled)
+    files = write_files(tmp_path / "rows", 2, ending)
+    path = Path(files) / f"1.{ending}"  # the last file; it has several partitions and chunks
+    rows = frame().iloc[N // 2 :].assign(code=np.where(np.arange(N // 2) == 187, np.nan, 3))
+    first = frame().iloc[: N // 2].assign(code=np.arange(N // 2) % 7)
+    if ending == "csv":
+        rows.to_csv(path, index=False)
+        first.to_csv(Path(files) / "0.csv", index=False)
+        place = rf"1.csv, line 189, column {len(rows.columns)} \(code\)"
+    else:
+        rows.to_parquet(path, row_group_size=70, index=False)
+        first.to_parquet(Path(files) / "0.parquet", row_group_size=70, index=False)
+        place = "1.parquet, column code, row 188"
+    with pytest.raises(UserError, match=f"{place}: must have a value, because data.test.by needs one"):
+        _ = table(train=files, test=rule, stream=stream).dataset
 
 
 QUICK = ["--config-dir", "conf", "data=mine", "figures=false", "logger=none", "data.batch_size=16"]

@@ -393,7 +393,8 @@ BAD = {
         {"validation": {"fraction": 0.1, "by": "one"}}, "must have at least two groups, has only 'x'",
     ),
     "a by column with missing values": (
-        {"test": {"fraction": 0.1, "by": "gap"}}, "column gap must have a value in every row, row 4 has none",
+        {"test": {"fraction": 0.1, "by": "gap"}},
+        r"train.csv, line 6, column 12 \(gap\): must have a value, because data.test.by needs one",
     ),
     "an unknown key of a split": ({"test": {"fracton": 0.1}}, "data.test.fracton: must be .*fraction?"),
     "an unknown key of a column": (
@@ -508,6 +509,16 @@ def test_python_and_command_line_give_the_same_run(train_mine: Command):
     assert not Path("second").exists()
     moved = Path("ours").rename("elsewhere")
     assert mmoe.load(moved).rows("train").labels.shape == (270, 2)
+
+
+def test_a_missing_value_that_a_split_needs_has_a_place_in_a_frame():
+    rows = frame()
+    rows.loc[rows.index[4], "city"] = None
+    rows["city"] = rows["city"].mask(rows.index < 4, "Rome")
+    given = mmoe.Table(rows, ["clicked"], test={"fraction": 0.25, "by": "city"})
+    with pytest.raises(UserError, match=r"column city, row 5: must have a value, because data.test.by needs"):
+        mmoe.fit(given, "run", "trainer.max_epochs=1", "logger=none", "figures=false")
+    assert not Path("run").exists()
 
 
 def test_a_second_rule_of_a_split_names_the_override(csv: Path):

@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import torch
 
 from mmoe.data.batch import Batch, take
 from mmoe.data.encode import encode
 from mmoe.data.encode_labels import encode_groups
 from mmoe.data.fit_schema import fit_schema
-from mmoe.data.splits import Dataset, with_modes
+from mmoe.data.splits import SPLITS, Dataset, with_modes
 from mmoe.data.table_request import Request
 from mmoe.data.table_source import Source, errors_of
 from mmoe.data.target_statistics import needs_statistics, with_target_statistics
@@ -21,11 +23,13 @@ def encode_table(sources: Mapping[str, Source], request: Request) -> Dataset:
     Raises:
         UserError: a file or a value breaks a rule, or a split has no rows.
     """
-    frames = {}
+    frames: dict[str, pd.DataFrame] = {}
+    chosen: dict[str, np.ndarray] = {}
     for name, source in sources.items():
         with errors_of(source):
             frames[name] = source.read(request.all_columns(name))
-    positions = request.positions(frames)
+            chosen |= request.positions(name, frames[name])
+    positions = {split: chosen[split] for split in SPLITS}
     with errors_of(sources["train"]):
         schema = request.schema or fit_schema(
             frames["train"], request.columns, request.tasks, request.num_bins, positions["train"]

@@ -94,7 +94,11 @@ def errors_in(job: Job, first_row: int) -> Iterator[None]:
 
 
 def plan(request: Request, engine: Engine) -> list[Job]:
-    """The jobs of all sources, in the order of their rows."""
+    """The jobs of all sources, in the order of their rows.
+
+    Raises:
+        UserError: a file or a value that a split needs breaks a rule.
+    """
     jobs: list[Job] = []
     rules = text_rules(request.csv, request.columns, request.tasks)
     for source, files in request.files.items():
@@ -112,7 +116,10 @@ def plan(request: Request, engine: Engine) -> list[Job]:
             for i, partition in enumerate(partitions)
         ]
         taken = request.rules_of(source)
-        jobs += _with_splits(bare, taken, request, engine) if taken else bare
+        try:
+            jobs += _with_splits(bare, taken, request, engine) if taken else bare
+        except RowError as error:
+            raise locate(files, rules.csv, error) from None
     return jobs
 
 

@@ -11,7 +11,7 @@ from mmoe.data.csv_columns import TextRules
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.schema import Schema
 from mmoe.data.split_rules import SplitRule
-from mmoe.data.splits import CONFIG_KEYS, SPLITS
+from mmoe.data.splits import CONFIG_KEYS
 from mmoe.data.table_splits import choose_all
 from mmoe.tasks import Task
 
@@ -66,13 +66,10 @@ class Request:
         """The split of the rows that no rule takes from a source."""
         return next(split for split, key in CONFIG_KEYS.items() if key == source)
 
-    def positions(self, frames: Mapping[str, pd.DataFrame]) -> dict[str, np.ndarray]:
-        """The sorted positions of each split's rows in the frame of its source."""
-        found: dict[str, np.ndarray] = {}
-        for source, frame in frames.items():
-            rules, rest = self.rules_of(source), self.rest(source)
-            found |= choose_all(rules, rest, frame, self.split_seed, self.days_first)
-        return {split: found[split] for split in SPLITS}
+    def positions(self, source: str, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+        """The sorted positions in the frame of a source, for each split that has rows in it."""
+        rules, rest = self.rules_of(source), self.rest(source)
+        return choose_all(rules, rest, frame, self.split_seed, self.days_first)
 
 
 def text_rules(csv: CsvOptions, columns: Mapping[str, ColumnOptions], tasks: Sequence[Task]) -> TextRules:

@@ -18,7 +18,7 @@ from mmoe.data.raw_levels import levels_of
 from mmoe.data.raw_numbers import numbers_of
 from mmoe.data.split_rules import SplitRule
 from mmoe.data.splits import CONFIG_KEYS
-from mmoe.errors import UserError
+from mmoe.errors import RowError, UserError
 from mmoe.tasks.labels import label_levels, level_text
 
 MAX_SHUFFLED_ROWS = 2**24  # with more rows, each is chosen independently of the others
@@ -44,7 +44,7 @@ class RowFilter:
         """Which rows of the frame are chosen [N]; `first_row` is the number of its first row.
 
         Raises:
-            UserError: a row has no value in the column `by`.
+            RowError: a row has no value in the column `by`.
         """
         rule, salt = self.rule, f"{self.name} {self.seed}"
         if rule.column:
@@ -81,6 +81,7 @@ def choose_all(
     `days_first` is the option `day_first` of each column; see `ColumnOptions`.
 
     Raises:
+        RowError: a row has no value in the column `by` of a rule.
         UserError: a rule chooses no row, or leaves none.
     """
     chosen = {}
@@ -106,6 +107,7 @@ def choose(
     exact.
 
     Raises:
+        RowError: an available row has no value in the column `by`.
         UserError: no row is chosen, or none is left.
     """
     if len(frame) > MAX_SHUFFLED_ROWS:
@@ -158,7 +160,7 @@ def ordered_values(
     """The values of the column that orders the rows [N]: numbers, or seconds for dates in this format.
 
     Raises:
-        UserError: one of the `available` rows has no value.
+        RowError: one of the `available` rows has no value.
     """
     values = column_of(frame, str(rule.by))
     found = numbers_of(values) if dates is None else dates_of(values, dates)
@@ -213,5 +215,4 @@ def _check_present(
 ) -> None:
     wrong = np.flatnonzero(is_missing) if available is None else available[is_missing[available]]
     if len(wrong):
-        rule = f"column {column} must have a value in every row, row {wrong[0]} has none"
-        raise UserError(f"data.{name}.by: {rule}")
+        raise RowError(column, int(wrong[0]), f"must have a value, because data.{name}.by needs one")
