@@ -1,5 +1,6 @@
 """Draft the configuration of a table: `python -m mmoe.describe FILE tasks=[click] out=mine.yaml`."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from itertools import takewhile
@@ -12,7 +13,7 @@ from mmoe.atomic import write_text
 from mmoe.checks import as_names
 from mmoe.cli.command import command
 from mmoe.cli.console import open_console
-from mmoe.cli.overrides import quote_value
+from mmoe.cli.overrides import quote_override, quote_value
 from mmoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def name_input(arguments: Sequence[str]) -> list[str]:
 @command("describe")
 def run(config: DictConfig) -> None:
     """Print the columns of a table, and write the YAML if `out` is given."""
-    from mmoe.data.draft import choose_fractions, draft, train_command
+    from mmoe.data.draft import choose_fractions, draft
 
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     out = None if settings["out"] is None else Path(str(settings["out"]))
@@ -59,9 +60,17 @@ def run(config: DictConfig) -> None:
     if out:
         if not table.inputs:
             raise UserError("columns: no column is left as an input; the table above says why")
-        write_text(out, draft(table, main_task, shares, str(out)))
-        hint = train_command(str(out))
-        print(f"written: {out}" + (f"; to train: {hint}" if hint else ""))
+        command_line = train_command(out)
+        write_text(out, draft(table, main_task, shares, command_line))
+        print(f"written: {out}" + (f"; to train: {command_line}" if command_line else ""))
+
+
+def train_command(out: Path) -> str | None:
+    """The command that trains with the YAML file `out`; None if it is not in a folder named data."""
+    if out.parent.name != "data":
+        return None
+    folder, override = str(out.parent.parent), quote_override("data", out.stem)
+    return shlex.join(["python", "-m", "mmoe.train", "--config-dir", folder, override])
 
 
 def describe(source: str | list[str], labels: Sequence[str], settings: dict[str, Any]) -> "Description":

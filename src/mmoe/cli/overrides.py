@@ -2,12 +2,13 @@
 
 import re
 
-KEYWORDS = ("null", "true", "false", "inf", "nan")  # Hydra does not read these as text
+KEYWORDS = ("null", "true", "false", "inf", "nan")  # Hydra does not read these as text, in any case
+PLAIN = re.compile(r"[a-zA-Z_][\w./-]*|[a-zA-Z_./-]*/[\w./-]*", re.ASCII)
 
 
 def quote_override(key: str, value: str) -> str:
     """Return `key=value`, with the value in quotes if it needs them."""
-    is_plain = re.fullmatch(r"[a-zA-Z_./-]*/[\w./-]*|[a-z]+", value) and value not in KEYWORDS
+    is_plain = PLAIN.fullmatch(value) and value.lower() not in KEYWORDS
     return f"{key}={value}" if is_plain else f"{key}={quote_value(value)}"
 
 

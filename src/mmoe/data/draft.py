@@ -3,16 +3,15 @@
 import json
 import math
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmoe.data.column_guess import Guess
 from mmoe.data.column_names import names_group, names_weight
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.fraction_guess import Fractions, guess_fractions
+from mmoe.data.table import default_settings
 from mmoe.data.task_guess import TaskGuess
 
 COMMENT_COLUMN = 42  # where comments begin, as in conf/
@@ -65,13 +64,13 @@ def choose_fractions(table: Description, main_task: str) -> Fractions:
     return shares
 
 
-def draft(table: Description, main_task: str, shares: Fractions, out: str) -> str:
-    """The text of the YAML file `out`."""
+def draft(table: Description, main_task: str, shares: Fractions, command: str | None) -> str:
+    """The text of the YAML file. It begins with the `command` that trains with it, if there is one."""
     count = len(table.guesses) + len(table.tasks)
     lines = [
         f"# {_shown(table.source)}: {table.rows}, {count} columns. Drafted by mmoe.describe;"
         " check the kinds of the columns and of the tasks.",
-        *_command(out),
+        *([f"# {command}"] if command else []),
         "_target_: mmoe.data.table.datamodule",
         f"train: {to_yaml(table.source)}",
         _line(
@@ -92,25 +91,25 @@ def draft(table: Description, main_task: str, shares: Fractions, out: str) -> st
         lines += [f"    # {remark}" for remark in task.remarks[1:]]
     lines += [
         _line(f"main_task: {to_yaml(main_task)}", "its validation metric chooses the epoch"),
-        _line("weight: null", _weight_hint(table.inputs)),
-        _line("group_by: null", _group_hint(table.guesses)),
-        _line("num_bins: 48", "at most, for each numeric column"),
-        _line("split_seed: 0", "for random validation and test rows"),
-        _line("cache_dir: ${oc.env:MMOE_CACHE_DIR,null}", "null: the user's cache directory"),
-        _line("stream: auto", "true: train from disk; auto: if the rows do not fit into memory"),
-        _line("engine: local", "what encodes rows in shards: local or dask"),
-        _line("dask_address: null", "of a Dask scheduler, tcp://host:8786; null: start one here"),
+        _default("weight", _weight_hint(table.inputs)),
+        _default("group_by", _group_hint(table.guesses)),
+        _default("num_bins", "at most, for each numeric column"),
+        _default("split_seed", "for random validation and test rows"),
+        _default("cache_dir", "null: the user's cache directory"),
+        _default("stream", "true: train from disk; auto: if the rows do not fit into memory"),
+        _default("engine", "what encodes rows in shards: local or dask"),
+        _default("dask_address", "of a Dask scheduler, tcp://host:8786; null: start one here"),
         _line(f"batch_size: {batch_size(table.num_rows)}", "rows of a training step"),
-        "eval_batch_size: 8192",
-        _line("resident: true", "keep the rows on the device"),
-        _line("seed: ${seed}", "for shuffling"),
+        _default("eval_batch_size", ""),
+        _default("resident", "keep the rows on the device"),
+        _default("seed", "for shuffling"),
     ]
     return "".join(f"{line}\n" for line in lines)
 
 
 def batch_size(num_rows: int) -> int:
-    """A power of 2 from 16 to 256. If possible, an epoch of a small table has at least 64 steps."""
-    return int(min(256, max(16, 2 ** int(math.log2(max(1, num_rows / 64))))))
+    """A power of 2 from 16 to the default. If possible, an epoch of a small table has at least 64 steps."""
+    return int(min(default_settings()["batch_size"], max(16, 2 ** int(math.log2(max(1, num_rows / 64))))))
 
 
 def to_yaml(value: Any) -> str:
@@ -129,21 +128,6 @@ def to_yaml(value: Any) -> str:
     return value if is_plain else json.dumps(value.replace("${", "\\${"), ensure_ascii=False)
 
 
-def train_command(out: str) -> str | None:
-    """The command that trains with the YAML file `out`; None if it is not in a folder named data."""
-    path = Path(out)
-    if path.parent.name != "data":
-        return None
-    # Hydra needs quotes around a name with blanks, and the shell needs others.
-    name = path.stem if re.fullmatch(r"[\w.-]+", path.stem) else f"'{path.stem}'"
-    return shlex.join(["python", "-m", "mmoe.train", "--config-dir", str(path.parent.parent), f"data={name}"])
-
-
-def _command(out: str) -> list[str]:
-    command = train_command(out)
-    return [f"# {command}"] if command else []
-
-
 def _column(one: Guess, suspect: str | None) -> str:
     entry = f"{to_yaml(one.values.name)}: {to_yaml(one.to_plain())}"
     missing = [f"missing in {one.values.num_missing:,} rows"] if one.values.num_missing else []
@@ -151,6 +135,13 @@ def _column(one: Guess, suspect: str | None) -> str:
         why = f"gives a label away: {suspect}" if suspect else one.reason
         return _line(f"  # {entry}", f"left out: {why}")
     return _line(f"  {entry}", "; ".join([one.levels, *missing, *one.remarks]))
+
+
+def _default(name: str, comment: str) -> str:
+    """The line of a setting that has its default."""
+    value = default_settings()[name]
+    is_reference = isinstance(value, str) and value.startswith("${")
+    return _line(f"{name}: {value if is_reference else to_yaml(value)}", comment)
 
 
 def _line(text: str, comment: str) -> str:

@@ -28,6 +28,9 @@ class Fractions(NamedTuple):
     one_class: tuple[str, ...] = ()
 
 
+USUAL = Fractions(VALIDATION[0], TEST[0])
+
+
 def guess_fractions(
     tasks: Sequence[TaskGuess], main_task: str, num_rows: int, has_test_file: bool
 ) -> Fractions:
@@ -35,12 +38,11 @@ def guess_fractions(
 
     If not all tasks can have them, the main task goes first, then the number of tasks counts.
     """
-    usual = Fractions(VALIDATION[0], TEST[0])
     names = [task.name for task in tasks if task.kind == "binary"]
-    best, found = usual, both_classes(tasks, usual, num_rows, has_test_file)
+    best, found = USUAL, both_classes(tasks, USUAL, num_rows, has_test_file)
     before = found
     if found is not None and len(found) == len(names):
-        return usual
+        return USUAL
     for test, validation in product(TEST[:1] if has_test_file else TEST, VALIDATION):
         candidate = Fractions(validation, test)
         now = both_classes(tasks, candidate, num_rows, has_test_file)
@@ -49,7 +51,7 @@ def guess_fractions(
     gained = [name for name in names if name in (found or ()) and name not in (before or ())]
     without = f"have one class of {', '.join(gained)}" if gained else "be empty"
     return best._replace(
-        reason="" if best == usual else f"with less, a split would {without}",
+        reason="" if best == USUAL else f"with less, a split would {without}",
         one_class=tuple(name for name in names if name not in (found or ())),
     )
 

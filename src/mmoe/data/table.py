@@ -3,6 +3,7 @@
 The YAML that `python -m mmoe.describe` writes has every argument, with comments.
 """
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from mmoe.data.encode_shards import load_or_encode
 from mmoe.data.encode_table import encode_table
 from mmoe.data.engine import check_engine, open_engine
 from mmoe.data.file_states import FileState
+from mmoe.data.fraction_guess import USUAL
 from mmoe.data.memory import memory_size, memory_to_encode
 from mmoe.data.raw_column import column_of
 from mmoe.data.raw_rows import RowFormat
@@ -106,7 +108,9 @@ class TableData(DataModule):
         if isinstance(given, SplitRule):
             raise ArgumentError(f"train={train}: must be a file or a list of files")
         self.train_files = given
-        self.validation = parse_split("validation", {"fraction": 0.1} if validation is None else validation)
+        self.validation = parse_split(
+            "validation", {"fraction": USUAL.validation} if validation is None else validation
+        )
         self.test = parse_split("test", test)
         for name, rule in (("validation", self.validation), ("test", self.test)):
             if isinstance(rule, SplitRule) and rule.of == "test" and not isinstance(self.test, list):
@@ -281,6 +285,14 @@ def _parse_tasks(
     if weight:
         found = [task if task.weight else replace(task, weight=weight) for task in found]
     return sorted(found, key=lambda task: task.name != main_task) if main_task else found
+
+
+def default_settings() -> dict[str, Any]:
+    """The settings of a table that have a default, as they stand in a configuration."""
+    parameters = inspect.signature(TableData).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    del defaults["schema"]  # not a setting: `evaluate` and `predict` give a run's schema
+    return defaults | {"cache_dir": "${oc.env:MMOE_CACHE_DIR,null}", "seed": "${seed}"}
 
 
 datamodule = TableData  # the name in configurations: `_target_: mmoe.data.table.datamodule`
