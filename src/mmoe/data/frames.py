@@ -14,13 +14,16 @@ def table_of_frame(frame: pd.DataFrame) -> pa.Table:
     """The columns of a DataFrame, without its index. Objects of several types become text.
 
     Raises:
-        UserError: a column name is neither text nor an integer, two are equal, or there are no rows.
+        UserError: a column name is neither text nor an integer, two are equal, or there are no rows
+            or columns.
     """
     for name in frame.columns:
         if not isinstance(name, str | int):
             raise UserError(f"DataFrame: column names must be text, one is {name!r}")
     names = [str(name).strip() for name in frame.columns]
     check_names(names, "DataFrame")
+    if not names:
+        raise UserError("DataFrame: must have at least one column; has none")
     if not len(frame):
         raise UserError("DataFrame: must have at least one row; has none")
     return pa.table([_array_of_series(frame.iloc[:, i]) for i in range(len(names))], names=names)

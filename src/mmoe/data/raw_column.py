@@ -3,6 +3,7 @@
 A column of a frame may have any dtype of pandas or Arrow.
 """
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -13,19 +14,22 @@ NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "
 
 
 def column_of(frame: pd.DataFrame, name: str) -> pd.Series:
-    """The one column of this name.
+    """The one column of this name. Other types and blanks count as in `table_of_frame`: 1 is the name "1".
 
     Raises:
         UserError: there is none, or more than one.
     """
-    count = int((frame.columns == name).sum())
+    is_named = np.asarray(frame.columns == name)
+    if not is_named.any():
+        is_named = np.array([str(other).strip() == name for other in frame.columns], bool)
+    count = int(is_named.sum())
     if not count:
         names = [str(other) for other in frame.columns]
         listed = ", ".join(names[:50]) + ", ..." * (len(names) > 50)
         raise UserError(f"column {name} is missing; the columns are {listed}")
     if count > 1:
         raise UserError(f"column {name} occurs {count} times")
-    return frame[name]
+    return frame.iloc[:, int(is_named.argmax())]
 
 
 def kind_of(values: pd.Series) -> str:

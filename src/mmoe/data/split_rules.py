@@ -39,6 +39,10 @@ class SplitRule:
             share = getattr(self, name)
             if share is not None and not (is_number(share, Real) and 0 < share < 1):
                 raise ArgumentError(f"{name}={share}: must be a number above 0 and below 1")
+        for name in ("by", "column"):
+            column = getattr(self, name)
+            if column is not None and not (isinstance(column, str) and column):
+                raise ArgumentError(f"{name}={column}: must be the name of a column")
         if self.last is not None and self.by is None:
             raise ArgumentError("last: needs by, the column that orders the rows")
         if (self.column is None) != (self.value is None):
