@@ -8,34 +8,35 @@ scores = run.predict(new)
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
 from pyarrow import parquet
 
-from mmoe import CONF_DIR
-from mmoe.atomic import remove_if_empty, write
+from mmoe.atomic import write
 from mmoe.cli.command import ignore_warnings
+from mmoe.cli.composition import composed
 from mmoe.data.column_guess import Guess, guess
+from mmoe.data.column_options import column_options
 from mmoe.data.column_values import values_of
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import find_files
+from mmoe.data.fraction_guess import USUAL
 from mmoe.data.frames import table_of_frame
+from mmoe.data.split_rules import parse_split
 from mmoe.data.suspects import find_suspects
+from mmoe.data.table import default_settings
 from mmoe.data.table_files import read_table
 from mmoe.data.task_guess import TaskGuess, guess_task
-from mmoe.errors import ArgumentError, UserError, first_line
+from mmoe.errors import ArgumentError, UserError, is_disk_error, unknown_key
 from mmoe.tasks import Task, task_from_config, task_to_config
+from mmoe.training.run_folder import CARDS, FILES
 from mmoe.training.stored_config import FOLDER
 
 if TYPE_CHECKING:
@@ -78,21 +79,34 @@ class Table:
         group_by: str | None = None,
         csv: Mapping[str, Any] | None = None,
     ) -> None:
-        self._rows = {
-            "train": train,
-            "validation": {"fraction": 0.1} if validation is None else validation,
-            "test": {"fraction": 0.2} if test is None else test,
-        }
+        by_name = _parse_tasks(tasks)
+        is_task = isinstance(main_task, str) and main_task in by_name
+        _check(main_task is None or is_task, "main_task", main_task, f"must be one of {', '.join(by_name)}")
+        for name, options in (("columns", columns), ("csv", csv)):
+            _check(isinstance(options, Mapping | None), name, options, "must be a mapping")
         self._options = {
             "main_task": main_task, "weight": weight, "group_by": group_by, "csv": dict(csv) if csv else None
         }  # fmt: skip
-        table = self._read(train)
+        csv_options = CsvOptions.parse(csv)
+        given_rows = {
+            "train": train,
+            "validation": {"fraction": USUAL.validation} if validation is None else validation,
+            "test": {"fraction": USUAL.test} if test is None else test,
+        }
+        self._rows = {name: _parse_rows(name, rows) for name, rows in given_rows.items()}
+        table = self._rows["train"]
+        if not isinstance(table, pa.Table):
+            table = read_table(find_files(table), csv_options)
         self.num_rows = len(table)
         self._values = {name: values_of(name, table[name]) for name in table.column_names}
-        by_name = {name: name for name in tasks} if isinstance(tasks, list | tuple) else tasks
-        if not isinstance(by_name, Mapping) or not by_name:
-            expected = "must map names of tasks to tasks or columns, or be a list of columns"
-            raise ArgumentError(f"tasks={tasks}: {expected}")
+        for name, column in (("weight", weight), ("group_by", group_by)):
+            if column is not None:
+                self._check_column(name, column)
+        given = dict(columns or {})
+        for name, kind in given.items():
+            self._check_column("columns", name)
+            if kind is not None:
+                column_options(name, kind)
         guessed = {name: self._guess_task(name, task) for name, task in by_name.items()}
         named = self._named_tasks(by_name, guessed)
         self.tasks = {name: task_to_config(task) for name, task in named.items()}
@@ -101,12 +115,6 @@ class Table:
         for rule in (validation, test):
             if isinstance(rule, Mapping) and "column" in rule:
                 used.add(str(rule["column"]))
-        if group_by is not None and group_by not in self._values:
-            raise ArgumentError(f"group_by={group_by}: must be one of {', '.join(self._values)}")
-        given = dict(columns or {})
-        for name in given:
-            if name not in self._values:
-                raise ArgumentError(f"columns.{name}: must be one of {', '.join(self._values)}")
         self._guesses = [guess(v) for name, v in self._values.items() if name not in used | given.keys()]
         inputs = [one.values for one in self._guesses if not one.reason]
         self.suspects = find_suspects([one for one in guessed.values() if one], inputs)
@@ -133,34 +141,26 @@ class Table:
         """The configuration of the data module. DataFrames are named as files in the run folder."""
         rows = {}
         for name, given in self._rows.items():
-            is_frame = isinstance(given, pd.DataFrame)
-            rows[name] = f"{FOLDER}/data/{name}.parquet" if is_frame else _plain(given)
+            rows[name] = f"{FOLDER}/data/{name}.parquet" if isinstance(given, pa.Table) else given
         return {
-            "_target_": "mmoe.data.table.datamodule", **rows, **self._options, "columns": self.columns,
-            "tasks": self.tasks, "num_bins": 48, "split_seed": 0,
-            "cache_dir": "${oc.env:MMOE_CACHE_DIR,null}", "batch_size": 256, "eval_batch_size": 8192,
-            "resident": True, "seed": "${seed}",
+            "_target_": "mmoe.data.table.datamodule", **default_settings(), **rows, **self._options,
+            "columns": self.columns, "tasks": self.tasks,
         }  # fmt: skip
 
-    def write_frames(self, folder: Path) -> None:
-        """Write the DataFrames as Parquet to `folder`/data."""
-        for name, given in self._rows.items():
-            if isinstance(given, pd.DataFrame):
-                table = table_of_frame(given)
-                path = folder / "data" / f"{name}.parquet"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write(path, partial(parquet.write_table, table))
+    def frames(self, folder: Path) -> dict[Path, pa.Table]:
+        """The DataFrames, by the files in the run folder that `config` names."""
+        tables = {name: given for name, given in self._rows.items() if isinstance(given, pa.Table)}
+        return {folder / "data" / f"{name}.parquet": table for name, table in tables.items()}
 
-    def _read(self, rows: Any) -> pa.Table:
-        if isinstance(rows, pd.DataFrame):
-            return table_of_frame(rows)
-        return read_table(find_files(rows), CsvOptions.parse(self._options["csv"]))  # type: ignore[arg-type]
+    def _check_column(self, argument: str, name: Any) -> None:
+        is_column = isinstance(name, str) and name in self._values
+        _check(is_column, argument, name, unknown_key(str(name), list(self._values)))
 
     def _guess_task(self, name: str, task: str | Task) -> TaskGuess | None:
         """What the values say about a task; None if its labels have a single value."""
         column = task if isinstance(task, str) else task.column
         if column not in self._values:
-            raise ArgumentError(f"tasks.{name}: column {column!r} must be one of {', '.join(self._values)}")
+            raise ArgumentError(f"tasks.{name}: column {column!r} {unknown_key(column, list(self._values))}")
         try:
             return guess_task(name, self._values[column])
         except UserError:
@@ -187,63 +187,98 @@ def fit(table: Table, folder: Path | str, *overrides: str) -> "Run":
 
     Args:
         table: the rows and the tasks.
-        folder: the run folder, which must not hold a run.
+        folder: the run folder, which must not hold a run, or a file that a run writes.
         overrides: of the configuration, such as `"model.num_experts=4"` or `"model=ple"`.
 
     Raises:
-        UserError: the folder holds a run, or an override or a value of the table is invalid.
+        UserError: the folder holds such a file, an override or a value of the table is invalid, or training
+            diverges.
     """
     from mmoe.train import train
 
     started = time.perf_counter()
+    _check(isinstance(table, Table), "table", table, "must be a mmoe.Table")
+    is_path = isinstance(folder, Path) or (isinstance(folder, str) and folder != "")
+    _check(is_path, "folder", folder, "must be the path of a folder")
+    for one in overrides:
+        _check(isinstance(one, str), "overrides", one, "must be text such as 'model.num_experts=4'")
     folder = Path(folder)
+    frames = table.frames(folder)
     if (folder / "config.yaml").exists():
         raise UserError(f"folder={folder}: must not hold a run; name another folder, or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    table.write_frames(folder)
-    try:
-        with warnings.catch_warnings(), hydra_config(table, folder, overrides) as config:
-            ignore_warnings()
+    for path in (*(folder / name for name in (*FILES, *CARDS)), *frames):
+        if path.exists():
+            rule = f"must not hold {path.relative_to(folder)}, which the run writes"
+            raise UserError(f"folder={folder}: {rule}; name another folder, or move the file")
+    with warnings.catch_warnings(), composed(table.config(), folder, overrides) as config:
+        ignore_warnings()
+        with _written(frames, folder):
             run = train(config, folder, False, started)
-    except UserError:
-        for path in sorted(folder.glob("data/*.parquet")):
-            path.unlink()
-        remove_if_empty(folder / "data")
-        remove_if_empty(folder)
-        raise
     assert run is not None
     return run
 
 
 @contextmanager
-def hydra_config(table: Table, folder: Path, overrides: Sequence[str]) -> Iterator[DictConfig]:
-    """Compose the configuration of a training, and tell Hydra's resolvers about the run folder."""
-    before = HydraConfig.instance().cfg
-    GlobalHydra.instance().clear()
-    with TemporaryDirectory() as temporary:
-        path = Path(temporary) / "data" / "table.yaml"
-        path.parent.mkdir()
-        path.write_text(OmegaConf.to_yaml(OmegaConf.create(table.config())), "utf-8")
-        given = [f"hydra.searchpath=[file://{temporary}]", "data=table", *overrides]
-        try:
-            with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-                config = compose("train", given, return_hydra_config=True)
-        except Exception as error:
-            raise UserError(f"overrides: {first_line(error)}") from None
-    OmegaConf.set_readonly(config.hydra, False)
-    config.hydra.runtime.output_dir = str(folder.absolute())
+def _written(frames: Mapping[Path, pa.Table], folder: Path) -> Iterator[None]:
+    """Write DataFrames to a new run folder. After an error, remove them if no run was made."""
+    made = [path for path in (folder / "data", folder, *folder.parents) if not path.exists()]
+    written = []
     try:
-        HydraConfig.instance().set_config(config)
-        OmegaConf.set_struct(config, False)
-        yield OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    finally:
-        HydraConfig.instance().cfg = before
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if is_disk_error(error):
+                raise
+            raise UserError(f"folder={folder}: cannot be a folder ({error.strerror})") from None
+        for path, frame in frames.items():
+            write(path, partial(parquet.write_table, frame))
+            written.append(path)
+        yield
+    except BaseException:
+        if not (folder / "config.yaml").exists():
+            for path in written:
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that holds other files
+                for path in made:
+                    path.rmdir()
+        raise
 
 
-def _plain(given: Any) -> Any:
-    if isinstance(given, Mapping):
+def _check(is_valid: bool, name: str, value: Any, rule: str) -> None:
+    """Raise ArgumentError, on one line, unless the value of an argument is valid."""
+    if not is_valid:
+        raise ArgumentError(f"{name}={shorten(str(value), 60, placeholder='...')}: {rule}")
+
+
+def _parse_rows(name: str, given: Any) -> Any:
+    """Rows as a configuration has them: a list of files, or a rule. A DataFrame becomes an Arrow table."""
+    if isinstance(given, pd.DataFrame):
+        try:
+            return table_of_frame(given)
+        except UserError as error:
+            raise ArgumentError(f"{name}: {error}") from None
+    if isinstance(given, Mapping) and name != "train":
+        parse_split(name, given)
         return dict(given)
-    return [str(part) for part in given] if isinstance(given, list | tuple) else str(given)
+    files = [given] if isinstance(given, str | Path) else given
+    are_files = isinstance(files, list | tuple) and all(isinstance(f, str | Path) and str(f) for f in files)
+    rule = "must be a DataFrame, a file or a list of files"
+    rule += "" if name == "train" else ", or a mapping such as {'fraction': 0.1}"
+    _check(are_files and len(files) > 0, name, given, rule)
+    return [str(file) for file in files]
+
+
+def _parse_tasks(tasks: Any) -> Mapping[str, str | Task]:
+    """The tasks by name."""
+    is_list = isinstance(tasks, list | tuple) and all(isinstance(name, str) for name in tasks)
+    by_name = {name: name for name in tasks} if is_list else tasks
+    is_mapping = isinstance(by_name, Mapping) and all(isinstance(name, str) and name for name in by_name)
+    rule = "must map names of tasks to tasks or columns, or be a list of columns; all names are text"
+    _check(is_mapping and len(by_name) > 0, "tasks", tasks, rule)
+    for name, task in by_name.items():
+        rule = f"must be a column's name, or a task such as mmoe.Regression({name!r})"
+        _check(isinstance(task, str | Task), f"tasks.{name}", task, rule)
+    return by_name
 
 
 def _in_brackets(options: Mapping[str, Any]) -> str:

@@ -6,6 +6,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
@@ -14,15 +16,29 @@ from mmoe.errors import UserError, first_line
 
 
 def check_groups(arguments: Sequence[str]) -> None:
-    """Raise UserError if a config group is written as an option, as `--experiment=census`.
+    """Raise UserError for a group with dashes, as `--experiment=census`, or without a name, as `model=null`.
 
-    Hydra would take `--experiment` for an option of its own, and end with a traceback.
+    Hydra would end with a traceback. It takes `--experiment` for an option of its own.
     """
     groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
     for argument in arguments:
         group = argument.removeprefix("--").partition("=")[0]
         if argument.startswith("--") and group in groups:
             raise UserError(f"{argument}: groups have no dashes; write {group}=...")
+        group = argument.partition("=")[0].lstrip("+").partition("@")[0]
+        if group in groups and not _has_name(argument):
+            raise UserError(
+                f"{argument}: must name a configuration of {group}; a number or null needs quotes"
+            )
+
+
+def _has_name(override: str) -> bool:
+    """Whether the value of an override is text, or several texts. Invalid overrides are left to Hydra."""
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except OverrideParseException:
+        return True
+    return parsed.is_delete() or parsed.is_sweep_override() or isinstance(parsed.value(), str | list)
 
 
 def check_config_files(arguments: Sequence[str]) -> None:

@@ -79,7 +79,7 @@ def errors_on_one_line() -> Iterator[None]:
         print("stopped", file=sys.stderr)
         raise SystemExit(exit_code(stop)) from None
     except Exception as error:
-        message = _error_message(error)
+        message = error_message(error)
         if message is None or os.environ.get(FULL_ERROR) == "1":
             raise
         exit_with(DISK_ERROR if isinstance(error, OSError) else USER_ERROR, message)
@@ -98,7 +98,7 @@ def composition_errors_on_one_line() -> Iterator[None]:
     try:
         yield
     except CompactHydraException as error:
-        exit_with(USER_ERROR, _composition_message(error))
+        exit_with(USER_ERROR, composition_message(error))
     finally:
         _stop_raising()
 
@@ -122,7 +122,8 @@ def _stop_raising() -> None:
         os.environ.pop(name, None)
 
 
-def _composition_message(error: CompactHydraException) -> str:
+def composition_message(error: CompactHydraException) -> str:
+    """Return one line about a wrong override or configuration file, with a hint if a name is close."""
     cause = error.__cause__
     lines = [line.strip() for line in str(error).splitlines()]
     if isinstance(error, MissingConfigException):
@@ -133,7 +134,7 @@ def _composition_message(error: CompactHydraException) -> str:
     return " ".join(filter(None, lines))
 
 
-def _error_message(error: Exception) -> str | None:
+def error_message(error: Exception) -> str | None:
     """Return one line about an error of the user or the disk; None for a bug."""
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}=...: must be given"
