@@ -1,4 +1,4 @@
-"""Seconds from a command to a validation AUROC of income: mmoe and other libraries, for `bench.py`."""
+"""Seconds from a command to a validation AUROC of income: mmoe and other libraries."""
 
 import gzip
 import json
@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from commands import compose_config
 from options import stop
 
+from benchmarks.measurement import Bench
 from mmoe.build import build
 from mmoe.data.census_files import NAMES, find_files
 
@@ -36,7 +37,7 @@ class ValidationTimes(pl.Callback):
                 file.write(json.dumps(line) + "\n")
 
 
-def measure(bench: Any, folder: Path) -> dict[str, Any]:
+def measure(bench: Bench, folder: Path) -> dict[str, Any]:
     """The results of all programs, one line each; a cold start of mmoe has no encoded rows yet."""
     batches = bench.integers("batches")
     rows = folder / "rows"
@@ -72,17 +73,17 @@ def seconds_to(wanted: float, runs: Sequence[Validations]) -> float | str:
     return median if median < float("inf") else "-"
 
 
-def mmoe_validations(bench: Any, folder: Path, batch: int, cache: str) -> Validations:
+def mmoe_validations(bench: Bench, folder: Path, batch: int, cache: str) -> Validations:
     """The validations of `experiment=census`."""
     path = Path(tempfile.mkdtemp(dir=folder)) / "validations"
-    callback = f"+callbacks.times={{_target_: time_to_auroc.ValidationTimes, path: '{path}'}}"
+    callback = f"+callbacks.times={{_target_: benchmarks.time_to_auroc.ValidationTimes, path: '{path}'}}"
     command = ["-m", "mmoe.train", "experiment=census", *bench.overrides, f"data.batch_size={batch}"]
     start = time.time()
     bench.run(*command, f"data.cache_dir={cache}", callback, f"hydra.run.dir={path.parent / 'run'}")
     return parse_validations(path.read_text().splitlines(), start)
 
 
-def peer_validations(bench: Any, peer: str, rows: Path, batch: int) -> Validations:
+def peer_validations(bench: Bench, peer: str, rows: Path, batch: int) -> Validations:
     """The validations of another library, whose script prints them as JSON lines."""
     command = [
         bench.options["peers"],

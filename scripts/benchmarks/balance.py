@@ -1,0 +1,22 @@
+"""Samples a second in training, by balancing strategy and batch size."""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measurement import Bench, speeds_by
+from mmoe import CONF_DIR
+
+
+def measure(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Samples a second of each balancing strategy, in the second of two short epochs."""
+    every = sorted(path.stem for path in (CONF_DIR / "balance").glob("*.yaml"))
+    chosen = bench.options["strategies"].split(",") if bench.options["strategies"] else every
+    # The table compares the others with the first.
+    names = ["constant", *(name for name in chosen if name != "constant")]
+
+    def speeds_at(batch: int) -> dict[str, float]:
+        options = [f"data.batch_size={batch}", "trainer.max_epochs=2", "+trainer.limit_train_batches=150"]
+        options += ["+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1"]
+        return {name: bench.train(folder, f"balance={name}", *options)[0]["steps"] for name in names}
+
+    return speeds_by("batch size", bench.integers("batches"), bench, speeds_at)

@@ -1,0 +1,40 @@
+"""Samples a second in training, by number of levels of a column and batch size."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measurement import Bench, speeds_by
+from benchmarks.random_table import write_table
+
+
+def measure(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Samples a second by batch size, for tables with a column of few and of many levels."""
+    config = folder / "data" / "vocabulary.yaml"
+    config.parent.mkdir()
+    write_table(folder / "rows.parquet", 200_000, 5, [10, 50, 100, 5_000_000])
+
+    def speeds_at(batch: int) -> dict[str, float]:
+        speeds = {}
+        for count in bench.integers("levels"):
+            kinds = {f"number_{i}": "numeric" for i in range(5)} | {
+                f"level_{i}": "categorical" for i in range(3)
+            }
+            column = {"kind": "categorical", "encoding": "hash", "buckets": count, "size": 16}
+            tasks = {name: {"column": name} for name in ("first", "second")}
+            values = {
+                "_target_": "mmoe.data.table.datamodule", "train": str(folder / "rows.parquet"),
+                "test": {"fraction": 0.1}, "columns": kinds | {"level_3": column}, "tasks": tasks,
+                "main_task": "first", "cache_dir": str(folder),
+            }  # fmt: skip
+            config.write_text(json.dumps(values))
+            options = [
+                f"+data.batch_size={batch}",
+                "trainer.max_epochs=3",
+                f"hydra.searchpath=[file://{folder}]",
+            ]
+            clock, *_ = bench.train(folder, "data=vocabulary", *options)
+            speeds[f"{count:,} levels"] = clock["steps"]
+        return speeds
+
+    return speeds_by("batch size", bench.integers("batches"), bench, speeds_at)
