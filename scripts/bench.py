@@ -28,7 +28,7 @@ usage: python scripts/bench.py train|busy|experts|start|memory|ranks|replicas|vo
     experts=1,2,4,8,16,32,64,128   numbers of experts for `experts`
     repeats=1,5,20             `memory` trains on this many copies of the rows
     rounds=3                   each round measures everything once; the tables show medians over rounds
-    seconds=2                  duration of each loop in a round
+    seconds=2                  duration of each training and each loop in a round of `train` and `experts`
     threads=2                  threads of each process; `busy` compares threads=auto, 1 and 2
     replicas=16                number of replicas in `replicas`
     peers=                     `train`, `busy`, `time_to_auroc`: a Python for scripts/peers.py; empty: none

@@ -2,7 +2,8 @@
 
 usage: python scripts/contestants.py BATCH_SIZE SECONDS [overrides]
 
-Prints the samples per second of each loop as JSON.
+Prints the samples per second of each loop, and the numbers of training and validation batches in an epoch, as
+JSON.
 
 B batch, N rows, I inputs, O outputs of the first layer, E experts, T tasks, H expert width.
 """
@@ -12,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +141,12 @@ def main() -> None:
         "looped experts, DataLoader": dense_loop(looped, batches),
         "first layer's products alone": products(x[:batch_size].clone(), model.weight.shape[1]),
     }
-    print(json.dumps({name: rate(step, seconds) for name, step in steps.items()}))
+    speeds = {name: rate(step, seconds) for name, step in steps.items()}
+    sizes_of_batches = {"train": batch_size, "val": config.data.eval_batch_size}
+    batches = {
+        name: ceil(len(data.dataset.splits[name].labels) / size) for name, size in sizes_of_batches.items()
+    }
+    print(json.dumps({"samples_per_second": speeds, "batches": batches}))
 
 
 class Clock(pl.Callback):

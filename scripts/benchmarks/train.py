@@ -19,11 +19,20 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
 
 
 def mmoe_and_loops(bench: Bench, folder: Path, batch: int, *overrides: str) -> dict[str, float]:
-    """Samples a second of a training by mmoe, then of each loop in contestants.py."""
-    # An estimate of how many epochs fit into the time, for epochs of 66,000 rows, and for 1,000 steps or
-    # 400,000 rows a second, whichever is fewer rows.
-    epochs = max(3, round(float(bench.options["seconds"]) * min(1000 * batch, 400_000) / 66_000))
-    clock, *_ = bench.train(folder, f"data.batch_size={batch}", f"trainer.max_epochs={epochs}", *overrides)
-    loops = [str(SCRIPTS / "contestants.py"), str(batch), bench.options["seconds"]]
+    """Samples a second of a training by mmoe, and of each loop in contestants.py, for `seconds` each.
+
+    mmoe trains one epoch more, which is not measured.
+    """
+    seconds = float(bench.options["seconds"])
+    loops = [str(SCRIPTS / "contestants.py"), str(batch), str(seconds)]
     out, *_ = bench.run(*loops, *bench.overrides, *overrides)
-    return {MMOE: clock["steps"], f"{MMOE}, whole Trainer.fit": clock["fit"]} | json.loads(out)
+    found = json.loads(out)
+    speeds, batches = found["samples_per_second"], found["batches"]
+    epochs = seconds * speeds["bare loop"] / (batch * batches["train"])  # that fit into the time
+    options = [f"data.batch_size={batch}", f"trainer.max_epochs={1 + max(1, round(epochs))}"]
+    if epochs < 1:  # a part of an epoch, with the same part of its validation
+        options += [
+            f"++trainer.limit_{name}_batches={max(1, round(epochs * batches[name]))}" for name in batches
+        ]
+    clock, *_ = bench.train(folder, *options, *overrides)
+    return {MMOE: clock["steps"], f"{MMOE}, whole Trainer.fit": clock["fit"]} | speeds
