@@ -12,7 +12,7 @@ usage: python scripts/bench.py train|busy|experts|start|memory|ranks|replicas|vo
     replicas   R replicas in one process against R separate processes
     vocabulary samples a second in training, by number of levels of a column
     balance    samples a second in training, by balancing strategy and batch size
-    read       seconds of reading and encoding a Parquet file of 30 columns
+    read       seconds of reading, encoding and caching a Parquet file of 30 columns
     stream     speed and memory of encoding in shards and of training from disk, beside training from memory
     time_to_auroc  seconds from a command to a validation AUROC of income: mmoe and other libraries
 
