@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Result
@@ -46,6 +47,42 @@ def test_training_is_compared_with_loops_and_other_libraries(script: Callable[..
     assert all(speed > 0 for line in speeds.values() for speed in line.values())
     assert speeds["2048"]["mmoe, whole Trainer.fit"] < speeds["2048"]["mmoe"]
     assert f"({speeds['64']['mmoe'] / 1234:.2f})" in done.out
+
+
+@pytest.mark.parametrize(
+    ("num_batches", "options"),
+    [
+        (10, ["trainer.max_epochs=11"]),  # of 320 rows: ten epochs take 3.2 seconds
+        (
+            1000,
+            ["trainer.max_epochs=2", "++trainer.limit_train_batches=100", "++trainer.limit_val_batches=1"],
+        ),
+    ],
+)
+def test_a_training_takes_as_long_as_a_loop(
+    script: Callable[..., Result], num_batches: int, options: list[str]
+):
+    """The bare loop trains 1,000 rows a second, so 3.2 seconds are 100 batches. The first epoch is extra."""
+    script("bench")  # scripts are importable from here on
+    from benchmarks.train import mmoe_and_loops
+
+    given = []
+
+    def run(*arguments: str) -> tuple[str, float, float]:
+        assert arguments[1:] == ("32", "3.2", "data.source=sample", "model.num_experts=3")
+        batches = {"train": num_batches, "val": 8}
+        return json.dumps({"samples_per_second": {"bare loop": 1000.0}, "batches": batches}), 0, 0
+
+    def train(folder: Path, *overrides: str) -> tuple[dict[str, float], float, float]:
+        given.extend(overrides)
+        return {"steps": 990.0, "fit": 980.0}, 0, 0
+
+    bench = SimpleNamespace(
+        options={"seconds": "3.2"}, overrides=["data.source=sample"], run=run, train=train
+    )
+    speeds = mmoe_and_loops(bench, Path(), 32, "model.num_experts=3")
+    assert given == ["data.batch_size=32", *options, "model.num_experts=3"]
+    assert speeds == {"mmoe": 990.0, "mmoe, whole Trainer.fit": 980.0, "bare loop": 1000.0}
 
 
 @pytest.mark.slow
