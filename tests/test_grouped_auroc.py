@@ -90,7 +90,7 @@ def train_mine(train: Command) -> Command:
 
 def write_yaml(**changes: Any) -> None:
     Path("conf/data").mkdir(parents=True, exist_ok=True)
-    config = {"_target_": "mmoe.data.table.datamodule", **options(**changes)}
+    config = {"_target_": "mmoe.data.table.TableData", **options(**changes)}
     OmegaConf.save(OmegaConf.create(config), "conf/data/mine.yaml")
 
 
@@ -123,7 +123,7 @@ def test_a_training_measures_and_monitors_it(train_mine: Command, command: Any):
 
 def test_evaluate_groups_the_rows_of_a_training_without_groups(train_mine: Command):
     config = {key: value for key, value in options().items() if key != "group_by"}
-    text = OmegaConf.to_yaml(OmegaConf.create({"_target_": "mmoe.data.table.datamodule", **config}))
+    text = OmegaConf.to_yaml(OmegaConf.create({"_target_": "mmoe.data.table.TableData", **config}))
     Path("conf/data/mine.yaml").write_text(text)
     assert train_mine().code == 0
     run = mmoe.load("run")

@@ -48,7 +48,7 @@ def test_levels_are_ranked_by_known_weighted_labels():
 
 
 KINDS = """
-_target_: mmoe.data.table.datamodule
+_target_: mmoe.data.table.TableData
 train: rows.csv
 validation: {fraction: 0.2}
 test: {fraction: 0.2}

@@ -468,7 +468,7 @@ def test_training_metrics_of_many_rows_are_those_of_the_last_ones(
 def test_the_encoding_says_when_it_begins_and_ends(train: Command):
     pd.DataFrame({"a": [0.5, 2, 7, 1.5] * 50, "y": [0, 1] * 100}).to_csv("rows.csv", index=False)
     Path("conf/data").mkdir(parents=True)
-    text = "_target_: mmoe.data.table.datamodule\ntrain: rows.csv\ntest: {fraction: 0.2}\n"
+    text = "_target_: mmoe.data.table.TableData\ntrain: rows.csv\ntest: {fraction: 0.2}\n"
     text += "tasks: {y: {column: y}}\nstream: true\ncache_dir: cache\n"
     Path("conf/data/mine.yaml").write_text(text)
     arguments = ["--config-dir", "conf", "data=mine", "logger=none", "trainer.max_epochs=1"]

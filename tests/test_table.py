@@ -77,7 +77,7 @@ def options(**changes: Any) -> dict[str, Any]:
 def write_yaml(**changes: Any) -> None:
     folder = Path("conf/data")
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"_target_": "mmoe.data.table.datamodule", **options(**changes)}
+    config = {"_target_": "mmoe.data.table.TableData", **options(**changes)}
     (folder / "mine.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
 
 

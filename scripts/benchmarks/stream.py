@@ -28,7 +28,7 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
     labels = ("income", "marital_status")
     inputs = [name for name in COLUMNS if name not in (*labels, "instance_weight")]
     values = {
-        "_target_": "mmoe.data.table.datamodule", "train": files,
+        "_target_": "mmoe.data.table.TableData", "train": files,
         "validation": {"fraction": 0.02}, "test": {"fraction": 0.02},
         "columns": {name: "numeric" if name in NUMERIC else "categorical" for name in inputs}
         | {"user_id": "categorical"},

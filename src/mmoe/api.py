@@ -143,7 +143,7 @@ class Table:
         for name, given in self._rows.items():
             rows[name] = f"{FOLDER}/data/{name}.parquet" if isinstance(given, pa.Table) else given
         return {
-            "_target_": "mmoe.data.table.datamodule", **default_settings(), **rows, **self._options,
+            "_target_": "mmoe.data.table.TableData", **default_settings(), **rows, **self._options,
             "columns": self.columns, "tasks": self.tasks,
         }  # fmt: skip
 

@@ -71,7 +71,7 @@ def draft(table: Description, main_task: str, shares: Fractions, command: str | 
         f"# {_shown(table.source)}: {table.rows}, {count} columns. Drafted by mmoe.describe;"
         " check the kinds of the columns and of the tasks.",
         *([f"# {command}"] if command else []),
-        "_target_: mmoe.data.table.datamodule",
+        "_target_: mmoe.data.table.TableData",
         f"train: {to_yaml(table.source)}",
         _line(
             f"validation: {{fraction: {shares.validation}}}", shares.reason or _validation_hint(table.inputs)

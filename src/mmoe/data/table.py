@@ -293,6 +293,3 @@ def default_settings() -> dict[str, Any]:
     defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
     del defaults["schema"]  # not a setting: `evaluate` and `predict` give a run's schema
     return defaults | {"cache_dir": "${oc.env:MMOE_CACHE_DIR,null}", "seed": "${seed}"}
-
-
-datamodule = TableData  # the name in configurations: `_target_: mmoe.data.table.datamodule`
