@@ -292,6 +292,7 @@ def test_a_sweep(sweep: Path, command: Callable):
     assert line["test/income/auroc ±"] == pytest.approx(half, rel=1e-4)
     assert f"{np.mean(values):.4f} ± {half:.4f}" in result.out
     assert "not finished, so left out: 5" in result.out
+    assert "- 1 unfinished run is left out.\n" in (sweep / "compare.md").read_text()
     assert (sweep / "compare.png").stat().st_size > 10_000
 
 

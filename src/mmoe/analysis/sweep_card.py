@@ -69,8 +69,8 @@ def _limits(compared: pd.DataFrame) -> Iterator[str]:
     if compared.attrs["has_lightgbm"]:
         yield "LightGBM has one model for each task. Its settings are usual ones, and were not searched."
     yield "The intervals do not cover the choice of the test rows, which all runs share."
-    if compared.attrs["unfinished"]:
-        yield f"{number_of(len(compared.attrs['unfinished']), 'unfinished run')} left out."
+    if count := len(compared.attrs["unfinished"]):
+        yield f"{number_of(count, 'unfinished run')} {'is' if count == 1 else 'are'} left out."
 
 
 def _runs(folder: Path, finished: Mapping[str, Mapping[str, Any]], unfinished: list[str]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Compare the runs of a sweep: their metrics by the options that differ."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 
 from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, metric_name, panels
 from mmoe.analysis.lightgbm_baseline import read_baseline
+from mmoe.data.schema import Schema
 from mmoe.errors import UserError
 from mmoe.intervals import half_interval
 from mmoe.run import Run
 from mmoe.training import run_folder, stored_config
 
-# Runs that differ only in these keys count as the same. The seeds and the number of replicas are averaged
-# over. The remaining keys do not affect metrics.
+# Runs that differ only in these keys count as the same. Results are averaged over seeds and replicas. The
+# remaining keys do not affect metrics.
 IGNORED_KEYS = (
     "seed", "data.seed", "replicas", "data.replicas", "resume", "logger", "data.cache_dir",
     "callbacks.progress_bar", "figures", "card", "trust",
@@ -37,55 +38,84 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
         UserError: no run has finished, or the runs differ in tasks, rows or the monitored metric.
     """
     folder = Path(folder)
-    run_folders = [path.parent for path in sorted(folder.rglob("config.yaml"))]
-    run_folders = [path for path in run_folders if (path / "schema.json").is_file()]
-    top_level = [p for p in run_folders if not set(p.parents) & set(run_folders)]  # no extracted replicas
-    finished = [path for path in top_level if run_folder.has_ended(path)]
-    if not finished:
-        raise UserError(f"{folder}: has no finished run, of {len(top_level)} that were started")
+    finished, unfinished = _find_runs(folder)
     configs = [stored_config.read_plain_config(path) for path in finished]
     schemas = [run_folder.read_schema(path) for path in finished]
     all_metrics = [run_folder.read_metrics(path) for path in finished]
-    first, monitor = schemas[0], all_metrics[0]["monitor"]
-    for path, metrics, schema in zip(finished, all_metrics, schemas, strict=True):
-        if (schema.tasks, schema.num_rows, schema.files) != (first.tasks, first.num_rows, first.files):
-            raise UserError(f"{path}: has other tasks or rows than {finished[0]}, so they cannot be compared")
-        if metrics["monitor"] != monitor:
-            other = f"but {finished[0]} by {monitor}"
-            raise UserError(f"{path}: chose its epoch by {metrics['monitor']}, {other}")
+    _check_comparable(finished, schemas, all_metrics)
     options = _with_class_names([dict(_flatten(config)) for config in configs])
     varied = _varied(options) or ["all runs"]
-    lines = []
-    for path, option, metrics in zip(finished, options, all_metrics, strict=True):
-        for run in metrics.get("runs", [metrics]):
-            line = {"run": str(path.relative_to(folder)), "seed": run["seed"]}
-            line |= {key: _shown(option.get(key, "-")) for key in varied}
-            line |= {"parameters": metrics["parameters"], "epoch": run["epoch"]}
-            lines.append(line | _metric_columns(run))
-    method = "model" if "model" in varied else varied[0]
+    names = [str(path.relative_to(folder)) for path in finished]
+    lines = list(_run_lines(names, options, all_metrics, varied))
     baseline = read_baseline(folder, Run(finished[0]))
-    for found in baseline:
-        line = {"run": LIGHTGBM, "seed": found["seed"], **dict.fromkeys(varied, "-"), method: LIGHTGBM}
-        lines.append(line | _metric_columns(found))
+    lines += _baseline_lines(baseline, varied)
     frame = pd.DataFrame(lines).drop_duplicates([*varied, "seed"], ignore_index=True)  # repeated runs
     frame = frame.astype({"parameters": "Int64", "epoch": "Int64"})
     frame.attrs = {
         "varied": varied,
         "runs": {
-            str(path.relative_to(folder)): {
-                **{key: _shown(option[key]) for key in varied if key in option},
-                "seed": metrics["seed"],
-            }
-            for path, option, metrics in zip(finished, options, all_metrics, strict=True)
+            name: {**{key: _shown(option[key]) for key in varied if key in option}, "seed": metrics["seed"]}
+            for name, option, metrics in zip(names, options, all_metrics, strict=True)
         },
         "has_lightgbm": bool(baseline),
-        "unfinished": [str(path.relative_to(folder)) for path in top_level if path not in finished],
-        "tasks": {task.name: task.main_metric for task in first.tasks},
-        "monitor": monitor,
+        "unfinished": [str(path.relative_to(folder)) for path in unfinished],
+        "tasks": {task.name: task.main_metric for task in schemas[0].tasks},
+        "monitor": all_metrics[0]["monitor"],
         "larger_is_better": _best_mode(configs[0]) == "max",
-        "rows": first.rows,
+        "rows": schemas[0].rows,
     }
     return frame
+
+
+def _find_runs(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The finished and the unfinished runs below a folder.
+
+    Raises:
+        UserError: no run has finished.
+    """
+    found = [path.parent for path in sorted(folder.rglob("config.yaml"))]
+    found = [path for path in found if (path / "schema.json").is_file()]
+    top_level = [path for path in found if not set(path.parents) & set(found)]  # no extracted replicas
+    finished = [path for path in top_level if run_folder.has_ended(path)]
+    if not finished:
+        raise UserError(f"{folder}: has no finished run, of {len(top_level)} that were started")
+    return finished, [path for path in top_level if path not in finished]
+
+
+def _check_comparable(
+    runs: Sequence[Path], schemas: Sequence[Schema], all_metrics: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raise UserError unless all runs have the same tasks, rows and monitored metric."""
+    first, monitor = schemas[0], all_metrics[0]["monitor"]
+    for path, schema, metrics in zip(runs, schemas, all_metrics, strict=True):
+        if (schema.tasks, schema.num_rows, schema.files) != (first.tasks, first.num_rows, first.files):
+            raise UserError(f"{path}: has other tasks or rows than {runs[0]}, so they cannot be compared")
+        if metrics["monitor"] != monitor:
+            other = f"but {runs[0]} by {monitor}"
+            raise UserError(f"{path}: chose its epoch by {metrics['monitor']}, {other}")
+
+
+def _run_lines(
+    names: Sequence[str],
+    options: Sequence[Mapping[str, Any]],
+    all_metrics: Sequence[Mapping[str, Any]],
+    varied: Sequence[str],
+) -> Iterator[dict[str, Any]]:
+    """A line of the table for each seed of each run."""
+    for name, option, metrics in zip(names, options, all_metrics, strict=True):
+        for run in metrics.get("runs", [metrics]):
+            line = {"run": name, "seed": run["seed"]}
+            line |= {key: _shown(option.get(key, "-")) for key in varied}
+            line |= {"parameters": metrics["parameters"], "epoch": run["epoch"]}
+            yield line | _metric_columns(run)
+
+
+def _baseline_lines(results: Iterable[Mapping[str, Any]], varied: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A line of the table for each seed of LightGBM."""
+    method = "model" if "model" in varied else varied[0]
+    for found in results:
+        line = {"run": LIGHTGBM, "seed": found["seed"], **dict.fromkeys(varied, "-"), method: LIGHTGBM}
+        yield line | _metric_columns(found)
 
 
 def _metric_columns(found: Mapping[str, Any]) -> dict[str, float]:
