@@ -1,4 +1,4 @@
-"""Experts that answer every task themselves.
+"""Experts that predict every task themselves.
 
 B batch, T tasks, E experts, H expert width, L logits of all tasks.
 """

@@ -43,7 +43,7 @@ class MMoE(nn.Module):
             fast as weights; 0: no scales. See `ColumnViews` for this option and the one before.
         input_groups: the number of each input's column; negative: every unit sees the input. None: each input
             is a column.
-        expert_heads: replace the towers by `ExpertHeads`: each expert answers every task and has its own
+        expert_heads: replace the towers by `ExpertHeads`: each expert predicts every task and has its own
             loss, and a task's gate weighs the predictions of the experts. `tower_units` is then not used.
         averages: for each task, the function that averages predictions; see `MeanPrediction`.
 
