@@ -28,7 +28,7 @@ def with_target_statistics(schema: Schema, parts: Iterable[Batch]) -> Schema:
     For each task there is the mean label of a level's rows on the scale of logits: the logit of the rate of
     positive labels, or of each class, the mean of a regression, or the logarithm of the mean count. Rows with
     an unknown label do not count, and others count by their weight. `PRIOR_ROWS` rows with the mean label
-    and the mean weight are added, so that a rare level does not tell the labels of its rows. The last
+    and the mean weight are added, so that a rare level does not reveal the labels of its rows. The last
     statistic is the logarithm of 1 + the level's number of rows. Each is standardised over the training rows.
     """
     size = schema.num_levels + 1  # the last code is an unseen level, and an unused position

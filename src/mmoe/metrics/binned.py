@@ -26,7 +26,7 @@ class RunningR2(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        # For each rank: the first label; the number of rows, and the sums of squared errors, of shifted
+        # For each process: the first label; the number of rows, and the sums of squared errors, of shifted
         # labels and of their squares.
         self.add_state("first", torch.tensor(torch.nan, dtype=torch.float64), dist_reduce_fx=None)
         self.add_state("sums", torch.zeros(4, dtype=torch.float64), dist_reduce_fx=None)
@@ -42,7 +42,7 @@ class RunningR2(Metric):
         self.sums = self.sums + torch.stack([values.sum() for values in added])
 
     def compute(self) -> Tensor:
-        firsts, sums = self.first.reshape(-1), self.sums.reshape(-1, 4)  # a row for each rank
+        firsts, sums = self.first.reshape(-1), self.sums.reshape(-1, 4)  # a row for each process
         used = sums[:, 0] > 0
         firsts, (rows, errors, totals, squares) = firsts[used], sums[used].unbind(1)
         if not len(rows):
@@ -84,5 +84,5 @@ class SampledGroupedAUROC(GroupedAUROC):
 
     def compute(self) -> Tensor:
         preds, target, groups = map(dim_zero_cat, (self.preds, self.target, self.groups))
-        kept = self._is_kept(groups)  # another rank may have a higher level
+        kept = self._is_kept(groups)  # another process may have a higher level
         return grouped_auroc(preds[kept], target[kept], groups[kept])

@@ -37,7 +37,7 @@ def grouped_auroc(probability: Tensor, label: Tensor, group: Tensor) -> Tensor:
 
 
 class GroupedAUROC(Metric):
-    """`grouped_auroc` over the rows of all ranks; NaN if the rows have no groups."""
+    """`grouped_auroc` over the rows of all processes; NaN if the rows have no groups."""
 
     is_differentiable = False
     full_state_update = False

@@ -72,7 +72,7 @@ class Binary(Task):
         for level in self.positive:
             # A column with a single level may hold only negative labels.
             if level not in occurring and (len(occurring) > 1 or len(self.positive) > 1):
-                what = f"{level!r} is not a level of {self.column} in the training file"
+                what = f"{level!r} is not a level of {self.column} in the training rows"
                 raise UserError(f"data.{self._at}.positive: {what}; the levels are {listed(occurring)}")
         rows = np.zeros(2, np.int64)
         for level, count in counts.items():
