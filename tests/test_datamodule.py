@@ -142,7 +142,7 @@ def test_blocks_of_batches_change_nothing(block: int, monkeypatch: pytest.Monkey
     for rank in range(2):
         loader = RowLoader(rows(99), 8, 3, rank, 2)
         assert order(loader) == whole[rank]
-        loader.load_state_dict({"epoch": 0, "step": 2})  # goes on in the middle of a block
+        loader.load_state_dict({"epoch": 0, "step": 2})  # resumes in the middle of a block
         assert order(loader) == whole[rank][16:]
 
 

@@ -124,7 +124,7 @@ def test_processes_that_torchrun_started_have_one_folder(own_cache: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [("ddp_cpu", "cpu"), ("cpu", "ddp_cpu")])
-def test_a_run_goes_on_with_another_number_of_processes(before: str, after: str):
+def test_a_run_resumes_with_another_number_of_processes(before: str, after: str):
     options = ["experiment=smoke", "figures=false", "logger=none", "trainer.max_epochs=2", STEPS]
     sizes = {"cpu": "data.batch_size=64", "ddp_cpu": "data.batch_size=32"}
     assert run(*options, f"trainer={before}", sizes[before], "hydra.run.dir=whole").returncode == 0
@@ -171,7 +171,7 @@ def test_ctrl_c_ends_a_sweep_of_several_processes_with_its_epoch_kept():
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=120) == 130
-    assert "stopped; continue with: python -m mmoe.train resume=sweep/0\n" in Path("said").read_text()
+    assert "stopped; resume with: python -m mmoe.train resume=sweep/0\n" in Path("said").read_text()
     assert not Path("sweep/1").exists()
     torch.load("sweep/0/checkpoints/last.ckpt", weights_only=True)
 

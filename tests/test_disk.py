@@ -52,7 +52,7 @@ def locked() -> Path:
     return folder
 
 
-def test_a_full_disk_ends_a_training_that_can_go_on(train: Callable, whole: Path):
+def test_a_full_disk_ends_a_training_that_can_be_resumed(train: Callable, whole: Path):
     full = partial(train_until, {100: partial(limit_files, 5000)})
     done = processes.run(full, *OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut")
     assert done.returncode == 3

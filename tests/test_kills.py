@@ -26,7 +26,7 @@ KINDS = {
 
 
 def arguments(kind: str, folder: Path) -> list[str]:
-    """The arguments that start a run, or continue it."""
+    """The arguments that start a run, or resume it."""
     if (folder / "config.yaml").exists():
         return [f"resume={folder}"]
     return [*KINDS[kind], f"hydra.{'sweep' if kind == 'sweep' else 'run'}.dir={folder}"]

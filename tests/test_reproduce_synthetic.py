@@ -43,7 +43,7 @@ def test_the_calibrated_labels_have_the_published_correlations(monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_figures_4_and_5_and_continuing():
+def test_figures_4_and_5_and_resuming():
     done = reproduce("figure=4", "jobs=2")
     assert done.returncode == 0, done.stderr
     text = Path("out/figure4.md").read_text()

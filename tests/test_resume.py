@@ -70,10 +70,10 @@ def assert_equal_runs(one: Path, other: Path) -> None:
 
 # In mid-epoch, at the end of the first epoch, after it, and at the very end.
 @pytest.mark.parametrize("step", [50, 237, *(pytest.param(s, marks=pytest.mark.slow) for s in (79, 80))])
-def test_ctrl_c_saves_and_says_how_to_go_on(train: Callable, whole: Path, step: int):
+def test_ctrl_c_saves_and_says_how_to_resume(train: Callable, whole: Path, step: int):
     done = stopped(step, signal.SIGINT, *OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut")
     assert done.returncode == 130
-    assert done.stdout.endswith("stopped; continue with: python -m mmoe.train resume=cut\n")
+    assert done.stdout.endswith("stopped; resume with: python -m mmoe.train resume=cut\n")
     assert done.stderr == ""
     stored = torch.load("cut/checkpoints/last.ckpt", weights_only=True)
     assert stored["global_step"] == step
@@ -86,7 +86,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(train: Callable, whole: Path, step: 
 
 
 @pytest.mark.parametrize("step", [200, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 158))])
-def test_a_killed_run_goes_on(train: Callable, whole: Path, step: int):
+def test_a_killed_run_resumes(train: Callable, whole: Path, step: int):
     done = stopped(step, signal.SIGKILL, *OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut")
     assert done.returncode == -signal.SIGKILL
     assert train("resume=cut").code == 0
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on(train: Callable, whole: Path, step: int):
 
 @pytest.mark.parametrize("model", ["replicas", "synthetic"])
 @pytest.mark.slow
-def test_replicas_and_streams_go_on(train: Callable, model: str):
+def test_replicas_and_streams_resume(train: Callable, model: str):
     options = [*OPTIONS, "trainer.max_epochs=2", "replicas=2"]
     if model == "synthetic":
         small = ["data.rows=3008", "data.batch_size=32", "data.eval_rows=50", "trainer.max_epochs=2"]
@@ -157,7 +157,7 @@ def test_an_early_stop_is_not_forgotten(train: Callable):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_moved_goes_on(train: Callable, whole: Path):
+def test_a_run_that_was_moved_resumes(train: Callable, whole: Path):
     stopped(200, signal.SIGKILL, *OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut")
     shutil.move("cut", "elsewhere")
     assert train("resume=elsewhere").code == 0
@@ -299,7 +299,7 @@ def test_mistakes(train: Callable, smoke_run: Path):
         ),
         (
             ["resume=copy", "seed=3"],
-            "resume=copy: continues with the run's own configuration; leave out seed=3",
+            "resume=copy: resumes with the run's own configuration; leave out seed=3",
         ),
     ):
         result = train(*arguments)
@@ -319,7 +319,7 @@ def test_mistakes(train: Callable, smoke_run: Path):
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("imtl_l", "stch", "graddrop")),
     ],
 )  # fmt: skip
-def test_balanced_runs_go_on(train: Callable, balance: str):
+def test_balanced_runs_resume(train: Callable, balance: str):
     """With the state of the strategy, in the middle of the last epoch."""
     balanced_table()
     options = ["--config-dir=conf", "data=mine", "trainer.max_epochs=3", "logger=none", f"balance={balance}"]

@@ -171,7 +171,7 @@ def test_each_of_many_rows_is_chosen_on_its_own(tmp_path: Path, monkeypatch: pyt
     assert joined[test].min() > joined[train].max()
 
 
-def test_an_interrupted_encoding_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_encoding_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     files = write_files(tmp_path / "rows", 5)
     whole = table(train=files, stream=True, cache_dir=str(tmp_path / "whole")).dataset
     encode_shard, calls = encode_shards.encode_shard, []

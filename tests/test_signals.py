@@ -41,10 +41,10 @@ def called(module: str, name: str, number: int, *arguments: str) -> subprocess.C
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
-def test_a_signal_in_training_saves_and_says_how_to_go_on(train: Callable, whole: Path, number: int):
+def test_a_signal_in_training_saves_and_says_how_to_resume(train: Callable, whole: Path, number: int):
     done = stopped(50, number, *OPTIONS, "trainer.max_epochs=3", "hydra.run.dir=cut")
     assert done.returncode == CODES[number]
-    assert done.stdout.endswith("stopped; continue with: python -m mmoe.train resume=cut\n")
+    assert done.stdout.endswith("stopped; resume with: python -m mmoe.train resume=cut\n")
     assert done.stderr == ""
     assert torch.load("cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 50
     assert train("resume=cut").code == 0
@@ -86,7 +86,7 @@ def test_a_signal_at_another_time(
     assert not list(Path().rglob("run.lock"))
     assert Path("cut").exists() == begun
     if begun:
-        assert "stopped; continue with: python -m mmoe.train resume=cut\n" in done.stdout
+        assert "stopped; resume with: python -m mmoe.train resume=cut\n" in done.stdout
     result = train("resume=cut") if begun else train(*options, "figures=true")
     assert result.code == 0, result.err
     assert_equal_runs(whole, Path("cut"))
@@ -108,12 +108,12 @@ def test_a_run_outlives_its_terminal_under_nohup(whole: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_sweep_which_goes_on(train: Callable, number: int):
+def test_a_signal_ends_a_sweep_that_can_be_resumed(train: Callable, number: int):
     sweep = ["-m", *OPTIONS, "trainer.max_epochs=1", "seed=0,1", "figures=false", "card=false"]
     sweep.append("hydra.sweep.dir=cut")
     done = stopped(50, number, *sweep)
     assert done.returncode == CODES[number]
-    assert "continue with: python -m mmoe.train resume=cut/0\n" in done.stdout
+    assert "resume with: python -m mmoe.train resume=cut/0\n" in done.stdout
     assert not Path("cut/1").exists()
     assert train(*sweep).code == 0
     assert train(*sweep[:-1], "hydra.sweep.dir=whole").code == 0
@@ -130,7 +130,7 @@ def test_a_second_signal_stops_at_once():
     done = processes.run(partial(train_until, {1: two_signals}), *OPTIONS, "hydra.run.dir=cut")
     assert done.returncode == 143
     assert not Path("cut/checkpoints").exists()
-    assert "continue with" in done.stdout
+    assert "resume with" in done.stdout
 
 
 ODD = ["it's", 'say "x"', "ünï, {x}", "$HOME", "a\\", "1e3", "null"]  # names of folders
@@ -142,7 +142,7 @@ def test_the_printed_command_can_be_pasted(train: Callable, whole: Path, name: s
     done = stopped(50, signal.SIGTERM, *OPTIONS, "trainer.max_epochs=3", folder)
     assert done.returncode == 143, done.stderr
     assert Path(name).is_dir()
-    command = done.stdout.split("continue with: ")[1].strip()
+    command = done.stdout.split("resume with: ")[1].strip()
     command = command.replace("python", shlex.quote(sys.executable), 1)
     subprocess.run(command, shell=True, check=True, capture_output=True)
     assert_equal_runs(whole, Path(name))

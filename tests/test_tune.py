@@ -188,7 +188,7 @@ def journal() -> Path:
 
 
 @pytest.mark.parametrize("kept", [1, 5, 11, 40, -1])
-def test_a_search_goes_on_after_an_unfinished_line(journal: Path, kept: int):
+def test_a_search_resumes_after_an_unfinished_line(journal: Path, kept: int):
     whole = journal.read_bytes()
     last = whole.splitlines(keepends=True)[-1]
     journal.write_bytes(whole + last[:kept])

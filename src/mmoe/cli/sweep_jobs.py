@@ -31,7 +31,7 @@ def in_sweep() -> bool:
 
 
 def run_job(job: Callable[[], None]) -> None:
-    """Run a job of a sweep. If it fails, write the reason to its folder and let the sweep go on.
+    """Run a job of a sweep. If it fails, write the reason to its folder and let the sweep continue.
 
     Ctrl-C, SIGTERM and SIGHUP end the whole sweep.
     """

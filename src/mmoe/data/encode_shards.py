@@ -1,6 +1,6 @@
 """Encode a table in bounded memory: statistics of all partitions, then a shard of encoded rows for each.
 
-An interrupted encoding goes on with the shards that are missing.
+An interrupted encoding resumes with the shards that are missing.
 """
 
 import json

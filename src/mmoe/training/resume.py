@@ -58,7 +58,7 @@ def resume(run: Path, hydra_folder: Path, overrides: list[str], given: DictConfi
     changes = [f"trainer.{key}" for key in (*HARDWARE, *LENGTH)]
     others = [o for name, o in names.items() if name not in ("resume", "trust", "trainer", *changes)]
     if others:
-        rule = f"continues with the run's own configuration; leave out {', '.join(others)}"
+        rule = f"resumes with the run's own configuration; leave out {', '.join(others)}"
         raise UserError(f"resume={run}: {rule}")
     if run.is_dir() and not (run / "config.yaml").exists():
         if stored_config.holds_runs(run):
@@ -158,7 +158,7 @@ def in_run_folder(
     except (KeyboardInterrupt, Stopped) as stop:
         if is_rank_zero and (folder / "config.yaml").exists():
             argument = shlex.quote(quote_override("resume", os.path.relpath(folder)))
-            print(f"stopped; continue with: python -m mmoe.train {argument}", flush=True)
+            print(f"stopped; resume with: python -m mmoe.train {argument}", flush=True)
         raise SystemExit(exit_code(stop)) from None
 
 
