@@ -302,7 +302,8 @@ def test_a_sweep_that_cannot_be_compared(sweep: Path, command: Callable, train: 
     compare = command("compare")
     Path("empty").mkdir()
     for arguments, message in (
-        (["empty"], "empty: has no finished run, of 0 that were started"),
+        (["empty"], "empty: has no finished run"),
+        (["nosuch"], "nosuch: no such folder"),
         (["sweep"], "sweep/6: has other tasks or rows than sweep/0, so they cannot be compared"),
     ):
         result = compare(*arguments)
@@ -358,7 +359,7 @@ def test_a_sweep_with_one_seed_shows_no_intervals(smoke_run: Path):
         content = OmegaConf.create(stored_config.read_plain_config(smoke_run))
         content.model.num_experts = experts
         stored_config.write_config(Path(f"sweep/{i}"), stored_config.to_yaml(content))
-    (legend, *_) = [axes.get_legend() for axes in analysis.plot_sweep("sweep").axes]
+    (legend,) = analysis.plot_sweep("sweep").legends
     assert [text.get_text() for text in legend.get_texts()] == ["one seed"]
 
 

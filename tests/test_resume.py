@@ -331,3 +331,22 @@ def test_balanced_runs_resume(train: Callable, balance: str):
     done = train("resume=cut")
     assert done.code == 0, done.err
     assert_equal_runs(Path("whole"), Path("cut"))
+
+
+def test_a_stopped_run_cannot_become_shorter_than_it_is(train):
+    """A refused length does not stay in config.yaml, so the same command without it resumes the run."""
+    stopped(400, signal.SIGINT, *OPTIONS, "trainer.max_epochs=40", "hydra.run.dir=cut")
+    before = Path("cut/config.yaml").read_text()
+    reached = checkpoints.load(checkpoints.newest(Path("cut"))[0])
+    epoch, step = reached["epoch"] + 1, reached["global_step"]
+    assert epoch > 1
+    for key, value, least in (("max_epochs", 1, epoch), ("max_steps", 1, step)):
+        sign = "+" if key == "max_steps" else ""
+        result = train("resume=cut", f"{sign}trainer.{key}={value}")
+        assert result.code == 2
+        assert result.err.startswith(
+            f"error: trainer.{key}={value}: must be at least {least}, because the run"
+        )
+        assert Path("cut/config.yaml").read_text() == before
+    assert train("resume=cut", f"trainer.max_epochs={epoch}").code == 0
+    assert json.loads(Path("cut/metrics.json").read_text())["epochs"] == epoch

@@ -27,6 +27,7 @@ from mmoe.data.column_options import column_options
 from mmoe.data.column_values import values_of
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import find_files
+from mmoe.data.draft import batch_size
 from mmoe.data.fraction_guess import USUAL
 from mmoe.data.frames import table_of_frame
 from mmoe.data.split_rules import parse_split
@@ -37,7 +38,7 @@ from mmoe.data.task_guess import TaskGuess, guess_task
 from mmoe.errors import ArgumentError, UserError, is_disk_error, unknown_key
 from mmoe.tasks import Task, task_from_config, task_to_config
 from mmoe.training.run_folder import CARDS, FILES
-from mmoe.training.stored_config import FOLDER
+from mmoe.training.stored_config import FOLDER, holds_runs
 
 if TYPE_CHECKING:
     from mmoe.run import Run
@@ -144,6 +145,7 @@ class Table:
             rows[name] = f"{FOLDER}/data/{name}.parquet" if isinstance(given, pa.Table) else given
         return {
             "_target_": "mmoe.data.table.TableData", **default_settings(), **rows, **self._options,
+            "batch_size": batch_size(self.num_rows),
             "columns": self.columns, "tasks": self.tasks,
         }  # fmt: skip
 
@@ -205,7 +207,10 @@ def fit(table: Table, folder: Path | str, *overrides: str) -> "Run":
     folder = Path(folder)
     frames = table.frames(folder)
     if (folder / "config.yaml").exists():
-        raise UserError(f"folder={folder}: must not hold a run; name another folder, or remove it")
+        raise UserError(f"folder={folder}: must not hold a run; name another folder")
+    if holds_runs(folder):
+        rule = f"holds runs in folders of their own; name a new one, such as {folder / 'first'}"
+        raise UserError(f"folder={folder}: {rule}")
     for path in (*(folder / name for name in (*FILES, *CARDS)), *frames):
         if path.exists():
             rule = f"must not hold {path.relative_to(folder)}, which the run writes"

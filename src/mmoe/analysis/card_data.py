@@ -20,7 +20,8 @@ def data_section(run: Run) -> Iterator[str]:
     yield f"Rows: {counts or 'not counted'}.\n\n"
     for key in ("validation", "test"):
         if data.get(key) is not None:
-            yield f"{key.capitalize()} rows: {_rule(data[key])}.\n\n"
+            is_after_test = key == "validation" and OmegaConf.is_dict(data.get("test"))
+            yield f"{key.capitalize()} rows: {_rule(data[key], is_after_test)}.\n\n"
     if schema.files:
         lines = [[code(name), code(digest[:16])] for name, digest in list(schema.files.items())[:MAX_FILES]]
         yield table(["file", "SHA-256 begins with"], lines) + "\n"
@@ -45,14 +46,15 @@ def _column(column: Categorical | Numeric) -> list[str]:
     return [code(column.name), kind, facts + (", some missing" if column.has_missing else "")]
 
 
-def _rule(rule: Any) -> str:
-    """How the rows of a split of a table were chosen."""
+def _rule(rule: Any, is_after_test: bool) -> str:
+    """How the rows of a split of a table were chosen, perhaps after the test rows."""
     if not OmegaConf.is_dict(rule):
         return "files of their own"
     by, source = rule.get("by"), f"the {rule.get('of', 'train').replace('train', 'training')} files"
     if rule.get("fraction") is not None:
         chosen = f"the values of {code(by)} in {source}" if by else source
-        return f"a random {rule.fraction:.3g} of {chosen}"
+        rest = ", without the test rows" if is_after_test and rule.get("of", "train") == "train" else ""
+        return f"a random {rule.fraction:.3g} of {chosen}{rest}"
     if rule.get("last") is not None:
         return f"the {rule.last:.3g} of {source} with the largest {code(by)}"
     return f"those of {source} where {code(rule.get('column'))} is {code(rule.get('value'))}"

@@ -73,13 +73,21 @@ def _find_runs(folder: Path) -> tuple[list[Path], list[Path]]:
     Raises:
         UserError: no run has finished.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
     found = [path.parent for path in sorted(folder.rglob("config.yaml"))]
     found = [path for path in found if (path / "schema.json").is_file()]
-    top_level = [path for path in found if not set(path.parents) & set(found)]  # no extracted replicas
+    top_level = [path for path in found if not _is_extracted(path)]
     finished = [path for path in top_level if run_folder.has_ended(path)]
     if not finished:
-        raise UserError(f"{folder}: has no finished run, of {len(top_level)} that were started")
+        started = f", of {len(top_level)} that were started" if top_level else ""
+        raise UserError(f"{folder}: has no finished run{started}")
     return finished, [path for path in top_level if path not in finished]
+
+
+def _is_extracted(run: Path) -> bool:
+    """Whether `mmoe.extract` made a run folder inside that of a run with replicas."""
+    return run.name.startswith("replica_") and (run.parent / "config.yaml").is_file()
 
 
 def _check_comparable(
@@ -236,7 +244,7 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
         label = key.split(".")[-1].replace("num_", "number of ").replace("_", " ")
         axes.set(title=task, xlabel=label, ylabel=f"{split} {metric_name(metric)}")
         axes.grid(alpha=0.3)
-    all_axes[0].legend()
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 

@@ -84,7 +84,11 @@ def _guess_kind(name: str, values: ColumnValues) -> TaskGuess:
         shown = int(level) if level.isdecimal() and str(int(level)) == level else level
         share = values.counts[values.texts.index(level)] / values.num_known
         return TaskGuess(
-            name, values, "binary", {"positive": [shown]}, [f"{level} is positive: {share:.2%} of the rows"]
+            name,
+            values,
+            "binary",
+            {"positive": [shown]},
+            [f"{level} is positive: {share:.2%} of the known labels"],
         )
     if not values.is_number:
         task = TaskGuess(name, values, "multiclass", {}, [f"{count:,} classes"])

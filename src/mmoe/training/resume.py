@@ -76,6 +76,8 @@ def resume(run: Path, hydra_folder: Path, overrides: list[str], given: DictConfi
         run_folder.read_metrics(run)  # raises if the file is damaged
         if longer:
             _check_longer(run, longer, config)
+    elif longer:
+        _check_reached(run, longer)
     remove_if_empty(hydra_folder)
     folder = run.absolute()
     for key in HARDWARE:
@@ -107,6 +109,20 @@ def _check_longer(run: Path, longer: dict[str, Any], config: DictConfig) -> None
     if checkpoints.load(last).get("mmoe", {}).get("should_stop"):
         ended = f"early stopping ended the run after epoch {metrics['epochs']}"
         raise UserError(f"resume={run}: {ended}, and would end it again")
+
+
+def _check_reached(run: Path, lengths: dict[str, Any]) -> None:
+    """Raise UserError if a stopped run has already trained beyond a new length."""
+    last, _ = checkpoints.newest(run)
+    if last is None:
+        return
+    stored = checkpoints.load(last)
+    for key, reached in (("max_epochs", stored["epoch"] + 1), ("max_steps", stored["global_step"])):
+        length = lengths.get(key)
+        if isinstance(length, int) and -1 < length < reached:
+            what = key.removeprefix("max_").removesuffix("s")
+            rule = f"must be at least {reached}, because the run has reached {what} {reached}"
+            raise UserError(f"trainer.{key}={length}: {rule}")
 
 
 def _rename_csv_logs(logger: Any) -> None:
