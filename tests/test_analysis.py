@@ -327,8 +327,8 @@ def test_a_sweep_of_seeds_alone_and_of_two_keys(train: Train):
     assert train("-m", *quick, *two).code == 0
     frame = analysis.sweep_runs("two")
     assert frame.attrs["varied"] == ["data.batch_size", "model.num_experts"]
-    axes = analysis.plot_sweep("two", "model.num_experts").axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["batch_size 64", "batch_size 128"]
+    (legend,) = analysis.plot_sweep("two", "model.num_experts").legends
+    assert [text.get_text() for text in legend.get_texts()] == ["batch_size 64", "batch_size 128"]
     other = ["monitor=val/marital/auroc", "hydra.run.dir=two/other"]
     assert train(*quick, *other).code == 0
     with pytest.raises(ValueError, match="two/other: chose its epoch by val/marital/auroc, but two/0 by"):

@@ -70,7 +70,7 @@ def test_two_processes_are_one_run(train: Callable, command: Callable):
     """The same batches as one process has, one folder, one log, one table, and each row counted once."""
     done = run(*QUICK, STEPS, "trainer=ddp_cpu", "data.batch_size=32", "trainer.log_every_n_steps=1")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Best epoch on the bundled sample") == 1
+    assert done.stdout.count("Best epoch (bundled sample)") == 1
     assert "6 steps of 64 rows in 2 processes, learning rate 0.005\n" in done.stdout
     folder = only_run()
     assert len({path.name.split(".")[-2] for path in folder.glob("events.out.tfevents*")}) == 1  # one writer
@@ -113,7 +113,7 @@ def test_processes_that_torchrun_started_have_one_folder(own_cache: Path):
     """The command names no folder. Rows are encoded once, and the table of results is printed once."""
     done = run(*QUICK, STEPS, "trainer=ddp_cpu", start=tuple(TORCHRUN))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Best epoch on the bundled sample") == 1
+    assert done.stdout.count("Best epoch (bundled sample)") == 1
     folder = only_run()
     assert metrics_of(folder)["processes"] == 2
     assert len({path.name.split(".")[-2] for path in folder.glob("events.out.tfevents*")}) == 1

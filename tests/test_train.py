@@ -205,7 +205,7 @@ def test_without_data_the_fallback_is_loud(train: Train, own_cache: Path):
     done = train("data.url=http://127.0.0.1:9/none.zip", *QUICK)
     assert done.code == 0, done.err
     assert "FALLING BACK TO THE BUNDLED SAMPLE" in done.out
-    assert "Best epoch on the bundled sample" in done.out
+    assert "Best epoch (bundled sample)" in done.out
     assert json.loads((only_run() / "metrics.json").read_text())["rows"] == "sample"
 
 
@@ -215,7 +215,7 @@ def test_the_environment_variable_names_the_directory(
     monkeypatch.setenv("MMOE_CENSUS_DIR", str(census_dir))
     result = train("experiment=census", *QUICK)
     assert result.code == 0
-    assert "Best epoch on the given rows" in result.out
+    assert "Best epoch (your own rows)" in result.out
     assert json.loads((only_run() / "metrics.json").read_text())["rows"] == "custom"
 
 

@@ -58,8 +58,9 @@ def draw_line(axes: Axes, table: pd.DataFrame, column: str, style: int, label: s
 
 
 def legend_beside(axes: Axes) -> None:
-    """Put the names of the tasks to the right of a panel, where they cover no line."""
-    axes.legend(title="task", loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0)
+    """Put the names of the tasks in a panel to the right of the figure, where they cover no line."""
+    handles, labels = axes.get_legend_handles_labels()
+    axes.figure.legend(handles, labels, title="task", loc="outside right upper")
 
 
 def metric_name(name: str) -> str:

@@ -139,4 +139,6 @@ def _remark_on_funnel(task: TaskGuess, tasks: Sequence[TaskGuess]) -> None:
         column, is_missing = other.values.name, task.values.codes[~other.positive] < 0
         what = "negative" if task.kind == "binary" else "0"
         what = "missing" if is_missing.all() else f"{what} or missing" if is_missing.any() else what
-        task.remarks.append(f"{what} in all negative rows of {column}; where: {column} leaves these rows out")
+        task.remarks.append(
+            f"{what} in all negative rows of {column}; `where: {column}` would leave these rows out"
+        )

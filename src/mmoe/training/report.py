@@ -17,14 +17,19 @@ ROW_ORIGINS = {
     "official": "official rows",
     "sample": "bundled sample",
     "synthetic": "generated rows",
-    "custom": "given rows",
+    "custom": "your own rows",
 }
 
 
 def metric_text(value: float, half_interval: float = math.nan) -> str:
-    """A metric as text, with half its interval if that is known; n/a if the metric cannot be computed."""
-    text = "n/a" if math.isnan(value) else f"{value:.4f}"
-    return f"{text} ± {half_interval:.4f}" if math.isfinite(half_interval) else text
+    """A metric as text, with half its interval if that is known; n/a if the metric cannot be computed.
+
+    Numbers from 10 on have fewer decimals, so that five digits stay.
+    """
+    large = max(abs(value), 1.0)
+    decimals = max(0, 4 - int(math.log10(large))) if math.isfinite(large) else 4
+    text = "n/a" if math.isnan(value) else f"{value:.{decimals}f}"
+    return f"{text} ± {half_interval:.{decimals}f}" if math.isfinite(half_interval) else text
 
 
 def metric_tables(metrics: Mapping[str, Any], tasks: Sequence[Task]) -> list[Table]:
@@ -66,7 +71,7 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
 def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     """Print each task's metrics, and the facts needed to interpret them."""
     tables = metric_tables(metrics, schema.tasks)
-    tables[0].title = f"Best epoch on the {ROW_ORIGINS[schema.rows]}"
+    tables[0].title = f"Best epoch ({ROW_ORIGINS[schema.rows]})"
     seen = metrics["num_rows"]
     counts = ", ".join(
         (f"{seen[split]:,} of " if seen.get(split, count) != count else "") + f"{count:,} {split}"
@@ -93,7 +98,8 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
         f"rows: {counts}\n"
         f"{chosen}, {why}{'; more epochs may be better: trainer.max_epochs=...' if is_short else ''}\n"
         f"{metrics['steps']:,} steps of {metrics['global_batch']:,} rows{shared}, learning rate {rate}\n"
-        f"{metrics['parameters']:,} parameters, {speed} samples/s with {threads}, {seconds} in all\n"
+        f"{metrics['parameters']:,} parameters, {speed} samples/s with {threads},"
+        f" {seconds} until the end of the test\n"
         f"run folder: {os.path.relpath(folder)}",
         soft_wrap=True,
         highlight=False,
