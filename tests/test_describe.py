@@ -207,7 +207,7 @@ def test_a_funnel_is_remarked_on():
     remarks = {task.name: " ".join(task.remarks) for task in tasks}
     assert "where" not in remarks["visit"]
     assert "where: visit" in remarks["buy"]
-    assert "0 in all negative rows of buy; where: buy" in remarks["spend"]
+    assert "0 in all negative rows of buy; `where: buy`" in remarks["spend"]
     columns["spend"] = values("spend", np.where(buy, spend, np.nan))
     (found,) = (task for task in guess_tasks(list(columns), columns) if task.name == "spend")
     assert any(remark.startswith("missing in all negative rows of buy") for remark in found.remarks)
