@@ -24,7 +24,7 @@ from mmoe.intervals import half_interval
 from mmoe.training.run_folder import read_metrics, read_schema
 
 WHOLE = "census_best"
-# What is left out, and the overrides. The folder of a run has the name of the last key.
+# What is left out, and the overrides. The folder of a run has the name of the first key.
 PARTS: dict[str, list[str]] = {
     WHOLE: [],
     "scales of columns": ["model.column_scale_rate=0"],
@@ -67,8 +67,8 @@ def main() -> None:
 def integers(options: dict[str, str], name: str) -> list[int]:
     """The value of an option that is a list of integers."""
     values = options[name].split(",")
-    if not all(value.isdigit() for value in values):
-        stop(f"{name}={options[name]}: must be integers, separated by commas")
+    if not all(value.isdigit() for value in values) or len(set(values)) < len(values):
+        stop(f"{name}={options[name]}: must be different integers, separated by commas")
     return [int(value) for value in values]
 
 

@@ -33,7 +33,7 @@ def check_settings(path: Path, settings: Mapping[str, Any], overrides: Sequence[
     if deciding_overrides(before["overrides"]) != deciding_overrides(overrides):
         differ.append("overrides")
     if differ:
-        stop(f"folder={path.parent}: holds results of other settings of {', '.join(differ)}")
+        stop(f"folder={path.parent}: holds results of other settings: {', '.join(differ)}")
     write_json(path, {**before, **given})
 
 

@@ -42,7 +42,8 @@ def test_each_part_is_left_out_alone(script: Callable[..., Result]):
     assert f" | {change.mean():+.4f} ± {half_interval(change):.4f} | " in line
 
 
-def test_seeds_must_be_integers(script: Callable[..., Result]):
-    done = script("ablate_census_best", "seeds=1,x")
+@pytest.mark.parametrize("seeds", ["1,x", "1,1", ""])
+def test_seeds_must_be_different_integers(script: Callable[..., Result], seeds: str):
+    done = script("ablate_census_best", f"seeds={seeds}")
     assert done.code == 2
-    assert done.err == "error: seeds=1,x: must be integers, separated by commas\n"
+    assert done.err == f"error: seeds={seeds}: must be different integers, separated by commas\n"

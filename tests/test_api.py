@@ -83,6 +83,13 @@ def test_a_failed_fit_removes_only_folders_that_it_made(override: str):
         assert [path.name for path in Path().rglob("*")] == ["mine"]
 
 
+def test_a_failed_fit_on_files_leaves_no_folder():
+    rows().to_csv("rows.csv", index=False)
+    with pytest.raises(UserError):
+        mmoe.fit(mmoe.Table("rows.csv", ["y"]), "runs/new", *QUICK, "trainer.max_epochs=-5")
+    assert [path.name for path in Path().rglob("*")] == ["rows.csv"]
+
+
 def test_a_bug_in_a_training_removes_the_rows_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mmoe.training.preparation.prepare", lambda *_: int("bug"))
     with pytest.raises(ValueError, match="bug"):

@@ -15,9 +15,10 @@ from sklearn.metrics import roc_auc_score
 from mmoe import load
 from mmoe.analysis.gradient_boosting import level_inputs, lightgbm_inputs
 from mmoe.analysis.lightgbm_baseline import FILE
-from mmoe.data.batch import Batch
+from mmoe.data.batch import Batch, take
 from mmoe.data.schema import Categorical, Schema
 from mmoe.data.splits import Dataset
+from mmoe.run import Run
 from mmoe.tasks import Regression
 from mmoe.training import stored_config
 
@@ -153,13 +154,46 @@ def test_without_lightgbm_one_line_names_the_extra(
     assert done.err == "error: --lightgbm: needs pip install 'mmoe[lightgbm]'\n"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"rows": {}}', '{"rows": 1, "runs": 2}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"rows": {}}', '{"rows": 1, "runs": 2}', '{"rows": 1, "runs": [{"seed": 0}]}']
+)
 def test_a_damaged_file_of_results(sweep: str, command: Callable[[str], Command], content: str):
     Path("sweep", FILE).write_text(content)
     done = command("compare")(sweep)
-    expected = f"error: sweep/{FILE}: is damaged; delete it, and compare with --lightgbm again\n"
-    assert (done.code, done.err) in [(2, expected), (0, "")]  # results of other rows are ignored
+    assert done.code == 2
+    assert done.err == f"error: sweep/{FILE}: is damaged; delete it, and compare with --lightgbm again\n"
+
+
+def test_results_of_other_rows_are_ignored(sweep: str, command: Callable[[str], Command]):
+    one = {"seed": 0, "val": {}, "test": {}}
+    Path("sweep", FILE).write_text(json.dumps({"rows": {"files": {}}, "runs": [one]}))
+    done = command("compare")(sweep)
+    assert done.code == 0
     assert "LightGBM" not in done.out
+
+
+def test_a_task_needs_known_labels_in_each_split(train: Command, command: Callable[[str], Command]):
+    frame = rows(1500)
+    frame["part"] = ["test", "val", *["train"] * 8] * 150
+    frame.loc[frame["part"] == "test", "genre"] = None
+    frame.to_csv("rows.csv", index=False)
+    Path("conf/data").mkdir(parents=True)
+    text = KINDS.replace("test: {fraction: 0.2}", "test: {column: part, value: test}")
+    Path("conf/data/kinds.yaml").write_text(text)
+    assert train("--config-dir", "conf", *QUICK, "hydra.run.dir=sweep/0").code == 0
+    done = command("compare")("sweep", "--lightgbm")
+    assert done.code == 2
+    assert done.err.endswith("error: --lightgbm: task genre must have a known label in the test rows\n")
+
+
+def test_rows_in_shards_must_fit_into_memory(
+    sweep: str, command: Callable[[str], Command], monkeypatch: pytest.MonkeyPatch
+):
+    small = Run.rows
+    monkeypatch.setattr(Run, "rows", lambda run, split: take(small(run, split), torch.arange(100)))
+    done = command("compare")(sweep, "--lightgbm")
+    assert done.code == 2
+    assert done.err.startswith("error: --lightgbm: the 960 train rows must fit into memory, which up to")
 
 
 def test_rows_that_are_drawn_anew_are_refused(train: Command, command: Callable[[str], Command]):

@@ -1,4 +1,4 @@
-"""The file of random rows that the benchmarks `vocabulary` and `read` read."""
+"""A file of random rows, for the benchmarks `vocabulary` and `read`."""
 
 from collections.abc import Sequence
 from pathlib import Path

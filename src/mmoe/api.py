@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -243,8 +242,8 @@ def _written(frames: Mapping[Path, pa.Table], folder: Path) -> Iterator[None]:
         if not (folder / "config.yaml").exists():
             for path in written:
                 path.unlink(missing_ok=True)
-            with suppress(OSError):  # a folder that holds other files
-                for path in made:
+            for path in made:
+                with suppress(OSError):  # the folder holds other files, or was not made
                     path.rmdir()
         raise
 
@@ -252,7 +251,8 @@ def _written(frames: Mapping[Path, pa.Table], folder: Path) -> Iterator[None]:
 def _check(is_valid: bool, name: str, value: Any, rule: str) -> None:
     """Raise ArgumentError, on one line, unless the value of an argument is valid."""
     if not is_valid:
-        raise ArgumentError(f"{name}={shorten(str(value), 60, placeholder='...')}: {rule}")
+        text = " ".join(str(value).split())
+        raise ArgumentError(f"{name}={text if len(text) <= 60 else text[:57] + '...'}: {rule}")
 
 
 def _parse_rows(name: str, given: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mmoe.analysis.drawing import HATCHES, LIGHT, heat_map, legend_beside, panels, rows_name
+from mmoe.analysis.drawing import HATCHES, LIGHT, MAX_COLUMNS, heat_map, legend_beside, panels, rows_name
 from mmoe.checks import check_integers
 from mmoe.errors import UserError
 from mmoe.run import Run, load
@@ -99,10 +99,9 @@ def plot_gate_weights_by(run: Run | Path | str, column: str, **options: Any) -> 
     counts = table["rows"].to_numpy().ravel()
     labels = [f"{name} ({count:,})" for name, count in zip(table.index, counts, strict=True)]
     num_experts = table[tasks[0]].shape[1]
-    figure, all_axes = panels(
-        len(tasks), width=(2.2 + 0.08 * max(map(len, labels))) / len(tasks) + 0.5 * num_experts,
-        height=1.6 + 0.33 * len(table), share_y=True,
-    )  # fmt: skip
+    margin = (2.2 + 0.08 * max(map(len, labels))) / min(len(tasks), MAX_COLUMNS)  # of the labels, in inches
+    height = 1.6 + 0.33 * len(table)
+    figure, all_axes = panels(len(tasks), width=margin + 0.5 * num_experts, height=height, share_y=True)
     largest = _darkest(float(table[tasks].to_numpy().max()), num_experts)
     for axes, task in zip(all_axes, tasks, strict=True):
         part = pd.DataFrame(table[task]).set_axis(labels)

@@ -32,7 +32,7 @@ def train_lightgbm(
     """Train LightGBM's model of one task on the rows whose label is known.
 
     The validation metric chooses the number of boosting rounds: training stops after `patience` rounds
-    without an improvement. `prior` is that of `lightgbm_inputs`. The model's `predict` takes these inputs,
+    without an improvement. See `lightgbm_inputs` for `prior`. The model's `predict` takes these inputs,
     and returns [N], or [N, W] for several classes.
     """
     import lightgbm as lgb

@@ -16,7 +16,7 @@ from mmoe.analysis.gradient_boosting import known_rows, lightgbm_inputs, rows_in
 from mmoe.atomic import write_text
 from mmoe.data.splits import SPLITS, Dataset
 from mmoe.errors import UserError
-from mmoe.run import Run
+from mmoe.run import MAX_ANALYSED_ROWS, Run
 from mmoe.training.stored_config import read_text
 
 FILE = "lightgbm.json"
@@ -27,7 +27,7 @@ PARAMETERS = {
 }  # fmt: skip
 MAX_ROUNDS, PATIENCE = 2000, 50  # boosting rounds; the validation rows choose their number
 PRIOR = 20.0  # rows with the mean label that are added to each level
-# Keys of `data` that do not decide which rows and labels a run has. `files` has the content of train and dir.
+# Keys of `data` that do not decide which rows and labels a run has. Files are compared by their digests.
 OTHER_KEYS = (
     "train", "dir", "source", "url", "cache_dir", "engine", "dask_address", "stream", "level_encoding",
     "num_bins", "batch_size", "eval_batch_size", "resident", "seed", "replicas",
@@ -44,7 +44,7 @@ def train_baseline(folder: Path, run_folders: Sequence[Path], seeds: Sequence[in
     """Train LightGBM with each seed that lightgbm.json lacks, and write that file.
 
     Raises:
-        UserError: the runs do not have the same rows, or the rows cannot be read.
+        UserError: the runs do not have the same rows, or LightGBM cannot be trained and tested on them.
     """
     runs = [Run(path) for path in run_folders]
     rows = [_rows_of(run) for run in runs]
@@ -59,9 +59,14 @@ def train_baseline(folder: Path, run_folders: Sequence[Path], seeds: Sequence[in
     if not missing:
         return
     data = Dataset(runs[0].schema, {split: runs[0].rows(split) for split in SPLITS}, {})
-    for i, task in enumerate(data.schema.tasks):
-        if not known_rows(rows_in_memory(data, "val"), i).any():
-            raise UserError(f"--lightgbm: task {task.name} must have a known label in the validation rows")
+    for split in SPLITS:
+        rows_of_split, count = rows_in_memory(data, split), data.schema.num_rows[split]
+        if len(rows_of_split.labels) < count:
+            rule = f"must fit into memory, which up to {MAX_ANALYSED_ROWS:,} rows of each split do"
+            raise UserError(f"--lightgbm: the {count:,} {split} rows {rule}")
+        for i, task in enumerate(data.schema.tasks):
+            if not known_rows(rows_of_split, i).any():
+                raise UserError(f"--lightgbm: task {task.name} must have a known label in the {split} rows")
     for seed in tqdm(missing, desc="LightGBM", unit="seed"):
         found.append({"seed": seed, **_metrics(data, seed)})
         write_text(folder / FILE, json.dumps({"rows": rows[0], "runs": found}, indent=1) + "\n")
@@ -77,7 +82,8 @@ def read_baseline(folder: Path, run: Run) -> list[dict[str, Any]]:
         return []
     try:
         content = json.loads(read_text(path, ""))
-        return list(content["runs"]) if content["rows"] == _rows_of(run) else []
+        found = [{key: one[key] for key in ("seed", "val", "test")} for one in content["runs"]]
+        return found if content["rows"] == _rows_of(run) else []
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged; delete it, and compare with --lightgbm again") from error
 
@@ -86,6 +92,9 @@ def _rows_of(run: Run) -> dict[str, Any]:
     """The settings and files that decide which rows and labels a run has."""
     data: Any = OmegaConf.to_container(run.config.data)
     settings = {f"data.{key}": value for key, value in data.items() if key not in OTHER_KEYS}
+    for key in ("data.validation", "data.test"):
+        if not isinstance(settings.get(key), dict):  # files, not a rule
+            settings.pop(key, None)
     found = settings | {"files": dict(run.schema.files), "num_rows": dict(run.schema.num_rows)}
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 

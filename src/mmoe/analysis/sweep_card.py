@@ -27,7 +27,8 @@ def write_sweep_card(folder: Path, compared: pd.DataFrame) -> None:
     text += " Metrics are means over seeds.\n\n"
     text += _table(compared)
     if (folder / "compare.png").is_file():
-        text += "\n![metrics by option](compare.png)\n\nEach circle is one seed, and the dot is the mean.\n"
+        text += "\n![metrics by option](compare.png)\n"
+        text += "\nEach circle is one seed, and the filled markers are means.\n"
     text += "\n## Limits\n\n" + "".join(f"- {one}\n" for one in _limits(compared))
     text += "\n## Runs\n\n" + "".join(_runs(folder, facts["runs"], facts["unfinished"]))
     write_page(folder, "compare", f"Comparison: {name}", text)

@@ -217,7 +217,8 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
     if not any(str(name).startswith(f"{split}/") for name in frame):
         raise UserError(f"{folder}: its runs have no {split} rows")
     values = sorted(frame[key].unique(), key=lambda v: (isinstance(v, str), v))
-    is_text = any(isinstance(value, str) for value in values)  # then a line between the means has no sense
+    # A line between the means of names, such as those of methods, would make no sense.
+    is_text = any(isinstance(value, str) and value != LIGHTGBM for value in values)
     others = [name for name in varied if name != key]
     lines = list(frame.groupby(others, sort=False)) if others else [((), frame)]
     tasks = frame.attrs["tasks"]
@@ -232,10 +233,11 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
             colour = COLOURS[style % 4] if others else "black"
             for i, group in groups.items():
                 axes.plot([i] * len(group), group, "o", markersize=3.5, mfc="none", mec="0.55")
+            line = "" if is_text or LIGHTGBM in (values[i] for i in groups) else LINES[style % 4]
             axes.errorbar(
                 list(groups), [group.mean() for group in groups.values()],
                 [half_interval(group) if len(group) > 1 else 0.0 for group in groups.values()],
-                linestyle="" if is_text else LINES[style % 4], marker=MARKERS[style % 4], color=colour, ms=4,
+                linestyle=line, marker=MARKERS[style % 4], color=colour, ms=4,
                 capsize=4 * has_intervals,
                 label=name or ("mean, 95 % interval" if has_intervals else "one seed"),
             )  # fmt: skip

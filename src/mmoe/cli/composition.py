@@ -29,7 +29,7 @@ def composed(data: Mapping[str, Any], folder: Path, overrides: Sequence[str]) ->
         overrides: as on the command line.
 
     Raises:
-        UserError: an override is invalid, also if this shows only when the caller uses the configuration.
+        UserError: an override is invalid. Some are only found while the caller uses the configuration.
     """
     check_groups(overrides)
     before = HydraConfig.instance().cfg

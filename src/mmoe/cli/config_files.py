@@ -33,12 +33,15 @@ def check_groups(arguments: Sequence[str]) -> None:
 
 
 def _has_name(override: str) -> bool:
-    """Whether the value of an override is text, or several texts. Invalid overrides are left to Hydra."""
+    """Whether the value of an override is text, a list of texts, or a mapping, which needs no group.
+
+    Invalid overrides are left to Hydra.
+    """
     try:
         parsed = OverridesParser.create().parse_override(override)
     except OverrideParseException:
         return True
-    return parsed.is_delete() or parsed.is_sweep_override() or isinstance(parsed.value(), str | list)
+    return parsed.is_delete() or parsed.is_sweep_override() or isinstance(parsed.value(), str | list | dict)
 
 
 def check_config_files(arguments: Sequence[str]) -> None:

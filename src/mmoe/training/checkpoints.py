@@ -132,7 +132,7 @@ def newest(folder: Path) -> tuple[Path | None, dict[Path, UserError]]:
 
 
 def warn_of_damaged(folder: Path, found: Path | None, damaged: Mapping[Path, UserError]) -> None:
-    """Warn of what `newest` has found in a run folder, unless its first checkpoint is intact."""
+    """Warn of damaged checkpoints, and of a training that starts from the beginning."""
     for error in damaged.values():
         log.warning("%s; using the one before it", error)
     if found is None:
