@@ -18,9 +18,8 @@ import pandas as pd
 from commands import train_once
 from finished import check_settings
 from options import parse
-from tables import describe_rows, table, write_report
+from tables import describe_rows, mean_text, table, write_report
 
-from mmoe.intervals import half_interval
 from mmoe.training.run_folder import read_metrics, read_schema
 
 ADAGRAD = "{_target_: torch.optim.Adagrad, _partial_: true, lr: 0.05}"
@@ -74,7 +73,7 @@ def report(runs: pd.DataFrame, rows: str, out: Path) -> None:
         cells = [step]
         for task in tasks:
             change = values[task][step] - values[task][before]
-            gain = "-" if step == steps[0] else f"{change.mean():+.4f} ± {half_interval(change):.4f}"
+            gain = "-" if step == steps[0] else mean_text(change, "+.4f")
             cells += [f"{values[task][step].mean():.4f}", gain]
         lines.append(cells)
     header = ["step"]

@@ -17,10 +17,9 @@ from typing import Any
 import pandas as pd
 from commands import train_once
 from finished import check_settings
-from options import parse, stop
-from tables import describe_rows, table, write_report
+from options import integers, parse, stop
+from tables import describe_rows, mean_text, table, write_report
 
-from mmoe.intervals import half_interval
 from mmoe.training.run_folder import read_metrics, read_schema
 
 WHOLE = "census_best"
@@ -43,7 +42,10 @@ DEFAULTS = {
 def main() -> None:
     """Train on each split with each seed, and write the table."""
     options, overrides = parse(sys.argv[1:], DEFAULTS, {}, {})
-    splits, seeds = (integers(options, name) for name in ("splits", "seeds"))
+    splits, seeds = (integers(options, name, 0) for name in ("splits", "seeds"))
+    for name, values in (("splits", splits), ("seeds", seeds)):
+        if len(set(values)) < len(values):
+            stop(f"{name}={options[name]}: must be different integers")
     folder = Path(options["folder"]).absolute()
     check_settings(folder / "settings.json", {}, overrides)
     lines: list[dict[str, Any]] = []
@@ -64,14 +66,6 @@ def main() -> None:
     report(pd.DataFrame(lines), describe_rows(read_schema(run)), Path(options["out"]))
 
 
-def integers(options: dict[str, str], name: str) -> list[int]:
-    """The value of an option that is a list of integers."""
-    values = options[name].split(",")
-    if not all(value.isdigit() for value in values) or len(set(values)) < len(values):
-        stop(f"{name}={options[name]}: must be different integers, separated by commas")
-    return [int(value) for value in values]
-
-
 def report(runs: pd.DataFrame, rows: str, out: Path) -> None:
     """Write all runs, and a line for each part."""
     values = [name for name in runs if name.endswith("_auroc")]
@@ -82,8 +76,7 @@ def report(runs: pd.DataFrame, rows: str, out: Path) -> None:
         for name in values:
             found = by_part[name]
             change = found[part] - found[WHOLE]
-            shown = f"{change.mean():+.4f} ± {half_interval(change):.4f}"
-            cells.append(f"{found[part].mean():.4f}" if part == WHOLE else shown)
+            cells.append(f"{found[part].mean():.4f}" if part == WHOLE else mean_text(change, "+.4f"))
         lines.append(cells)
     header = ["setting", *(name.removesuffix("_auroc").replace("_", ", ") + " AUROC" for name in values)]
     text = [

@@ -31,14 +31,13 @@ from commands import compose_config, train_once
 from finished import cached, check_settings
 from omegaconf import OmegaConf
 from options import parse, some_of, stop
-from tables import describe_rows, table, write_report
+from tables import describe_rows, mean_text, table, write_report
 from tqdm import tqdm
 
 from mmoe import CONF_DIR, load
-from mmoe.analysis.gradient_boosting import lightgbm_inputs, train_lightgbm
+from mmoe.analysis.lightgbm_training import lightgbm_inputs, train_lightgbm
 from mmoe.build import build
 from mmoe.data.splits import Dataset
-from mmoe.intervals import half_interval
 from mmoe.training.task_metrics import TaskMetrics
 
 DEFAULTS = {
@@ -203,9 +202,9 @@ def report(frame: pd.DataFrame, options: Mapping[str, str], overrides: Sequence[
         cells = [str(features), str(model)]
         for task in tasks:
             values = runs[task].reset_index(drop=True)
-            cells.append(f"{values.mean():.4f} ± {half_interval(values):.4f}")
+            cells.append(mean_text(values))
             difference = values - trees[task].reset_index(drop=True)
-            shown = f"{difference.mean():+.4f} ± {half_interval(difference):.4f}"
+            shown = mean_text(difference, "+.4f")
             cells.append("-" if model == LIGHTGBM else shown)
         cells += [f"{runs['train'].median():.0f}", f"{runs['predict'].median() * 1000:.0f}"]
         lines.append([*cells, f"{runs['bytes'].median() / 2**20:.2f}"])

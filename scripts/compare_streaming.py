@@ -23,11 +23,10 @@ import pandas as pd
 from commands import train_once
 from finished import check_settings
 from options import parse, stop
-from tables import table
+from tables import mean_text, table
 
 from mmoe.data.census import read
 from mmoe.data.census_files import COLUMNS, NUMERIC, find_files
-from mmoe.intervals import half_interval
 
 DEFAULTS = {
     "data.dir": None, "rows": "3000000", "runs": "8",
@@ -98,8 +97,8 @@ def write_report(runs: pd.DataFrame, out: Path) -> None:
             seeds = [abs(a - b) for a, b in combinations(memory, 2)]
             lines.append([
                 str(order), metric,
-                *(f"{values.mean():.4f} ± {half_interval(values):.4f}" for values in (memory, disk)),
-                f"{(disk - memory).mean():+.5f} ± {half_interval(disk - memory):.5f}",
+                *(mean_text(values) for values in (memory, disk)),
+                mean_text(disk - memory, "+.5f"),
                 f"{(disk - memory).abs().mean():.5f}", f"{np.mean(seeds):.5f}",
             ])  # fmt: skip
     header = [

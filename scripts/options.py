@@ -40,6 +40,14 @@ def some_of(options: Mapping[str, str], key: str, known: Collection[str]) -> lis
     return names
 
 
+def integers(options: Mapping[str, str], key: str, least: int) -> list[int]:
+    """The value of an option that is a list of integers of at least `least`."""
+    values = options[key].split(",")
+    if not all(value.isdigit() and int(value) >= least for value in values):
+        stop(f"{key}={options[key]}: must be integers of at least {least}")
+    return [int(value) for value in values]
+
+
 def stop(message: str) -> NoReturn:
     """Report a mistake in one line and exit with code 2, as the commands of mmoe do."""
     print(f"error: {message}", file=sys.stderr)

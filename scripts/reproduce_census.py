@@ -30,7 +30,7 @@ from finished import check_settings
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from options import parse, some_of, stop
-from tables import describe_rows, table
+from tables import describe_rows, mean_text, table
 
 from mmoe import Schema
 from mmoe.build import build
@@ -238,10 +238,10 @@ def result_table(frame: pd.DataFrame, group: str) -> str:
                 str(method),
                 str(len(runs)),
                 f"{main.max():.4f}",
-                f"{main.mean():.4f} ± {half_interval(main):.4f}",
+                mean_text(main),
                 f"{main.std():.4f}",
                 f"{other[main.idxmax()]:.4f}",
-                f"{other.mean():.4f} ± {half_interval(other):.4f}",
+                mean_text(other),
                 f"{other.std():.4f}",
                 " / ".join(published[:2]),
                 " / ".join(published[2:]),

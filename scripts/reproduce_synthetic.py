@@ -36,7 +36,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from options import parse, stop
-from tables import table
+from tables import mean_text, table
 from tqdm import tqdm
 
 from mmoe.data.synthetic_generator import RowGenerator
@@ -340,7 +340,7 @@ def loss_table(runs: pd.DataFrame, path: Path) -> str:
         rows.append(
             [
                 NAMES[model], f"{cosine:g}", f"{rate:g}",
-                f"{values.mean():.3f} ± {half_interval(values):.3f}", f"{values.std():.3f}", *quantiles,
+                mean_text(values, ".3f"), f"{values.std():.3f}", *quantiles,
                 "-" if paper is None else f"{paper:.3f}", f"{group['parameters'].iloc[0]:,}",
             ]
         )  # fmt: skip
@@ -357,7 +357,7 @@ def rate_table(results: Results) -> list[str]:
     rows = []
     for (model, cosine), group in ends.groupby(["model", "cosine"], sort=False):
         losses = [group.loc[group["rate"] == rate, "loss"] for rate in rates]
-        cells = [f"{v.mean():.3f} ± {half_interval(v):.3f} (sd {v.std():.3f})" for v in losses]
+        cells = [f"{mean_text(v, '.3f')} (sd {v.std():.3f})" for v in losses]
         rows.append([NAMES[model], f"{cosine:g}", *cells])
     return [
         f"Final losses of {results.options['trials']} trials at each rate:",

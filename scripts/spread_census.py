@@ -21,9 +21,8 @@ import pandas as pd
 from commands import train_once
 from finished import check_settings
 from options import parse, stop
-from tables import describe_rows, table, write_report
+from tables import describe_rows, mean_text, table, write_report
 
-from mmoe.intervals import half_interval
 from mmoe.training.run_folder import read_metrics, read_schema
 
 DEFAULTS = {
@@ -88,7 +87,7 @@ def report(runs: pd.DataFrame, rows: str, out: Path) -> None:
             change = (own.set_index(["split", "seed"])[task] - best).groupby("split").mean()
             lines.append([
                 str(task).removesuffix("_auroc"), str(count), f"{own[task].mean():.4f}",
-                "-" if count == ALL else f"{change.mean():+.5f} ± {half_interval(change):.5f}",
+                "-" if count == ALL else mean_text(change, "+.5f"),
                 *(f"{found[name]:.5f}" for name in ("split", "seed", "rest")),
                 f"{own['epoch'].mean():.1f} ± {own['epoch'].std():.1f}",
             ])  # fmt: skip

@@ -15,7 +15,7 @@ from table_lightgbm import predict_with_lightgbm
 from table_networks import Overrides, encoded_rows, predict_with_networks
 from table_report import MMOE
 
-from mmoe.analysis.gradient_boosting import known_rows
+from mmoe.analysis.lightgbm_training import known_rows
 from mmoe.data.splits import Dataset
 
 NETWORKS = {MMOE: "mmoe", "shared bottom": "shared_bottom", "single-task": "single_task"}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from table_networks import limit_rows
 
-from mmoe.analysis.gradient_boosting import lightgbm_inputs, train_lightgbm
+from mmoe.analysis.lightgbm_training import lightgbm_inputs, train_lightgbm
 from mmoe.data.splits import Dataset
 
 MAX_ROUNDS, PATIENCE = 500, 30  # boosting rounds; the validation rows choose their number

@@ -16,7 +16,7 @@ from commands import compose_config
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from mmoe.analysis.gradient_boosting import known_rows
+from mmoe.analysis.lightgbm_training import known_rows
 from mmoe.build import build
 from mmoe.data.batch import Batch, take
 from mmoe.data.loader import RowLoader

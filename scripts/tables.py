@@ -6,12 +6,18 @@ from pathlib import Path
 import pandas as pd
 
 from mmoe import Schema
+from mmoe.intervals import half_interval
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     header = list(header)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def mean_text(values: pd.Series, form: str = ".4f") -> str:
+    """The mean, written with `form`, and half its 95 % interval with the same decimals."""
+    return f"{values.mean():{form}} ± {half_interval(values):{form.removeprefix('+')}}"
 
 
 def describe_rows(schema: Schema) -> str:

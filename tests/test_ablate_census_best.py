@@ -42,8 +42,11 @@ def test_each_part_is_left_out_alone(script: Callable[..., Result]):
     assert f" | {change.mean():+.4f} ± {half_interval(change):.4f} | " in line
 
 
-@pytest.mark.parametrize("seeds", ["1,x", "1,1", ""])
-def test_seeds_must_be_different_integers(script: Callable[..., Result], seeds: str):
+@pytest.mark.parametrize(
+    ("seeds", "rule"),
+    [("1,x", "integers of at least 0"), ("1,1", "different integers"), ("", "integers of at least 0")],
+)
+def test_seeds_must_be_different_integers(script: Callable[..., Result], seeds: str, rule: str):
     done = script("ablate_census_best", f"seeds={seeds}")
     assert done.code == 2
-    assert done.err == f"error: seeds={seeds}: must be different integers, separated by commas\n"
+    assert done.err == f"error: seeds={seeds}: must be {rule}\n"

@@ -230,7 +230,7 @@ def test_a_bug_while_a_configuration_is_composed_looks_like_a_bug(monkeypatch: p
 
 
 def test_a_table_has_all_settings_of_the_data_module():
-    config = table().config()
+    config = table().config("run")
     assert config.keys() - {"_target_"} == {"train", "test", "tasks", *default_settings()}
     assert TableData.__init__.__kwdefaults__["num_bins"] == config["num_bins"]
     given = ("data.stream=true", "data.batch_size=64", "data.validation.fraction=0.2")

@@ -170,7 +170,7 @@ def test_the_last_rows_by_dates_with_the_day_first(day_first: bool | None):
 def test_an_exported_network_reads_dates_as_the_run_does():
     pytest.importorskip("onnxruntime")
     from mmoe.export import export
-    from mmoe.onnx_scorer import OnnxScorer
+    from mmoe.models.onnx_scorer import OnnxScorer
 
     for day_first in (True, False):
         given = mmoe.Table(

@@ -29,7 +29,6 @@ ORDER = (
         "compare",
         "describe",
         "api",
-        "onnx_scorer",
     ),
 )
 PLACES = {part: place for place, parts in enumerate(ORDER) for part in parts}

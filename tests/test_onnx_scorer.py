@@ -13,10 +13,11 @@ import pytest
 from numpy.testing import assert_allclose
 
 import mmoe
-from mmoe import Run, onnx_scorer
+from mmoe import Run
 from mmoe.data.encode import encode
 from mmoe.export import export
-from mmoe.onnx_scorer import OnnxScorer
+from mmoe.models import onnx_scorer
+from mmoe.models.onnx_scorer import OnnxScorer
 
 UTC = datetime.UTC
 DAY = 86400

@@ -1,1 +1,4 @@
-"""The benchmarks of `scripts/bench.py`, a file each. Their function `measure` returns the results."""
+"""The benchmarks of `scripts/bench.py`: each `bench_*.py`, and time_to_auroc.py, has a function `measure`.
+
+measurement.py, random_table.py and result_table.py serve all of them.
+"""

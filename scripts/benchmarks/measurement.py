@@ -1,5 +1,6 @@
 """How the programs of a benchmark are run and timed."""
 
+import gzip
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from options import stop
+from options import integers, stop
 
 SCRIPTS = Path(__file__).parents[1]
 # Without early stopping, all runs train for the same number of epochs.
@@ -35,11 +36,8 @@ class Bench:
         }
 
     def integers(self, name: str) -> list[int]:
-        """The value of an option that is a list of integers."""
-        values = self.options[name].split(",")
-        if not all(value.isdigit() and int(value) for value in values):
-            stop(f"{name}={self.options[name]}: must be integers of at least 1")
-        return [int(value) for value in values]
+        """The value of an option that is a list of integers of at least 1."""
+        return integers(self.options, name, 1)
 
     def run(self, *arguments: str) -> tuple[str, float, float]:
         """Run Python; return its output, seconds and peak memory in MB. If it fails, exit with its code."""
@@ -102,3 +100,8 @@ def speeds_by(
             rounds[value].append(measure(value))
     speeds = {value: medians(found) for value, found in rounds.items()}
     return {"x": x, "rounds": rounds, "samples_per_second": speeds}
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a plain or gzipped file."""
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

@@ -1,6 +1,5 @@
 """Seconds from a command to a validation AUROC of income: mmoe and other libraries."""
 
-import gzip
 import json
 import statistics
 import subprocess
@@ -14,7 +13,7 @@ import pytorch_lightning as pl
 from commands import compose_config
 from options import stop
 
-from benchmarks.measurement import Bench
+from benchmarks.measurement import Bench, read_bytes
 from mmoe.build import build
 from mmoe.data.census_files import NAMES, find_files
 
@@ -115,11 +114,6 @@ def write_rows(overrides: Sequence[str], folder: Path) -> None:
     files = find_files(config.data.dir, config.data.source, config.data.url, folder)
     validated = build(config, "data").dataset.positions["val"].tolist()
     folder.mkdir()
-    (folder / NAMES["train"]).write_bytes(read(files.train))
-    lines = read(files.test).splitlines(keepends=True)
+    (folder / NAMES["train"]).write_bytes(read_bytes(files.train))
+    lines = read_bytes(files.test).splitlines(keepends=True)
     (folder / NAMES["test"]).write_bytes(b"".join(lines[i] for i in validated))
-
-
-def read(path: Path) -> bytes:
-    """The content of a plain or gzipped file."""
-    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

@@ -7,180 +7,26 @@ scores = run.predict(new)
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
 from mmoe.atomic import write
+from mmoe.checks import check_argument
 from mmoe.cli.command import ignore_warnings
 from mmoe.cli.composition import composed
-from mmoe.data.column_guess import Guess, guess
-from mmoe.data.column_options import column_options
-from mmoe.data.column_values import values_of
-from mmoe.data.csv_options import CsvOptions
-from mmoe.data.data_files import find_files
-from mmoe.data.draft import batch_size
-from mmoe.data.fraction_guess import USUAL
-from mmoe.data.frames import table_of_frame
-from mmoe.data.split_rules import parse_split
-from mmoe.data.suspects import find_suspects
-from mmoe.data.table import default_settings
-from mmoe.data.table_files import read_table
-from mmoe.data.task_guess import TaskGuess, guess_task
-from mmoe.errors import ArgumentError, UserError, is_disk_error, unknown_key
-from mmoe.tasks import Task, task_from_config, task_to_config
+from mmoe.data.annotated_table import Table
+from mmoe.errors import UserError, is_disk_error
 from mmoe.training.run_folder import CARDS, FILES
 from mmoe.training.stored_config import FOLDER, holds_runs
 
 if TYPE_CHECKING:
     from mmoe.run import Run
-
-Rows = pd.DataFrame | str | Path | Sequence[str]
-
-
-class Table:
-    """Rows with the kinds of their columns and the tasks to learn. `repr` shows the kinds and the tasks.
-
-    Args:
-        train: training rows: a DataFrame, or files as in the `train` of a configuration.
-        tasks: a mapping from the name of each task to a task, such as `Regression("spend")`, or to the
-            column of its label; the kind of the task is then guessed. A list of columns makes tasks with the
-            names of their columns.
-        test, validation: rows as for `train`, or a rule that takes them from the training rows, such as
-            `{"fraction": 0.1, "by": "user_id"}`; see `mmoe.data.split_rules.SplitRule`. The default
-            fractions are 0.2 for the test and 0.1 for validation.
-        columns: kinds by column, as in a configuration; None leaves a column out. The kinds of the other
-            columns are guessed.
-        main_task: the task whose validation metric chooses the epoch; by default the first.
-        weight: a column with the weight of each row in the loss.
-        group_by: a column with the group of each row, such as a user's id, for the metric `grouped_auroc`.
-        csv: how CSV files are written, as in a configuration.
-
-    Raises:
-        UserError: the rows cannot be read, or an argument breaks a rule.
-    """
-
-    def __init__(
-        self,
-        train: Rows,
-        tasks: Mapping[str, str | Task] | Sequence[str],
-        test: Rows | Mapping[str, Any] | None = None,
-        validation: Rows | Mapping[str, Any] | None = None,
-        columns: Mapping[str, Any] | None = None,
-        main_task: str | None = None,
-        weight: str | None = None,
-        group_by: str | None = None,
-        csv: Mapping[str, Any] | None = None,
-    ) -> None:
-        by_name = _parse_tasks(tasks)
-        is_task = isinstance(main_task, str) and main_task in by_name
-        _check(main_task is None or is_task, "main_task", main_task, f"must be one of {', '.join(by_name)}")
-        for name, options in (("columns", columns), ("csv", csv)):
-            _check(isinstance(options, Mapping | None), name, options, "must be a mapping")
-        self._options = {
-            "main_task": main_task, "weight": weight, "group_by": group_by, "csv": dict(csv) if csv else None
-        }  # fmt: skip
-        csv_options = CsvOptions.parse(csv)
-        given_rows = {
-            "train": train,
-            "validation": {"fraction": USUAL.validation} if validation is None else validation,
-            "test": {"fraction": USUAL.test} if test is None else test,
-        }
-        self._rows = {name: _parse_rows(name, rows) for name, rows in given_rows.items()}
-        table = self._rows["train"]
-        if not isinstance(table, pa.Table):
-            table = read_table(find_files(table), csv_options)
-        self.num_rows = len(table)
-        self._values = {name: values_of(name, table[name]) for name in table.column_names}
-        for name, column in (("weight", weight), ("group_by", group_by)):
-            if column is not None:
-                self._check_column(name, column)
-        given = dict(columns or {})
-        for name, kind in given.items():
-            self._check_column("columns", name)
-            if kind is not None:
-                column_options(name, kind)
-        guessed = {name: self._guess_task(name, task) for name, task in by_name.items()}
-        named = self._named_tasks(by_name, guessed)
-        self.tasks = {name: task_to_config(task) for name, task in named.items()}
-        used = {str(task[key]) for task in self.tasks.values() for key in ("column", "weight") if key in task}
-        used |= {weight} if weight else set()
-        for rule in (validation, test):
-            if isinstance(rule, Mapping) and "column" in rule:
-                used.add(str(rule["column"]))
-        self._guesses = [guess(v) for name, v in self._values.items() if name not in used | given.keys()]
-        inputs = [one.values for one in self._guesses if not one.reason]
-        self.suspects = find_suspects([one for one in guessed.values() if one], inputs)
-        found = {one.values.name: one.to_plain() for one in self._guesses if self._is_input(one)}
-        kinds = found | given
-        self.columns = {name: kinds[name] for name in self._values if kinds.get(name) is not None}
-
-    def __repr__(self) -> str:
-        width = max(map(len, self._values))
-        lines = [f"Table of {self.num_rows:,} rows"]
-        for name, task in self.tasks.items():
-            others = {key: value for key, value in task.items() if key not in ("column", "kind")}
-            lines.append(f"  {task['column']:<{width}}  task {name}: {task['kind']}{_in_brackets(others)}")
-        for name, kind in self.columns.items():
-            options = dict(kind) if isinstance(kind, Mapping) else {"kind": kind}
-            lines.append(f"  {name:<{width}}  {options.pop('kind', '')}{_in_brackets(options)}")
-        for one in self._guesses:
-            if not self._is_input(one):
-                reason = one.reason or f"gives a label away: {self.suspects[one.values.name]}"
-                lines.append(f"  {one.values.name:<{width}}  left out: {reason}")
-        return "\n".join(lines)
-
-    def config(self) -> dict[str, Any]:
-        """The configuration of the data module. DataFrames are named as files in the run folder."""
-        rows = {}
-        for name, given in self._rows.items():
-            rows[name] = f"{FOLDER}/data/{name}.parquet" if isinstance(given, pa.Table) else given
-        return {
-            "_target_": "mmoe.data.table.TableData", **default_settings(), **rows, **self._options,
-            "batch_size": batch_size(self.num_rows),
-            "columns": self.columns, "tasks": self.tasks,
-        }  # fmt: skip
-
-    def frames(self, folder: Path) -> dict[Path, pa.Table]:
-        """The DataFrames, by the files in the run folder that `config` names."""
-        tables = {name: given for name, given in self._rows.items() if isinstance(given, pa.Table)}
-        return {folder / "data" / f"{name}.parquet": table for name, table in tables.items()}
-
-    def _check_column(self, argument: str, name: Any) -> None:
-        is_column = isinstance(name, str) and name in self._values
-        _check(is_column, argument, name, unknown_key(str(name), list(self._values)))
-
-    def _guess_task(self, name: str, task: str | Task) -> TaskGuess | None:
-        """What the values say about a task; None if its labels have a single value."""
-        column = task if isinstance(task, str) else task.column
-        if column not in self._values:
-            raise ArgumentError(f"tasks.{name}: column {column!r} {unknown_key(column, list(self._values))}")
-        try:
-            return guess_task(name, self._values[column])
-        except UserError:
-            if isinstance(task, str):
-                raise
-            return None
-
-    def _named_tasks(self, tasks: Mapping[str, str | Task], guessed: Mapping[str, Any]) -> dict[str, Task]:
-        """Each task with its name. A task that is given as a column is the guessed one."""
-        named = {}
-        for name, task in tasks.items():
-            if isinstance(task, Task):
-                named[name] = replace(task, name=name)
-            else:
-                named[name] = task_from_config(name, guessed[name].to_plain())
-        return named
-
-    def _is_input(self, one: Guess) -> bool:
-        return not one.reason and one.values.name not in self.suspects
 
 
 def fit(table: Table, folder: Path | str, *overrides: str) -> "Run":
@@ -198,11 +44,11 @@ def fit(table: Table, folder: Path | str, *overrides: str) -> "Run":
     from mmoe.train import train
 
     started = time.perf_counter()
-    _check(isinstance(table, Table), "table", table, "must be a mmoe.Table")
+    check_argument(isinstance(table, Table), "table", table, "must be a mmoe.Table")
     is_path = isinstance(folder, Path) or (isinstance(folder, str) and folder != "")
-    _check(is_path, "folder", folder, "must be the path of a folder")
+    check_argument(is_path, "folder", folder, "must be the path of a folder")
     for one in overrides:
-        _check(isinstance(one, str), "overrides", one, "must be text such as 'model.num_experts=4'")
+        check_argument(isinstance(one, str), "overrides", one, "must be text such as 'model.num_experts=4'")
     folder = Path(folder)
     frames = table.frames(folder)
     if (folder / "config.yaml").exists():
@@ -214,7 +60,7 @@ def fit(table: Table, folder: Path | str, *overrides: str) -> "Run":
         if path.exists():
             rule = f"must not hold {path.relative_to(folder)}, which the run writes"
             raise UserError(f"folder={folder}: {rule}; name another folder, or move the file")
-    with warnings.catch_warnings(), composed(table.config(), folder, overrides) as config:
+    with warnings.catch_warnings(), composed(table.config(FOLDER), folder, overrides) as config:
         ignore_warnings()
         with _written(frames, folder):
             run = train(config, folder, False, started)
@@ -246,46 +92,3 @@ def _written(frames: Mapping[Path, pa.Table], folder: Path) -> Iterator[None]:
                 with suppress(OSError):  # the folder holds other files, or was not made
                     path.rmdir()
         raise
-
-
-def _check(is_valid: bool, name: str, value: Any, rule: str) -> None:
-    """Raise ArgumentError, on one line, unless the value of an argument is valid."""
-    if not is_valid:
-        text = " ".join(str(value).split())
-        raise ArgumentError(f"{name}={text if len(text) <= 60 else text[:57] + '...'}: {rule}")
-
-
-def _parse_rows(name: str, given: Any) -> Any:
-    """Rows as a configuration has them: a list of files, or a rule. A DataFrame becomes an Arrow table."""
-    if isinstance(given, pd.DataFrame):
-        try:
-            return table_of_frame(given)
-        except UserError as error:
-            raise ArgumentError(f"{name}: {error}") from None
-    if isinstance(given, Mapping) and name != "train":
-        parse_split(name, given)
-        return dict(given)
-    files = [given] if isinstance(given, str | Path) else given
-    are_files = isinstance(files, list | tuple) and all(isinstance(f, str | Path) and str(f) for f in files)
-    rule = "must be a DataFrame, a file or a list of files"
-    rule += "" if name == "train" else ", or a mapping such as {'fraction': 0.1}"
-    _check(are_files and len(files) > 0, name, given, rule)
-    return [str(file) for file in files]
-
-
-def _parse_tasks(tasks: Any) -> Mapping[str, str | Task]:
-    """The tasks by name."""
-    is_list = isinstance(tasks, list | tuple) and all(isinstance(name, str) for name in tasks)
-    by_name = {name: name for name in tasks} if is_list else tasks
-    is_mapping = isinstance(by_name, Mapping) and all(isinstance(name, str) and name for name in by_name)
-    rule = "must map names of tasks to tasks or columns, or be a list of columns; all names are text"
-    _check(is_mapping and len(by_name) > 0, "tasks", tasks, rule)
-    for name, task in by_name.items():
-        rule = f"must be a column's name, or a task such as mmoe.Regression({name!r})"
-        _check(isinstance(task, str | Task), f"tasks.{name}", task, rule)
-    return by_name
-
-
-def _in_brackets(options: Mapping[str, Any]) -> str:
-    listed = ", ".join(f"{key} {value}" for key, value in options.items())
-    return f" ({listed})" if listed else ""

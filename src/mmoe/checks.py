@@ -77,3 +77,10 @@ def check_finite(least: float, **values: Any) -> list[float]:
         if not is_number(value, Real) or not least <= value < math.inf:
             raise ArgumentError(f"{name}={value}: must be a finite number of at least {least:g}")
     return [float(value) for value in values.values()]
+
+
+def check_argument(is_valid: bool, name: str, value: Any, rule: str) -> None:
+    """Raise ArgumentError, on one line, unless the value of an argument is valid."""
+    if not is_valid:
+        text = " ".join(str(value).split())
+        raise ArgumentError(f"{name}={text if len(text) <= 60 else text[:57] + '...'}: {rule}")

@@ -31,9 +31,10 @@ def compare(folder: Path, key: str | None = None, lightgbm: bool = False) -> Non
 
     With `lightgbm`, LightGBM is trained first, with the seeds of the runs.
     """
-    from mmoe.analysis.lightgbm_baseline import check_installed, train_baseline
     from mmoe.analysis.sweep_card import write_sweep_card
-    from mmoe.analysis.sweep_results import plot_sweep, sweep_runs, sweep_table
+    from mmoe.analysis.sweep_lightgbm import check_installed, train_baseline
+    from mmoe.analysis.sweep_results import plot_sweep, sweep_table
+    from mmoe.analysis.sweep_runs import sweep_runs
 
     if lightgbm:
         check_installed()

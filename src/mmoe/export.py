@@ -40,7 +40,7 @@ def export(
 ) -> tuple[Path, float]:
     """Write a run's network and schema to one file, and compare the file's predictions with the network's.
 
-    The schema is needed to encode raw rows, as `mmoe.onnx_scorer` does. ONNX stores it as the metadata
+    The schema is needed to encode raw rows, as `mmoe.models.onnx_scorer` does. ONNX stores it as the metadata
     `schema`, and torch.export as the extra file `schema.json`. `format` is `onnx` (needs
     `pip install mmoe[export]`) or `torch_export`. Without `target`, the file is written to the run folder.
     `checkpoint` and `replica` are as in `Run`.

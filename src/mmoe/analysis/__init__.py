@@ -23,7 +23,8 @@ from mmoe.analysis.probabilities import (
     precision_recall,
     roc,
 )
-from mmoe.analysis.sweep_results import plot_sweep, sweep_runs, sweep_table
+from mmoe.analysis.sweep_results import plot_sweep, sweep_table
+from mmoe.analysis.sweep_runs import sweep_runs
 from mmoe.analysis.training_curves import plot_training_curves, training_curves
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from mmoe.analysis.gradient_boosting import known_rows, lightgbm_inputs, rows_in_memory, train_lightgbm
+from mmoe.analysis.lightgbm_training import known_rows, lightgbm_inputs, rows_in_memory, train_lightgbm
 from mmoe.atomic import write_text
 from mmoe.data.splits import SPLITS, Dataset
 from mmoe.errors import UserError

@@ -5,8 +5,7 @@ from typing import Any
 
 from options import stop
 
-from benchmarks.measurement import Bench
-from benchmarks.time_to_auroc import read
+from benchmarks.measurement import Bench, read_bytes
 from mmoe.data.census_files import NAMES
 
 
@@ -35,7 +34,7 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
 
 def write_copies(source: Path, target: Path, count: int) -> None:
     """Write the content of a plain or gzipped file `count` times."""
-    content = read(source)
+    content = read_bytes(source)
     with target.open("wb") as out:
         for _ in range(count):
             out.write(content)

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from sklearn.metrics import roc_auc_score
 
 from mmoe import load
-from mmoe.analysis.gradient_boosting import level_inputs, lightgbm_inputs
-from mmoe.analysis.lightgbm_baseline import FILE
+from mmoe.analysis.lightgbm_training import level_inputs, lightgbm_inputs
+from mmoe.analysis.sweep_lightgbm import FILE
 from mmoe.data.batch import Batch, take
 from mmoe.data.schema import Categorical, Schema
 from mmoe.data.splits import Dataset
@@ -122,8 +122,8 @@ def test_lightgbm_is_a_line_beside_the_methods(sweep: str, command: Callable[[st
 
 
 def test_its_metrics_are_those_of_scikit_learn(sweep: str, command: Callable[[str], Command]):
-    from mmoe.analysis.gradient_boosting import train_lightgbm
-    from mmoe.analysis.lightgbm_baseline import MAX_ROUNDS, PARAMETERS, PATIENCE, PRIOR
+    from mmoe.analysis.lightgbm_training import train_lightgbm
+    from mmoe.analysis.sweep_lightgbm import MAX_ROUNDS, PARAMETERS, PATIENCE, PRIOR
 
     assert command("compare")(sweep, "--lightgbm").code == 0
     run = load("sweep/0")

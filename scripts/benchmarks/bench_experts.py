@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bench_train import mmoe_and_loops
 from benchmarks.measurement import Bench, speeds_by
-from benchmarks.train import mmoe_and_loops
 
 
 def measure(bench: Bench, folder: Path) -> dict[str, Any]:
