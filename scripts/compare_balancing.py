@@ -7,12 +7,14 @@ usage: MMOE_TABLES_DIR=... python scripts/compare_balancing.py data.dir=... [opt
     seeds=16           runs of each contestant, as replicas
     trials=10          trials in each contestant's search
     folder=runs/compare_balancing   studies and run folders; finished ones are used again
-    out=docs/results/balancing      folder for the tables, the results of all runs, and the figure
+    out=docs/results/balancing      folder for the tables, the figure, and the results of all runs: a file for
+                                    each data set; contestants in these files are not computed again
 
 Each contestant is tuned by mmoe.tune with the same number of trials, for the best validation metric of the
 main task. `constant` is MMoE with constant weights of the losses. A stopped script continues when it is
-started again; with other contestants, it adds them. All other arguments are overrides for the trainings;
-data.dir and data.source are those of the census data.
+started again; with other contestants, it adds them. Several processes may share the folders if each has other
+data sets. All other arguments are overrides for the trainings; data.dir and data.source are those of the
+census data.
 """
 
 import os
@@ -28,6 +30,7 @@ from options import parse, some_of, stop
 from tables import table
 
 from mmoe import CONF_DIR
+from mmoe.atomic import write_text
 from mmoe.intervals import half_interval
 from mmoe.tasks import validation_metrics
 from mmoe.training.run_folder import read_metrics, read_schema
@@ -64,20 +67,32 @@ def main() -> None:
     chosen = known if options["contestants"] == "all" else some_of(options, "contestants", known)
     if "MMOE_TABLES_DIR" not in os.environ and any(TABLES in DATASETS[name] for name in datasets):
         stop("MMOE_TABLES_DIR: must be set to the folder of the tables")
+    out = Path(options["out"])
     settings = {key: options[key] for key in ("seeds", "trials")}
-    check_settings(Path(options["folder"]) / "settings.json", settings, overrides)
+    for folder in (Path(options["folder"]), out):
+        check_settings(folder / "settings.json", settings, overrides)
     census = [override for override in overrides if override.startswith(("data.dir=", "data.source="))]
     others = [override for override in overrides if override not in census]
-    runs: list[dict[str, Any]] = []
     for dataset in datasets:
-        given = [*DATASETS[dataset], *(census if dataset.startswith("census") else []), *others]
+        rows = ["data.source=official", *census] if dataset.startswith("census") else []
+        given = [*DATASETS[dataset], *rows, *others]
         for name in dict.fromkeys([BASELINE, *chosen]):
-            if dataset in ONLY_FOR.get(name, DATASETS):
+            runs = read_runs(out, dataset)
+            if dataset in ONLY_FOR.get(name, DATASETS) and name not in set(runs["contestant"]):
                 print(f"{dataset}: {name}", flush=True)
-                runs += results(
-                    Path(options["folder"]).absolute() / dataset / name, dataset, name, given, options
-                )
-        write_report(pd.DataFrame(runs), Path(options["out"]), options)  # of all data sets so far
+                folder = Path(options["folder"]).absolute() / dataset / name
+                new = pd.DataFrame(results(folder, dataset, name, given, options))
+                runs = pd.concat([runs, new]) if len(runs) else new
+                runs = runs.sort_values("contestant", key=lambda names: names.map(known.index), kind="stable")
+                write_text(out / f"{dataset}.csv", runs.to_csv(index=False, float_format="%.6f"))
+    finished = [read_runs(out, dataset) for dataset in DATASETS if (out / f"{dataset}.csv").exists()]
+    write_report(pd.concat(finished), out, options)
+
+
+def read_runs(out: Path, dataset: str) -> pd.DataFrame:
+    """The results of a data set's runs: one line for each contestant, seed and task. No lines yet: no file."""
+    path = out / f"{dataset}.csv"
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["contestant"])
 
 
 def results(
@@ -140,9 +155,7 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_report(runs: pd.DataFrame, out: Path, options: dict[str, str]) -> None:
-    """Write all runs, a table for each data set, and the figure."""
-    out.mkdir(parents=True, exist_ok=True)
-    runs.to_csv(out / "runs.csv", index=False, float_format="%.6f")
+    """Write a table for each data set, and the figure."""
     found = differences(runs)
     text = [
         f"Test metrics of {options['seeds']} seeds, after {options['trials']} trials of each contestant. `±`"

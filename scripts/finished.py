@@ -24,13 +24,13 @@ def cached(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def check_settings(path: Path, settings: Mapping[str, Any], overrides: Sequence[str]) -> None:
     """Stop if the folder of `path` holds results of other settings or overrides. The file `path` keeps them.
 
-    A setting that the file lacks is accepted. The settings of the machine are not compared.
+    A setting that the file lacks is accepted. The settings of the machine are neither compared nor kept.
     """
-    given = {**settings, "overrides": list(overrides)}
+    given = {**settings, "overrides": deciding_overrides(overrides)}
     stored = json.loads(path.read_text()) if path.is_file() else {}
     before = {**given, **stored}
     differ = [key for key in settings if deciding_values(before[key]) != deciding_values(settings[key])]
-    if deciding_overrides(before["overrides"]) != deciding_overrides(overrides):
+    if before["overrides"] != given["overrides"]:
         differ.append("overrides")
     if differ:
         stop(f"folder={path.parent}: holds results of other settings: {', '.join(differ)}")

@@ -1,5 +1,6 @@
 """The comparison of balancing strategies and of MMoE's descendants."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +13,26 @@ from conftest import Result
 def test_contestants_are_compared_with_constant_weights(script: Callable[..., Result]):
     options = ["datasets=census", "trials=1", "seeds=2", "out=out", "data.source=sample"]
     assert script("compare_balancing", "contestants=uncertainty,stem,esmm", *options).code == 0
-    runs = pd.read_csv("out/runs.csv")
+    runs = pd.read_csv("out/census.csv")
     assert list(runs["contestant"].unique()) == ["constant", "uncertainty", "stem"]  # esmm needs a funnel
     assert runs.groupby(["contestant", "task"]).size().eq(2).all()
     assert runs["value"].between(0.5, 1).all()
     text = Path("out/balancing.md").read_text()
     assert "| constant | 0.9" in text
     assert Path("out/balancing.png").stat().st_size > 5000
+
+
+def test_finished_contestants_are_not_computed_again(
+    script: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+):
+    results = Path(__file__).parent.parent / "docs/results/balancing"
+    shutil.copytree(results, "out")
+    Path("out/balancing.md").unlink()
+    monkeypatch.setenv("MMOE_TABLES_DIR", "tables")  # a folder that does not exist, so no training can start
+    assert script("compare_balancing", "datasets=hillstrom", "out=out").code == 0
+    assert Path("out/balancing.md").read_text() == (results / "balancing.md").read_text()
+    done = script("compare_balancing", "datasets=hillstrom", "out=out", "trials=11", "folder=other")
+    assert (done.code, done.err) == (2, "error: folder=out: holds results of other settings: trials\n")
 
 
 @pytest.mark.parametrize(
