@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def read_runs(out: Path, dataset: str) -> pd.DataFrame:
-    """The results of a data set's runs: one line for each contestant, seed and task. No lines yet: no file."""
+    """The results of a data set's runs, one line for each contestant, seed and task, if any exist yet."""
     path = out / f"{dataset}.csv"
     return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["contestant"])
 
