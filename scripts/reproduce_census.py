@@ -3,25 +3,25 @@
 usage: python scripts/reproduce_census.py group=1 data.dir=... [option=value ...]
 
     group=1|2          main task: income (1) or education, at least college (2); the other: never married
-    seeds=20           runs of each method, a multiple of chunk; if you raise it, finished runs are used again
+    seeds=20           runs of each method, a multiple of chunk; if you raise it, runs are added
     chunk=10           runs that are trained at once, as replicas
     trials=30          trials in each method's search
     budget=tuned       matched: set each method's width so that it has as many parameters as the tuned mmoe
     methods=paper      the paper's methods and PLE; all: the descendants of MMoE too; or names: mmoe,ple
     folder=runs/reproduce_census   studies and run folders; finished ones are used again
-    out=docs/results/census        folder for tables, figure and tuned configurations
+    out=docs/results/census        folder for the tables, the figure, the results of all runs and the tuned
+                                   configurations; methods tuned there and runs with results there are
+                                   used again
     sample=false       true: allow the bundled sample, which is synthetic
 
 All other arguments are overrides for the training, such as data.dir. A stopped script continues when it is
-started again. Several processes may share a folder if each has other methods. The tables have all methods
-with at least two finished runs there.
+started again. Several processes may share the folders if each has other methods. The tables have all methods
+with results.
 """
 
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,10 +33,11 @@ from options import parse, some_of, stop
 from tables import describe_rows, mean_text, table
 
 from mmoe import Schema
+from mmoe.atomic import write_text
 from mmoe.build import build
 from mmoe.intervals import half_interval
 from mmoe.training.preparation import build_network
-from mmoe.training.run_folder import has_ended, read_metrics, read_schema
+from mmoe.training.run_folder import read_metrics
 
 PAPER = (
     "single_task", "shared_bottom", "l2_constrained", "cross_stitch", "tensor_factorization", "omoe", "mmoe",
@@ -82,35 +83,47 @@ def main() -> None:
         stop(f"seeds={options['seeds']}: must be a multiple of chunk={options['chunk']}")
     method_sets = {"paper": list(PAPER), "all": list(METHODS)}
     methods = method_sets.get(options["methods"]) or some_of(options, "methods", METHODS)
-    root = Path(options["folder"]) / f"group{options['group']}"
+    group, is_matched = options["group"], options["budget"] == "matched"
+    root, out = Path(options["folder"]) / f"group{group}", Path(options["out"])
     source = f"data.source={'auto' if options['sample'] == 'true' else 'official'}"
-    overrides = [f"experiment={EXPERIMENTS[options['group']]}", *overrides, source]
-    compose_config(*overrides)  # a mistake in an override stops here
+    overrides = [f"experiment={EXPERIMENTS[group]}", *overrides, source]
+    schema: Schema = build(compose_config(*overrides), "data").schema  # a mistake in an override stops here
     settings = {key: options[key] for key in ("trials", "chunk", "sample")}
-    check_settings(root / "settings.json", settings, overrides)
-    is_matched = options["budget"] == "matched"
+    for path in (root / "settings.json", out / f"group{group}_settings.json"):
+        check_settings(path, settings, overrides)
     for method in [*(["mmoe"] if is_matched and "mmoe" not in methods else []), *methods]:
-        tune(root, method, options["trials"], overrides)
+        tune(root, out, method, options, overrides)
     chunk = int(options["chunk"])
+    results = out / (f"group{group}_matched.csv" if is_matched else f"group{group}.csv")
     for first in range(0, int(options["seeds"]), chunk):
         for method in methods:
-            print(f"{method}: runs {first} to {first + chunk - 1}", flush=True)
-            study = root / "tune" / method
-            given = [f"experiment={tuned_experiment(study).stem}", *repeatable(overrides[1:])]
-            given += [f"seed={first}", f"replicas={chunk}", "figures=false"]
-            if is_matched and method != "mmoe":
-                given.append(matched_width(root, study, given))
-            train_once(root / options["budget"] / method / f"seed{first}", "--config-dir", str(study), *given)
-            write_report(root, options)
+            if not set(range(first, first + chunk)) <= set(seeds_of(read_runs(results), method)):
+                print(f"{method}: runs {first} to {first + chunk - 1}", flush=True)
+                study = root / "tune" / method
+                given = [f"experiment={tuned_experiment(study).stem}", *repeatable(overrides[1:])]
+                given += [f"seed={first}", f"replicas={chunk}", "figures=false"]
+                if is_matched and method != "mmoe":
+                    given.append(matched_width(root, study, given))
+                run = root / options["budget"] / method / f"seed{first}"
+                train_once(run, "--config-dir", str(study), *given)
+                add_runs(results, method, run, TASKS[group])
+            write_report(results, schema, options)
 
 
-def tune(root: Path, method: str, trials: str, overrides: Sequence[str]) -> None:
-    """Search a method's hyper-parameters in the paper's space, unless the search has ended."""
+def tune(root: Path, out: Path, method: str, options: dict[str, str], overrides: Sequence[str]) -> None:
+    """Search a method's hyper-parameters in the paper's space, unless a search has ended.
+
+    The tuned configuration is kept in `out` too.
+    """
     study = root / "tune" / method
-    if not (study / "ended").exists():
-        search = [f"model={method}", f"trials={trials}", "space=paper", "prune=0.25", f"folder={study}"]
-        run_command("tune", *overrides, *search)
+    kept = out / "configs" / "experiment" / f"tuned_{EXPERIMENTS[options['group']]}_{method}.yaml"
+    if kept.exists():
+        write_text(study / "experiment" / kept.name, kept.read_text())
+    elif not (study / "ended").exists():
+        search = [f"model={method}", f"trials={options['trials']}", "space=paper", "prune=0.25"]
+        run_command("tune", *overrides, *search, f"folder={study}")
         (study / "ended").touch()
+    write_text(kept, tuned_experiment(study).read_text())
 
 
 def tuned_experiment(study: Path) -> Path:
@@ -147,48 +160,38 @@ def matched_width(root: Path, study: Path, overrides: Sequence[str]) -> str:
     return f"model.{key}=[{min(found, key=lambda width: found[width])}]"
 
 
-def read_runs(root: Path, options: dict[str, str]) -> tuple[pd.DataFrame, Schema | None]:
-    """All finished runs of the group and budget, one line each, and the schema of their rows.
-
-    Stop if two of them were trained on different rows.
-    """
-    rows: list[dict[str, Any]] = []
-    schema = None
-    for method in METHODS:
-        folders = (root / options["budget"] / method).glob("seed*")
-        for run in sorted(folders, key=lambda folder: int(folder.name.removeprefix("seed"))):
-            if not has_ended(run):
-                continue
-            metrics, own = read_metrics(run), read_schema(run)
-            if schema and own.files != schema.files:
-                stop(f"{run}: was trained on other rows; name another folder")
-            schema = own
-            seconds = metrics["seconds"] / len(metrics["runs"])
-            for found in metrics["runs"]:
-                line = {"method": method, "seed": found["seed"], "epoch": found["epoch"], "seconds": seconds}
-                line["parameters"] = metrics["parameters"]
-                for split in ("test", "val"):
-                    for task in TASKS[options["group"]]:
-                        line[f"{split}_{task}_auroc"] = found[split][task]["auroc"]
-                if found["seed"] < int(options["seeds"]):
-                    rows.append(line)
-    frame = pd.DataFrame(rows)
-    if len(frame):
-        frame = frame[frame.groupby("method")["seed"].transform("size") > 1]
-    return frame, schema
+def read_runs(results: Path) -> pd.DataFrame:
+    """The results of all finished runs, one line each: of no run if the file does not exist yet."""
+    return pd.read_csv(results) if results.exists() else pd.DataFrame(columns=["method", "seed"])
 
 
-def write_report(root: Path, options: dict[str, str]) -> None:
-    """Write the results of all finished runs as CSV, the tables as Markdown, and the figure."""
-    frame, schema = read_runs(root, options)
-    if schema is None:
-        return
-    out, group = Path(options["out"]), options["group"]
-    name = f"group{group}" + ("_matched" if options["budget"] == "matched" else "")
+def seeds_of(runs: pd.DataFrame, method: str) -> pd.Series:
+    """The seeds of the finished runs of a method."""
+    return runs.loc[runs["method"] == method, "seed"]
+
+
+def add_runs(results: Path, method: str, run: Path, tasks: Sequence[str]) -> None:
+    """Add the results of a run folder's replicas to the file of all results."""
+    metrics = read_metrics(run)
+    lines = []
+    for found in metrics["runs"]:
+        line = {"method": method, "seed": found["seed"], "epoch": found["epoch"]}
+        line |= {"parameters": metrics["parameters"], "seconds": metrics["seconds"] / len(metrics["runs"])}
+        for split in ("test", "val"):
+            line |= {f"{split}_{task}_auroc": found[split][task]["auroc"] for task in tasks}
+        lines.append(line)
+    before = read_runs(results)  # here, because other processes add runs of other methods
+    runs = pd.concat([before, pd.DataFrame(lines)]) if len(before) else pd.DataFrame(lines)
+    runs["order"] = runs["method"].map(METHODS.index)
+    runs = runs.sort_values(["order", "seed"]).drop(columns="order").drop_duplicates(["method", "seed"])
+    write_text(results, runs.to_csv(index=False, float_format="%.6f"))
+
+
+def write_report(results: Path, schema: Schema, options: dict[str, str]) -> None:
+    """Write the tables as Markdown, and the figure, beside the results of all runs."""
+    frame, group = read_runs(results), options["group"]
     main_task = TASKS[group][0]
-    out.mkdir(parents=True, exist_ok=True)
-    frame.drop(columns="seconds").to_csv(out / f"{name}.csv", index=False, float_format="%.6f")
-    draw_runs(frame, f"test_{main_task}_auroc", f"test AUROC, {main_task}", out / f"{name}.png")
+    draw_runs(frame, f"test_{main_task}_auroc", f"test AUROC, {main_task}", results.with_suffix(".png"))
     text = [
         f"# Census task group {group}: {main_task} (main) and never married (auxiliary)",
         describe(schema, options),
@@ -201,13 +204,9 @@ def write_report(root: Path, options: dict[str, str]) -> None:
         f" {options['chunk']} are trained at once on one thread of a shared machine.",
         f"## {main_task.capitalize()}: differences of the test AUROC, paired by seed",
         difference_table(frame, f"test_{main_task}_auroc"),
-        f"![test AUROC of every run, by method]({name}.png)",
+        f"![test AUROC of every run, by method]({results.stem}.png)",
     ]
-    (out / f"{name}.md").write_text("\n\n".join(text) + "\n")
-    configs = out / "configs" / "experiment"
-    configs.mkdir(parents=True, exist_ok=True)
-    for method in frame["method"].unique():
-        shutil.copy(tuned_experiment(root / "tune" / method), configs)
+    results.with_suffix(".md").write_text("\n\n".join(text) + "\n")
 
 
 def describe(schema: Schema, options: dict[str, str]) -> str:
