@@ -112,7 +112,16 @@ def test_a_disk_that_fills_up_keeps_no_rows(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["data/train.parquet", "data/test.parquet", "schema.json", "card.md", "config.yaml"]
+    "name",
+    [
+        "data/train.parquet",
+        "data/test.parquet",
+        "schema.json",
+        "card.md",
+        "config.yaml",
+        "checkpoints",
+        "figures",
+    ],
 )
 def test_fit_overwrites_no_file(name: str):
     Path(name).parent.mkdir(exist_ok=True)
@@ -140,6 +149,17 @@ def test_a_diverged_run_keeps_its_rows():
     assert {path.name for path in Path("run/data").iterdir()} == {"train.parquet", "test.parquet"}
     assert stored["data"]["train"].endswith("/data/train.parquet")
     assert Path("run/diverged.parquet").exists()
+
+
+def test_options_may_hold_numpy_numbers():
+    given = table(
+        validation={"fraction": np.float32(0.25)}, test={"column": "amount", "value": np.array([0.5, 2.0])},
+        columns={"group": {"kind": "categorical", "encoding": "hash", "buckets": np.int64(4)}},
+        csv={"header": np.True_},
+    )  # fmt: skip
+    config = OmegaConf.create(given.config("run"))
+    assert (config.validation, config.test.value) == ({"fraction": 0.25}, [0.5, 2.0])
+    assert (config.columns.group.buckets, config.csv.header) == (4, True)
 
 
 ARGUMENTS: list[tuple[str, Any]] = [

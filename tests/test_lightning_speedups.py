@@ -1,5 +1,6 @@
 """The speedups of a training step do not change what a user sees."""
 
+import io
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -10,6 +11,8 @@ import pytest
 import pytorch_lightning as pl
 from conftest import Result, config
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from rich.console import Console
+from rich.progress import Progress
 from test_learner import batch, learner
 from torch import nn
 from torch.utils.data import DataLoader
@@ -30,6 +33,13 @@ def test_the_progress_bar_is_drawn_by_time_and_after_the_last_step(monkeypatch: 
         trainer = SimpleNamespace(is_last_batch=step == 9)
         bar.on_train_batch_end(trainer, None, None, None, step)
     assert drawn == [0, 4, 8, 9]
+
+
+def test_the_progress_bar_fits_on_one_line_of_a_narrow_terminal():
+    console = Console(width=60, file=io.StringIO(), force_terminal=True)
+    with Progress(*ProgressBar().configure_columns(pl.Trainer(logger=False)), console=console) as progress:
+        progress.add_task("Epoch 10/19", total=3000, completed=2900)
+        assert len(console.render_lines(progress.get_renderable())) == 1
 
 
 def test_no_stage_waits_for_the_progress_bar(monkeypatch: pytest.MonkeyPatch):

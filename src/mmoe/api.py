@@ -22,7 +22,7 @@ from mmoe.cli.command import ignore_warnings
 from mmoe.cli.composition import composed
 from mmoe.data.annotated_table import Table
 from mmoe.errors import UserError, is_disk_error
-from mmoe.training.run_folder import CARDS, FILES
+from mmoe.training.run_folder import CARDS, FILES, FOLDERS
 from mmoe.training.stored_config import FOLDER, holds_runs
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ def fit(table: Table, folder: Path | str, *overrides: str) -> "Run":
 
     Args:
         table: the rows and the tasks.
-        folder: the run folder, which must not hold a run, or a file that a run writes.
+        folder: the run folder, which must not hold a run, or a file or a folder that a run writes.
         overrides: of the configuration, such as `"model.num_experts=4"` or `"model=ple"`.
 
     Raises:
-        UserError: the folder holds such a file, an override or a value of the table is invalid, or training
+        UserError: the folder holds one of these, an override or a value of the table is invalid, or training
             diverges.
     """
     from mmoe.train import train
@@ -56,10 +56,10 @@ def fit(table: Table, folder: Path | str, *overrides: str) -> "Run":
     if holds_runs(folder):
         rule = f"holds runs in folders of their own; name a new one, such as {folder / 'first'}"
         raise UserError(f"folder={folder}: {rule}")
-    for path in (*(folder / name for name in (*FILES, *CARDS)), *frames):
+    for path in (*(folder / name for name in (*FILES, *CARDS, *FOLDERS)), *frames):
         if path.exists():
             rule = f"must not hold {path.relative_to(folder)}, which the run writes"
-            raise UserError(f"folder={folder}: {rule}; name another folder, or move the file")
+            raise UserError(f"folder={folder}: {rule}; name another folder, or move it")
     with warnings.catch_warnings(), composed(table.config(FOLDER), folder, overrides) as config:
         ignore_warnings()
         with _written(frames, folder):

@@ -120,7 +120,8 @@ def predict(
         first = next(tables, None)
         if first is None:
             raise UserError(f"{source}: must have at least one row; has none")
-        with table_writer(scratch, first.schema) as writer, tqdm(unit="row", unit_scale=True) as bar:
+        bar = tqdm(unit="row", unit_scale=True, disable=None, delay=1, leave=False)
+        with table_writer(scratch, first.schema) as writer, bar:
             for table in itertools.chain([first], tables):
                 writer.write_table(table)
                 count += len(table)

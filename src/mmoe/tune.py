@@ -52,7 +52,8 @@ def main(config: DictConfig) -> None:
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     check_options(config)
-    choices = {group: HydraConfig.get().runtime.choices[group] for group in GROUPS}
+    chosen = HydraConfig.get().runtime.choices
+    choices = {group: chosen[group] for group in GROUPS if group in chosen}
     given = given_settings(config)
     ranges = space_of(config.space, choices["model"])
     space = {key: value_range for key, value_range in ranges.items() if key not in given}
@@ -207,7 +208,7 @@ def write_experiment(
     from mmoe.training.optuna_study import count_ended
 
     overrides = with_values(OmegaConf.create({}), {**settings, **widths_as_lists(study.best_params, space)})
-    groups = [{f"override /{group}": choices[group]} for group in GROUPS if group != "experiment"]
+    groups = [{f"override /{group}": choices[group]} for group in choices if group != "experiment"]
     head = OmegaConf.to_yaml(OmegaConf.create({"defaults": [choices["experiment"], *groups, "_self_"]}))
     path = folder / "experiment" / f"tuned_{choices['data']}_{choices['model']}.yaml"
     text = (

@@ -14,6 +14,10 @@ LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
 HATCHES = ("", "///", "...", "xx")
 COLOURS = ("#1b4965", "#d1495b", "#66a182", "#8d6a9f")
+METRIC_NAMES = {
+    "auroc": "AUROC", "grouped_auroc": "grouped AUROC", "mse": "MSE", "rmse": "RMSE", "mae": "MAE",
+    "r2": "R²", "poisson_deviance": "Poisson deviance", "brier": "Brier score",
+}  # fmt: skip
 MAX_COLUMNS = 3  # more would make the text small where a page scales the figure to its width
 LIGHT = ("#9fb8c8", "#f0b8bf", "#c3dccb", "#d2c4d9")
 
@@ -65,9 +69,7 @@ def legend_beside(axes: Axes) -> None:
 
 def metric_name(name: str) -> str:
     """Name a metric for an axis label."""
-    return {"auroc": "AUROC", "mse": "MSE", "poisson_deviance": "Poisson deviance"}.get(
-        name, name.replace("_", " ")
-    )
+    return METRIC_NAMES.get(name, name.replace("_", " "))
 
 
 def rows_name(which: Mapping[str, Any]) -> str:

@@ -130,7 +130,11 @@ def composition_message(error: CompactHydraException) -> str:
         return lines[0] + (f"; there are {', '.join(error.options)}" if error.options else "")
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
         hint = did_you_mean(str(cause.key), list(map(str, cause.parent_node)))
-        return f"{cause.full_key}: no such setting (+{cause.full_key}=... would add it){hint}"
+        text = f"{cause.full_key}: no such setting (+{cause.full_key}=... would add it){hint}"
+        mapping = str(cause.full_key).rpartition(".")[0]
+        if "." in mapping and "_target_" not in cause.parent_node:  # such as the rule data.validation
+            text += f"; '~{mapping}' '+{mapping}={{...}}' would replace all of {mapping}"
+        return text
     return " ".join(filter(None, lines))
 
 

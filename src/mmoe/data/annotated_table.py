@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -69,9 +70,8 @@ class Table:
         )
         for name, options in (("columns", columns), ("csv", csv)):
             check_argument(isinstance(options, Mapping | None), name, options, "must be a mapping")
-        self._options = {
-            "main_task": main_task, "weight": weight, "group_by": group_by, "csv": dict(csv) if csv else None
-        }  # fmt: skip
+        columns, csv = _without_numpy(columns or {}), _without_numpy(csv)
+        self._options = {"main_task": main_task, "weight": weight, "group_by": group_by, "csv": csv or None}
         csv_options = CsvOptions.parse(csv)
         given_rows = {
             "train": train,
@@ -87,8 +87,7 @@ class Table:
         for name, column in (("weight", weight), ("group_by", group_by)):
             if column is not None:
                 self._check_column(name, column)
-        given = dict(columns or {})
-        for name, kind in given.items():
+        for name, kind in columns.items():
             self._check_column("columns", name)
             if kind is not None:
                 column_options(name, kind)
@@ -100,11 +99,11 @@ class Table:
         for rule in (validation, test):
             if isinstance(rule, Mapping) and "column" in rule:
                 used.add(str(rule["column"]))
-        self._guesses = [guess(v) for name, v in self._values.items() if name not in used | given.keys()]
+        self._guesses = [guess(v) for name, v in self._values.items() if name not in used | columns.keys()]
         inputs = [one.values for one in self._guesses if not one.reason]
         self.suspects = find_suspects([one for one in guessed.values() if one], inputs)
         found = {one.values.name: one.to_plain() for one in self._guesses if self._is_input(one)}
-        kinds = found | given
+        kinds = found | columns
         self.columns = {name: kinds[name] for name in self._values if kinds.get(name) is not None}
 
     def __repr__(self) -> str:
@@ -176,14 +175,24 @@ def _parse_rows(name: str, given: Any) -> Any:
         except UserError as error:
             raise ArgumentError(f"{name}: {error}") from None
     if isinstance(given, Mapping) and name != "train":
-        parse_split(name, given)
-        return dict(given)
+        rule = _without_numpy(given)
+        parse_split(name, rule)
+        return rule
     files = [given] if isinstance(given, str | Path) else given
     are_files = isinstance(files, list | tuple) and all(isinstance(f, str | Path) and str(f) for f in files)
     rule = "must be a DataFrame, a file or a list of files"
     rule += "" if name == "train" else ", or a mapping such as {'fraction': 0.1}"
     check_argument(are_files and len(files) > 0, name, given, rule)
     return [str(file) for file in files]
+
+
+def _without_numpy(value: Any) -> Any:
+    """A copy of an option's value with plain numbers and lists, because configurations hold nothing else."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _without_numpy(one) for key, one in value.items()}
+    return [_without_numpy(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _parse_tasks(tasks: Any) -> Mapping[str, str | Task]:

@@ -206,8 +206,9 @@ def _with_wanted_names(file: CsvFile | ColumnarFile, wanted: Sequence[str]) -> l
         else:
             missing.append(name)
     if len(missing) == 1:
-        (nearest,) = difflib.get_close_matches(missing[0], names, 1, 0)
-        raise UserError(f"{file.path}: must have a column {missing[0]!r}; the nearest is {nearest!r}")
+        near = difflib.get_close_matches(missing[0], names, 1)
+        hint = f"the nearest is {near[0]!r}" if near else f"it begins with {names[:3]}"
+        raise UserError(f"{file.path}: must have a column {missing[0]!r}; {hint}")
     if missing:
         listed = ", ".join(map(repr, missing[:5])) + f" and {len(missing) - 5} more" * (len(missing) > 5)
         raise UserError(f"{file.path}: must have the columns {listed}; it begins with {names[:3]}")

@@ -8,7 +8,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks.progress.rich_progress import CustomTimeColumn
 from pytorch_lightning.profilers import PassThroughProfiler
+from rich.progress import BarColumn, ProgressColumn, TimeRemainingColumn
 from torch import Tensor
 
 NO_CONTEXT = nullcontext()
@@ -44,6 +46,16 @@ class ProgressBar(RichProgressBar):
         super().__init__(refresh_rate=100)
         self.interval = interval
         self._drawn = 0.0
+
+    def configure_columns(self, trainer: pl.Trainer) -> list[ProgressColumn]:
+        """Lightning's columns, changed so that they fit on one line of a terminal of 80 columns."""
+        columns = []
+        for column in super().configure_columns(trainer):
+            if isinstance(column, BarColumn):
+                column.bar_width = None  # the bar gets the width that the other columns leave
+            is_time = isinstance(column, CustomTimeColumn)  # the elapsed and the remaining time
+            columns.append(TimeRemainingColumn(compact=True) if is_time else column)
+        return columns
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

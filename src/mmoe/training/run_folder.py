@@ -24,6 +24,7 @@ from mmoe.training.stored_config import read_text, write_config
 
 FILES = ("config.yaml", "schema.json", "metrics.json", "history.csv", "predictions.parquet")
 CARDS = ("card.md", "card.html")
+FOLDERS = ("checkpoints", "figures")
 
 
 def start(folder: Path, config: str, schema: Schema) -> None:
@@ -77,7 +78,7 @@ def _write_parts(parts: Iterable[pd.DataFrame], path: Path) -> None:
 
 def check_not_run_file(folder: Path, name: str, path: Path) -> None:
     """Raise UserError if `path`, the value of argument `name`, would overwrite a file of the run."""
-    run_files = [folder.resolve() / file for file in (*FILES, *CARDS, "checkpoints", "figures")]
+    run_files = [folder.resolve() / file for file in (*FILES, *CARDS, *FOLDERS)]
     if any(path.resolve().is_relative_to(file) for file in run_files):
         raise UserError(f"{name}={path}: must not be a file of the run")
 
