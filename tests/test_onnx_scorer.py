@@ -196,6 +196,8 @@ def test_rows_may_be_lists_arrays_frames_or_mappings(run: Run, scorer: OnnxScore
         ("seen", [99_999_999_999, 0]),
         ("seen", np.array([5, None], object)),
         ("seen", ["1600000000", " 5.5 ", None]),
+        ("seen", ["1600000000", "", " ", "nan"]),
+        ("seen", ["", None]),
         ("seen", ["2020-01-01T01:00", "2021-12-31"]),
         ("amount", ["1.5", " 2 ", "", None, "1e3", "-.5", "nan"]),
         ("amount", ["TRUE", "false", "+2"]),

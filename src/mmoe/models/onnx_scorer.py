@@ -269,9 +269,9 @@ def _dates(values: list[Any], name: str, unit: str, day_first: bool) -> np.ndarr
 
 
 def _is_unix_time(value: Any) -> bool:
-    """Whether a value is a number, text that holds one, or missing."""
+    """Whether a value is a finite number, text that holds one, or missing, as blank text is."""
     try:
-        return value is None or (not isinstance(value, bool) and math.isfinite(_number(value, "")))
+        return value is None or (not isinstance(value, bool) and not math.isinf(_number(value, "")))
     except ValueError:
         return False
 
