@@ -59,8 +59,8 @@ class SparseLevels:
         levels = levels[:, : len(self.modes)]
         return levels, (levels != self.modes) & (levels < self.basis.shape[0])
 
-    def has_mode(self, levels: Tensor) -> Tensor:
-        """Whether a column has its most frequent level, [B, C]; if it has, the value is the scale."""
+    def mode_values(self, levels: Tensor) -> Tensor:
+        """The scale where a column has its most frequent level, else 0, [B, C]; bool if the scale is 1."""
         found = levels if self.all_have_modes else levels.index_select(1, self.mode_positions)
         is_mode = found == self.mode_inputs.to(levels.dtype)  # equal dtypes compare faster
         return is_mode if self.scale == 1 else is_mode * self.scale
@@ -181,8 +181,8 @@ class SparseEncoder:
 
     def inputs(self, levels: Tensor, coefficients: SparseMatrix, dense: Tensor | None = None) -> SparseInputs:
         """The inputs of a batch with these levels [B, P], coefficients [B, S] and further inputs [B, D]."""
-        has_mode = self.levels.has_mode(levels)
-        return SparseInputs(coefficients, self.basis, has_mode, self.levels.mode_inputs, dense)
+        mode_values = self.levels.mode_values(levels)
+        return SparseInputs(coefficients, self.basis, mode_values, self.levels.mode_inputs, dense)
 
     def _encode(self, levels: Tensor, numbers: Tensor) -> sparse.csr_array:
         indices, values = ([part] for part in self.levels.encode(levels, numbers))

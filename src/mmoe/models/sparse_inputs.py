@@ -103,15 +103,15 @@ class SparseInputs(NamedTuple):
     """Inputs [B, I] in the factored form that the top of this file describes.
 
     Shape:
-        coefficients: [B, S]; basis: [S, I]; has_mode: [B, C], the value of the input if a column has its most
-        frequent level, else 0;
-        mode_inputs: [C], the positions of the inputs of these levels; dense: None, or [B, D] further inputs,
-        which stand after the others.
+        coefficients: [B, S]; basis: [S, I].
+        mode_values: [B, C], the value of the input if a column has its most frequent level, else 0.
+        mode_inputs: [C], the positions of the inputs of these levels.
+        dense: None, or [B, D] further inputs, which stand after the others.
     """
 
     coefficients: SparseMatrix
     basis: SparseMatrix
-    has_mode: Tensor
+    mode_values: Tensor
     mode_inputs: Tensor
     dense: Tensor | None = None
 
@@ -139,8 +139,8 @@ class _SparseLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, x: SparseInputs) -> Tensor:
-        ctx.x, ctx.has_mode = x, x.has_mode.to(weight.dtype)
-        product = torch.addmm(bias, ctx.has_mode, weight.index_select(0, x.mode_inputs))
+        ctx.x, ctx.mode_values = x, x.mode_values.to(weight.dtype)
+        product = torch.addmm(bias, ctx.mode_values, weight.index_select(0, x.mode_inputs))
         return product.add_(x.coefficients @ (x.basis @ weight))
 
     @staticmethod
@@ -149,7 +149,7 @@ class _SparseLinear(torch.autograd.Function):
         x = ctx.x
         weight_gradient = x.basis.transposed @ (x.coefficients.transposed @ gradient.contiguous())
         # The inputs of the most frequent levels have no coefficients, so their rows are 0 until here.
-        weight_gradient.index_copy_(0, x.mode_inputs, ctx.has_mode.to(gradient.dtype).T @ gradient)
+        weight_gradient.index_copy_(0, x.mode_inputs, ctx.mode_values.to(gradient.dtype).T @ gradient)
         return weight_gradient, gradient.sum(0), None
 
 
