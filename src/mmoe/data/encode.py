@@ -98,18 +98,18 @@ def level_codes(names: Sequence[str], column: Categorical) -> np.ndarray:
         return np.array([hash_level(name, column.buckets) for name in names], np.int64)
     known: np.ndarray = column.index.get_indexer(pd.Index(list(names), dtype=object))
     if (known < 0).any():
-        ours = _spelling(column.levels)
-        others = [ours[TRUTH[n]] if ours and n in TRUTH else _other_spelling(n) for n in names]
+        booleans = _boolean_spelling(column.levels)
+        others = [booleans[TRUTH[n]] if booleans and n in TRUTH else _other_number_spelling(n) for n in names]
         known = np.where(known < 0, column.index.get_indexer(pd.Index(others, dtype=object)), known)
     return np.where(known < 0, column.num_codes - 1, known) if column.has_rare else known
 
 
-def _spelling(levels: Sequence[str]) -> tuple[str, str] | None:
+def _boolean_spelling(levels: Sequence[str]) -> tuple[str, str] | None:
     """How a vocabulary spells false and true; None if its levels are not booleans."""
     return next((pair for pair in BOOLEAN_SPELLINGS if levels and set(levels) <= set(pair)), None)
 
 
-def _other_spelling(level: str) -> str:
+def _other_number_spelling(level: str) -> str:
     """The whole number 4 as 4.0, 4.0 as 4, and another level as it is."""
     match = WHOLE_NUMBER.fullmatch(level)
     return level if not match else match[1] if match[2] else f"{level}.0"

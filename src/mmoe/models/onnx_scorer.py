@@ -150,9 +150,9 @@ class _LevelColumn:
         codes: dict[str | None, int] = {None: self.missing}
         if self.buckets:
             return codes | {level: zlib.crc32(level.encode()) % self.buckets for level in levels}
-        ours = _spelling(self.levels)
+        booleans = _boolean_spelling(self.levels)
         for level in levels:
-            other = ours[TRUTH[level]] if ours and level in TRUTH else _other_spelling(level)
+            other = booleans[TRUTH[level]] if booleans and level in TRUTH else _other_number_spelling(level)
             codes[level] = self.code_of.get(level, self.code_of.get(other, self.rare))
         return codes
 
@@ -212,13 +212,13 @@ def _level(value: Any, column: str) -> str | None:
     raise ValueError(f"column {column}: must hold text, holds {value!r}")
 
 
-def _other_spelling(level: str) -> str:
+def _other_number_spelling(level: str) -> str:
     """Spell the whole number 4 as 4.0, and 4.0 as 4. Any other level stays as it is."""
     match = WHOLE_NUMBER.fullmatch(level)
     return level if not match else match[1] if match[2] else f"{level}.0"
 
 
-def _spelling(levels: Sequence[str]) -> tuple[str, str] | None:
+def _boolean_spelling(levels: Sequence[str]) -> tuple[str, str] | None:
     """How a vocabulary spells false and true; None if its levels are not booleans."""
     return next((pair for pair in BOOLEAN_SPELLINGS if levels and set(levels) <= set(pair)), None)
 
