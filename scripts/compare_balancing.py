@@ -47,7 +47,7 @@ DATASETS = {
 }
 BASELINE = "constant"
 DESCENDANTS = ("dselect_k", "adatt", "stem", "aitm", "esmm")
-# AITM needs binary tasks without `where`, and ESMM needs a binary task that is `where` another one.
+# AITM needs binary tasks without `where`, and ESMM needs a binary task whose `where` names another.
 ONLY_FOR = {"aitm": ("census", "census_education"), "esmm": ("hillstrom",)}
 # These strategies need losses above 0, and the loss of a count, which datacar has, may be negative.
 NEED_POSITIVE_LOSSES = ("dwa", "famo", "geometric_mean", "imtl_l")

@@ -171,7 +171,7 @@ def test_it_serves_every_command(train: Command, command):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["~data.tasks.buy.where"], "model=esmm: needs a binary task that is `where` another one"),
+        (["~data.tasks.buy.where"], "model=esmm: needs a binary task whose `where` names another"),
         (["data.tasks.buy.where={clicked: [0, 1]}"], "data.tasks.buy.where=clicked: must name the positive"),
         (
             ["~data.tasks.buy", "+data.tasks.spend={column: spend, kind: regression, where: clicked}",

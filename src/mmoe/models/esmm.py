@@ -19,7 +19,7 @@ from mmoe.models.shared_bottom import SharedBottom
 from mmoe.tasks import Binary, Task
 from mmoe.tasks.task import YES
 
-SMALLEST = 1e-30  # -log of a joint probability; a smaller one has the logit of this one, 69
+SMALLEST = 1e-30  # the least -log of a joint probability, which keeps the joint logit at or below 69
 
 
 class ESMM(SharedBottom):
@@ -64,18 +64,18 @@ class ESMM(SharedBottom):
             else check_integers(-1, **{f"parents[{i}]": parent for i, parent in enumerate(parents)})
         )
         if len(parents) != num_tasks or max(parents) >= num_tasks:
-            raise ArgumentError(f"parents={parents}: must have {num_tasks} numbers of tasks, or -1")
-        before = torch.zeros(num_tasks, num_tasks)  # [T, A]
+            raise ArgumentError(f"parents={parents}: must have {num_tasks} integers, numbers of tasks or -1")
+        ancestors = torch.zeros(num_tasks, num_tasks)  # [T, A], 1 where A is an ancestor of T
         for task in range(num_tasks):
             ancestor = parents[task]
-            while ancestor >= 0 and not before[task, ancestor]:
-                before[task, ancestor] = 1
+            while ancestor >= 0 and not ancestors[task, ancestor]:
+                ancestors[task, ancestor] = 1
                 ancestor = parents[ancestor]
-        if before.diagonal().any():
+        if ancestors.diagonal().any():
             raise ArgumentError(f"parents={parents}: must not form a cycle")
         dependent = [task for task, parent in enumerate(parents) if parent >= 0]
         first = [*accumulate(self.task_logits.outputs, initial=0)][:-1]
-        self.before = nn.Buffer(before, persistent=False)
+        self.ancestors = nn.Buffer(ancestors, persistent=False)
         self.first = nn.Buffer(torch.tensor(first), persistent=False)  # [T], each task's first logit
         self.dependent = nn.Buffer(torch.tensor(dependent, dtype=torch.long), persistent=False)  # [F]
 
@@ -96,7 +96,7 @@ class ESMM(SharedBottom):
                     _check_same_rows(task, other)
                     parents[i] = j
         if max(parents) < 0:
-            rule = "needs a binary task that is `where` another one, such as {column: bought, where: clicked}"
+            rule = "needs a binary task whose `where` names another, such as {column: bought, where: clicked}"
             raise UserError(f"model=esmm: {rule}")
         return {"parents": parents}
 
@@ -107,7 +107,7 @@ class ESMM(SharedBottom):
         and the joint logit is -log(exp(u) - 1) = -u - log(1 - exp(-u)).
         """
         negative = softplus(-logits.index_select(-1, self.first))  # [..., T]
-        u = negative + negative @ self.before.T.to(negative.dtype)
+        u = negative + negative @ self.ancestors.T.to(negative.dtype)
         u = u.index_select(-1, self.dependent).clamp(min=SMALLEST)  # [..., F]
         joint = -u - torch.log(-torch.expm1(-u))
         place = self.first.index_select(0, self.dependent)
@@ -118,7 +118,7 @@ class ESMM(SharedBottom):
         if known is None:
             return labels, None
         is_zero = (known & (labels == 0)).to(labels.dtype)
-        ended = (is_zero @ self.before.T.to(labels.dtype)) > 0  # [..., T]
+        ended = (is_zero @ self.ancestors.T.to(labels.dtype)) > 0  # [..., T]
         return labels.masked_fill(ended, 0.0), known | ended
 
 
@@ -129,7 +129,10 @@ def funnel_of(model: nn.Module) -> ESMM | None:
 
 
 def _check_same_rows(task: Task, parent: Binary) -> None:
-    """Raise UserError unless the levels of `where` are the positive levels of the parent."""
+    """Raise UserError unless the levels of `where` are the positive levels of the parent.
+
+    A `where` without levels has those of `YES`, of which the parent needs only some.
+    """
     positive, levels = set(parent.positive), set(task.where_levels)
     same = {level.lower() for level in positive} <= levels if levels == set(YES) else positive == levels
     if not same:
