@@ -30,7 +30,7 @@ from mmoe.intervals import bootstrap_intervals, sampled_intervals
 from mmoe.models.network import Output, run_blank_rows
 from mmoe.tasks import gate_column, logit_columns, predictions_of, with_groups
 from mmoe.training import checkpoints, run_folder, run_results, stored_config
-from mmoe.training.precision import trainer_options
+from mmoe.training.precision import precision_arguments
 from mmoe.training.preparation import build_learner, build_network
 from mmoe.training.trust import check_folder
 
@@ -339,7 +339,7 @@ class Run:
             config.trainer.pop(key, None)
         config.trainer.accelerator, config.trainer.devices, config.trainer.max_epochs = "auto", 1, 1
         silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
-        trainer: pl.Trainer = build(config, "trainer", **silent, **trainer_options(config, []))
+        trainer: pl.Trainer = build(config, "trainer", **silent, **precision_arguments(config, []))
         return trainer
 
 

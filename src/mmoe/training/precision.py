@@ -19,7 +19,7 @@ class HalfPrecisionNetwork(HalfPrecision):
         return data
 
 
-def trainer_options(config: DictConfig, plugins: list[Any]) -> dict[str, Any]:
+def precision_arguments(config: DictConfig, plugins: list[Any]) -> dict[str, Any]:
     """The arguments of the trainer for its precision and these plugins."""
     precision = config.trainer.get("precision")
     if precision not in HALF:

@@ -24,7 +24,7 @@ from mmoe.training.checkpoint_callbacks import AtomicCheckpointIO
 from mmoe.training.known_labels import check_known_labels
 from mmoe.training.learner import Learner
 from mmoe.training.monitors import check_callbacks, check_monitor, validates_each_epoch, with_monitor
-from mmoe.training.precision import trainer_options
+from mmoe.training.precision import precision_arguments
 from mmoe.training.replica_learner import replica_callback_arguments
 from mmoe.training.threads import num_threads
 
@@ -153,7 +153,7 @@ def build_trainer(
 ) -> pl.Trainer:
     """Build the trainer of a run folder."""
     options: dict[str, Any] = {"callbacks": list(callbacks), "logger": list(loggers) or False}
-    options |= trainer_options(config, [AtomicCheckpointIO()]) | {"default_root_dir": folder}
+    options |= precision_arguments(config, [AtomicCheckpointIO()]) | {"default_root_dir": folder}
     trainer: pl.Trainer = build(config, "trainer", **options)
     return trainer
 
