@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmoe.models.ensemble import Ensemble
 
 
-def needs_own_norms(objective: nn.Module) -> bool:
+def needs_clip_by_network(objective: nn.Module) -> bool:
     """Whether a module has an ensemble, or sparse gradients, which torch cannot clip."""
     has_tables = any(p.grad is not None and p.grad.is_sparse for p in objective.parameters())
     return has_tables or any(isinstance(m, Ensemble) for m in objective.modules())

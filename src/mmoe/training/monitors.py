@@ -68,17 +68,17 @@ def check_callbacks(callbacks: Mapping[str, Any], learner: Any, schema: Schema, 
             keys = (f"callbacks.{name}.monitor", f"callbacks.{name}.mode")
             check_monitor(monitor, getattr(callback, "mode", None), known, keys)
         if isinstance(callback, EarlyStopping):
-            option, after_training = "check_on_train_epoch_end", callback._check_on_train_epoch_end
-            if after_training is None:  # Lightning's default
-                after_training = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+            option, after_train_epoch = "check_on_train_epoch_end", callback._check_on_train_epoch_end
+            if after_train_epoch is None:  # Lightning's default
+                after_train_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
         elif isinstance(callback, ModelCheckpoint):
-            option, after_training = "save_on_train_epoch_end", callback._save_on_train_epoch_end
+            option, after_train_epoch = "save_on_train_epoch_end", callback._save_on_train_epoch_end
         else:
             continue
-        if monitor.startswith("train/") and monitor != "train/loss" and not after_training:
+        if monitor.startswith("train/") and monitor != "train/loss" and not after_train_epoch:
             rule = f"must be true, because {monitor} is logged at the end of an epoch"
             raise UserError(f"callbacks.{name}.{option}: {rule}")
-        if monitor.startswith("val/") and after_training and not validates_each_epoch(trainer):
+        if monitor.startswith("val/") and after_train_epoch and not validates_each_epoch(trainer):
             raise UserError(f"callbacks.{name}.monitor={monitor}: needs a validation in every epoch")
 
 

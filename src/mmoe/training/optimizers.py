@@ -39,8 +39,8 @@ def build_optimizer(
         make = partial(make, fused=True)
     embeddings = [part for part in module.modules() if isinstance(part, nn.Embedding)]
     tables: list[Any] = [part.weight for part in embeddings if part.sparse]
-    is_table = {id(table) for table in tables}
-    parameters: list[Any] = [(name, p) for name, p in module.named_parameters() if id(p) not in is_table]
+    table_ids = {id(table) for table in tables}
+    parameters: list[Any] = [(name, p) for name, p in module.named_parameters() if id(p) not in table_ids]
     if not (isinstance(make, partial) and make.func is MuonAndAdamW):
         parameters = [parameter for _, parameter in parameters]
     elif any(isinstance(part, Replicas) for part in module.modules()):
