@@ -38,7 +38,7 @@ class Strategy:
     Attributes:
         aggregates: whether it combines the tasks' gradients; otherwise it weighs their losses.
         is_random: whether it draws random numbers.
-        needs_positive_losses: whether it divides by losses or takes their logarithm.
+        needs_positive_losses: whether it needs losses above 0, for example to take their logarithm.
         follows_steps: whether `follow_step` needs the losses after each optimizer step.
         measure_every: steps between two comparisons of the tasks' gradients; 0: no comparison.
     """

@@ -18,7 +18,8 @@ class FusionLevel(nn.Module):
     """Experts of every source, and for each source the sum of two mixtures: of all experts, and of its own.
 
     A gate weighs all experts for each row. The residual weighs the source's own (native) experts equally for
-    all rows, with learned weights. The last level has no shared source, so its outputs have T instead of S.
+    all rows, with learned weights. The last level has no mixture for the shared source, so its outputs have T
+    instead of S.
 
     Shape:
         x: [B, I] in the first level, [B, S, I] in the others; output: mixtures [B, S, H] and gates [B, S, E].
@@ -62,7 +63,7 @@ class AdaTT(PLE):
 
     For a source with the experts E_own among all experts E, a level computes E g(x) + E_own v, with a linear
     softmax gate g and learned weights v. The paper fixes v at 1 for a single own expert, and does not say how
-    v starts for several. Here v is always learned, and starts as the mean of the own experts.
+    v starts for several. Here v is always learned, and E_own v starts as the mean of the own experts.
 
     Args:
         num_levels: number of fusion levels.

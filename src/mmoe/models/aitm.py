@@ -92,7 +92,7 @@ class AITM(nn.Module):
         Raises:
             UserError: a task is not binary, or its label is known only `where` another task is positive.
         """
-        columns = {task.column: task.name for task in tasks}
+        columns = {task.column for task in tasks}
         for task in tasks:
             if not isinstance(task, Binary):
                 raise UserError(f"data.tasks.{task.name}.kind={task.kind}: must be binary for model=aitm")

@@ -63,7 +63,7 @@ def _table(num_codes: int, size: int) -> nn.Embedding:
 
 
 class TargetStatistics(nn.Module):
-    """The statistics of a row's level that the schema has for a column; see `data.target_statistics`.
+    """The target statistics that the schema has for the level of a row; see `data.target_statistics`.
 
     An unseen level gives zeros, which are the means over the training rows. A multi-valued column gives the
     mean of its levels.

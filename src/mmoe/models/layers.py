@@ -1,4 +1,4 @@
-"""Stacked linear layers: N layers of one shape, stored as one weight and applied in one call.
+"""The layers that models share. Stacked layers are N linear layers with one weight, applied in one call.
 
 B batch, N layers, I inputs, O outputs, T tasks, E experts, H expert width, W outputs of the widest task, L
 logits of all tasks.

@@ -1,7 +1,7 @@
 """The loss: the weighted sum of the tasks' losses.
 
-B batch, P positions of levels, M numeric columns, T tasks, L logits of all tasks, E experts, K sets
-of logits in training: one for each member of an ensemble, or for the output and each expert with heads.
+B batch, P positions of levels, M numeric columns, T tasks, L logits of all tasks, E experts, K sets of
+logits in training: one for each member of an ensemble, or with expert heads 1 + E (the output, then experts).
 """
 
 from collections.abc import Mapping, Sequence
@@ -125,9 +125,9 @@ class Objective(nn.Module):
             logits, gates = self.network(*rows)
         in_loss = self._funnel.joint_logits(logits) if self.has_funnel else logits
         labels, known = self.labels_in_loss(labels, known)
-        # In training, an ensemble returns the logits of every member, [K, B, L], and so do expert heads.
-        members = logits.shape[0] if logits.ndim > labels.ndim else 1
-        factor = len(self.tasks) * members  # turns the mean over tasks and members into their sum
+        # In training, ensembles and models with expert heads return K sets of logits, [K, B, L].
+        num_sets = logits.shape[0] if logits.ndim > labels.ndim else 1
+        factor = len(self.tasks) * num_sets  # turns the mean over tasks and sets into their sum
         row_weights = loss_weights(known, weights)
         separate = self.by_task and self.training
         if separate:
@@ -169,7 +169,7 @@ class Objective(nn.Module):
     def _task_losses(
         self, logits: Tensor, labels: Tensor, row_weights: Tensor | None, totals: Tensor | None
     ) -> Tensor:
-        """The sum over members of each task's weighted mean over rows, [T]."""
+        """The sum over the K sets of each task's weighted mean over rows, [T]."""
         if row_weights is None:
             losses = self._losses(logits, labels).mean(-2) * self.task_weights  # [T] or [K, T]
         else:

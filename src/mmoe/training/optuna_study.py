@@ -28,9 +28,9 @@ def open_study(
 ) -> optuna.Study:
     """Open the study in `folder`/journal.log, or create it.
 
-    `sampler` is a key of `SAMPLERS`. `prune` is a share between 0 and 1: a trial ends early if its metric so
-    far is in the worst such share of the complete trials. `identity` must be equal in all processes and
-    sessions of the study.
+    `sampler` is a key of `SAMPLERS`. `prune` is a share between 0 and 1: with 0.25, a trial ends early if its
+    metric so far is in the worst quarter of the complete trials. `identity` must be equal in all processes
+    and sessions of the study.
 
     Raises:
         UserError: the sampler is unknown, `folder` is not a directory, or the journal is damaged or belongs
