@@ -105,6 +105,13 @@ def test_the_path_of_a_folder_is_never_resolved(whole: str):
         stored_config.read_config(folder)
 
 
+@pytest.mark.parametrize("text", [b"seed: \xff\n# end\n", b"seed: [1\n# end\n", b"- 1\n# end\n"])
+def test_a_damaged_configuration_is_refused_where_a_run_is_looked_for(text: bytes):
+    Path("config.yaml").write_bytes(text)
+    with pytest.raises(UserError, match=r"^config\.yaml: (damaged|not UTF-8)"):
+        stored_config.is_run_of(Path(), OmegaConf.create({"monitor": None}))
+
+
 def test_a_run_is_recognised_although_its_monitor_was_left_open(smoke_run: Path):
     folder = stored_config.read_plain_config(smoke_run)
     open_one = OmegaConf.create(folder | {"monitor": None, "monitor_mode": None})

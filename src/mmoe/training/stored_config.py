@@ -41,14 +41,18 @@ def to_yaml(config: DictConfig) -> str:
 
 
 def is_run_of(folder: Path, config: DictConfig) -> bool:
-    """Whether the folder holds a run with exactly this configuration."""
+    """Whether the folder holds a run with exactly this configuration.
+
+    Raises:
+        UserError: its config.yaml is damaged.
+    """
     path = folder / "config.yaml"
     if not path.is_file():
         return False
-    text = path.read_text("utf-8")
+    text = read_text(path, "")
     if _is_complete(text) and config.get("monitor") is None:
         # The run has stored the monitor that follows from its tasks.
-        stored: Any = OmegaConf.create(text)
+        stored = read_plain_config(folder)
         filled = {key: stored.get(key) for key in ("monitor", "monitor_mode")}
         config = OmegaConf.merge(config, filled)  # type: ignore[assignment]
     return text == portable_yaml(config)
