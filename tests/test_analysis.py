@@ -117,7 +117,10 @@ def test_bands_and_levels():
     assert counts.to_dict() == {"0": 90, "0 to 5.5": 5, "5.5 to 10": 5}
     close = pd.Series(1e6 + 0.1 * np.arange(10))
     assert subgroups(close, bands=5).value_counts().tolist() == [2] * 5
-    assert subgroups(pd.Series(["a", None])).tolist() == ["a", "(unseen)"]
+    assert subgroups(pd.Series(["a", None])).tolist() == ["a", "(missing or unseen)"]
+    assert subgroups(pd.Series([1.0, np.nan, 0])).tolist() == ["1", "(missing)", "0"]
+    some = pd.concat([ages, pd.Series([np.nan])], ignore_index=True)
+    assert subgroups(some, bands=4).value_counts(sort=False).tolist() == [2, 2, 2, 2, 1]
     with pytest.raises(ValueError, match="bands=0: must be an integer of at least 1"):
         subgroups(ages, bands=0)
     with pytest.raises(ValueError, match=r"bands=\[0, 60\]: must reach from 0 to 70, as the values do"):

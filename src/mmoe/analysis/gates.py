@@ -114,11 +114,14 @@ def plot_gate_weights_by(run: Run | Path | str, column: str, **options: Any) -> 
 def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, max_levels: int = 12) -> pd.Series:
     """Assign each row to a subgroup. The categories are in the order of the figure; see `gate_weights_by`."""
     if not pd.api.types.is_numeric_dtype(values):
-        named = values.astype(object).where(values.notna(), "(unseen)").astype(str)
+        named = values.astype(object).where(values.notna(), "(missing or unseen)").astype(str)
         counts = named.value_counts()
         kept = list(counts.index[:max_levels])
         rest = ["(other)"] if len(counts) > max_levels else []
         return named.where(named.isin(kept), "(other)").astype(pd.CategoricalDtype([*kept, *rest]))
+    if values.hasnans:
+        groups = subgroups(values.dropna(), bands, max_levels).reindex(values.index)
+        return groups.cat.add_categories("(missing)").fillna("(missing)")
     if isinstance(bands, int):
         check_integers(1, bands=bands)
         if values.nunique() <= max(bands, 6):
