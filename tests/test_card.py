@@ -79,14 +79,16 @@ def read_page(folder: Path, name: str = "card") -> tuple[str, Page]:
 
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_any_name_comes_back_from_a_table(first: str, second: str):
-    page = Page(to_html(Path(), "title", table(["a", "b"], [[code(first), code(second)]])))
+    cells = [code(first), code(second)]
+    page = Page(to_html(Path(), "title", table(cells, [cells])))
     shown = [
         "".join(c if c.isprintable() else " " for c in text).encode("utf-8", "replace").decode()
         for text in (first, second)
     ]
     assert len(page.cells) == 2
     # Blanks at the ends and repeated ones do not show on a page.
-    assert [cell.split() for cell in page.cells[1]] == [text.split() for text in shown]
+    for row in page.cells:
+        assert [cell.split() for cell in row] == [text.split() for text in shown]
 
 
 @given(st.text())

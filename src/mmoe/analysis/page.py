@@ -70,8 +70,8 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]], is_number: Sequ
     flags = [*is_number, *[False] * (len(header) - len(is_number))]
     rules = ["---:" if flag else "---" for flag in flags]
     # In a table, GitHub and markdown-it take \| as | before anything else, even in a code span.
-    rows = [header, rules, *([cell.replace("|", "\\|") for cell in line] for line in lines)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    first, *rest = ([cell.replace("|", "\\|") for cell in line] for line in (header, *lines))
+    return "".join(f"| {' | '.join(row)} |\n" for row in (first, rules, *rest))
 
 
 def number_of(count: int, name: str) -> str:
