@@ -130,6 +130,14 @@ def test_a_census_run_reads_globs_and_copies_ids(predict, smoke_run: Path):
     assert Path("new/b.csv").read_bytes() == before
 
 
+def test_a_prediction_replaces_no_id(predict, smoke_run: Path):
+    raw(LINES[:9]).assign(income_probability=0.5).to_parquet("rows.parquet")
+    done = predict(f"run={smoke_run}", "input=rows.parquet", "output=out.csv", "id=income_probability")
+    assert done.code == 2
+    assert done.err == "error: id=income_probability: must not have the name of a prediction\n"
+    assert not Path("out.csv").exists()
+
+
 def test_unseen_levels_are_counted(predict, smoke_run: Path):
     lines = [line.replace("Private", "Publican") for line in LINES[:200]]
     count = sum("Publican" in line for line in lines)

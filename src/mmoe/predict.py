@@ -112,6 +112,8 @@ def predict(
     def score(chunk: "Chunk") -> pa.Table:
         columns = prediction_columns(run.schema, compute_outputs(network, chunk.rows), gates)
         given = dict(zip(ids, chunk.ids.columns, strict=True))
+        for name in given.keys() & columns.keys():
+            raise UserError(f"id={name}: must not have the name of a prediction")
         return pa.table({**given, **{name: pa.array(values) for name, values in columns.items()}})
 
     def write_predictions(chunks: Iterator["Chunk"], scratch: Path) -> None:
