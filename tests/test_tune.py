@@ -165,6 +165,11 @@ def test_every_method_has_a_space_whose_ends_can_be_trained(model: str):
             ["space.mmoe={model.num_experts: 5}"],
             "error: space.mmoe.model.num_experts=5: must have low and high",
         ),
+        (["space.mmoe={model.num_experts: {low: few, high: 1}}"], "error: space.mmoe.model.num_experts={"),
+        (
+            ["space.mmoe={model.num_experts: {low: 0, high: 8, log: true}}"],
+            "error: space.mmoe.model.num_experts={'low': 0, 'high': 8, 'log': True}: low must be above 0",
+        ),
         (["~space.mmoe"], "error: space.mmoe: is missing; the methods with ranges are"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmoe import CONF_DIR
 from mmoe.atomic import write_text
-from mmoe.checks import check_integers, check_probabilities, check_replicas
+from mmoe.checks import check_integers, check_probabilities, check_replicas, is_number
 from mmoe.cli.command import command
 from mmoe.cli.overrides import quote_override
 from mmoe.errors import UserError
@@ -168,9 +169,12 @@ def space_of(spaces: DictConfig, model: str) -> dict[str, dict[str, Any]]:
     for key, value_range in space.items():
         keys = value_range.keys() if isinstance(value_range, dict) else set()
         is_valid = {"low", "high"} <= keys <= {"low", "high", "log", "width"}
+        is_valid = is_valid and all(is_number(value_range[end], Real) for end in ("low", "high"))
         if not is_valid or value_range["low"] > value_range["high"]:
-            rule = "must have low and high, with low at most high, and may have log or width"
+            rule = "must have low and high, numbers with low at most high, and may have log or width"
             raise UserError(f"space.{model}.{key}={value_range}: {rule}")
+        if value_range.get("log") and value_range["low"] <= 0:
+            raise UserError(f"space.{model}.{key}={value_range}: low must be above 0 for log")
     return space
 
 
