@@ -7,7 +7,7 @@ from torchmetrics import Metric, MetricCollection
 
 from mmoe.metrics import GROUPED_AUROC
 from mmoe.metrics.areas import Areas, BinnedAreas, BinnedMacroAUROC, MacroAUROC
-from mmoe.metrics.binned import RunningR2, SampledGroupedAUROC
+from mmoe.metrics.bounded import RunningR2, SampledGroupedAUROC
 from mmoe.metrics.exact import (
     R2,
     CalibrationError,

@@ -16,7 +16,7 @@ class TaskMetrics(nn.Module):
 
     A metric that cannot be computed, such as the AUROC of a single class, is NaN. Training rows have no
     groups, and so no `grouped_auroc`. With `is_binned`, memory does not grow with the rows, and areas have
-    the small error of bins; see `mmoe.metrics.binned`.
+    the small error of bins; see `mmoe.metrics.areas`.
     """
 
     def __init__(self, tasks: Sequence[Task], is_binned: bool = False) -> None:
