@@ -74,7 +74,7 @@ def locate(target: Any, key: str) -> Any:
 
 
 def _check_signature(make: "partial[Any]", key: str, is_partial: bool) -> None:
-    """Raise UserError if the target has no such argument, or a required argument is missing."""
+    """Raise UserError if the target does not take one of the arguments, or a required one is missing."""
     try:
         signature = inspect.signature(make.func)
     except ValueError:  # a builtin without a signature

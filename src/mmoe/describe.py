@@ -50,7 +50,7 @@ def run(config: DictConfig) -> None:
         if out.suffix not in (".yaml", ".yml"):
             raise UserError(f"out={out}: must end with .yaml")
         if not labels:
-            raise UserError("tasks=[]: must name the columns that hold labels, to write out")
+            raise UserError("tasks=[]: must name the columns that hold labels if out is given")
         if out.exists() and not settings["overwrite"]:
             raise UserError(f"out={out}: must not exist yet; overwrite=true replaces it")
     table = describe(config.input if isinstance(config.input, str) else settings["input"], labels, settings)

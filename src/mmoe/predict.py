@@ -72,7 +72,7 @@ def predict(
         ids: columns of the rows that are copied to the output, before the predictions.
         chunk_rows: the most rows to read at once.
 
-    A warning names each column with levels that training did not see, and the number of these rows.
+    A warning for each column gives the number of rows whose level training did not see.
 
     Returns:
         The number of rows, and the seconds without start-up.

@@ -89,7 +89,7 @@ def gate_layer(network: nn.Module) -> nn.Module:
     modules: dict[str, nn.Module] = dict(network.named_modules())
     gates = [name for name in modules if name.split(".")[-1] == "gates"]
     if not gates:
-        raise UserError("the model must have a module named gates, whose output is masked")
+        raise UserError("the model must have a module named gates, because the ablation masks its output")
     return modules[gates[-1]]  # a PLE has gates in every level, and those of the last level feed the towers
 
 

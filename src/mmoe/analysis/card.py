@@ -26,6 +26,7 @@ from mmoe.intervals import rough_intervals
 from mmoe.run import Run
 from mmoe.tasks import Task
 from mmoe.tasks.task import percent
+from mmoe.training.gate_statistics import POLARISED
 from mmoe.training.report import ROW_ORIGINS, metric_text
 from mmoe.training.stored_config import FOLDER
 from mmoe.training.trust import ALLOWED_BASES, built_packages
@@ -164,8 +165,8 @@ def _gates(run: Run) -> Iterator[str]:
     used = f" No task uses {unused} of the {count} experts." if unused else ""
     yield (
         f"Means over the validation rows in the best epoch.{used} The effective number of experts is exp(H),"
-        " where H is the mean entropy of a row's weights. A row is polarised if one expert has more than 0.9"
-        " of its weight.\n\n"
+        " where H is the mean entropy of a row's weights. A row is polarised if one expert has more than"
+        f" {POLARISED} of its weight.\n\n"
     )
     yield table(header, lines, [False, *[True] * (len(header) - 1)])
 

@@ -14,12 +14,12 @@ LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
 HATCHES = ("", "///", "...", "xx")
 COLOURS = ("#1b4965", "#d1495b", "#66a182", "#8d6a9f")
+LIGHT = ("#9fb8c8", "#f0b8bf", "#c3dccb", "#d2c4d9")  # the same colours for areas
 METRIC_NAMES = {
     "auroc": "AUROC", "grouped_auroc": "grouped AUROC", "mse": "MSE", "rmse": "RMSE", "mae": "MAE",
     "r2": "R²", "poisson_deviance": "Poisson deviance", "brier": "Brier score",
 }  # fmt: skip
 MAX_COLUMNS = 3  # more would make the text small where a page scales the figure to its width
-LIGHT = ("#9fb8c8", "#f0b8bf", "#c3dccb", "#d2c4d9")
 
 
 def panels(count: int, width: float, height: float, share_y: bool = False) -> tuple[Figure, list[Axes]]:
@@ -62,7 +62,7 @@ def draw_line(axes: Axes, table: pd.DataFrame, column: str, style: int, label: s
 
 
 def legend_beside(axes: Axes) -> None:
-    """Put the names of the tasks in a panel to the right of the figure, where they cover no line."""
+    """Put a legend of the tasks to the right of the panels, where it covers no line."""
     handles, labels = axes.get_legend_handles_labels()
     axes.figure.legend(handles, labels, title="task", loc="outside right upper")
 

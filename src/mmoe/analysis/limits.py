@@ -10,6 +10,7 @@ import numpy as np
 
 from mmoe.analysis.card_data import SPLITS
 from mmoe.analysis.page import code
+from mmoe.intervals import ROUGH_RESAMPLES
 from mmoe.run import Run
 from mmoe.tasks import Task
 from mmoe.training.gate_statistics import COLLAPSED
@@ -69,8 +70,9 @@ def _of_seeds(metrics: Mapping[str, Any], config: Any) -> Iterator[str]:
     else:
         if "test" in metrics:
             yield (
-                "± is half of an approximate 95 % interval from 50 resamples of the test rows. It covers the"
-                f" choice of the test rows, but not the seed: this is one training, with seed {config.seed}."
+                f"± is half of an approximate 95 % interval from {ROUGH_RESAMPLES} resamples of the test"
+                " rows. It covers the choice of the test rows, but not the seed: this is one training, with"
+                f" seed {config.seed}."
                 " `mmoe.evaluate` computes exact percentiles, and `replicas=8` trains with eight seeds."
             )
         if metrics["monitor"] and metrics["epoch"] == metrics["epochs"]:
@@ -92,7 +94,8 @@ def _of_labels(tasks: tuple[Task, ...], known: Mapping[str, np.ndarray], num_row
         if len(labels) < num_rows:
             partial.append(task)
     if few:
-        yield f"The labels, or those of the rarest class, are fewer than {FEW_LABELS}: {_names(few)}."
+        what = "The test labels of these tasks, or those of their rarest class,"
+        yield f"{what} number fewer than {FEW_LABELS}: {_names(few)}."
     if partial:
         yield f"The label is unknown in some test rows, which their metrics leave out: {_names(partial)}."
 

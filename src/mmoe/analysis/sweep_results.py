@@ -57,7 +57,7 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
     if not any(str(name).startswith(f"{split}/") for name in frame):
         raise UserError(f"{folder}: its runs have no {split} rows")
     values = sorted(frame[key].unique(), key=lambda v: (isinstance(v, str), v))
-    # A line between the means of names, such as those of methods, would make no sense.
+    # A line from one name to the next, such as from one method to another, would make no sense.
     is_text = any(isinstance(value, str) and value != LIGHTGBM for value in values)
     others = [name for name in varied if name != key]
     lines = list(frame.groupby(others, sort=False)) if others else [((), frame)]

@@ -13,8 +13,8 @@ from mmoe.errors import UserError
 from mmoe.run import Run
 from mmoe.training import run_folder, stored_config
 
-# Runs that differ only in these keys count as the same. Results are averaged over seeds and replicas. The
-# remaining keys do not affect metrics.
+# Runs that differ only in these keys count as the same. Results are averaged over seeds and replicas, and the
+# other keys in this list do not affect metrics.
 IGNORED_KEYS = (
     "seed", "data.seed", "replicas", "data.replicas", "resume", "logger", "data.cache_dir",
     "callbacks.progress_bar", "figures", "card", "trust",

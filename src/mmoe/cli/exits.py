@@ -105,7 +105,7 @@ def composition_errors_on_one_line() -> Iterator[None]:
 
 @contextmanager
 def printed_by_hydra() -> Iterator[None]:
-    """Run a job so that Hydra prints the short traceback of a bug, even in the context above.
+    """Run a job so that Hydra prints the short traceback of a bug, even in `composition_errors_on_one_line`.
 
     The job may run in a process that a launcher of Hydra has started, with the same environment.
     """

@@ -2,7 +2,7 @@
 
 import re
 
-KEYWORDS = ("null", "true", "false", "inf", "nan")  # Hydra does not read these as text, in any case
+KEYWORDS = ("null", "true", "false", "inf", "nan")  # not text for Hydra, in upper or lower case
 PLAIN = re.compile(r"[a-zA-Z_][\w./-]*|[a-zA-Z_./-]*/[\w./-]*", re.ASCII)
 
 
