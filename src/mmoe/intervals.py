@@ -67,7 +67,7 @@ def _metrics_of(
     masks = np.broadcast_to(True if known is None else known, shape)
     return {
         task.name: [
-            _of_known(task, p[:, own], y[:, i], mask[:, i])
+            _metrics_of_known(task, p[:, own], y[:, i], mask[:, i])
             for p, y, mask in zip(predicted, labels, masks, strict=True)
         ]
         for i, (task, own) in enumerate(zip(tasks, logit_columns(tasks), strict=True))
@@ -156,7 +156,9 @@ def _draw_many(size: int, num_rows: int, resamples: int, seed: int) -> Iterator[
         yield random.poisson(num_rows / size, (1, size))
 
 
-def _of_known(task: Task, predicted: np.ndarray, labels: np.ndarray, known: np.ndarray) -> ResampledMetrics:
+def _metrics_of_known(
+    task: Task, predicted: np.ndarray, labels: np.ndarray, known: np.ndarray
+) -> ResampledMetrics:
     """The metrics of the rows [N] whose label is known, for row counts [K, N] of all rows."""
     if known.all():
         return task.resampled_metrics(predicted, labels)

@@ -34,9 +34,9 @@ def data_section(run: Run) -> Iterator[str]:
 
 def _column(column: Categorical | Numeric) -> list[str]:
     if isinstance(column, Numeric):
-        shift = f"{column.mean + column.origin:.4g}"
+        mean = f"{column.mean + column.origin:.4g}"
         kind = "date, in days since 1970" if column.is_datetime else "numeric"
-        facts = f"mean {shift}, standard deviation {column.std:.4g}"
+        facts = f"mean {mean}, standard deviation {column.std:.4g}"
     else:
         kind = f"{column.part} of {code(column.source)}" if column.part else "categorical"
         facts = f"{column.buckets} hash buckets" if column.buckets else f"{len(column.levels):,} levels"

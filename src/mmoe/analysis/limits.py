@@ -32,9 +32,9 @@ def limits(run: Run, known: Mapping[str, np.ndarray]) -> Iterator[str]:
     yield from _of_split(config.data.get("test"))
     yield from _of_seeds(metrics, config)
     yield from _of_labels(schema.tasks, known, metrics["num_rows"].get("test", 0))
-    if plain := [task for task in schema.tasks if task.shifts_probabilities]:
+    if shifted := [task for task in schema.tasks if task.shifts_probabilities]:
         why = "with class weights or a focal loss, so that their probabilities are not shares of rows"
-        yield f"These tasks were trained {why}: {_names(plain)}."
+        yield f"These tasks were trained {why}: {_names(shifted)}."
     if weighted := [task for task in schema.tasks if task.weight]:
         yield f"The loss of these tasks weighs rows; the metrics do not: {_names(weighted)}."
     yield from _of_gates(run)

@@ -99,20 +99,20 @@ def plot_calibration(run: Run | Path | str, bins: int = 10, replica: int | None 
 
 def has_curves(run: Run) -> bool:
     """Whether a run without replicas has a task for which these curves can be drawn."""
-    return bool(_curves(run, ""))
+    return bool(_tasks_with_curves(run, ""))
 
 
 def _binary_tasks(run: Run | Path | str, replica: int | None) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """The name, the probabilities [N] and the labels [N] of each binary task."""
     run = load(run)
     check_replica(run.config.replicas, replica)
-    found = _curves(run, "" if replica is None else f"_{replica}")
+    found = _tasks_with_curves(run, "" if replica is None else f"_{replica}")
     if not found:
         raise UserError(f"{run.folder}: has no binary task with labels of both classes")
     return found
 
 
-def _curves(run: Run, suffix: str) -> list[tuple[str, np.ndarray, np.ndarray]]:
+def _tasks_with_curves(run: Run, suffix: str) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """As `_binary_tasks`; the columns of a replica end with `suffix`."""
     found = []
     for task in run.schema.tasks:
