@@ -155,31 +155,31 @@ def train_models(
         train_one(data, i, tuned[task.name]["parameters"], number, options)
         for i, task in enumerate(data.schema.tasks)
     ]
-    train, test = time.perf_counter() - start, data.splits["test"]
+    seconds, labels = time.perf_counter() - start, data.splits["test"].labels
     inputs = [lightgbm_inputs(data, i, "test") for i in range(len(boosters))]
 
     def predict_all() -> np.ndarray:
         pairs = zip(boosters, inputs, strict=True)
         return np.stack([booster.predict(x, raw_score=True) for booster, x in pairs], 1)
 
-    logits, predict = timed(predict_all)
-    values = TaskMetrics(data.schema.tasks)("test", torch.from_numpy(logits).float(), test.labels)
+    logits, seconds_to_predict = timed(predict_all)
+    values = TaskMetrics(data.schema.tasks)("test", torch.from_numpy(logits).float(), labels)
     found = {task.name: float(values[f"test/{task.name}/auroc"]) for task in data.schema.tasks}
     size = sum(len(booster.model_to_string().encode()) for booster in boosters)
-    return found | {"train": train, "predict": predict, "bytes": size}
+    return found | {"train": seconds, "predict": seconds_to_predict, "bytes": size}
 
 
 def train_mmoe(folder: Path, overrides: Sequence[str], number: int, experiment: str) -> Results:
     """Train an experiment of mmoe."""
     given = [f"data.split_seed={number}", f"seed={number}", "trainer=cpu", "figures=false"]
     train_once(folder / f"{experiment}-{number}", f"experiment={experiment}", *overrides, *given)
-    run, test = load(folder / f"{experiment}-{number}"), dataset(overrides, number).splits["test"]
+    run, rows = load(folder / f"{experiment}-{number}"), dataset(overrides, number).splits["test"]
     network = run.network()
     with torch.inference_mode():
-        _, predict = timed(lambda: network(test.levels, test.numbers))
+        _, seconds_to_predict = timed(lambda: network(rows.levels, rows.numbers))
     size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     found = {task: values["auroc"] for task, values in run.metrics["test"].items()}
-    return found | {"train": run.metrics["seconds"], "predict": predict, "bytes": size}
+    return found | {"train": run.metrics["seconds"], "predict": seconds_to_predict, "bytes": size}
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:

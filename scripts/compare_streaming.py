@@ -23,7 +23,7 @@ import pandas as pd
 from commands import train_once
 from finished import check_settings
 from options import parse, stop
-from tables import mean_text, table
+from tables import mean_text, table, write_report
 
 from mmoe.data.census import read
 from mmoe.data.census_files import COLUMNS, NUMERIC, find_files
@@ -58,7 +58,7 @@ def main() -> None:
             test = json.loads((run / "metrics.json").read_text())["test"]
             values = {f"{task}/auroc": test[task]["auroc"] for task in TASKS}
             runs.append({"order": order, "from": kind, "seed": seed} | values)
-    write_report(pd.DataFrame(runs), Path(options["out"]))
+    report(pd.DataFrame(runs), Path(options["out"]))
 
 
 def write_files(folder: Path, order: str, options: dict[str, str]) -> Path:
@@ -88,26 +88,24 @@ def write_files(folder: Path, order: str, options: dict[str, str]) -> Path:
     return config
 
 
-def write_report(runs: pd.DataFrame, out: Path) -> None:
+def report(runs: pd.DataFrame, out: Path) -> None:
     """Write all runs, and the table of means, spreads and differences."""
     lines = []
     for order, found in runs.groupby("order", sort=False):
         for metric in [f"{task}/auroc" for task in TASKS]:
             memory, disk = (found[found["from"] == kind].set_index("seed")[metric] for kind in KINDS)
-            seeds = [abs(a - b) for a, b in combinations(memory, 2)]
+            distances = [abs(a - b) for a, b in combinations(memory, 2)]
             lines.append([
                 str(order), metric,
                 *(mean_text(values) for values in (memory, disk)),
                 mean_text(disk - memory, "+.5f"),
-                f"{(disk - memory).abs().mean():.5f}", f"{np.mean(seeds):.5f}",
+                f"{(disk - memory).abs().mean():.5f}", f"{np.mean(distances):.5f}",
             ])  # fmt: skip
     header = [
         "order of the rows", "test", "from memory", "from disk", "disk - memory",
         "mean distance, same seed", "mean distance of two seeds, from memory",
     ]  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "streaming.md").write_text(table(header, lines))
-    runs.to_csv(out / "runs.csv", index=False, float_format="%.6f")
+    write_report(out, "streaming", [table(header, lines)], runs)
 
 
 if __name__ == "__main__":

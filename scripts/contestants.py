@@ -142,11 +142,11 @@ def main() -> None:
         "first layer's products alone": products(x[:batch_size].clone(), model.weight.shape[1]),
     }
     speeds = {name: rate(step, seconds) for name, step in steps.items()}
-    sizes_of_batches = {"train": batch_size, "val": config.data.eval_batch_size}
-    batches = {
-        name: ceil(len(data.dataset.splits[name].labels) / size) for name, size in sizes_of_batches.items()
+    batch_sizes = {"train": batch_size, "val": config.data.eval_batch_size}
+    num_batches = {
+        name: ceil(len(data.dataset.splits[name].labels) / size) for name, size in batch_sizes.items()
     }
-    print(json.dumps({"samples_per_second": speeds, "batches": batches}))
+    print(json.dumps({"samples_per_second": speeds, "batches": num_batches}))
 
 
 class Clock(pl.Callback):

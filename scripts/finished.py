@@ -9,7 +9,7 @@ from options import stop
 
 from mmoe.atomic import write_text
 
-# Results do not depend on where the rows are, nor on what computes.
+# Results depend neither on where the rows are, nor on the machine that computes them.
 MACHINE_KEYS = ("dir", "url", "cache_dir", "dask_address")  # of a configuration's part `data`
 MACHINE_OVERRIDES = ("threads", *(f"data.{key}" for key in MACHINE_KEYS))
 

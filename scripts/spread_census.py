@@ -79,12 +79,12 @@ def report(runs: pd.DataFrame, rows: str, out: Path) -> None:
     """Write all runs, and a line for each task and number of validation rows."""
     lines = []
     for task in [name for name in runs if name.endswith("_auroc")]:
-        best = runs[runs["rows"] == ALL].set_index(["split", "seed"])[task]
+        with_all = runs[runs["rows"] == ALL].set_index(["split", "seed"])[task]
         for count, own in runs.groupby("rows", sort=False):
             areas = own.pivot(index="split", columns="seed", values=task)
             found = components(areas)
             # The seeds of a split share its rows, so the splits are the independent values.
-            change = (own.set_index(["split", "seed"])[task] - best).groupby("split").mean()
+            change = (own.set_index(["split", "seed"])[task] - with_all).groupby("split").mean()
             lines.append([
                 str(task).removesuffix("_auroc"), str(count), f"{own[task].mean():.4f}",
                 "-" if count == ALL else mean_text(change, "+.5f"),

@@ -42,7 +42,7 @@ def constant_prediction(task: Task, labels: np.ndarray) -> np.ndarray:
 def compare(
     task: Task, predicted: Mapping[str, np.ndarray], labels: np.ndarray, known: np.ndarray, resamples: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A line with all metrics for each contestant and seed, and a line for each difference to MMoE.
+    """A line with all metrics for each contestant and seed, and a line for each difference from MMoE.
 
     All contestants share the same resamples of the test rows.
 
@@ -68,7 +68,7 @@ def compare(
 
 
 def differences_of(task: Task, values: pd.DataFrame, drawn: Drawn) -> list[dict[str, Any]]:
-    """The mean of each shown metric, and its difference to MMoE with both intervals."""
+    """The mean of each shown metric, and its difference from MMoE with both intervals."""
     lines = []
     for metric in SHOWN[task.kind]:
         by_model = {str(name): part.set_index("run")[metric] for name, part in values.groupby("model")}
@@ -91,7 +91,7 @@ def is_clear(row: Mapping[str, Any]) -> bool:
 
 
 def value_table(differences: pd.DataFrame) -> str:
-    """The mean of every shown metric for each contestant, and the differences to MMoE."""
+    """The mean of every shown metric for each contestant, and the differences from MMoE."""
     lines = []
     for (name, task, metric), rows in differences.groupby(["table", "task", "metric"], sort=False):
         cells = [str(name), str(task), str(metric).replace("_", " ")]
@@ -135,12 +135,12 @@ def write_report(results: Results, options: Mapping[str, str]) -> None:
                 for name, counts in results.num_rows.items()
             ],
         ),
-        "Values are means over the seeds. In parentheses: the difference to MMoE, ± half the 95 % confidence"
-        " interval of its mean over the seeds (Student's t, paired by seed). A star marks a difference that"
-        f" two intervals support: this one, and the one over {resamples} resamples of the test rows, which"
-        " takes the trained models as given. No interval covers other splits or other searches, and of so"
-        " many differences some have a star by chance. The rmse, the mae and the deviance are better if they"
-        " are smaller, the other metrics if they are larger.",
+        "Values are means over the seeds. In parentheses: the difference from MMoE, ± half the 95 %"
+        " confidence interval of its mean over the seeds (Student's t, paired by seed). A star marks a"
+        f" difference that two intervals support: this one, and the one over {resamples} resamples of the"
+        " test rows, which takes the trained models as given. No interval covers other splits or other"
+        " searches, and of so many differences some have a star by chance. The rmse, the mae and the"
+        " deviance are better if they are smaller, the other metrics if they are larger.",
         value_table(differences),
         "## How often a contestant differs from MMoE",
         "Each task counts once, by the metric that is its first one in the table above. Clear differences are"
