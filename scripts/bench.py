@@ -72,7 +72,10 @@ DEFAULTS = {
     "rounds": "3", "seconds": "2", "threads": "2", "replicas": "16", "peers": "", "peers_script": "",
     "out": "", "strategies": "",
 }  # fmt: skip
-MINIMUMS = dict.fromkeys(["rounds", "threads", "batch", "replicas", "rows"], 1)
+MINIMUMS = {
+    **dict.fromkeys(["rounds", "threads", "batch", "replicas", "rows", "streamed_rows", "resident_rows"], 1),
+    "dask_rows": 0,
+}
 BENCHMARKS: dict[str, Any] = {  # the module of each, with a function `measure`
     "train": bench_train, "busy": bench_busy, "experts": bench_experts, "start": bench_start,
     "memory": bench_memory, "ranks": bench_ranks, "replicas": bench_replicas,

@@ -152,6 +152,7 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
         (["train", "peers=no/python"], "peers=no/python: must be a Python program"),
         (["train", "seconds=x"], "seconds=x: must be a number above 0"),
         (["experts", "batch=32,64"], "batch=32,64: must be an integer of at least 1"),
+        (["stream", "dask_rows=1e6"], "dask_rows=1e6: must be an integer of at least 0"),
         (["replicas", "replicas=2,4"], "replicas=2,4: must be an integer of at least 1"),
         (["memory"], "data.dir=: must hold census-income.data and census-income.test"),
         (["memory", "data.dir=none"], "data.dir=none: must hold census-income.data and census-income.test"),
