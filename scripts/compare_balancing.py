@@ -107,7 +107,8 @@ def results(
     search = [override for override in overrides if override.startswith("hydra.")]
     train_once(
         folder / "run", "--config-dir", str(study), f"experiment={tuned.stem}", *search,
-        *repeatable(values_of(overrides)), f"replicas={options['seeds']}", "figures=false",
+        *repeatable([one for one in overrides if not one.startswith(("experiment=", "hydra."))]),
+        f"replicas={options['seeds']}", "figures=false",
     )  # fmt: skip
     metrics, schema = read_metrics(folder / "run"), read_schema(folder / "run")
     larger_is_better = validation_metrics(schema.tasks)
@@ -128,11 +129,6 @@ def results(
                 }
             )
     return found
-
-
-def values_of(overrides: list[str]) -> list[str]:
-    """The overrides of single values. The tuned experiment already chooses the files of the groups."""
-    return [override for override in overrides if "." in override.split("=")[0] and "hydra." not in override]
 
 
 def differences(runs: pd.DataFrame) -> pd.DataFrame:

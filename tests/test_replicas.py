@@ -1,5 +1,6 @@
 """Each replica trains exactly as it does alone."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -304,6 +305,11 @@ def test_a_replica_becomes_a_run_folder(train, command):
     rows = build(config("data.source=sample"), "data").dataset.splits["test"]
     probabilities = network(rows.levels, rows.numbers).logits.double().sigmoid().detach()
     np.testing.assert_allclose(frame["income_probability"], probabilities[:, 0], atol=1e-6)
+
+    Path("here").mkdir()
+    with contextlib.chdir("here"):
+        assert extract(f"run={Path('..') / folder}", "replica=1", "out=.").code == 0
+    assert Path("here/metrics.json").read_bytes() == (out / "metrics.json").read_bytes()
 
     # The folder's configuration repeats the run.
     again = ["--config-path", str(out.absolute()), "--config-name", "config", "hydra.run.dir=again"]

@@ -104,6 +104,13 @@ def test_a_schedule_that_is_too_short_is_refused_before_training():
         fit(learner(scheduler=partial(lr_scheduler.OneCycleLR, max_lr=1.0, total_steps=11)))
 
 
+def test_the_steps_between_two_advances_are_counted_in_each_epoch():
+    one_cycle = partial(lr_scheduler.OneCycleLR, max_lr=1.0, total_steps=3)  # 4 steps an epoch: 1 advance
+    assert len(set(fit(learner(scheduler=one_cycle, interval="step", frequency=3)))) == 4
+    with pytest.raises(UserError, match="must be at least 3"):
+        fit(learner(scheduler=partial(one_cycle, total_steps=2), interval="step", frequency=3))
+
+
 @pytest.mark.parametrize(("monitor", "mode"), [("val/one/auroc", "max"), ("val/two/log_loss", "min")])
 def test_a_plateau_lowers_the_rate_by_what_is_monitored(monitor: str, mode: str):
     plateau = partial(lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.1)

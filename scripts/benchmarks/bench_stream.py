@@ -64,6 +64,7 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
             "trainer.max_epochs=1",
             "logger=none",
         ]
+        options += [override for override in bench.overrides if not override.startswith("data.")]
         bench.run("-m", "mmoe.train", *FIXED_LENGTH, *options, *overrides, f"hydra.run.dir={run}")
         metrics = json.loads((run / "metrics.json").read_text())
         rows, speed = metrics["steps"] * metrics["global_batch"], metrics["samples_per_second"]

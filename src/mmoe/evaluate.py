@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mmoe.atomic import write_text
-from mmoe.checks import check_integers
+from mmoe.checks import as_names, check_integers
 from mmoe.cli.command import command
 
 
@@ -22,7 +22,8 @@ def main(config: DictConfig) -> None:
     check_integers(0, resamples=config.resamples)
     run = load(str(config.run), config.trust)
     changes = {str(key): value for key, value in config.data.items() if value is not None}
-    suffix = "".join(f"_{Path(str(value)).resolve().name}" for value in changes.values())
+    files = [file for value in changes.values() for file in as_names(value)]
+    suffix = "".join(f"_{Path(file).resolve().name}" for file in files)
     out = Path(config.out or run.folder / f"evaluation_{config.split}_{config.checkpoint}{suffix}.json")
     check_not_run_file(run.folder, "out", out)
     evaluation = run.evaluate(config.split, config.checkpoint, changes, config.resamples, config.seed)

@@ -56,6 +56,7 @@ def extract(run: "Run", replica: int, out: Path) -> None:
         "epoch": replica_metrics["epoch"] - 1,
         "state_dict": {f"objective.network.{k}": v for k, v in network.state_dict().items()},
     }
+    out = out.resolve()
     scratch = out.with_name(f".{out.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
     try:
@@ -65,7 +66,7 @@ def extract(run: "Run", replica: int, out: Path) -> None:
         run_folder.finish(
             scratch, metrics | replica_metrics, [] if predictions is None else [predictions], history
         )
-        if out.is_dir() and any(out.iterdir()):  # a rename cannot replace it
+        if out.is_dir():  # which a rename cannot replace if it holds files, or is the working directory
             shutil.copytree(scratch, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.yaml"))
             stored_config.write_config(out, text)  # last, because it makes the folder a run folder
         else:

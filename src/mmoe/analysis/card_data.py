@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mmoe.analysis.page import code, table
+from mmoe.analysis.page import code, number_of, table
 from mmoe.data.schema import Categorical, Numeric
 from mmoe.run import Run
 
@@ -25,11 +25,11 @@ def data_section(run: Run) -> Iterator[str]:
     if schema.files:
         lines = [[code(name), code(digest[:16])] for name, digest in list(schema.files.items())[:MAX_FILES]]
         yield table(["file", "SHA-256 begins with"], lines) + "\n"
-        yield _more(len(schema.files), MAX_FILES, "files")
+        yield _more(len(schema.files), MAX_FILES, "file")
     columns: list[Categorical | Numeric] = [*schema.categorical, *schema.numeric]
     yield f"Inputs: {len(schema.categorical):,} categorical and {len(schema.numeric):,} numeric columns.\n\n"
     yield table(["column", "kind", "training rows"], map(_column, columns[:MAX_COLUMNS])) + "\n"
-    yield _more(len(columns), MAX_COLUMNS, "columns")
+    yield _more(len(columns), MAX_COLUMNS, "column")
 
 
 def _column(column: Categorical | Numeric) -> list[str]:
@@ -61,4 +61,4 @@ def _rule(rule: Any, is_after_test: bool) -> str:
 
 
 def _more(count: int, shown: int, what: str) -> str:
-    return f"{count - shown:,} more {what} are in `schema.json`.\n\n" if count > shown else ""
+    return f"`schema.json` has {number_of(count - shown, f'more {what}')}.\n\n" if count > shown else ""

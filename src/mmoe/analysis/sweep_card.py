@@ -64,8 +64,8 @@ def _limits(compared: pd.DataFrame) -> Iterator[str]:
             yield f"Some lines have {seeds} seeds, so that their intervals are wide."
     if len(compared) > 1:
         yield (
-            "The best of several validation metrics is a little too good, because it was chosen. Choose a line"
-            " by its validation metric, and report the test metric of that line alone."
+            "The best of several validation metrics is a little too good, because it was chosen. Choose a"
+            " line by its validation metric, and report the test metric of that line alone."
         )
     if compared.attrs["has_lightgbm"]:
         yield "LightGBM has one model for each task. Its settings are usual ones, and were not searched."

@@ -70,7 +70,8 @@ class Table:
         )
         for name, options in (("columns", columns), ("csv", csv)):
             check_argument(isinstance(options, Mapping | None), name, options, "must be a mapping")
-        columns, csv = _without_numpy(columns or {}), _without_numpy(csv)
+        kinds: dict[str, Any] = _without_numpy(columns or {})
+        csv = _without_numpy(csv)
         self._options = {"main_task": main_task, "weight": weight, "group_by": group_by, "csv": csv or None}
         csv_options = CsvOptions.parse(csv)
         given_rows = {
@@ -87,7 +88,7 @@ class Table:
         for name, column in (("weight", weight), ("group_by", group_by)):
             if column is not None:
                 self._check_column(name, column)
-        for name, kind in columns.items():
+        for name, kind in kinds.items():
             self._check_column("columns", name)
             if kind is not None:
                 column_options(name, kind)
@@ -99,11 +100,11 @@ class Table:
         for rule in (validation, test):
             if isinstance(rule, Mapping) and "column" in rule:
                 used.add(str(rule["column"]))
-        self._guesses = [guess(v) for name, v in self._values.items() if name not in used | columns.keys()]
+        self._guesses = [guess(v) for name, v in self._values.items() if name not in used | kinds.keys()]
         inputs = [one.values for one in self._guesses if not one.reason]
         self.suspects = find_suspects([one for one in guessed.values() if one], inputs)
         found = {one.values.name: one.to_plain() for one in self._guesses if self._is_input(one)}
-        kinds = found | columns
+        kinds = found | kinds
         self.columns = {name: kinds[name] for name in self._values if kinds.get(name) is not None}
 
     def __repr__(self) -> str:

@@ -75,6 +75,7 @@ def run_blank_rows(network: nn.Module, schema: Schema) -> Any:
 def run_in_eval_mode(module: nn.Module, *inputs: Any) -> Any:
     """Run a module in evaluation mode, then restore its mode."""
     was_training = module.training
-    output = module.eval()(*inputs)
-    module.train(was_training)
-    return output
+    try:
+        return module.eval()(*inputs)
+    finally:
+        module.train(was_training)

@@ -1,5 +1,6 @@
 """Build and check the learning-rate schedule of a training."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -85,6 +86,11 @@ class Schedule:
         """Raise UserError if the schedule is shorter than the training; torch fails after its last step."""
         steps = trainer.estimated_stepping_batches
         count = (steps if interval == "step" else trainer.max_epochs or steps) // self.frequency
+        if (
+            interval == "step" and self.frequency > 1 and trainer.max_epochs
+        ):  # Lightning counts anew each epoch
+            every = math.lcm(self.frequency, trainer.accumulate_grad_batches)
+            count = min(count, int(trainer.num_training_batches) // every * trainer.max_epochs)
         if count > scheduler.total_steps:
             rule = f"must be at least {count}, because the training advances it that many times"
             raise UserError(f"learner.scheduler.total_steps={scheduler.total_steps}: {rule}")
