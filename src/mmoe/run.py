@@ -316,7 +316,7 @@ class Run:
             known = [name for name in inspect.signature(target).parameters if name != "schema"]
             if key not in known:
                 raise UserError(f"data.{key}={value}: must be one of {', '.join(known)}")
-            OmegaConf.update(config.data, key, value, force_add=True)
+            OmegaConf.update(config.data, key, value, merge=False, force_add=True)
         if "dir" in changes:  # never the bundled sample
             config.data.source = "official"
         data = build(config, "data", **({"schema": schema} if takes_schema else {}))
