@@ -297,6 +297,7 @@ def test_separators_are_found(separator: str):
     assert read_text("tags\np|q\nr|s\n").to_pydict() == {"tags": ["p|q", "r|s"]}
     assert read_text("x,y\n1,2\n", "d.tsv/a.csv").to_pydict() == {"x": [1], "y": [2]}  # a folder's name
     assert read_text("x,y\tz\n1\t2\n", "A.TSV").to_pydict() == {"x,y": [1], "z": [2]}
+    assert read_text("x\ty\r" + "1\t2\r" * START_BYTES).column_names == ["x", "y"]  # longer than a start
 
 
 def test_blanks_before_quotes_and_row_numbers_without_a_name():
@@ -339,10 +340,10 @@ def test_an_error_has_its_file_and_its_line():
 
 def test_the_last_column_of_a_ragged_file_takes_the_rest_of_a_line():
     options = {"header": False, "names": ["id", "y", "rest"], "ragged": True}
-    table = read_text('1,0,a:1,a:2,b:"3\r\n\n2,?,a:1\n3,1\n4,1,\n', **options)
-    assert table["rest"].to_pylist() == ['a:1,a:2,b:"3', "a:1", None, None]
-    assert table["y"].to_pylist() == [0, None, 1, 1]
-    assert read_table(["a.csv"], CsvOptions.parse(options), ["y", "id"])["id"].to_pylist() == [1, 2, 3, 4]
+    table = read_text('1,0,a:1,a:2,b:"3\r\n\n2,?,a:1\n3,1\n4,1,\n5,1,a:1,,\n', **options)
+    assert table["rest"].to_pylist() == ['a:1,a:2,b:"3', "a:1", None, None, "a:1,,"]
+    assert table["y"].to_pylist() == [0, None, 1, 1, 1]
+    assert read_table(["a.csv"], CsvOptions.parse(options), ["y", "id"])["id"].to_pylist() == [1, 2, 3, 4, 5]
     assert read_text("x,y\n1,2,3\n", ragged=True).to_pydict() == {"x": [1], "y": ["2,3"]}
     with pytest.raises(UserError, match=r"a.csv: a line must have at least 2 fields, is '5'"):
         read_text("1,0,a\n5\n", **options)
@@ -384,6 +385,7 @@ def test_a_damaged_layout_is_named(text: str, options: dict[str, Any], message: 
         ({"delimiter": ",,"}, "csv.delimiter=',,': must be one ASCII character"),
         ({"header": "no"}, "csv.header='no': must be true or false"),
         ({"encoding": "utf-9"}, "csv.encoding='utf-9': must be an encoding"),
+        ({"encoding": "hex"}, "csv.encoding='hex': must be an encoding"),
         ({"decimal": "x"}, "csv.decimal='x': must be a point or a comma"),
         ({"decimal": ",", "thousands": ","}, "csv.thousands=',': must be null or one of"),
         ({"missing": "NA"}, "csv.missing=NA: must be a list"),
@@ -485,6 +487,8 @@ def test_types_of_several_files_are_united():
     message = r"2.parquet, column x: holds list<.*>, and double in 0.parquet and 1 more"
     with pytest.raises(UserError, match=message):
         types(pa.array([1]), pa.array([1.5]), pa.array([[1]]))
+    with pytest.raises(UserError, match=r"0.parquet, column x: must hold values of double, the type for all"):
+        types(pa.array([2**53 + 1]), pa.array([1.5]))
 
 
 def test_damaged_parquet_files_are_named():
@@ -519,6 +523,7 @@ def test_a_frame_becomes_a_table():
     frame = pd.DataFrame(
         {
             "mixed": pd.Series([1, "a", None], dtype=object),
+            "large": pd.Series([2**64, 1, None], dtype=object),
             "text": ["x", None, "y"],
             "number": [1.5, np.nan, 2],
             "whole": pd.array([1, None, 3], dtype="Int64"),
@@ -535,6 +540,7 @@ def test_a_frame_becomes_a_table():
     table = table_of_frame(frame)
     assert table.column_names == [str(name) for name in frame.columns]
     assert table["mixed"].to_pylist() == ["1", "a", None]
+    assert table["large"].to_pylist() == [str(2**64), "1", None]
     assert (table["text"].type, table["text"].to_pylist()) == (pa.string(), ["x", None, "y"])
     assert table["number"].to_pylist() == [1.5, None, 2]
     assert (table["whole"].type, table["whole"].to_pylist()) == (pa.int64(), [1, None, 3])

@@ -147,13 +147,15 @@ def cast(table: pa.Table, schema: pa.Schema, path: str) -> pa.Table:
     """Cast a part of the file at `path` to the schema of all files.
 
     Raises:
-        UserError: bytes are not text in UTF-8.
+        UserError: the type cannot hold a value, or bytes are not text in UTF-8.
     """
     try:
         return table.cast(schema)
     except pa.ArrowInvalid as error:
-        name = next(field.name for field in schema if not _can_cast(table[field.name], field.type))
-        raise UserError(f"{path}, column {name}: must hold UTF-8 text ({error})") from None
+        field = next(field for field in schema if not _can_cast(table[field.name], field.type))
+        is_text = field.type in (pa.string(), TEXT_CODES)
+        what = "UTF-8 text" if is_text else f"values of {field.type}, the type for all files"
+        raise UserError(f"{path}, column {field.name}: must hold {what} ({error})") from None
 
 
 def _can_cast(column: pa.ChunkedArray, kind: pa.DataType) -> bool:

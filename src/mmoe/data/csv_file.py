@@ -125,7 +125,7 @@ class CsvFile:
     def _split(self, lines: pa.ChunkedArray) -> pa.Table:
         """Split lines into columns. The last column takes the rest of each line, or is missing."""
         count = len(self.names)
-        # With a delimiter at its end, a line without the last column has an empty one.
+        # A delimiter is added to each line, so that a line without the last column gets an empty one.
         ended = pc.binary_join_element_wise(lines, "", self.delimiter)
         fields = pc.split_pattern(ended, self.delimiter, max_splits=count - 1)
         is_short = pc.less(pc.list_value_length(fields), count)
@@ -133,7 +133,7 @@ class CsvFile:
             line = lines.filter(is_short)[0].as_py()
             raise UserError(f"{self.path}: a line must have at least {count - 1} fields, is {line[:60]!r}")
         arrays = [pc.list_element(fields, i) for i in range(count)]
-        arrays[-1] = pc.ascii_rtrim(arrays[-1], self.delimiter)
+        arrays[-1] = pc.utf8_slice_codeunits(arrays[-1], 0, -1)  # without the added delimiter
         return pa.table([self._without_missing(array) for array in arrays], names=self.names)
 
     def _without_missing(self, array: pa.Array) -> pa.Array:

@@ -1,6 +1,5 @@
 """How delimited text is written."""
 
-import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -99,6 +98,7 @@ def check_names(names: Sequence[str], where: str) -> None:
 
 def _is_encoding(name: str) -> bool:
     try:
-        return codecs.lookup(name).name != ""
+        "".encode(name)  # fails for a codec that does not encode text, such as hex
     except (LookupError, TypeError):
         return False
+    return True

@@ -92,7 +92,8 @@ def find_delimiter(path: str, text: str) -> str:
 
 def first_rows(text: str, delimiter: str) -> list[list[str]]:
     """The first rows of the start of a file, as stripped fields. A row with a wrong quote has no fields."""
-    whole = text[: text.rfind("\n") + 1] if len(text) > WHOLE_CHARACTERS else text
+    last_end = max(text.rfind("\n"), text.rfind("\r"))
+    whole = text[: last_end + 1] if len(text) > WHOLE_CHARACTERS and last_end >= 0 else text
     lines = csv.reader(
         io.StringIO(whole, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
     )

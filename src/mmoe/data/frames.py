@@ -11,7 +11,7 @@ from mmoe.errors import UserError
 
 
 def table_of_frame(frame: pd.DataFrame) -> pa.Table:
-    """The columns of a DataFrame, without its index. Objects of several types become text.
+    """The columns of a DataFrame, without its index. Mixed objects and integers beyond 64 bits become text.
 
     Raises:
         UserError: a column name is neither text nor an integer, two are equal, or there are no rows
@@ -36,9 +36,10 @@ def _array_of_series(series: "pd.Series[Any]") -> pa.Array:
         return pa.DictionaryArray.from_arrays(codes.cast(pa.int32()), levels)
     try:
         array = pa.Array.from_pandas(series)
-    except (pa.ArrowException, TypeError):
+    except (pa.ArrowException, TypeError, OverflowError):
         array = None
-    if array is None or isinstance(array, pa.ExtensionArray):  # mixed objects; intervals and periods
+    # Mixed objects, integers beyond 64 bits, intervals and periods.
+    if array is None or isinstance(array, pa.ExtensionArray):
         texts = [
             None if is_missing else str(value)
             for value, is_missing in zip(series, series.isna(), strict=True)
