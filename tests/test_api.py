@@ -357,3 +357,15 @@ def test_a_table_without_inputs_is_one_line():
         mmoe.fit(mmoe.Table(rows()[["y"]], ["y"]), "run", *QUICK)
     assert one_line(raised.value) == "data.columns={}: must name at least one column"
     assert not Path("run").exists()
+
+
+def test_evaluating_with_another_split_leaves_the_rows_of_trainings_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MMOE_CACHE_DIR", str(tmp_path / "cache"))
+    run = mmoe.fit(table(), "run", *QUICK)
+    run.evaluate(rows={"split_seed": 5}, resamples=0)
+    other = mmoe.fit(table(), "other", "data.split_seed=5", *QUICK)
+    assert other.schema.numeric != run.schema.numeric
+    again = mmoe.fit(table(), "again", "data.split_seed=5", "data.cache_dir=empty", *QUICK)
+    assert other.schema == again.schema

@@ -317,6 +317,8 @@ class Run:
             if key not in known:
                 raise UserError(f"data.{key}={value}: must be one of {', '.join(known)}")
             OmegaConf.update(config.data, key, value, merge=False, force_add=True)
+        if changes:  # with other options, fitting to the same files may give another schema
+            schema = replace(schema, files={})
         if "dir" in changes:  # never the bundled sample
             config.data.source = "official"
         data = build(config, "data", **({"schema": schema} if takes_schema else {}))

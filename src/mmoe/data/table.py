@@ -226,7 +226,7 @@ class TableData(DataModule):
             "csv": str(self.csv),
             "num_bins": self.num_bins,
         }
-        # For the run's own files, fitting would give the given schema, so both cases use one cache entry.
+        # With its own files and options, a run shares the cache entry that its training made.
         if self.given_schema and self.given_schema.files != digests:
             key["schema"] = self.given_schema.to_json()
         return key
