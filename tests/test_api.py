@@ -369,3 +369,9 @@ def test_evaluating_with_another_split_leaves_the_rows_of_trainings_alone(
     assert other.schema.numeric != run.schema.numeric
     again = mmoe.fit(table(), "again", "data.split_seed=5", "data.cache_dir=empty", *QUICK)
     assert other.schema == again.schema
+
+
+def test_a_column_that_decides_which_labels_are_known_is_no_input():
+    spend = mmoe.Regression("amount", where="bought")
+    given = mmoe.Table(rows().assign(bought=[0, 1, 1] * 100), {"spend": spend})
+    assert [*given.columns] == ["group", "y"]

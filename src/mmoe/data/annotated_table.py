@@ -1,4 +1,4 @@
-"""A table from Python, DataFrames or files, with the kinds of its columns and its tasks."""
+"""A table of DataFrames or files, for use from Python, with the kinds of its columns and its tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -95,7 +95,7 @@ class Table:
         guessed = {name: self._guess_task(name, task) for name, task in by_name.items()}
         named = self._named_tasks(by_name, guessed)
         self.tasks = {name: task_to_config(task) for name, task in named.items()}
-        used = {str(task[key]) for task in self.tasks.values() for key in ("column", "weight") if key in task}
+        used = {name for task in named.values() for name in (task.column, task.where, task.weight)}
         used |= {weight} if weight else set()
         for rule in (validation, test):
             if isinstance(rule, Mapping) and "column" in rule:
