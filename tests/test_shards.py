@@ -190,7 +190,7 @@ def test_an_interrupted_encoding_resumes(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         table(train=files, stream=True).dataset  # noqa: B018
     monkeypatch.setattr(encode_shards, "encode_shard", recorded)
-    monkeypatch.setattr(encode_shards, "collect", None)  # statistics are not computed again
+    monkeypatch.setattr(encode_shards, "collect_statistics", None)  # statistics are not computed again
     assert_same(table(train=files, stream=True).dataset, whole)
     assert sorted(calls) == [0, 1, 2, 3, 4]
     assert len(calls) == 5

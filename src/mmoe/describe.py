@@ -132,7 +132,7 @@ def show(table: "Description") -> None:
     for one in table.guesses:
         suspect = table.suspects.get(one.values.name)
         remarks = [f"suspect: {suspect}"] if suspect else [one.reason] if one.reason else one.remarks
-        add(one.values, _kind(one, suspect), one.levels, "; ".join(remarks))
+        add(one.values, _kind(one, suspect), one.summary, "; ".join(remarks))
     open_console().print(shown)
 
 

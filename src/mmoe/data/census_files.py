@@ -28,7 +28,6 @@ NUMERIC = (
 INCOME = ("- 50000.", "50000+.")
 NAMES = {"train": "census-income.data", "test": "census-income.test"}
 OFFICIAL_ROWS = {"train": 199_523, "test": 99_762}
-NUM_FIELDS = 42
 SAMPLE_DIR = Path(__file__).parent / "sample"
 
 
@@ -55,7 +54,7 @@ def find_files(dir: str | None, source: str, url: str, cache_dir: Path) -> Files
         return Files(*_paths(cache.expand_home("data.dir", dir)))
     target = cache_dir / "census-income"
     try:
-        download.fetch(url, target, {NAMES[k]: OFFICIAL_ROWS[k] for k in NAMES}, NUM_FIELDS)
+        download.fetch(url, target, {NAMES[k]: OFFICIAL_ROWS[k] for k in NAMES}, len(COLUMNS))
         return Files(*_paths(target))
     except DownloadError as error:
         if source == "official":

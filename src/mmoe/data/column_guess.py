@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mmoe.data.column_names import names_code, names_number, names_time, names_weight
+from mmoe.data.column_names import suggests_codes, suggests_numbers, suggests_times, suggests_weights
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.column_values import ColumnValues
 from mmoe.data.dates import AMBIGUOUS, DAY_FIRST, DateFormat, dates_of, find_order, guess_format
@@ -47,7 +47,7 @@ class Guess:
         kind: `numeric`, `categorical`, `multi` or `datetime`.
         options: the other options of the column; see `ColumnOptions`.
         reason: why the column is left out; empty if it is an input.
-        levels: the number of levels, or the range of the numbers or dates.
+        summary: the number of levels, or the range of the numbers or dates, as text.
         remarks: what the user should know.
     """
 
@@ -55,7 +55,7 @@ class Guess:
     kind: str = "categorical"
     options: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
-    levels: str = ""
+    summary: str = ""
     remarks: list[str] = field(default_factory=list)
 
     def to_plain(self) -> Any:
@@ -86,7 +86,7 @@ def guess(values: ColumnValues) -> Guess:
         _guess_number(found)
     if found.kind == "categorical" and not found.reason and num_levels > MANY_LEVELS:
         found.options = {"encoding": "hash", "buckets": 100_000, "size": 16}
-    found.levels = found.levels or _describe_levels(found)
+    found.summary = found.summary or _summary(found)
     return found
 
 
@@ -97,7 +97,7 @@ def _guess_text(found: Guess) -> None:
         found.kind = "datetime"
         order = find_order(texts)
         dates = dates_of(pd.Series(texts[:MAX_DATES]), DateFormat(day_first=order == DAY_FIRST))
-        found.levels = _describe_dates(dates)
+        found.summary = _describe_dates(dates)
         if order == DAY_FIRST:
             found.options = {"day_first": True}
             found.remarks.append("the day stands before the month")
@@ -106,7 +106,7 @@ def _guess_text(found: Guess) -> None:
         return
     if separator := _find_separator(values):
         found.kind, found.options = "multi", {"separator": separator}
-        found.levels = f"{len(_parts(texts, separator)):,} levels"
+        found.summary = f"{len(_parts(texts, separator)):,} levels"
         _set_max_values(found, max(text.count(separator) for text in texts) + 1)
         return
     if num_levels >= 20 and num_levels == values.num_rows:
@@ -200,19 +200,19 @@ def _guess_number(found: Guess) -> None:
     if is_code_like and num_levels == values.num_rows >= 10 and high - low == num_levels - 1:
         found.reason = "row numbers"
         return
-    if is_code_like and names_time(name):
+    if is_code_like and suggests_times(name):
         if any(least <= low and high <= most for least, most in UNIX_TIMES):
             found.kind = "datetime"
             limits = pd.Series([low, high])
-            found.levels = _describe_dates(dates_of(limits, guess_format(limits)))
+            found.summary = _describe_dates(dates_of(limits, guess_format(limits)))
             found.remarks.append("numbers that are read as Unix times")
             return
         if COMPACT_DATE[0] <= low and high <= COMPACT_DATE[1] and _is_compact_date(numbers):
             found.remarks.append("looks like dates written as YYYYMMDD, which are used as plain numbers")
             return
-    limit = FEW_CODES if names_number(name) else MAX_CODES
+    limit = FEW_CODES if suggests_numbers(name) else MAX_CODES
     is_enough = num_levels == 2 or values.num_known >= MIN_ROWS_PER_CODE * num_levels
-    if is_code_like and names_code(name):
+    if is_code_like and suggests_codes(name):
         found.kind = "categorical"
         if num_levels == values.num_rows >= 20:
             found.reason = "an id for each row"
@@ -222,7 +222,7 @@ def _guess_number(found: Guess) -> None:
             found.remarks.append("small integers, taken as codes")
     if low == -1 and is_code_like and num_levels > 2 and (numbers >= 0).sum() == num_levels - 1:
         found.remarks.append('-1 may mean unknown: then \'csv.missing=["","?",NA,-1]\'')
-    if names_weight(name) and low >= 0:
+    if suggests_weights(name) and low >= 0:
         found.remarks.append("the weight of a row? then set weight")
     # Large numbers are stored as differences from the smallest one.
     if high - low > 2**24 and found.kind == "numeric" and values.is_whole:
@@ -238,7 +238,7 @@ def _describe_dates(dates: np.ndarray) -> str:
     return f"{dates.min().astype('M8[D]')} to {dates.max().astype('M8[D]')}"
 
 
-def _describe_levels(found: Guess) -> str:
+def _summary(found: Guess) -> str:
     values = found.values
     if found.kind == "multi":
         return f"lists of at most {values.longest}"

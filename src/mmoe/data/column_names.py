@@ -21,29 +21,29 @@ CODE_SUFFIX = re.compile(r"(user|item|movie|product|seg|group|session|customer|c
 GROUP = re.compile(r"(user|uid|customer|client|session)([_ ]?id)?$")
 
 
-def names_code(name: str) -> bool:
+def suggests_codes(name: str) -> bool:
     """Whether a column name says that the values are codes."""
     found = _words(name)
     suffix = CODE_SUFFIX.search(name.lower().rstrip("s"))
     return bool(found) and (found[-1] in CODE_WORDS or "categorical" in found or suffix is not None)
 
 
-def names_number(name: str) -> bool:
+def suggests_numbers(name: str) -> bool:
     """Whether a column name says that the values are numbers."""
     return _has_word(name, NUMBER_WORDS)
 
 
-def names_time(name: str) -> bool:
+def suggests_times(name: str) -> bool:
     """Whether a column name says that the values are times."""
     return _has_word(name, TIME_WORDS)
 
 
-def names_weight(name: str) -> bool:
+def suggests_weights(name: str) -> bool:
     """Whether a column name says that the values are weights of rows."""
     return _has_word(name, WEIGHT_WORDS)
 
 
-def names_group(name: str) -> bool:
+def suggests_groups(name: str) -> bool:
     """Whether a column name says that rows with one value, such as a user, belong together."""
     return GROUP.search(name.lower()) is not None
 

@@ -134,27 +134,27 @@ def is_in_sample(first_row: int, num_rows: int, total: int) -> np.ndarray:
     """Which rows [N] of a part belong to the sample: about `SAMPLE_ROWS` of `total` rows, or all of them."""
     if total <= SAMPLE_ROWS:
         return np.ones(num_rows, bool)
-    return row_shares(first_row, num_rows, "sample") < SAMPLE_ROWS / total
+    return row_hashes(first_row, num_rows, "sample") < SAMPLE_ROWS / total
 
 
-def row_shares(first_row: int, num_rows: int, salt: str) -> np.ndarray:
-    """A number from 0 to 1 for each row [N]: a hash of the row's number in the files and the salt."""
+def row_hashes(first_row: int, num_rows: int, salt: str) -> np.ndarray:
+    """For each row [N] a hash of the row's number in the files and the salt, as a number from 0 to 1."""
     numbers = np.arange(first_row, first_row + num_rows, dtype=np.uint64)
     (offset,) = pd.util.hash_array(np.array([salt], dtype=object))
-    return _shares(pd.util.hash_array(numbers ^ offset))
+    return _scaled(pd.util.hash_array(numbers ^ offset))
 
 
-def level_shares(levels: list[str], salt: str) -> np.ndarray:
-    """A number from 0 to 1 for each level: a hash of the level's name and the salt."""
-    return _shares(pd.util.hash_array(np.array([f"{salt} {level}" for level in levels], dtype=object)))
+def level_hashes(levels: list[str], salt: str) -> np.ndarray:
+    """For each level a hash of the level's name and the salt, as a number from 0 to 1."""
+    return _scaled(pd.util.hash_array(np.array([f"{salt} {level}" for level in levels], dtype=object)))
 
 
-def _shares(hashes: np.ndarray) -> np.ndarray:
-    shares: np.ndarray = hashes / 2.0**64
-    return shares
+def _scaled(hashes: np.ndarray) -> np.ndarray:
+    scaled: np.ndarray = hashes / 2.0**64
+    return scaled
 
 
-def _are_names(texts: pa.StringArray) -> pa.BooleanArray:
+def _are_stripped(texts: pa.StringArray) -> pa.BooleanArray:
     """Whether each text is not blank and has no blanks around it."""
     return pc.and_(pc.equal(pc.utf8_trim_whitespace(texts), texts), pc.not_equal(texts, ""))
 
@@ -177,7 +177,7 @@ def value_counts(column: pa.ChunkedArray | pa.Array) -> LevelCounts | None:
         counted = pc.value_counts(column)
         levels, counts = counted.field("values"), counted.field("counts").to_numpy()
         has_missing = levels.null_count > 0
-    if pa.types.is_string(kind) and not pc.all(_are_names(levels)).as_py():
+    if pa.types.is_string(kind) and not pc.all(_are_stripped(levels)).as_py():
         return None
     occurs = (counts > 0) & levels.is_valid().to_numpy(zero_copy_only=False)
     return LevelCounts(pc.cast(levels.filter(pa.array(occurs)), pa.string()), counts[occurs], has_missing)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from mmoe.data.column_guess import Guess
-from mmoe.data.column_names import names_group, names_weight
+from mmoe.data.column_names import suggests_groups, suggests_weights
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.fraction_guess import Fractions, guess_fractions
 from mmoe.data.table import default_settings
@@ -134,7 +134,7 @@ def _column(one: Guess, suspect: str | None) -> str:
     if suspect or one.reason:
         why = f"gives a label away: {suspect}" if suspect else one.reason
         return _line(f"  # {entry}", f"left out: {why}")
-    return _line(f"  {entry}", "; ".join([one.levels, *missing, *one.remarks]))
+    return _line(f"  {entry}", "; ".join([one.summary, *missing, *one.remarks]))
 
 
 def _default(name: str, comment: str) -> str:
@@ -152,7 +152,7 @@ def _line(text: str, comment: str) -> str:
 def _validation_hint(inputs: Sequence[Guess]) -> str:
     choices = ["or a file"]
     times = [one.values.name for one in inputs if one.kind == "datetime"]
-    groups = [one.values.name for one in inputs if names_group(one.values.name)]
+    groups = [one.values.name for one in inputs if suggests_groups(one.values.name)]
     if times:
         choices.append(to_yaml({"last": 0.1, "by": times[0]}))
     if groups:
@@ -161,12 +161,13 @@ def _validation_hint(inputs: Sequence[Guess]) -> str:
 
 
 def _weight_hint(inputs: Sequence[Guess]) -> str:
-    weights = [one.values.name for one in inputs if one.kind == "numeric" and names_weight(one.values.name)]
+    names = [one.values.name for one in inputs if one.kind == "numeric"]
+    weights = list(filter(suggests_weights, names))
     return "a column with the weight of each row in the loss" + (f", such as {weights[0]}" if weights else "")
 
 
 def _group_hint(guesses: Sequence[Guess]) -> str:
-    names = [one.values.name for one in guesses if names_group(one.values.name)]
+    names = [one.values.name for one in guesses if suggests_groups(one.values.name)]
     hint = "a column of groups: also the mean AUROC within them"
     return hint + (f", such as {names[0]}" if names else "")
 

@@ -30,7 +30,7 @@ from mmoe.data.splits import CONFIG_KEYS, SPLITS, Dataset
 from mmoe.data.table_jobs import Job, errors_in, plan
 from mmoe.data.table_request import Request
 from mmoe.data.table_splits import check_chosen
-from mmoe.data.table_statistics import collect, first_formats, fit
+from mmoe.data.table_statistics import collect_statistics, first_formats, fit_statistics
 from mmoe.data.target_statistics import needs_statistics, with_target_statistics
 from mmoe.errors import UserError
 
@@ -112,8 +112,8 @@ def _fit_schema(path: Path, jobs: Sequence[Job], request: Request, engine: Engin
         return
     training = [job for job in jobs if job.partition.source == "train"]
     formats = first_formats(training[0], request)
-    parts = engine.map(partial(collect, request=request, formats=formats), training)
-    schema, num_rows = fit(_with_bar(parts, training, "statistics"), request, formats)
+    parts = engine.map(partial(collect_statistics, request=request, formats=formats), training)
+    schema, num_rows = fit_statistics(_with_bar(parts, training, "statistics"), request, formats)
     available = num_rows["train"] + num_rows["val"] + num_rows["test"]
     for split in request.rules_of("train"):
         check_chosen(CONFIG_KEYS[split], num_rows[split], available)

@@ -21,7 +21,7 @@ from mmoe.data.encode import find_levels, find_numbers
 from mmoe.data.encode_labels import known_labels
 from mmoe.data.fit_numbers import EMPTY_BIN, fit_values
 from mmoe.data.raw_column import column_of, is_categorical
-from mmoe.data.schema import DATE_PARTS, TARGET_ENCODINGS, Categorical, Numeric, Schema, place
+from mmoe.data.schema import DATE_PARTS, TARGET_ENCODINGS, Categorical, Numeric, Schema, column_rank
 from mmoe.errors import RowError, UserError
 from mmoe.tasks import Task
 
@@ -57,7 +57,7 @@ def fit_schema(
         columns = {name: ColumnOptions(kinds[is_categorical(column_of(frame, name))]) for name in columns}
     jobs: list[Callable[[], Categorical | Numeric]] = []
     formats = date_formats(frame, columns, rows)
-    for column, options in unfitted(columns, formats):
+    for column, options in unfitted_columns(columns, formats):
         if isinstance(column, Categorical):
             dates = formats.get(column.raw_name)
             jobs.append(partial(_fit_categorical, frame, rows, column, options, dates))
@@ -79,7 +79,7 @@ def date_formats(
     }
 
 
-def unfitted(
+def unfitted_columns(
     columns: Mapping[str, ColumnOptions], formats: Mapping[str, DateFormat]
 ) -> Iterator[tuple[Categorical | Numeric, ColumnOptions]]:
     """The columns of the schema before they are fitted, each with its options."""
@@ -105,7 +105,7 @@ def assemble_schema(fitted: Iterable[Categorical | Numeric], tasks: Iterable[Tas
     # A part that never varies, such as the hour of dates without a time, tells nothing.
     categorical = [c for c in columns if isinstance(c, Categorical) and not (c.part and c.num_codes < 2)]
     return Schema(
-        tuple(sorted(categorical, key=place)),
+        tuple(sorted(categorical, key=column_rank)),
         tuple(column for column in columns if isinstance(column, Numeric)),
         tuple(tasks),
     )

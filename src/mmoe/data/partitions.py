@@ -47,7 +47,7 @@ class FileScan:
     types: tuple[pa.DataType, ...]
 
 
-def scan(file: str, rules: TextRules, columns: Sequence[str]) -> FileScan:
+def scan_file(file: str, rules: TextRules, columns: Sequence[str]) -> FileScan:
     """Count the rows of a file, and find the types of its columns. Only CSV must be read for this.
 
     Raises:
@@ -66,7 +66,7 @@ def scan(file: str, rules: TextRules, columns: Sequence[str]) -> FileScan:
     return FileScan(file, (num_rows,), tuple(columns), tuple(types))
 
 
-def cut(source: str, scans: Sequence[FileScan]) -> list[Partition]:
+def cut_partitions(source: str, scans: Sequence[FileScan]) -> list[Partition]:
     """The partitions of a source, in the order of its rows."""
     partitions: list[Partition] = []
     first_row = 0
@@ -86,7 +86,7 @@ def cut(source: str, scans: Sequence[FileScan]) -> list[Partition]:
     return partitions
 
 
-def read(
+def read_partition(
     partition: Partition, rules: TextRules, types: pa.Schema, columns: Sequence[str]
 ) -> Generator[pa.Table]:
     """The rows of a partition in chunks of at most `CHUNK_ROWS` rows, in the types of the whole source.

@@ -220,8 +220,8 @@ class Schema:
         for task in self.tasks:
             task.check_fitted()
         check.unique("tasks", [task.name for task in self.tasks])
-        places = [place(column) for column in self.categorical]
-        if places != sorted(places):
+        ranks = [column_rank(column) for column in self.categorical]
+        if ranks != sorted(ranks):
             rule = "one-hot columns must come first, then those with a size, then those with statistics alone"
             raise ArgumentError(f"categorical: {rule}")
         if self.rows not in ORIGINS:
@@ -293,7 +293,7 @@ class Schema:
 PARTS: dict[str, type[Any]] = {"categorical": Categorical, "numeric": Numeric, "tasks": Task}
 
 
-def place(column: Categorical) -> int:
+def column_rank(column: Categorical) -> int:
     """The number that orders the categorical columns of a schema."""
     return 0 if column.is_one_hot else 1 if column.size else 2
 

@@ -107,7 +107,7 @@ class ShardLoader(Loader):
                 order = self._order(number, stop - start)
                 rows = self.rows.read(block)
                 if number + 1 < len(blocks) and stop < end:
-                    self.rows.expect(blocks[number + 1])
+                    self.rows.prefetch(blocks[number + 1])
                 yield from self._gathered(rows, order, low, high)
             start = stop
 

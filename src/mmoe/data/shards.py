@@ -154,7 +154,7 @@ class ShardedRows:
         """The rows of some pieces, in memory."""
         return concatenate([self._open(piece)[0] for piece in pieces])
 
-    def expect(self, pieces: Sequence[Piece]) -> None:
+    def prefetch(self, pieces: Sequence[Piece]) -> None:
         """Ask the operating system to read the shards of some pieces soon."""
         if hasattr(os, "posix_fadvise"):
             for file in dict.fromkeys(piece.file for piece in pieces):

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mmoe.data.column_statistics import row_shares
+from mmoe.data.column_statistics import row_hashes
 from mmoe.data.columnar_files import common_schema
 from mmoe.data.csv_columns import TextRules
 from mmoe.data.dates import DateFormat
 from mmoe.data.engine import Engine
-from mmoe.data.partitions import Partition, cut, read, scan
+from mmoe.data.partitions import Partition, cut_partitions, read_partition, scan_file
 from mmoe.data.split_rules import SplitRule
 from mmoe.data.splits import CONFIG_KEYS, SPLITS
 from mmoe.data.table_files import locate
@@ -60,7 +60,7 @@ class Job:
         first_row = self.partition.first_row
         needed = [name for one in self.filters.values() for name in one.rule.needed_columns]
         names = list(dict.fromkeys([*columns, *needed]))
-        with closing(read(self.partition, self.rules, self.types, names)) as tables:
+        with closing(read_partition(self.partition, self.rules, self.types, names)) as tables:
             for table in tables:
                 yield table.to_pandas(types_mapper=pd.ArrowDtype), first_row
                 first_row += len(table)
@@ -103,11 +103,11 @@ def plan(request: Request, engine: Engine) -> list[Job]:
     rules = text_rules(request.csv, request.columns, request.tasks)
     for source, files in request.files.items():
         columns = request.all_columns(source)
-        look = partial(scan, rules=rules, columns=columns)
+        look = partial(scan_file, rules=rules, columns=columns)
         scans = {found.path: found for found in engine.map(look, files)}
         ordered = [scans[file] for file in files]
         types = common_schema(ordered, columns)
-        partitions = cut(source, ordered)
+        partitions = cut_partitions(source, ordered)
         total = sum(partition.num_rows for partition in partitions)
         if not total:
             raise UserError(f"data.{source}: must have at least one row; has none")
@@ -168,6 +168,6 @@ def _sample_values(job: Job, rule: SplitRule, dates: DateFormat | None, name: st
     for frame, first_row in job.frames(rule.needed_columns):
         with errors_in(job, first_row):
             is_free = job.splits_of(frame, first_row) == SPLITS.index(job.rest)
-            is_sampled = row_shares(first_row, len(frame), "last") < MAX_SHUFFLED_ROWS / job.total
+            is_sampled = row_hashes(first_row, len(frame), "last") < MAX_SHUFFLED_ROWS / job.total
             parts.append(ordered_values(rule, frame, dates, name)[is_free & is_sampled])
     return np.concatenate(parts)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mmoe.data.column_statistics import level_shares, row_shares
+from mmoe.data.column_statistics import level_hashes, row_hashes
 from mmoe.data.dates import DateFormat, dates_of, guess_format
 from mmoe.data.raw_column import column_of, is_categorical, kind_of
 from mmoe.data.raw_levels import levels_of
@@ -53,11 +53,11 @@ class RowFilter:
             return ordered_values(rule, frame, self.dates, self.name) >= self.threshold
         fraction = float(rule.fraction or 0)
         if not rule.by:
-            return row_shares(first_row, len(frame), salt) < fraction
+            return row_hashes(first_row, len(frame), salt) < fraction
         values = column_of(frame, rule.by)
         codes, names, _ = levels_of(values)
         _check_present(codes < 0, rule.by, self.name)
-        chosen: np.ndarray = (level_shares(names, salt) < fraction)[codes]
+        chosen: np.ndarray = (level_hashes(names, salt) < fraction)[codes]
         return chosen
 
 

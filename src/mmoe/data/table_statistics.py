@@ -17,7 +17,7 @@ from mmoe.data.fit_schema import (
     count_column_levels,
     date_formats,
     fit_levels,
-    unfitted,
+    unfitted_columns,
 )
 from mmoe.data.raw_numbers import numbers_of
 from mmoe.data.schema import Categorical, Numeric, Schema
@@ -37,8 +37,8 @@ class Collected:
     """Statistics of training rows.
 
     Attributes:
-        found: for each column of `unfitted`, then for the label of each task, the statistics of parts of the
-            rows. Numbers have one part.
+        found: statistics of parts of the rows, for each column of `unfitted_columns` and for the label of
+            each task. Numbers have one part.
         num_rows: rows by split.
     """
 
@@ -64,13 +64,13 @@ class Collected:
         return {name: _merged(parts, name) for name, parts in self.found.items()}
 
 
-def collect(job: Job, request: Request, formats: Mapping[str, DateFormat]) -> Collected:
+def collect_statistics(job: Job, request: Request, formats: Mapping[str, DateFormat]) -> Collected:
     """The statistics of a partition of the training files.
 
     Raises:
         UserError: a value has the wrong type, or is not finite.
     """
-    columns = list(unfitted(request.columns, formats))
+    columns = list(unfitted_columns(request.columns, formats))
     total = _nothing()
     for frame, first_row in job.frames(request.all_columns("train")):
         with errors_in(job, first_row):
@@ -87,7 +87,7 @@ def collect(job: Job, request: Request, formats: Mapping[str, DateFormat]) -> Co
                     found[column.name] = [NumberStatistics.of(numbers, is_sampled, first_row)]
             for task in request.tasks:
                 labels = known_labels(frame, task).iloc[rows]
-                found[_label(task)] = [_of_labels(task, labels, is_sampled, first_row)]
+                found[_label_key(task)] = [_of_labels(task, labels, is_sampled, first_row)]
         total.add(Collected(found, np.bincount(splits, minlength=len(SPLITS))))
     return Collected({name: [one] for name, one in total.merged().items()}, total.num_rows)
 
@@ -107,7 +107,7 @@ def _nothing() -> Collected:
     return Collected({}, np.zeros(len(SPLITS), np.int64))
 
 
-def _label(task: Task) -> str:
+def _label_key(task: Task) -> str:
     """The key of a task's statistics, which no column has."""
     return f"label of task {task.name}"
 
@@ -125,7 +125,7 @@ def _merged(parts: Sequence[Statistics], name: str) -> Statistics:
     return LevelCounts.merge([part for part in parts if isinstance(part, LevelCounts)], name)
 
 
-def fit(
+def fit_statistics(
     parts: Iterable[Collected], request: Request, formats: Mapping[str, DateFormat]
 ) -> tuple[Schema, dict[str, int]]:
     """The schema that fits the training rows, and the rows of the training files by split."""
@@ -134,7 +134,7 @@ def fit(
         total.add(part)
     merged = total.merged()
     fitted: list[Categorical | Numeric] = []
-    for column, options in unfitted(request.columns, formats):
+    for column, options in unfitted_columns(request.columns, formats):
         found = merged[column.name]
         if isinstance(column, Categorical):
             assert isinstance(found, LevelCounts)
@@ -142,7 +142,7 @@ def fit(
         else:
             assert isinstance(found, NumberStatistics)
             fitted.append(fit_number_statistics(column, found, request.num_bins))
-    tasks = [_fit_task(task, merged[_label(task)]) for task in request.tasks]
+    tasks = [_fit_task(task, merged[_label_key(task)]) for task in request.tasks]
     return assemble_schema(fitted, tasks), dict(zip(SPLITS, total.num_rows.tolist(), strict=True))
 
 
