@@ -410,6 +410,8 @@ def test_several_files_and_a_test_file(command: Callable):
     assert raw.train == ["data/train.csv", "data/more.csv"]
     assert raw.test == "data/more.csv"
     assert run("data/*.csv", "tasks=clicked", "main_task=clicked", "out=glob.yaml").code == 0
+    assert run("input=[data/train.csv]", "tasks=clicked", "out=list.yaml").code == 0
+    assert Path("list.yaml").read_text().startswith("# data/train.csv: ")
     assert OmegaConf.load("glob.yaml").train == "data/*.csv"
 
 

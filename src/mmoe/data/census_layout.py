@@ -17,7 +17,7 @@ FIRST_COLUMN_NUMBER = re.compile(r"(\D*)([01])")
 
 
 def find_options(inputs: Sequence[str], path: str) -> CsvOptions:
-    """The options of a file of text with the columns `inputs` of the census files.
+    """The options of a text file of census rows, from which a run needs the columns `inputs`.
 
     Only an empty field is a missing value.
 

@@ -1,8 +1,8 @@
 """Statistics of columns that are computed part by part and then merged.
 
-The result depends neither on how the rows are cut into parts nor on the order of the merges. It is exact
-for levels, and for numbers with at most `MAX_DISTINCT` distinct values. For other numbers, the distinct
-values are a random sample of them, and the values come from a random sample of rows.
+The result depends neither on how the rows are cut into parts nor on the order of the merges. The counts of
+levels are exact, and so are those of at most `MAX_DISTINCT` distinct numbers. Of more distinct numbers, a
+random sample is kept. `NumberStatistics.values` are those of all rows, or of about `SAMPLE_ROWS` random rows.
 
 N rows, V distinct values.
 """

@@ -1,4 +1,4 @@
-"""The values of a column for `describe`: its distinct values, and the code of one of them for each row.
+"""The values of a column, to guess its kind: the distinct ones, and for each row the code of its value.
 
 N rows, D distinct values.
 """

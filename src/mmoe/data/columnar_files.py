@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from mmoe.data.csv_options import check_names
-from mmoe.data.data_files import PARQUET, file_kind, open_file, reading
+from mmoe.data.data_files import PARQUET, file_kind, name_files, open_file, reading
 from mmoe.data.raw_column import is_number_type
 from mmoe.errors import UserError
 
@@ -135,7 +135,7 @@ def common_schema(files: Sequence[Typed], columns: Sequence[str]) -> pa.Schema:
             try:
                 found = _common_type(found, kind)
             except pa.ArrowTypeError:
-                others = f"{files[0].path} and {i - 1} more" if i > 1 else files[0].path
+                others = name_files([other.path for other in files[:i]])
                 raise UserError(
                     f"{file.path}, column {name}: holds {kind}, and {found} in {others}"
                 ) from None

@@ -60,6 +60,11 @@ def find_files(source: str | Path | Sequence[str | Path]) -> list[str]:
     return found
 
 
+def name_files(files: Sequence[str]) -> str:
+    """The first file and the number of the others, for messages."""
+    return files[0] + f" and {len(files) - 1} more" * (len(files) > 1)
+
+
 def open_stream(path: str) -> pa.NativeFile:
     """Open a file to be read from the start, decompressed. Call it within `reading`."""
     file = open_file(path)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from mmoe.data.column_guess import Guess
 from mmoe.data.column_names import suggests_groups, suggests_weights
 from mmoe.data.csv_options import CsvOptions
+from mmoe.data.data_files import name_files
 from mmoe.data.fraction_guess import Fractions, guess_fractions
 from mmoe.data.table import default_settings
 from mmoe.data.task_guess import TaskGuess
@@ -67,8 +68,9 @@ def choose_fractions(table: Description, main_task: str) -> Fractions:
 def draft(table: Description, main_task: str, shares: Fractions, command: str | None) -> str:
     """The text of the YAML file. It begins with the `command` that trains with it, if there is one."""
     count = len(table.guesses) + len(table.tasks)
+    files = [table.source] if isinstance(table.source, str) else table.source
     lines = [
-        f"# {_shown(table.source)}: {table.rows}, {count} columns. Drafted by mmoe.describe;"
+        f"# {name_files(files)}: {table.rows}, {count} columns. Drafted by mmoe.describe;"
         " check the kinds of the columns and of the tasks.",
         *([f"# {command}"] if command else []),
         "_target_: mmoe.data.table.TableData",
@@ -170,7 +172,3 @@ def _group_hint(guesses: Sequence[Guess]) -> str:
     names = [one.values.name for one in guesses if suggests_groups(one.values.name)]
     hint = "a column of groups: also the mean AUROC within them"
     return hint + (f", such as {names[0]}" if names else "")
-
-
-def _shown(source: str | Sequence[str]) -> str:
-    return source if isinstance(source, str) else f"{source[0]} and {len(source) - 1} more"

@@ -27,7 +27,7 @@ class FileState(NamedTuple):
 
     `digest` is the SHA-256 of the content, and `time` is empty. If the files are very large in total, they
     are not read as a whole. Then `digest` is the SHA-256 of the size, the first and the last bytes, which
-    include the footer of a Parquet file, and `time` is when the file was changed.
+    include the footer of a Parquet file, and `time` is when the file was changed, or its ETag.
     """
 
     digest: str

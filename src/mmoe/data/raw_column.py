@@ -14,7 +14,7 @@ NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "
 
 
 def column_of(frame: pd.DataFrame, name: str) -> pd.Series:
-    """The one column of this name. Other types and blanks count as in `table_of_frame`: 1 is the name "1".
+    """The one column of this name, which may be a number or have blanks around it, as in `table_of_frame`.
 
     Raises:
         UserError: there is none, or more than one.

@@ -24,8 +24,8 @@ class Levels(NamedTuple):
     """The levels of a column.
 
     Shape:
-        codes: [N], or [V] if the column is multi-valued; -1 where the value is missing. names[i] is the level
-        of code i. row_offsets: [N + 1], the first value of each row; None if every row has one value.
+        codes: [N], or [V] if the column is multi-valued; names[i] is the level of code i, and -1 is missing.
+        row_offsets: [N + 1], the first value of each row; None if every row has one value.
     """
 
     codes: np.ndarray

@@ -47,7 +47,7 @@ class Categorical:
         max_values: the largest number of levels in a row; 1 unless `is_multi`.
         encoding: `target`: the inputs are statistics of a row's level. `one_hot_and_target`: one input for
             each code, and these statistics. Empty: neither.
-        statistics: for each code, statistics of its training rows: of their labels, and their number; see
+        statistics: for each code, numbers computed from the labels and the number of its training rows; see
             `target_statistics`. Empty without an encoding.
 
     Without `has_missing`, a missing value is encoded as unseen; without `has_rare`, an unseen level has no
@@ -132,20 +132,18 @@ class Categorical:
 class Numeric:
     """A numeric column, with statistics of the training rows.
 
-    `origin` is subtracted before the statistics are computed. It is 0, unless the numbers are so large that
-    float32 would round different ones to the same number.
-
     Attributes:
         name: the name of the column.
         mean, std: the mean and the population standard deviation.
         bins: the increasing edges of the quantile bins: N + 1 edges make N bins.
         values: the frequent values, sorted.
-        origin: a number that is subtracted before the number is rounded to float32.
+        origin: a number that is subtracted before a number is rounded to float32, and before the statistics
+            are computed. It is 0, unless float32 would round different large numbers to the same number.
         has_missing: training rows had missing numbers. One more input is 1 where the number is missing.
         is_datetime: the raw column holds dates, which become days since 1970.
         unit: the unit of Unix times in a column of dates: `s`, `ms`, `us` or `ns`; empty if there were none.
         day_first: in a column of dates, 1/2/2025 is the first of February.
-        encoding: one of `NUMBER_ENCODINGS`; empty for the encoder of all numbers that `Inputs` has.
+        encoding: one of `NUMBER_ENCODINGS`; empty: the encoding that `Inputs` gives to all other numbers.
 
     A constant or empty column has std 1 and a single bin, which begins at its value.
 
@@ -294,7 +292,7 @@ PARTS: dict[str, type[Any]] = {"categorical": Categorical, "numeric": Numeric, "
 
 
 def column_rank(column: Categorical) -> int:
-    """The number that orders the categorical columns of a schema."""
+    """Orders the categorical columns: one-hot (0), then with a size (1), then with statistics alone (2)."""
     return 0 if column.is_one_hot else 1 if column.size else 2
 
 

@@ -136,7 +136,7 @@ def _marks_part(column: ColumnValues, positive: np.ndarray, name: str) -> str:
 
 
 def _correlates(column: ColumnValues, label: ColumnValues) -> str:
-    """Say if a column of numbers follows the label in a line, or in the same order."""
+    """Say if the linear or the rank correlation of a column of numbers with the label is nearly 1 or -1."""
     if not column.is_number or len(column.distinct) < 3:
         return ""
     known = ~np.isnan(column.numbers)
@@ -151,7 +151,7 @@ def _correlates(column: ColumnValues, label: ColumnValues) -> str:
 
 
 def _formula(columns: Sequence[ColumnValues], label: ColumnValues) -> Mapping[str, str]:
-    """The columns whose weighted sum, product or ratio is the label."""
+    """The reason for each column, if the label is a weighted sum, a product or a ratio of columns."""
     rows = sample_rows(len(label.codes), MAX_FORMULA_ROWS)
     y = label.numbers[rows]
     x = (

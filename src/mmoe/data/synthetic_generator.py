@@ -16,8 +16,8 @@ from mmoe.data.batch import Batch
 from mmoe.errors import ArgumentError
 
 Device = torch.device | str
-# Each block of rows has a random stream with the block's number, which is at least -2. The task weights and
-# the sines have these streams.
+# A block of rows is drawn from the random stream with the block's number, which is at least -2. The task
+# weights and the sines are drawn from streams with these numbers.
 WEIGHTS, SINES = -3, -4
 
 

@@ -18,7 +18,7 @@ from mmoe.data.column_guess import guess
 from mmoe.data.column_options import ColumnOptions, column_options, to_plain
 from mmoe.data.column_values import values_of
 from mmoe.data.csv_options import CsvOptions
-from mmoe.data.data_files import find_files
+from mmoe.data.data_files import find_files, name_files
 from mmoe.data.datamodule import DataModule
 from mmoe.data.encode_shards import load_or_encode
 from mmoe.data.encode_table import encode_table
@@ -174,10 +174,9 @@ class TableData(DataModule):
             short = [Path(file).name for file in files]
             keys = short if len(set(short)) == len(files) else files
             named = {f"{name}/{key}": file for key, file in zip(keys, files, strict=True)}
-            shown = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
             names, read = partial(read_names, files, self.csv), partial(self._read, files)
             place = partial(locate, files, self.csv)
-            sources[name] = Source(shown, named, names, read, place)
+            sources[name] = Source(name_files(files), named, names, read, place)
         return sources
 
     def _read(self, files: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:

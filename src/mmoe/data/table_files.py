@@ -18,7 +18,7 @@ from mmoe.data.columnar_files import ColumnarFile, cast, common_schema
 from mmoe.data.csv_columns import ColumnType, TextRules, convert_column, convert_text
 from mmoe.data.csv_file import CsvFile
 from mmoe.data.csv_options import CsvOptions
-from mmoe.data.data_files import CSV, file_kind
+from mmoe.data.data_files import CSV, file_kind, name_files
 from mmoe.errors import RowError, UserError
 
 
@@ -221,5 +221,4 @@ def _folded(name: str) -> str:
 
 def _check_rows(count: int, files: Sequence[str]) -> None:
     if not count:
-        others = f" and {len(files) - 1} more" * (len(files) > 1)
-        raise UserError(f"{files[0]}{others}: must have at least one row; has none")
+        raise UserError(f"{name_files(files)}: must have at least one row; has none")

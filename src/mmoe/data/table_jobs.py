@@ -81,7 +81,7 @@ class Job:
 
 @contextmanager
 def errors_in(job: Job, first_row: int) -> Iterator[None]:
-    """Begin the message of a UserError with the file, and of an error of a row with its line."""
+    """Begin the message of a UserError with the file, and also with the line if it is the error of a row."""
     part = job.partition
     try:
         yield

@@ -73,7 +73,7 @@ class Request:
 
 
 def text_rules(csv: CsvOptions, columns: Mapping[str, ColumnOptions], tasks: Sequence[Task]) -> TextRules:
-    """How CSV columns become levels, which stay text as written, numbers, and labels."""
+    """How to convert CSV columns: levels stay text as written, and columns of numbers must hold numbers."""
     text = [name for name, one in columns.items() if one.kind in LEVEL_KINDS]
     numbers = [name for name, one in columns.items() if one.kind == "numeric"]
     return TextRules(csv, text, [*numbers, *(task.column for task in tasks if task.holds_numbers)])

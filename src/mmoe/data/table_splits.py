@@ -107,7 +107,7 @@ def choose(
     exact.
 
     Raises:
-        RowError: an available row has no value in the column `by`.
+        RowError: an available row has no value in the column `by`; in a large frame, any row.
         UserError: no row is chosen, or none is left.
     """
     if len(frame) > MAX_SHUFFLED_ROWS:

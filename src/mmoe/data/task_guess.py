@@ -63,7 +63,7 @@ def guess_task(name: str, values: ColumnValues) -> TaskGuess:
 
 
 def guess_tasks(names: Sequence[str], columns: dict[str, ColumnValues]) -> list[TaskGuess]:
-    """Guess the tasks of these columns, and remark on labels that are constant outside of another task."""
+    """Guess the tasks of these columns, and remark on tasks whose labels depend on another task."""
     taken: set[str] = set()
     tasks = []
     for column in names:
