@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measurement import SCRIPTS, Bench, speeds_by
+from benchmarks.measurement import Bench, speeds_by
 
 MMOE = "mmoe"
 
@@ -19,12 +19,12 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
 
 
 def mmoe_and_loops(bench: Bench, folder: Path, batch: int, *overrides: str) -> dict[str, float]:
-    """Samples a second of a training by mmoe, and of each loop in contestants.py, for `seconds` each.
+    """Samples a second of a training by mmoe, and of each loop in training_loops.py, for `seconds` each.
 
     mmoe trains one epoch more, which is not measured.
     """
     seconds = float(bench.options["seconds"])
-    loops = [str(SCRIPTS / "contestants.py"), str(batch), str(seconds)]
+    loops = [str(Path(__file__).parent / "training_loops.py"), str(batch), str(seconds)]
     out, *_ = bench.run(*loops, *bench.overrides, *overrides)
     found = json.loads(out)
     speeds, batches = found["samples_per_second"], found["batches"]

@@ -64,9 +64,9 @@ class Bench:
                 time.sleep(0.05)
 
     def train(self, folder: Path, *overrides: str) -> tuple[dict[str, float], float, float]:
-        """Train; return what `contestants.Clock` measured, the seconds and the peak memory in MB."""
+        """Train; return what `benchmarks.clock.Clock` measured, the seconds and the peak memory in MB."""
         path = folder / "clock.json"
-        clock = f"+callbacks.clock={{_target_: contestants.Clock, path: '{path}'}}"
+        clock = f"+callbacks.clock={{_target_: benchmarks.clock.Clock, path: '{path}'}}"
         command = ["experiment=census_paper", *FIXED_LENGTH, *self.overrides, *overrides, clock]
         command.append(f"hydra.run.dir={tempfile.mkdtemp(dir=folder)}")
         _, seconds, memory = self.run("-m", "mmoe.train", *command)

@@ -1,6 +1,6 @@
 """Measure training loops without Lightning, on the rows and the network of `experiment=census_paper`.
 
-usage: python scripts/contestants.py BATCH_SIZE SECONDS [overrides]
+usage: PYTHONPATH=scripts python scripts/benchmarks/training_loops.py BATCH_SIZE SECONDS [overrides]
 
 Prints the samples per second of each loop, and the numbers of training and validation batches in an epoch, as
 JSON.
@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,7 +24,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, TensorDataset
 
 from mmoe.build import build
-from mmoe.data.batch import Batch
 from mmoe.training.preparation import build_learner
 
 WARM_UP = 20  # steps
@@ -147,46 +145,6 @@ def main() -> None:
         name: ceil(len(data.dataset.splits[name].labels) / size) for name, size in batch_sizes.items()
     }
     print(json.dumps({"samples_per_second": speeds, "batches": num_batches}))
-
-
-class Clock(pl.Callback):
-    """Write the speed of a fit after its first epoch, and the time of its first step, as JSON.
-
-    `steps` counts the rows per second of training steps only; `fit` includes validation, checkpoints and
-    metrics.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = Path(path)
-        self.rows = self.epochs = 0
-        self.training = 0.0
-        self.began = self.fit_began = 0.0
-        self.first_step: float | None = None
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self.began = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
-        if self.first_step is None:
-            self.first_step = time.time()
-        if self.epochs:
-            self.rows += len(batch.labels) * trainer.world_size
-        if trainer.is_last_batch and self.epochs:
-            self.training += time.perf_counter() - self.began
-
-    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
-        self.epochs += 1
-        if self.epochs == 1:
-            self.fit_began = time.perf_counter()
-
-    def on_train_end(self, trainer: Any, *_: Any) -> None:
-        if not trainer.is_global_zero:
-            return
-        found = {"first_step": self.first_step}
-        if self.rows:
-            whole = time.perf_counter() - self.fit_began
-            found |= {"steps": self.rows / self.training, "fit": self.rows / whole}
-        self.path.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""A callback that measures the speed of a training."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from mmoe.data.batch import Batch
+
+
+class Clock(pl.Callback):
+    """Write the speed of a fit after its first epoch, and the time of its first step, as JSON.
+
+    `steps` counts the rows per second of training steps only; `fit` includes validation, checkpoints and
+    metrics.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self.rows = self.epochs = 0
+        self.training = 0.0
+        self.began = self.fit_began = 0.0
+        self.first_step: float | None = None
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Batch, *_: Any) -> None:
+        if self.first_step is None:
+            self.first_step = time.time()
+        if self.epochs:
+            self.rows += len(batch.labels) * trainer.world_size
+        if trainer.is_last_batch and self.epochs:
+            self.training += time.perf_counter() - self.began
+
+    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        self.epochs += 1
+        if self.epochs == 1:
+            self.fit_began = time.perf_counter()
+
+    def on_train_end(self, trainer: Any, *_: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        found = {"first_step": self.first_step}
+        if self.rows:
+            whole = time.perf_counter() - self.fit_began
+            found |= {"steps": self.rows / self.training, "fit": self.rows / whole}
+        self.path.write_text(json.dumps(found))
