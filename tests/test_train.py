@@ -567,6 +567,13 @@ def test_the_label_of_the_second_group_is_no_input(train: Train):
     refused(result, "data.features: 'education' is the column that the label of task education is made from")
 
 
+def test_without_arguments_the_experiment_is_named(train: Train, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MMOE_CENSUS_DIR", "missing")  # so that no training starts
+    done = train()
+    assert (done.code, done.out.count("\n")) == (2, 1)
+    assert done.out.startswith("no arguments: experiment=census;")
+
+
 def test_only_census_data_has_features(train: Train):
     refused(train("experiment=synthetic", "features=all"), "Could not override 'features'. No match in ")
     assert train("experiment=synthetic", "--cfg", "job").out.count("features") == 0

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mmoe.atomic import remove_abandoned
@@ -24,6 +25,8 @@ def main(config: DictConfig) -> None:
     started = time.perf_counter()
     from mmoe.training import resume  # imported here so that --help does not wait for torch
 
+    if not HydraConfig.get().overrides.task:
+        print("no arguments: experiment=census; --help lists the other experiments")
     named = config.get("resume")
     folder, config, is_resumed = resume.run_to_train(config)
     if not (is_resumed and resume.is_complete(folder, config)):

@@ -79,7 +79,7 @@ def plot_expert_ablation(run: Run | Path | str, **which: Any) -> Figure:
         axes.set_xticks(range(len(table)), [str(e) for e in table.index])
         axes.set(xlabel="masked expert", ylabel=f"{metric_name(metric)}, worse by")
         axes.grid(axis="y", alpha=0.3)
-        axes.legend(title="task")
+        axes.legend(title="task", loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars
     figure.suptitle(f"Experts masked one by one, {rows_name(which)}")
     return figure
 

@@ -157,6 +157,6 @@ def plot_gate_similarity(run: Run | Path | str, **which: Any) -> Figure:
     table = gate_similarity(run, **which)
     size = 2.2 + 0.8 * len(table)
     figure, (axes,) = panels(1, width=size + 0.8, height=size)
-    heat_map(axes, table, "cosine of gate weights, mean over rows", 1.0)
+    heat_map(axes, table, "mean cosine of gate weights", 1.0)
     axes.set(xlabel="task", ylabel="task", title=f"Similarity of gates, {rows_name(which)}")
     return figure
