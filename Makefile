@@ -1,4 +1,4 @@
-# make train and make test install what they need into .venv; nothing else is touched.
+# Each target except clean installs what it needs into .venv, and installs nothing elsewhere.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
