@@ -28,10 +28,13 @@ PARTS: dict[str, list[str]] = {
     WHOLE: [],
     "scales of columns": ["model.column_scale_rate=0"],
     "target statistics": ["data.level_encoding=auto"],
-    "columns of units: each unit sees all columns": ["model.column_share=1.0"],
-    "heads of experts: one tower for each task": ["model.expert_heads=false"],
-    "one-hot levels times 0.5: times 1": ["inputs.categorical.scale=1.0"],
-    "schedule by step: by epoch": ["learner.interval=epoch", "learner.scheduler.T_max=${trainer.max_epochs}"],
+    "a share of the columns for each unit (instead: all columns)": ["model.column_share=1.0"],
+    "expert heads (instead: one tower for each task)": ["model.expert_heads=false"],
+    "one-hot levels with the value 0.5 (instead: 1)": ["inputs.categorical.scale=1.0"],
+    "a schedule by step (instead: by epoch)": [
+        "learner.interval=epoch",
+        "learner.scheduler.T_max=${trainer.max_epochs}",
+    ],
 }
 DEFAULTS = {
     "splits": "0,1,2", "seeds": "0,1,2,3", "folder": "runs/ablate_census_best",

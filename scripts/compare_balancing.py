@@ -1,4 +1,4 @@
-"""Compare MMoE with each balancing strategy, and MMoE's descendants, with plain MMoE on several data sets.
+"""Compare plain MMoE with MMoE under each balancing strategy, and with its descendants, on several data sets.
 
 usage: MMOE_TABLES_DIR=... python scripts/compare_balancing.py data.dir=... [option=value ...]
 

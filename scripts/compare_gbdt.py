@@ -222,8 +222,9 @@ def report(frame: pd.DataFrame, options: Mapping[str, str], overrides: Sequence[
         " the validation AUROC on split 0. The validation rows of each split choose the number of boosting"
         " rounds and the epoch of mmoe.",
         table([*header, "training (s)", "prediction (ms)", "MB"], lines),
-        f"Times are medians, with {threads}. LightGBM's training time covers both models but not the reading"
-        " of rows; mmoe's covers the whole command. The prediction time is for all test rows and both tasks.",
+        f"Times are medians, with {threads}. LightGBM's training time covers both models, but not the reading"
+        " of rows; mmoe's is from reading the rows to the end of the test. The prediction time is for all"
+        " test rows and both tasks.",
     ]
     write_report(Path(options["out"]), "gbdt", text, frame)
 

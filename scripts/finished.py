@@ -24,7 +24,8 @@ def cached(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def check_settings(path: Path, settings: Mapping[str, Any], overrides: Sequence[str]) -> None:
     """Stop if the folder of `path` holds results of other settings or overrides. The file `path` keeps them.
 
-    A setting that the file lacks is accepted. The settings of the machine are neither compared nor kept.
+    A setting that the file lacks is accepted. The settings of the machine are not compared, and overrides of
+    them are not kept.
     """
     given = {**settings, "overrides": deciding_overrides(overrides)}
     stored = json.loads(path.read_text()) if path.is_file() else {}

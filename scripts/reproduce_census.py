@@ -161,7 +161,7 @@ def matched_width(root: Path, study: Path, overrides: Sequence[str]) -> str:
 
 
 def read_runs(results: Path) -> pd.DataFrame:
-    """The results of all finished runs, one line each: of no run if the file does not exist yet."""
+    """The results of all finished runs, one line each: an empty table if there is no file yet."""
     return pd.read_csv(results) if results.exists() else pd.DataFrame(columns=["method", "seed"])
 
 
@@ -200,8 +200,8 @@ def write_report(results: Path, schema: Schema, options: dict[str, str]) -> None
         "`±` is half the 95 % confidence interval of the mean over runs (Student's t), and `sd` is the"
         " standard deviation over runs. As in the paper, the best run is the one with the best test AUROC of"
         " the main task. It is chosen on the test rows, so only the means are a fair comparison. The"
-        " published numbers are from Ma et al., who trained 400 times. The seconds are those of one run when"
-        f" {options['chunk']} are trained at once on one thread of a shared machine.",
+        " published numbers are from Ma et al., who trained 400 times. The seconds are those of"
+        f" {options['chunk']} runs trained at once, divided by {options['chunk']}.",
         f"## {main_task.capitalize()}: differences of the test AUROC, paired by seed",
         difference_table(frame, f"test_{main_task}_auroc"),
         f"![test AUROC of every run, by method]({results.stem}.png)",

@@ -27,7 +27,7 @@ def describe_rows(schema: Schema) -> str:
         "sample": "The rows are THE BUNDLED SAMPLE, which is synthetic: these numbers are a first look",
         "custom": "The rows are from other files than the official ones, so the results cannot be compared"
         " with published numbers",
-    }[schema.rows]
+    }[schema.row_origin]
     counts = ", ".join(f"{count:,} {split}" for split, count in schema.num_rows.items())
     return f"{origin}: {counts}."
 

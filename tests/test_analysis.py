@@ -299,6 +299,13 @@ def test_a_sweep(sweep: Path, command: Callable):
     assert (sweep / "compare.png").stat().st_size > 10_000
 
 
+def test_one_run_is_no_sweep(smoke_run: Path, command: Callable):
+    done = command("compare")(str(smoke_run))
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "must be a folder with several runs, but is one run" in done.err
+    assert not (smoke_run / "compare.csv").exists()
+
+
 def test_a_sweep_that_cannot_be_compared(sweep: Path, command: Callable, train: Train):
     assert train("experiment=smoke", "data.split_seed=1", "data.tasks.marital=null", "trainer.max_epochs=1",
                  "hydra.run.dir=sweep/6").code == 0  # fmt: skip

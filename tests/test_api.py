@@ -364,7 +364,7 @@ def test_evaluating_with_another_split_leaves_the_rows_of_trainings_alone(
 ):
     monkeypatch.setenv("MMOE_CACHE_DIR", str(tmp_path / "cache"))
     run = mmoe.fit(table(), "run", *QUICK)
-    run.evaluate(rows={"split_seed": 5}, resamples=0)
+    run.evaluate(data={"split_seed": 5}, resamples=0)
     other = mmoe.fit(table(), "other", "data.split_seed=5", *QUICK)
     assert other.schema.numeric != run.schema.numeric
     again = mmoe.fit(table(), "again", "data.split_seed=5", "data.cache_dir=empty", *QUICK)

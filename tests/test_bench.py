@@ -124,7 +124,7 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
     assert script("bench", "memory", "repeats=1,3", *QUICK[:-1], *rows).code == 0
     one, three = results("memory")["lines"]
     assert (one["rows"], three["rows"]) == (1800, 5400)
-    assert one["encoded: MB"] > 50
+    assert one["encoded rows: MB"] > 50
     assert script("bench", "ranks", "batches=64", *QUICK).code == 0
     assert set(results("ranks")["samples_per_second"]["64"]) == {"one process", "two processes"}
     small = ["rounds=1", "threads=1", "out=out"]

@@ -128,8 +128,8 @@ def test_compressed_and_plain_files_are_found(census_dir: Path):
 
 
 def test_the_schema_records_the_origin_of_the_rows(census_dir: Path, caplog: pytest.LogCaptureFixture):
-    assert build(config(f"data.dir={census_dir}"), "data").schema.rows == "custom"
-    assert build(config("data.source=sample"), "data").schema.rows == "sample"
+    assert build(config(f"data.dir={census_dir}"), "data").schema.row_origin == "custom"
+    assert build(config("data.source=sample"), "data").schema.row_origin == "sample"
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         fallen_back = build(config("data.url=http://127.0.0.1:9/none.zip"), "data").schema

@@ -24,6 +24,11 @@ def order(loader: RowLoader) -> list[int]:
     return [int(i) for batch in loader for i in batch.levels[:, 0]]
 
 
+def test_a_data_module_prints_its_rows():
+    text = str(build(config("data.source=sample"), "data"))
+    assert text == "CensusData: 20,000 train, 5,000 val, 5,000 test"
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 100, 1000])
 def test_every_row_comes_once_an_epoch(batch_size: int):
     for seed in (None, 0):

@@ -86,7 +86,7 @@ def test_the_official_archive_is_fetched_once_and_used(served: tuple[Path, str, 
     )
     overrides = ["data.source=official", f"data.url={url}/census.zip"]
     dataset = build(config(*overrides), "data").dataset
-    assert dataset.schema.rows == "official"
+    assert dataset.schema.row_origin == "official"
     assert dataset.schema.num_rows == {"train": 199_523, "val": 49_881, "test": 49_881}
     tensors = [tensor for rows in dataset.splits.values() for tensor in rows[:3]]
     assert sum(tensor.nbytes for tensor in tensors) <= 60_000_000

@@ -79,7 +79,7 @@ def test_other_files_are_encoded_as_the_run_was(evaluate, smoke_run: Path):
     result = evaluate(f"run={smoke_run}", "data.dir=other", "out=found.json", "resamples=0")
     assert result.code == 0, result.err
     found = json.loads(Path("found.json").read_text())
-    assert found["rows"] == "custom"
+    assert found["row_origin"] == "custom"
     assert found["num_rows"] == 1000
     # A run on these rows would have other vocabularies. With those of this run, the codes fit the network.
     assert 0.5 < found["checkpoints"][0]["metrics"]["income"]["auroc"] <= 1
@@ -91,7 +91,7 @@ def test_results_of_other_files_have_a_name_of_their_own(evaluate, smoke_run: Pa
     own = Path("run/evaluation_test_best.json").read_bytes()
     assert evaluate("run=run", "resamples=0", f"data.dir={census_dir}").code == 0
     assert Path("run/evaluation_test_best.json").read_bytes() == own
-    assert json.loads(Path("run/evaluation_test_best_census.json").read_text())["rows"] == "custom"
+    assert json.loads(Path("run/evaluation_test_best_census.json").read_text())["row_origin"] == "custom"
     for name in ("metrics.json", "checkpoints/best.ckpt"):
         before = Path("run", name).read_bytes()
         result = evaluate("run=run", "resamples=0", f"out=run/{name}")

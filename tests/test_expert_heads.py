@@ -67,7 +67,7 @@ def test_the_output_is_the_mean_of_the_experts_by_the_gates():
     model, x = make(), torch.randn(9, 6)
     logits = model.train()(x).logits
     assert logits.shape == (4, 9, 2)
-    assert torch.equal(model.average(logits), logits[0])
+    assert torch.equal(model.output_logits(logits), logits[0])
     served, gates = model.eval()(x)
     torch.testing.assert_close(served, logits[0])
     expected = torch.einsum("bte,ebt->bt", gates, logits[1:].sigmoid())
@@ -112,7 +112,7 @@ def test_an_ensemble_of_networks_with_heads():
     logits = ensemble.train()(x).logits
     assert logits.shape == (4 * (1 + 3), 9, 2)
     served = ensemble.eval()(x).logits
-    torch.testing.assert_close(ensemble.average(logits), served)
+    torch.testing.assert_close(ensemble.output_logits(logits), served)
     outputs = logits.unflatten(0, (4, 4))[:, 0]
     torch.testing.assert_close(served.sigmoid(), outputs.sigmoid().mean(0))
 

@@ -91,7 +91,7 @@ def test_describe_says_that_a_split_must_have_one_class(command: Callable[[str],
     done = command("describe")("rows.csv", "tasks=[rare,often]", "out=conf/data/mine.yaml")
     assert "monitor=val/rare/log_loss" in done.out
     text = Path("conf/data/mine.yaml").read_text()
-    assert text.count("a split has none, whatever its fraction; to train, add monitor=val/rare/log_loss") == 1
+    assert text.count("with these fractions, a split has none; to train, add monitor=val/rare/log_loss") == 1
     quick = ["--config-dir", "conf", "data=mine", "trainer.max_epochs=1", "logger=none"]
     assert train(*quick, "monitor=val/rare/log_loss").code == 0
     wrong = train(*quick, "data.validation={fraction: 0.4}")

@@ -128,11 +128,11 @@ def test_evaluate_groups_the_rows_of_a_training_without_groups(train_mine: Comma
     assert train_mine().code == 0
     run = mmoe.load("run")
     assert "grouped_auroc" not in run.metrics["test"]["click"]
-    (line,) = run.evaluate(rows={"group_by": "user"}, resamples=0)["checkpoints"]
+    (line,) = run.evaluate(data={"group_by": "user"}, resamples=0)["checkpoints"]
     assert line["metrics"]["click"]["grouped_auroc"] == pytest.approx(expected(run, "user"))
     frame(1).drop(columns="user").to_csv("later.csv", index=False)
     with pytest.raises(UserError, match=r"later.csv: must have a column 'user'"):
-        run.evaluate(rows={"group_by": "user", "test": "later.csv"}, resamples=0)
+        run.evaluate(data={"group_by": "user", "test": "later.csv"}, resamples=0)
 
 
 def test_replicas_have_the_metric(train_mine: Command):

@@ -42,6 +42,14 @@ def test_the_progress_bar_fits_on_one_line_of_a_narrow_terminal():
         assert len(console.render_lines(progress.get_renderable())) == 1
 
 
+def test_the_progress_bar_counts_epochs_from_1(capsys: pytest.CaptureFixture[str]):
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "max_epochs": 2}
+    trainer = pl.Trainer(callbacks=[ProgressBar()], limit_val_batches=0, **options)
+    trainer.fit(learner(), DataLoader([batch()] * 3, batch_size=None))
+    shown = capsys.readouterr().out
+    assert "Epoch 2/2" in shown
+
+
 def test_no_stage_waits_for_the_progress_bar(monkeypatch: pytest.MonkeyPatch):
     sleep, slept = time.sleep, []
     monkeypatch.setattr("time.sleep", lambda seconds: (slept.append(seconds), sleep(seconds)))

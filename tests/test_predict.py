@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import sample_lines
 
+from mmoe import load
 from mmoe.data.batch import Batch
 from mmoe.data.census_files import COLUMNS, NUMERIC
 from mmoe.data.raw_rows import read_ahead
@@ -130,6 +131,21 @@ def test_a_census_run_reads_globs_and_copies_ids(predict, smoke_run: Path):
     assert Path("new/b.csv").read_bytes() == before
 
 
+def test_ids_stay_as_they_are_in_the_file_and_may_differ_in_case(predict, smoke_run: Path):
+    frame = raw(LINES[:3]).assign(age=["007", "41.0", "1e1"])
+    frame.to_csv("rows.csv", index=False)
+    assert predict(f"run={smoke_run}", "input=rows.csv", "output=out.parquet", "id=[AGE]").code == 0
+    assert pd.read_parquet("out.parquet")["AGE"].tolist() == ["007", "41.0", "1e1"]
+
+
+def test_a_run_warns_of_unseen_levels(smoke_run: Path, caplog: pytest.LogCaptureFixture):
+    frame = raw(LINES[:3]).assign(sex=["Male", "male", "Female"])
+    load(smoke_run).predict(frame)
+    assert [record.getMessage() for record in caplog.records] == [
+        "sex: 1 of 3 rows have a level that training did not see, or none"
+    ]
+
+
 def test_a_prediction_replaces_no_id(predict, smoke_run: Path):
     raw(LINES[:9]).assign(income_probability=0.5).to_parquet("rows.parquet")
     done = predict(f"run={smoke_run}", "input=rows.parquet", "output=out.csv", "id=income_probability")
@@ -144,7 +160,7 @@ def test_unseen_levels_are_counted(predict, smoke_run: Path):
     result = predict(f"run={smoke_run}", f"input={write_lines('rows.csv', lines)}", "output=out.csv")
     assert result.code == 0
     assert (
-        f"class_of_worker: {count} of 200 rows have no level, or one that training did not see" in result.out
+        f"class_of_worker: {count} of 200 rows have a level that training did not see, or none" in result.out
     )
 
 

@@ -76,7 +76,7 @@ def test_a_network_learns_as_from_real_rows(real_dir: Path, train: Callable, tmp
     assert abs(areas["sample"][0] - areas["real"][0]) < 0.015
     assert abs(areas["sample"][1] - areas["real"][1]) < 0.003
     assert train("experiment=census", "data.source=sample", "logger=none", "hydra.run.dir=one").code == 0
-    (found,) = load("one").evaluate(rows={"dir": str(real_dir)}, resamples=0)["checkpoints"]
+    (found,) = load("one").evaluate(data={"dir": str(real_dir)}, resamples=0)["checkpoints"]
     assert found["metrics"]["income"]["auroc"] >= 0.92
     assert found["metrics"]["marital"]["auroc"] >= 0.985
 

@@ -13,7 +13,7 @@ SCHEMA = Schema(
     (Categorical("colour", ("NA", "rouge é"), 1), Categorical("size", ("?",))),
     (Numeric("age", 41.5, 2.25, (0.0, 1 / 3, 90.0)),),
     (Binary("income", ("50000+.",), name="bought"),),
-    rows="sample",
+    row_origin="sample",
     files={"a.gz": "00ff"},
     num_rows={"train": 3},
 )

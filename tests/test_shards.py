@@ -378,7 +378,7 @@ def test_training_evaluation_and_predictions(tmp_path: Path, train: Command, com
     result = run.evaluate("test", resamples=20)["checkpoints"][0]
     assert result["metrics"]["click"] == pytest.approx(metrics["test"]["click"], rel=1e-6)
     assert len(run.gate_weights("test")["click"]) == 100
-    other = run.evaluate("test", rows={"test": str(tmp_path / "rows")}, resamples=0)
+    other = run.evaluate("test", data={"test": str(tmp_path / "rows")}, resamples=0)
     assert other["num_rows"] == N
 
 

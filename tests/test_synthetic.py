@@ -144,7 +144,7 @@ def test_a_replica_is_the_run_with_its_seed(stream: bool):
 def test_the_command_line_and_a_run_folder(train):
     assert train(*QUICK, "replicas=3", "seed=2", "hydra.run.dir=run").code == 0
     metrics = json.loads(Path("run/metrics.json").read_text())
-    assert metrics["rows"] == "synthetic"
+    assert metrics["row_origin"] == "synthetic"
     assert set(metrics["test"]) == {"task1", "task2"}
     schema = Schema.from_json(Path("run/schema.json").read_text())
     assert [task.kind for task in schema.tasks] == ["regression"] * 2

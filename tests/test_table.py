@@ -298,12 +298,12 @@ def test_booleans_of_parquet_and_text_of_csv_are_the_same(
     run = mmoe.load("run")
     expected = run.predict(rows)
     assert expected["click_probability"].nunique() == 2
-    as_booleans = run.evaluate(rows={"test": "train.parquet"}, resamples=0)["checkpoints"]
+    as_booleans = run.evaluate(data={"test": "train.parquet"}, resamples=0)["checkpoints"]
     for spelling in (("True", "False"), ("true", "false"), ("TRUE", "FALSE"), (1, 0)):
         rows.astype(bool).replace({True: spelling[0], False: spelling[1]}).to_csv("new.csv", index=False)
         assert command("predict")("run=run", "input=new.csv", "output=out.parquet").code == 0
         pd.testing.assert_frame_equal(pd.read_parquet("out.parquet"), expected)
-        assert run.evaluate(rows={"test": "new.csv"}, resamples=0)["checkpoints"] == as_booleans
+        assert run.evaluate(data={"test": "new.csv"}, resamples=0)["checkpoints"] == as_booleans
 
 
 def test_missing_and_unseen_values_are_scored(csv: Path, train_mine: Command):
@@ -526,7 +526,7 @@ def test_a_missing_value_that_a_split_needs_has_a_place_in_a_frame():
 def test_a_second_rule_of_a_split_names_the_override(csv: Path):
     with pytest.raises(ArgumentError) as raised:
         TableData(**options(validation={"fraction": 0.1, "last": 0.1, "by": "visits"}))
-    hint = "'~data.validation' '+data.validation={...}' replaces the rule of a file"
+    hint = "'~data.validation' '+data.validation={...}' replaces the rule of the configuration"
     assert str(raised.value) == f"validation.fraction+last: give one of fraction, last and column; {hint}"
     for train in (None, "", [], [""]):
         with pytest.raises(ArgumentError, match=r"^train=.*: must be a file or a list of files$"):

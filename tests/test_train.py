@@ -62,7 +62,7 @@ def test_the_smoke_experiment_ends_with_a_table_and_a_whole_run_folder():
 
     metrics = json.loads((folder / "metrics.json").read_text())
     schema = Schema.from_json((folder / "schema.json").read_text())
-    assert metrics["rows"] == schema.rows == "sample"
+    assert metrics["row_origin"] == schema.row_origin == "sample"
     assert 1 <= metrics["epoch"] <= metrics["epochs"] <= 4
     assert metrics["samples_per_second"] > 0
     for task in ("income", "marital"):
@@ -206,7 +206,7 @@ def test_without_data_the_fallback_is_loud(train: Train, own_cache: Path):
     assert done.code == 0, done.err
     assert "FALLING BACK TO THE BUNDLED SAMPLE" in done.out
     assert "Best epoch (bundled sample)" in done.out
-    assert json.loads((only_run() / "metrics.json").read_text())["rows"] == "sample"
+    assert json.loads((only_run() / "metrics.json").read_text())["row_origin"] == "sample"
 
 
 def test_the_environment_variable_names_the_directory(
@@ -216,7 +216,7 @@ def test_the_environment_variable_names_the_directory(
     result = train("experiment=census", *QUICK)
     assert result.code == 0
     assert "Best epoch (your own rows)" in result.out
-    assert json.loads((only_run() / "metrics.json").read_text())["rows"] == "custom"
+    assert json.loads((only_run() / "metrics.json").read_text())["row_origin"] == "custom"
 
 
 def test_help_and_config_do_not_wait_for_torch():
@@ -567,9 +567,11 @@ def test_the_label_of_the_second_group_is_no_input(train: Train):
     refused(result, "data.features: 'education' is the column that the label of task education is made from")
 
 
-def test_without_arguments_the_experiment_is_named(train: Train, monkeypatch: pytest.MonkeyPatch):
+def test_without_arguments_the_experiment_is_named(
+    command: Callable[[str], Callable[..., Result]], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("MMOE_CENSUS_DIR", "missing")  # so that no training starts
-    done = train()
+    done = command("train")()
     assert (done.code, done.out.count("\n")) == (2, 1)
     assert done.out.startswith("no arguments: experiment=census;")
 
@@ -589,8 +591,9 @@ def test_only_census_data_has_features(train: Train):
             "model.num_expert: no such setting (+model.num_expert=... would add it); did ",
         ),
         ("trainer.foo=1", "trainer.foo: no such setting (+trainer.foo=... would add it)"),
-        ("model.num_experts=[1", "no viable alternative at input '[1'"),
-        ("++", "Error parsing override '++' missing EQUAL"),
+        ("model.num_experts=[1", "model.num_experts=[1: must have the form key=value; a value with "),
+        ("++", "++: must have the form key=value; a value with special characters needs quotes"),
+        ("csv.delimiter=,", "csv.delimiter=,: must have the form key=value; a value with special characters"),
         ("experiment=[smoke,nothing]", "In 'train': Could not load 'experiment/nothing'."),
         ("~modle", "Could not delete from config. 'modle' does not exist."),
         ("--config-dir=nowhere", "Additional config directory '"),

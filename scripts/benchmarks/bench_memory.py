@@ -24,10 +24,10 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
         options = [f"data.dir={rows}", f"data.cache_dir={rows}", "trainer.max_epochs=1"]
         line: dict[str, float] = {"repeats": repeats}
         line["rows"] = sum(path.read_bytes().count(b"\n") for path in rows.iterdir())
-        for name in ("encoding", "encoded"):
+        for name in ("raw files", "encoded rows"):
             _, seconds, memory = bench.train(folder, *options, "data.batch_size=8192")
             line |= {f"{name}: MB": memory, f"{name}: seconds": seconds}
-        line["cache: MB"] = sum(path.stat().st_size for path in rows.glob("*.npz")) / 2**20
+        line["encoded rows on disk: MB"] = sum(path.stat().st_size for path in rows.glob("*.npz")) / 2**20
         found.append(line)
     return {"lines": found}
 

@@ -39,7 +39,7 @@ def speed_table(found: Mapping[str, Any]) -> str:
             ratio = f" ({line[first] / line[name]:.2f})" if name in line and name != first else ""
             cells.append(f"{line[name] / 1000:.1f}{ratio}" if name in line else "-")
         rows.append([name, *cells])
-    title = f"thousand samples a second (how many times as fast {first} is)"
+    title = f"thousand samples a second (in parentheses: {first} / this speed)"
     return table([title, *(f"{found['x']} {x}" for x in speeds)], rows)
 
 

@@ -71,7 +71,7 @@ def fit(table: Table, folder: Path | str, *overrides: str) -> "Run":
 @contextmanager
 def _written(frames: Mapping[Path, pa.Table], folder: Path) -> Iterator[None]:
     """Write DataFrames to a new run folder. After an error, remove them if no run was made."""
-    made = [path for path in (folder / "data", folder, *folder.parents) if not path.exists()]
+    new_folders = [path for path in (folder / "data", folder, *folder.parents) if not path.exists()]
     written = []
     try:
         try:
@@ -88,7 +88,7 @@ def _written(frames: Mapping[Path, pa.Table], folder: Path) -> Iterator[None]:
         if not (folder / "config.yaml").exists():
             for path in written:
                 path.unlink(missing_ok=True)
-            for path in made:
+            for path in new_folders:
                 with suppress(OSError):  # the folder holds other files, or was not made
                     path.rmdir()
         raise

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mmoe.atomic import write
 from mmoe.cli.console import open_console
 from mmoe.cli.exits import errors_on_one_line
+from mmoe.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder of a sweep, or any with run folders below it")
     parser.add_argument("--key", help="config key for the x axis; default: the first that differs")
     parser.add_argument(
-        "--lightgbm", action="store_true", help="train LightGBM on the same rows, beside them"
+        "--lightgbm", action="store_true", help="also train LightGBM on the rows of the runs, and list it"
     )
     arguments = parser.parse_args()
     with errors_on_one_line():
@@ -36,6 +37,8 @@ def compare(folder: Path, key: str | None = None, lightgbm: bool = False) -> Non
     from mmoe.analysis.sweep_results import plot_sweep, sweep_table
     from mmoe.analysis.sweep_runs import sweep_runs
 
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: must be a folder with several runs, but is one run")
     if lightgbm:
         check_installed()
         runs = sweep_runs(folder)
@@ -64,7 +67,7 @@ def print_table(table: "pd.DataFrame") -> None:
     from mmoe.training.report import ROW_ORIGINS
 
     order = "Best on the validation rows first" if table.attrs["is_sorted"] else "In the order of the runs"
-    printed = Table(title=f"{order}; {ROW_ORIGINS[table.attrs['rows']]}", title_justify="left")
+    printed = Table(title=f"{order}; {ROW_ORIGINS[table.attrs['row_origin']]}", title_justify="left")
     names = shown_columns(table)
     for name in names:
         printed.add_column(name.replace("/", " "), justify="right", no_wrap="/" not in name)

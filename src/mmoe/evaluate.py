@@ -1,7 +1,6 @@
 """Compute the metrics of checkpoints: `python -m mmoe.evaluate run=runs/... checkpoint=all split=val`."""
 
 import json
-import logging
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -18,7 +17,6 @@ def main(config: DictConfig) -> None:
     from mmoe.training import report
     from mmoe.training.run_folder import check_not_run_file
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     check_integers(0, resamples=config.resamples)
     run = load(str(config.run), config.trust)
     changes = {str(key): value for key, value in config.data.items() if value is not None}

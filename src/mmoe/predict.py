@@ -4,8 +4,8 @@ Rows are read, scored and written in chunks, so memory does not grow with the fi
 """
 
 import itertools
-import logging
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from mmoe.data.raw_rows import RawRows, RowFormat
     from mmoe.data.schema import Schema
     from mmoe.run import Run
-
-log = logging.getLogger(__name__)
 
 
 @command("predict")
@@ -72,7 +70,7 @@ def predict(
         ids: columns of the rows that are copied to the output, before the predictions.
         chunk_rows: the most rows to read at once.
 
-    A warning for each column gives the number of rows whose level training did not see.
+    A warning names each column with rows that have no level, or one without a code, and their number.
 
     Returns:
         The number of rows, and the seconds without start-up.
@@ -86,7 +84,7 @@ def predict(
     from mmoe.data.data_files import find_files
     from mmoe.data.raw_rows import read_ahead, read_rows
     from mmoe.models.network import run_blank_rows
-    from mmoe.run import compute_outputs, prediction_columns
+    from mmoe.run import compute_outputs, prediction_columns, warn_of_unseen
     from mmoe.training.run_folder import check_not_run_file
 
     if not target.name.endswith((".parquet", ".csv", ".csv.gz")):
@@ -106,7 +104,7 @@ def predict(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = copy.deepcopy(network).to(device)
     started = time.perf_counter()
-    unseen = dict.fromkeys((column.name for column in run.schema.categorical if not column.is_multi), 0)
+    unseen: Counter[str] = Counter()
     count = 0
 
     def score(chunk: "Chunk") -> pa.Table:
@@ -129,13 +127,10 @@ def predict(
                 count += len(table)
                 bar.update(len(table))
 
-    encoded = encode_rows(raw, run.input_schema, ids, unseen, format.may_be_missing)
+    encoded = encode_rows(raw, run.input_schema, unseen, format.may_be_missing)
     with closing(regroup_into_blocks(read_ahead(encoded))) as chunks:
         write(target, partial(write_predictions, chunks))
-    for name, number in unseen.items():
-        if number:
-            rule = "have no level, or one that training did not see"
-            log.warning("%s: %d of %d rows %s", name, number, count, rule)
+    warn_of_unseen(unseen, count)
     return count, time.perf_counter() - started
 
 
@@ -164,28 +159,21 @@ def find_format(run: "Run") -> "RowFormat":
 def encode_rows(
     parts: Generator["RawRows"],
     schema: "Schema",
-    ids: Sequence[str],
-    unseen: dict[str, int],
+    unseen: Counter[str],
     may_be_missing: bool,
 ) -> Generator[Chunk]:
-    """Encode each part. Add to `unseen`, by column, the number of levels that training did not see."""
-    import pyarrow as pa
-
-    from mmoe.data.encode import encode
-    from mmoe.data.raw_column import column_of
+    """Encode each part. Add to `unseen`, by column, the number of rows without a level that has a code."""
+    from mmoe.data.encode import count_unseen, encode
 
     with closing(parts):
-        for frame, locate in parts:
+        for frame, ids, locate in parts:
             try:
                 rows = encode(frame, schema, may_be_missing)
             except UserError as error:
                 raise locate(error) from None
-            counts = (rows.levels == schema.num_levels).sum(0).tolist()
-            for position, count in zip(schema.level_positions, counts, strict=True):
-                name = schema.categorical[position].name
-                if name in unseen:
-                    unseen[name] += count
-            yield Chunk(pa.table([pa.array(column_of(frame, name)) for name in ids], names=list(ids)), rows)
+            for name, number in count_unseen(rows, schema).items():
+                unseen[name] += number
+            yield Chunk(ids, rows)
 
 
 def regroup_into_blocks(parts: Generator[Chunk]) -> Generator[Chunk]:

@@ -4,6 +4,7 @@ N rows, T tasks, L logits of all tasks, E experts.
 """
 
 import inspect
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,9 +24,9 @@ from mmoe.build import build
 from mmoe.checks import check_integers, check_seeds
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule, in_memory, labels_of
-from mmoe.data.encode import decode, encode
+from mmoe.data.encode import count_unseen, decode, encode
 from mmoe.data.schema import Schema
-from mmoe.errors import UserError, did_you_mean
+from mmoe.errors import UserError, did_you_mean, unknown_key
 from mmoe.intervals import bootstrap_intervals, sampled_intervals
 from mmoe.models.network import Output, run_blank_rows
 from mmoe.tasks import gate_column, logit_columns, predictions_of, with_groups
@@ -33,6 +34,8 @@ from mmoe.training import checkpoints, run_folder, run_results, stored_config
 from mmoe.training.precision import precision_arguments
 from mmoe.training.preparation import build_learner, build_network
 from mmoe.training.trust import check_folder
+
+log = logging.getLogger(__name__)
 
 # Predictions are computed for this many rows at a time, padded if needed, so that a row's score does not
 # depend on the other rows.
@@ -184,7 +187,7 @@ class Run:
         return {task.name: pd.DataFrame(gates[:, i].numpy(), columns=columns) for i, task in tasks}
 
     def column(self, name: str, split: str = "test", replica: int | None = None) -> pd.Series:
-        """A column of a split's raw rows. For census data, it may be a column that is not an input."""
+        """A column of a split's raw rows. With rows in memory, it need not be an input."""
         inputs = [c.name for c in self.schema.categorical] + [n.name for n in self.schema.numeric]
         if name in inputs:
             return decode(self.rows(split, replica), self.schema)[name]
@@ -200,13 +203,14 @@ class Run:
     ) -> pd.DataFrame:
         """Predict raw rows. The result has the index of `frame` and the prediction columns of `scored`.
 
-        `frame` needs the run's input columns and may hold levels that training did not see. `gates` adds the
-        gate weights.
+        `frame` needs the run's input columns. A warning names the columns with levels that training did not
+        see. `gates` adds the gate weights.
 
         Raises:
             UserError: a column is missing or has the wrong type.
         """
         rows = encode(frame, self.input_schema)
+        warn_of_unseen(count_unseen(rows, self.schema), len(frame))
         predictions = self._table(compute_outputs(self.network(checkpoint, replica), rows), gates)
         return predictions.set_index(frame.index)
 
@@ -222,15 +226,15 @@ class Run:
         self,
         split: str = "test",
         checkpoint: str = "best",
-        rows: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
         resamples: int = 1000,
         seed: int = 0,
     ) -> dict[str, Any]:
         """Compute the metrics of checkpoints as in training, with bootstrap intervals.
 
-        `split` is `val` or `test`, and `checkpoint` may also be `all`. To evaluate on other rows, `rows`
-        changes options of `data`, such as `{"test": "new.csv"}`, or `{"dir": ...}` for census files. These
-        rows are encoded with the run's schema. `{"group_by": "user_id"}` chooses the groups of
+        `split` is `val` or `test`, and `checkpoint` may also be `all`. To evaluate on other rows, `data`
+        changes options of the data module, such as `{"test": "new.csv"}`, or `{"dir": ...}` for census files.
+        These rows are encoded with the run's schema. `{"group_by": "user_id"}` chooses the groups of
         `grouped_auroc`. `resamples=0` gives no intervals, and `grouped_auroc` never has one.
 
         Raises:
@@ -243,16 +247,16 @@ class Run:
         self.check_trust(*stored_config.REQUIRED_PARTS)
         paths = checkpoints.find(self.folder, checkpoint)
         schema = self.schema
-        if group_by := (rows or {}).get("group_by"):
+        if group_by := (data or {}).get("group_by"):
             schema = replace(schema, tasks=tuple(with_groups(schema.tasks, group_by)))
-        data = self._data_module(rows, schema) if rows else self.data
+        module = self._data_module(data, schema) if data else self.data
         learner = build_learner(OmegaConf.merge(self.config, {"balance": None}), schema)
         trainer = self._trainer()
         found = []
         for path in paths:
             stored = checkpoints.load(path)
             checkpoints.load_weights(learner, stored["state_dict"], path)
-            getattr(trainer, TRAINER_METHODS[split])(learner, data, verbose=False)
+            getattr(trainer, TRAINER_METHODS[split])(learner, module, verbose=False)
             # best.ckpt may hold a different epoch for each replica. A checkpoint that was saved after the
             # last epoch stores an epoch number that is one too high.
             has_one_epoch = self.config.replicas == 1 or path.stem != "best"
@@ -263,12 +267,12 @@ class Run:
                 "metrics": run_results.nest_metrics(learner.results.values)[split],
             }
             if resamples:
-                line["intervals"] = self._intervals(learner, data, split, resamples, seed)
+                line["intervals"] = self._intervals(learner, module, split, resamples, seed)
             found.append(line)
         return {
             "run": str(self.folder),
-            "rows": data.schema.rows,
-            "files": dict(data.schema.files),
+            "row_origin": module.schema.row_origin,
+            "files": dict(module.schema.files),
             "split": split,
             "num_rows": learner.results.num_rows[split],
             "resamples": resamples,
@@ -315,9 +319,9 @@ class Run:
                 raise UserError(f"data.{key}={value}: {rule}")
             known = [name for name in inspect.signature(target).parameters if name != "schema"]
             if key not in known:
-                raise UserError(f"data.{key}={value}: must be one of {', '.join(known)}")
+                raise UserError(f"data.{key}: {unknown_key(key, known)}")
             OmegaConf.update(config.data, key, value, merge=False, force_add=True)
-        if changes:  # with other options, fitting to the same files may give another schema
+        if changes:  # without files, the cache does not take these rows for those that training encoded
             schema = replace(schema, files={})
         if "dir" in changes:  # never the bundled sample
             config.data.source = "official"
@@ -336,6 +340,7 @@ class Run:
 
     def _trainer(self) -> pl.Trainer:
         """Build a trainer with the run's precision that uses one device and writes no files."""
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice on devices
         config = self.config.copy()
         for key in ("strategy", "num_nodes", "max_steps", *TRAINER_LIMITS):
             config.trainer.pop(key, None)
@@ -343,6 +348,14 @@ class Run:
         silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
         trainer: pl.Trainer = build(config, "trainer", **silent, **precision_arguments(config, []))
         return trainer
+
+
+def warn_of_unseen(counts: Mapping[str, int], num_rows: int) -> None:
+    """Log a warning for each column with rows that `count_unseen` has counted."""
+    for name, count in counts.items():
+        if count:
+            rule = "have a level that training did not see, or none"
+            log.warning("%s: %d of %d rows %s", name, count, num_rows, rule)
 
 
 @torch.inference_mode()

@@ -41,7 +41,7 @@ def main(config: DictConfig) -> None:
 
 
 def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) -> "Run | None":
-    """Train in a run folder; `started` is the time at which the program began, by `time.perf_counter`.
+    """Train in a run folder; `started` is the time at which `main` began, by `time.perf_counter`.
 
     Returns:
         The run. It is None in all processes but the first, and if a separate command trained it.

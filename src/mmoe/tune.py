@@ -1,6 +1,8 @@
 """Search a method's hyper-parameters: `python -m mmoe.tune model=ple data=census`."""
 
+import json
 import logging
+import shlex
 from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
@@ -73,8 +75,8 @@ def main(config: DictConfig) -> None:
         trial_config = with_values(config, suggest(trial, space))
         trial_data = build(trial_config, "data") if rebuilds_data else data
 
-        def check(values: list[float], third: int) -> None:
-            trial.report(best(values), third)
+        def check(values: list[float], thirds: int) -> None:
+            trial.report(best(values), thirds)
             if trial.should_prune():
                 raise TrialPruned
 
@@ -92,8 +94,16 @@ def main(config: DictConfig) -> None:
     path = write_experiment(Path(config.folder), study, space, choices, settings)
     print(f"best {config.monitor}: {study.best_value:.4f} of {count_ended(study)} trials")
     machine = [quote_override(key, str(given[key])) for key in OF_THIS_MACHINE if given.get(key) is not None]
-    command = ["python -m mmoe.train --config-dir", str(path.parents[1]), f"experiment={path.stem}", *machine]
+    command = ["python -m mmoe.train --config-dir", str(path.parents[1]), *own_configurations()]
+    command += [f"experiment={path.stem}", *machine]
     print(f"train it: {' '.join(command)}")
+
+
+def own_configurations() -> list[str]:
+    """The override that makes Hydra find the user's configurations, which this command line found."""
+    sources = HydraConfig.get().runtime.config_sources
+    own = [f"{one.schema}://{one.path}" for one in sources if one.provider not in ("hydra", "main", "schema")]
+    return [shlex.quote(f"hydra.searchpath={json.dumps(own)}")] if own else []
 
 
 def given_settings(config: DictConfig) -> dict[str, Any]:
@@ -123,7 +133,7 @@ def train_trial(
 ) -> list[float]:
     """Train, and return the monitored metric at each validation.
 
-    `check` is called with the metrics so far and the third of the steps that has ended: 1 or 2.
+    `check` is called with the metrics so far and the number of thirds of the steps that are done: 1 or 2.
     """
     import pytorch_lightning as pl
 
@@ -134,15 +144,18 @@ def train_trial(
     values: list[float] = []
 
     class RecordMonitor(pl.Callback):
-        third = 0
+        thirds = 0
 
         def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
             if trainer.sanity_checking:
                 return
             values.append(trainer.callback_metrics[config.monitor].item())
-            before, self.third = self.third, int(3 * trainer.global_step / trainer.estimated_stepping_batches)
-            if check and before < self.third < 3:
-                check(values, self.third)
+            before, self.thirds = (
+                self.thirds,
+                int(3 * trainer.global_step / trainer.estimated_stepping_batches),
+            )
+            if check and before < self.thirds < 3:
+                check(values, self.thirds)
 
     trainer = build(config, "trainer", callbacks=[RecordMonitor()], **SILENT)
     threads = num_threads(config.threads, data.batch_size, learner.objective)

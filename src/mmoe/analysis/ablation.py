@@ -85,7 +85,7 @@ def plot_expert_ablation(run: Run | Path | str, **which: Any) -> Figure:
 
 
 def gate_layer(network: nn.Module) -> nn.Module:
-    """Find the module that returns the gate logits, or weights, [N, T, E] for the towers."""
+    """Find the module that returns the gate logits, or weights, [N, T, E] (an OMoE: [N, 1, E])."""
     modules: dict[str, nn.Module] = dict(network.named_modules())
     gates = [name for name in modules if name.split(".")[-1] == "gates"]
     if not gates:

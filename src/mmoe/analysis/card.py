@@ -18,7 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import mmoe
-from mmoe.analysis.card_data import SPLITS, data_section
+from mmoe.analysis.card_data import HELD_OUT_NAMES, data_section
 from mmoe.analysis.drawing import metric_name
 from mmoe.analysis.limits import limits
 from mmoe.analysis.page import block, code, number_of, table, write_page
@@ -47,11 +47,11 @@ PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy",
 
 def write_card(run: Run) -> None:
     """Write card.md and card.html to the run folder, with the figures that figures/ holds."""
-    known, halves = _labels_and_intervals(run)
+    test_labels, halves = _labels_and_intervals(run)
     sections: dict[str, Callable[[], Iterator[str]]] = {
         "Metrics": lambda: _metrics(run, halves),
-        "Limits": lambda: (f"- {one}\n" for one in limits(run, known)),
-        "Tasks": lambda: _tasks(run, known),
+        "Limits": lambda: (f"- {one}\n" for one in limits(run, test_labels)),
+        "Tasks": lambda: _tasks(run, test_labels),
         "Gates": lambda: _gates(run),
         "Figures": lambda: _figures(run),
         "Data": lambda: data_section(run),
@@ -74,7 +74,7 @@ def _summary(run: Run) -> str:
     tasks, columns = number_of(len(schema.tasks), "task"), number_of(len(schema.input_columns), "column")
     return (
         f"{code(model)} predicts {tasks} from {columns}. It was trained on"
-        f" {schema.num_rows.get('train', 0):,} rows ({ROW_ORIGINS[schema.rows]})."
+        f" {schema.num_rows.get('train', 0):,} rows ({ROW_ORIGINS[schema.row_origin]})."
     )
 
 
@@ -107,7 +107,9 @@ def _encoded(task: Task, values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 def _metrics(run: Run, halves: Mapping[str, Any]) -> Iterator[str]:
     metrics, tasks = run.metrics, run.schema.tasks
     counts = [
-        f"{metrics['num_rows'][s]:,} {name}" for s, name in SPLITS.items() if metrics["num_rows"].get(s)
+        f"{metrics['num_rows'][s]:,} {name}"
+        for s, name in HELD_OUT_NAMES.items()
+        if metrics["num_rows"].get(s)
     ]
     if not counts:
         yield "No row was tested.\n"
@@ -116,18 +118,18 @@ def _metrics(run: Run, halves: Mapping[str, Any]) -> Iterator[str]:
     for names in dict.fromkeys(tuple(task.metric_names) for task in tasks):
         lines = []
         for task in (task for task in tasks if tuple(task.metric_names) == names):
-            for split in (split for split in SPLITS if split in metrics):
+            for split in (split for split in HELD_OUT_NAMES if split in metrics):
                 values, half = metrics[split][task.name], halves.get(split, {}).get(task.name, {})
                 texts = [metric_text(values[name], half.get(name, math.nan)) for name in names]
-                lines.append([code(task.name), SPLITS[split], *texts])
+                lines.append([code(task.name), HELD_OUT_NAMES[split], *texts])
         header = ["task", "rows", *map(metric_name, names)]
         yield table(header, lines, [False, False, *[True] * len(names)]) + "\n"
 
 
-def _tasks(run: Run, known: Mapping[str, np.ndarray]) -> Iterator[str]:
+def _tasks(run: Run, test_labels: Mapping[str, np.ndarray]) -> Iterator[str]:
     lines = []
     for i, task in enumerate(run.schema.tasks):
-        labels = known.get(task.name)
+        labels = test_labels.get(task.name)
         where = (
             f", where {code(task.where)} is {', '.join(map(code, task.where_levels))}" if task.where else ""
         )

@@ -10,13 +10,13 @@ from mmoe.data.schema import Categorical, Numeric
 from mmoe.run import Run
 
 MAX_COLUMNS, MAX_FILES = 50, 20  # that the card lists
-SPLITS = {"test": "test", "val": "validation"}
+HELD_OUT_NAMES = {"test": "test", "val": "validation"}
 
 
 def data_section(run: Run) -> Iterator[str]:
     """The rows of each split, the files, and the columns."""
     schema, data = run.schema, run.config.data
-    counts = ", ".join(f"{n:,} {SPLITS.get(split, split)}" for split, n in schema.num_rows.items())
+    counts = ", ".join(f"{n:,} {HELD_OUT_NAMES.get(split, split)}" for split, n in schema.num_rows.items())
     yield f"Rows: {counts or 'not counted'}.\n\n"
     for key in ("validation", "test"):
         if data.get(key) is not None:
@@ -47,17 +47,17 @@ def _column(column: Categorical | Numeric) -> list[str]:
 
 
 def _rule(rule: Any, is_after_test: bool) -> str:
-    """How the rows of a split of a table were chosen, perhaps after the test rows."""
+    """How a table's rows of a split were chosen; with `is_after_test`, from those that are no test rows."""
     if not OmegaConf.is_dict(rule):
         return "files of their own"
+    rest = ", without the test rows" if is_after_test and rule.get("of", "train") == "train" else ""
     by, source = rule.get("by"), f"the {rule.get('of', 'train').replace('train', 'training')} files"
     if rule.get("fraction") is not None:
         chosen = f"the values of {code(by)} in {source}" if by else source
-        rest = ", without the test rows" if is_after_test and rule.get("of", "train") == "train" else ""
         return f"a random {rule.fraction:.3g} of {chosen}{rest}"
     if rule.get("last") is not None:
-        return f"the {rule.last:.3g} of {source} with the largest {code(by)}"
-    return f"those of {source} where {code(rule.get('column'))} is {code(rule.get('value'))}"
+        return f"the {rule.last:.3g} of {source} with the largest {code(by)}{rest}"
+    return f"those of {source} where {code(rule.get('column'))} is {code(rule.get('value'))}{rest}"
 
 
 def _more(count: int, shown: int, what: str) -> str:

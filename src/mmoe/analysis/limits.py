@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmoe.analysis.card_data import SPLITS
+from mmoe.analysis.card_data import HELD_OUT_NAMES
 from mmoe.analysis.page import code
 from mmoe.intervals import ROUGH_RESAMPLES
 from mmoe.run import Run
@@ -23,15 +23,15 @@ ORIGINS = {
 }
 
 
-def limits(run: Run, known: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """A sentence or two for each limit. `known` has the known test labels of tasks; empty for replicas."""
+def limits(run: Run, test_labels: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """A sentence or two for each limit. `test_labels` has the known ones by task; empty for replicas."""
     metrics, schema, config = run.metrics, run.schema, run.config
-    if schema.rows in ORIGINS:
-        yield ORIGINS[schema.rows]
+    if schema.row_origin in ORIGINS:
+        yield ORIGINS[schema.row_origin]
     yield from _of_rows(metrics, schema.num_rows)
     yield from _of_split(config.data.get("test"))
     yield from _of_seeds(metrics, config)
-    yield from _of_labels(schema.tasks, known, metrics["num_rows"].get("test", 0))
+    yield from _of_labels(schema.tasks, test_labels, metrics["num_rows"].get("test", 0))
     if shifted := [task for task in schema.tasks if task.shifts_probabilities]:
         why = "with class weights or a focal loss, so that their probabilities are not shares of rows"
         yield f"These tasks were trained {why}: {_names(shifted)}."
@@ -42,7 +42,7 @@ def limits(run: Run, known: Mapping[str, np.ndarray]) -> Iterator[str]:
 
 
 def _of_rows(metrics: Mapping[str, Any], counts: Mapping[str, int]) -> Iterator[str]:
-    for split, name in SPLITS.items():
+    for split, name in HELD_OUT_NAMES.items():
         used, count = metrics["num_rows"].get(split, 0), counts.get(split)
         if not used:
             yield f"No {name} row was used, so there are no {name} metrics."
@@ -83,12 +83,14 @@ def _of_seeds(metrics: Mapping[str, Any], config: Any) -> Iterator[str]:
         yield "No validation chose an epoch. The weights are those of the last step."
 
 
-def _of_labels(tasks: tuple[Task, ...], known: Mapping[str, np.ndarray], num_rows: int) -> Iterator[str]:
+def _of_labels(
+    tasks: tuple[Task, ...], test_labels: Mapping[str, np.ndarray], num_rows: int
+) -> Iterator[str]:
     few, partial = [], []
     for task in tasks:
-        if task.name not in known:
+        if task.name not in test_labels:
             continue
-        labels = known[task.name]
+        labels = test_labels[task.name]
         if task.count_rarest(labels) < FEW_LABELS:
             few.append(task)
         if len(labels) < num_rows:

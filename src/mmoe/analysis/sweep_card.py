@@ -23,7 +23,7 @@ def write_sweep_card(folder: Path, compared: pd.DataFrame) -> None:
     facts = compared.attrs
     order = f"by {code(facts['monitor'])}, best first" if facts["is_sorted"] else "in the order of the runs"
     text = f"# Comparison: {code(name)}\n\n"
-    text += f"{number_of(len(facts['runs']), 'run')} ({ROW_ORIGINS[facts['rows']]}), {order}."
+    text += f"{number_of(len(facts['runs']), 'run')} ({ROW_ORIGINS[facts['row_origin']]}), {order}."
     text += " Metrics are means over seeds.\n\n"
     text += _table(compared)
     if (folder / "compare.png").is_file():
@@ -58,9 +58,9 @@ def _limits(compared: pd.DataFrame) -> Iterator[str]:
     seeds = int(compared["seeds"].min())
     if seeds < 2:
         yield "Some lines have one seed, and no interval. Their order may change with the seed."
-    else:
+    if compared["seeds"].max() > 1:
         yield "± is half of a 95 % interval for the mean over the seeds (Student's t)."
-        if seeds < FEW_SEEDS:
+        if 1 < seeds < FEW_SEEDS:
             yield f"Some lines have {seeds} seeds, so that their intervals are wide."
     if len(compared) > 1:
         yield (

@@ -47,10 +47,11 @@ def train_baseline(folder: Path, run_folders: Sequence[Path], seeds: Sequence[in
         UserError: the runs do not have the same rows, or LightGBM cannot be trained and tested on them.
     """
     runs = [Run(path) for path in run_folders]
-    rows = [_rows_of(run) for run in runs]
-    for run, own in zip(runs, rows, strict=True):
-        if own != rows[0]:
-            key = next(key for key in own.keys() | rows[0].keys() if own.get(key) != rows[0].get(key))
+    identities = [_identity_of(run) for run in runs]
+    first = identities[0]
+    for run, own in zip(runs, identities, strict=True):
+        if own != first:
+            key = next(key for key in own.keys() | first.keys() if own.get(key) != first.get(key))
             raise UserError(f"--lightgbm: {key} of {run.folder} must be that of {runs[0].folder}")
     if not runs[0].schema.files:
         raise UserError(f"--lightgbm: the rows of {runs[0].folder} must be from files")
@@ -62,14 +63,14 @@ def train_baseline(folder: Path, run_folders: Sequence[Path], seeds: Sequence[in
     for split in SPLITS:
         rows_of_split, count = rows_in_memory(data, split), data.schema.num_rows[split]
         if len(rows_of_split.labels) < count:
-            rule = f"must fit into memory, which up to {MAX_ANALYSED_ROWS:,} rows of each split do"
+            rule = f"must be at most {MAX_ANALYSED_ROWS:,}, because LightGBM needs them in memory"
             raise UserError(f"--lightgbm: the {count:,} {split} rows {rule}")
         for i, task in enumerate(data.schema.tasks):
             if not known_rows(rows_of_split, i).any():
                 raise UserError(f"--lightgbm: task {task.name} must have a known label in the {split} rows")
     for seed in tqdm(missing, desc="LightGBM", unit="seed"):
         found.append({"seed": seed, **_metrics(data, seed)})
-        write_text(folder / FILE, json.dumps({"rows": rows[0], "runs": found}, indent=1) + "\n")
+        write_text(folder / FILE, json.dumps({"rows": first, "runs": found}, indent=1) + "\n")
 
 
 def read_baseline(folder: Path, run: Run) -> list[dict[str, Any]]:
@@ -83,12 +84,12 @@ def read_baseline(folder: Path, run: Run) -> list[dict[str, Any]]:
     try:
         content = json.loads(read_text(path, ""))
         found = [{key: one[key] for key in ("seed", "val", "test")} for one in content["runs"]]
-        return found if content["rows"] == _rows_of(run) else []
+        return found if content["rows"] == _identity_of(run) else []
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged; delete it, and compare with --lightgbm again") from error
 
 
-def _rows_of(run: Run) -> dict[str, Any]:
+def _identity_of(run: Run) -> dict[str, Any]:
     """The settings and files that decide which rows and labels a run has."""
     data: Any = OmegaConf.to_container(run.config.data)
     settings = {f"data.{key}": value for key, value in data.items() if key not in OTHER_KEYS}

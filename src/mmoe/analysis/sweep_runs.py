@@ -58,7 +58,7 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
         "tasks": {task.name: task.main_metric for task in schemas[0].tasks},
         "monitor": all_metrics[0]["monitor"],
         "larger_is_better": _best_mode(configs[0]) == "max",
-        "rows": schemas[0].rows,
+        "row_origin": schemas[0].row_origin,
     }
     return frame
 

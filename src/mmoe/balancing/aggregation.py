@@ -260,7 +260,7 @@ class GradDrop(Aggregation):
 
 
 class GradVac(Aggregation):
-    """Gradient vaccine: turns each gradient until its cosine with the others is at least their mean so far.
+    """Gradient vaccine: turns each gradient towards each other one, to the running mean of their cosine.
 
     Wang et al., ICLR 2021, algorithm 1 with one group of all shared weights.
 

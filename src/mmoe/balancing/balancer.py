@@ -105,14 +105,15 @@ class Balancer:
 
         For a strategy that aggregates, call `backward` of this class instead of that of the loss.
         """
-        rows = losses.view(-1, losses.shape[-1])  # [R, T]
+        by_network = losses.view(-1, losses.shape[-1])  # [R, T]
         if self.aggregates:
-            self._kept = rows, penalty
+            self._kept = by_network, penalty
             return losses.sum(-1) + penalty
         if self.measure_every and self.strategies[0].calls % self.measure_every == 0:
-            jacobian = self._over_processes(self._gradients.jacobian(rows.sum(0).unbind(), keep_graph=True))
+            totals = by_network.sum(0).unbind()
+            jacobian = self._over_processes(self._gradients.jacobian(totals, keep_graph=True))
             self._compare(self._gradients.shared(jacobian))
-        means = self._over_processes(rows.detach().clone())
+        means = self._over_processes(by_network.detach().clone())
         found = [strategy.weigh(values) for strategy, values in zip(self.strategies, means, strict=True)]
         weights = torch.stack([weight for weight, _ in found])  # [R, T]
         self.means["weights"].add(torch.where(means != 0, weights, torch.nan))
@@ -123,8 +124,8 @@ class Balancer:
     def backward(self, scale: float) -> None:
         """Add `scale` times the combined gradient to the gradients of the parameters."""
         assert self._kept is not None
-        (rows, penalty), self._kept = self._kept, None
-        totals = list(rows.sum(0).unbind())  # T
+        (by_network, penalty), self._kept = self._kept, None
+        totals = list(by_network.sum(0).unbind())  # T
         if penalty.requires_grad:
             totals.append(penalty.sum())
         jacobian = self._over_processes(self._gradients.jacobian(totals))  # [T, R, P], or one row more
@@ -153,8 +154,8 @@ class Balancer:
 
     def follow_step(self, losses: Tensor) -> None:
         """Give the strategies the losses [T] or [R, T] of the same rows after the optimizer's step."""
-        rows = self._over_processes(losses.detach().clone()).view(-1, losses.shape[-1])
-        for strategy, values in zip(self.strategies, rows, strict=True):
+        by_network = self._over_processes(losses.detach().clone()).view(-1, losses.shape[-1])
+        for strategy, values in zip(self.strategies, by_network, strict=True):
             strategy.follow_step(values)
 
     def end_epoch(self) -> None:

@@ -1,6 +1,7 @@
 """Find the entries of a network's weights that several tasks share.
 
-Weights are stacked over tasks and experts, so one parameter may hold entries of one task and of all.
+Weights are stacked over tasks and experts, so one parameter may hold entries of
+a single task and entries that all tasks share.
 
 B rows, L logits of all tasks.
 """

@@ -33,7 +33,7 @@ def check_groups(arguments: Sequence[str]) -> None:
 
 
 def _has_name(override: str) -> bool:
-    """Whether the value of an override is text, a list of texts, or a mapping, which needs no group.
+    """Whether an override may choose a group: a name, names, a mapping of settings, a sweep or a deletion.
 
     Invalid overrides are left to Hydra.
     """

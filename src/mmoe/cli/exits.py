@@ -6,9 +6,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
-from hydra.errors import CompactHydraException, MissingConfigException
+from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -31,7 +32,7 @@ from mmoe.errors import (
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable; 1: Hydra raises errors and does not print them
 OWN_MARK = "MMOE_COMPOSES"  # environment variable; set: FULL_ERROR is set by us and not by the user
-RAISED_FOR_US = {FULL_ERROR: "1", OWN_MARK: "1"}
+RAISING_ENVIRONMENT = {FULL_ERROR: "1", OWN_MARK: "1"}
 
 
 @contextmanager
@@ -94,7 +95,7 @@ def composition_errors_on_one_line() -> Iterator[None]:
     if os.environ.get(FULL_ERROR) == "1":
         yield
         return
-    os.environ |= RAISED_FOR_US
+    os.environ |= RAISING_ENVIRONMENT
     try:
         yield
     except CompactHydraException as error:
@@ -107,18 +108,18 @@ def composition_errors_on_one_line() -> Iterator[None]:
 def printed_by_hydra() -> Iterator[None]:
     """Run a job so that Hydra prints the short traceback of a bug, even in `composition_errors_on_one_line`.
 
-    The job may run in a process that a launcher of Hydra has started, with the same environment.
+    The mark is in the environment, because a launcher of Hydra may run the job in another process.
     """
     if OWN_MARK not in os.environ:
         yield
         return
     _stop_raising()
     yield
-    os.environ |= RAISED_FOR_US  # for the next job of a sweep; after a bug, Hydra prints first
+    os.environ |= RAISING_ENVIRONMENT  # for the next job of a sweep; a bug skips this line
 
 
 def _stop_raising() -> None:
-    for name in RAISED_FOR_US:
+    for name in RAISING_ENVIRONMENT:
         os.environ.pop(name, None)
 
 
@@ -126,6 +127,12 @@ def composition_message(error: CompactHydraException) -> str:
     """Return one line about a wrong override or configuration file, with a hint if a name is close."""
     cause = error.__cause__
     lines = [line.strip() for line in str(error).splitlines()]
+    if isinstance(error, OverrideParseException):
+        hint = f"; did you mean run={error.override}?" if Path(error.override).is_dir() else ""
+        rule = (
+            "must have the form key=value; a value with special characters needs quotes, as in \"key='a,b'\""
+        )
+        return f"{error.override}: {rule}{hint}"
     if isinstance(error, MissingConfigException):
         return lines[0] + (f"; there are {', '.join(error.options)}" if error.options else "")
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):

@@ -30,7 +30,7 @@ Rows = pd.DataFrame | str | Path | Sequence[str]
 
 
 class Table:
-    """Rows with the kinds of their columns and the tasks to learn. `repr` shows the kinds and the tasks.
+    """Rows with the kinds of their columns and the tasks to learn. `repr` shows both, with remarks.
 
     Args:
         train: training rows: a DataFrame, or files as in the `train` of a configuration.
@@ -95,6 +95,11 @@ class Table:
         guessed = {name: self._guess_task(name, task) for name, task in by_name.items()}
         named = self._named_tasks(by_name, guessed)
         self.tasks = {name: task_to_config(task) for name, task in named.items()}
+        # A task that is given as a task needs no remark about its kind.
+        remarks = {
+            name: one.remarks for name, one in guessed.items() if one and isinstance(by_name[name], str)
+        }
+        self._task_remarks: dict[str, list[str]] = {name: [] for name in by_name} | remarks
         used = {name for task in named.values() for name in (task.column, task.where, task.weight)}
         used |= {weight} if weight else set()
         for rule in (validation, test):
@@ -112,10 +117,13 @@ class Table:
         lines = [f"Table of {self.num_rows:,} rows"]
         for name, task in self.tasks.items():
             others = {key: value for key, value in task.items() if key not in ("column", "kind")}
-            lines.append(f"  {task['column']:<{width}}  task {name}: {task['kind']}{_in_brackets(others)}")
+            text = f"task {name}: {task['kind']}{_in_brackets(others)}"
+            lines.append(f"  {task['column']:<{width}}  {text}{_as_comment(self._task_remarks[name])}")
+        remarks = {one.values.name: one.remarks for one in self._guesses}
         for name, kind in self.columns.items():
             options = dict(kind) if isinstance(kind, Mapping) else {"kind": kind}
-            lines.append(f"  {name:<{width}}  {options.pop('kind', '')}{_in_brackets(options)}")
+            text = f"{options.pop('kind', '')}{_in_brackets(options)}"
+            lines.append(f"  {name:<{width}}  {text}{_as_comment(remarks.get(name, ()))}")
         for one in self._guesses:
             if not self._is_input(one):
                 reason = one.reason or f"gives a label away: {self.suspects[one.values.name]}"
@@ -143,7 +151,7 @@ class Table:
         check_argument(is_column, argument, name, unknown_key(str(name), list(self._values)))
 
     def _guess_task(self, name: str, task: str | Task) -> TaskGuess | None:
-        """What the values say about a task; None if its labels have a single value."""
+        """What the values say about a task; None if its kind is given and the values cannot be a label."""
         column = task if isinstance(task, str) else task.column
         if column not in self._values:
             raise ArgumentError(f"tasks.{name}: column {column!r} {unknown_key(column, list(self._values))}")
@@ -212,3 +220,7 @@ def _parse_tasks(tasks: Any) -> Mapping[str, str | Task]:
 def _in_brackets(options: Mapping[str, Any]) -> str:
     listed = ", ".join(f"{key} {value}" for key, value in options.items())
     return f" ({listed})" if listed else ""
+
+
+def _as_comment(remarks: Sequence[str]) -> str:
+    return f"  # {'; '.join(remarks)}" if remarks else ""

@@ -1,6 +1,7 @@
 """Rows as tensors: all rows of a data set, or a batch of them.
 
-N rows, K chosen rows, P positions of levels, M numeric columns, T tasks, R replicas, S coefficients of a row.
+N rows, K chosen rows, P level slots of a row (one for a categorical column, `max_values` for a multi-valued
+one), M numeric columns, T tasks, R replicas, S coefficients of a row.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -61,16 +61,16 @@ class CensusData(TableData):
         seed: int = 0,
     ) -> None:
         _check_features(features)
-        column = ColumnOptions("numeric")
+        numeric = ColumnOptions("numeric")
         try:
-            levels = ColumnOptions("categorical", level_encoding)
+            categorical = ColumnOptions("categorical", level_encoding)
         except ArgumentError as error:
             raise ArgumentError(f"level_{error}") from None
         super().__init__(
             train=NAMES["train"],
             validation={"fraction": 0.5, "of": "test"},
             test=NAMES["test"],
-            columns={name: column if name in NUMERIC else levels for name in features},
+            columns={name: numeric if name in NUMERIC else categorical for name in features},
             tasks=tasks,
             main_task=main_task,
             num_bins=num_bins,
@@ -107,7 +107,7 @@ class CensusData(TableData):
             sources[name] = Source(str(path), {path.name: str(path)}, lambda: COLUMNS, read, place)
         return sources
 
-    def _origin(self, num_rows: Mapping[str, int]) -> str:
+    def _row_origin(self, num_rows: Mapping[str, int]) -> str:
         if self.files.is_sample:
             return "sample"
         by_file = {"train": num_rows["train"], "test": num_rows["val"] + num_rows["test"]}

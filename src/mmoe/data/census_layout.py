@@ -29,7 +29,7 @@ def find_options(inputs: Sequence[str], path: str) -> CsvOptions:
     rows = first_rows(text, delimiter)
     first = rows[0]
     options = CsvOptions(delimiter=delimiter, missing=("",))
-    if _only_numbers_columns(first):
+    if _is_numbered_header(first):
         names = _official_names(path, 2, rows[min(1, len(rows) - 1)], delimiter)
         return replace(options, names=names)
     found = {name.casefold() for name in first} & {name.casefold() for name in inputs}
@@ -61,7 +61,7 @@ def _official_names(path: str, line: int, row: Sequence[str], delimiter: str) ->
     return names
 
 
-def _only_numbers_columns(names: Sequence[str]) -> bool:
+def _is_numbered_header(names: Sequence[str]) -> bool:
     """Whether a header only numbers the columns: 0, 1, ... as in pandas, or V1, V2, ... as in R."""
     numbered = names[1:] if names[:1] == [""] else names  # pandas and R leave the name of row numbers empty
     begin = FIRST_COLUMN_NUMBER.fullmatch(numbered[0]) if numbered else None

@@ -24,7 +24,7 @@ MIN_ROWS_PER_CODE = 5  # integers with fewer rows for each distinct value are nu
 MANY_LEVELS = 1_000_000  # more levels are hashed
 TEXT_ID_SHARE = 0.9  # text with more levels than this share of the rows identifies the row
 SEPARATORS = ("|", ";", ",")
-MAX_VOCABULARY = 10_000  # the most distinct parts of fields that are lists
+MAX_VOCABULARY = 10_000  # the largest number of distinct parts in a column of lists
 MANY_PARTS = 5  # fields with more parts on average are lists even if the vocabulary is large
 UNIX_TIMES = ((1e8, 4e9), (1e11, 4e12), (1e14, 4e15), (1e17, 4e18))  # 1973 to 2096, in s, ms, us and ns
 # 2020-12-31, 31.12.2020 and 12/31/20, also with a time; 31-Dec-2020
@@ -195,7 +195,7 @@ def _guess_number(found: Guess) -> None:
     found.kind = "numeric"
     if not np.isfinite(numbers).all():
         found.remarks.append("holds infinite numbers, which cannot be encoded")
-    # Numbers that are written with a point in every row are measures; with missing values, pandas writes 1.0.
+    # A float column holds measures. With missing values it may hold codes, which pandas then makes floats.
     is_code_like = values.is_whole and (pa.types.is_integer(values.type) or values.num_missing > 0)
     if is_code_like and num_levels == values.num_rows >= 10 and high - low == num_levels - 1:
         found.reason = "row numbers"

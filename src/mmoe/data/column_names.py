@@ -18,6 +18,7 @@ NUMBER_WORDS = (
 TIME_WORDS = ("time", "timestamp", "date", "datetime", "day", "ts", "at", "created", "updated")
 WEIGHT_WORDS = ("weight", "exposure", "wt")
 CODE_SUFFIX = re.compile(r"(user|item|movie|product|seg|group|session|customer|client|order|query|ad|doc)id$")
+PLURAL = re.compile(r"(?<![su])s$")  # not the s of class or status
 GROUP = re.compile(r"(user|uid|customer|client|session)([_ ]?id)?$")
 
 
@@ -44,7 +45,7 @@ def suggests_weights(name: str) -> bool:
 
 
 def suggests_groups(name: str) -> bool:
-    """Whether a column name says that rows with one value, such as a user, belong together."""
+    """Whether a column name says that rows with the same value, such as the same user, belong together."""
     return GROUP.search(name.lower()) is not None
 
 
@@ -55,4 +56,4 @@ def _has_word(name: str, words: Collection[str]) -> bool:
 def _words(name: str) -> list[str]:
     """The words of a column name in lower case, without a plural s."""
     parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+", name)
-    return [part.lower().removesuffix("s") if len(part) > 3 else part.lower() for part in parts]
+    return [part if len(part) < 4 else PLURAL.sub("", part) for part in map(str.lower, parts)]

@@ -1,8 +1,8 @@
 """Statistics of columns that are computed part by part and then merged.
 
 The result depends neither on how the rows are cut into parts nor on the order of the merges. The counts of
-levels are exact, and so are those of at most `MAX_DISTINCT` distinct numbers. Of more distinct numbers, a
-random sample is kept. `NumberStatistics.values` are those of all rows, or of about `SAMPLE_ROWS` random rows.
+levels are exact. A column of more than `MAX_DISTINCT` distinct numbers keeps a random sample of them, with
+exact counts. `NumberStatistics.values()` returns the values of all rows, or of `SAMPLE_ROWS` random ones.
 
 N rows, V distinct values.
 """

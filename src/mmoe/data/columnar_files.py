@@ -60,7 +60,7 @@ class ColumnarFile:
     def batches(
         self, columns: Sequence[str], rows: int = 65536, groups: Sequence[int] | None = None
     ) -> Iterator[pa.Table]:
-        """Blocks of rows: of Parquet at most `rows` rows, of Arrow as they are in the file.
+        """The rows in blocks: of at most `rows` rows from Parquet, and one for each record batch from Arrow.
 
         `groups` are the numbers of the wanted row groups of Parquet or record batches of Arrow; None: all.
         """
@@ -204,7 +204,7 @@ def _check_types(schema: pa.Schema, metadata: parquet.FileMetaData) -> None:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type as which a column is read: one type of text, dictionaries with codes of 32 bits."""
+    """The type that a column is read as: all text becomes `string`, and dictionaries get codes of 32 bits."""
     if pa.types.is_dictionary(kind):
         return pa.dictionary(pa.int32(), _plain(kind.value_type))
     return pa.string() if kind in TEXT_TYPES or pa.types.is_fixed_size_binary(kind) else kind

@@ -1,7 +1,7 @@
 """Find out which columns of text hold numbers, and convert them.
 
-Arrow guesses a column's type from the first block of a file. Here all rows of all files decide, so that "007"
-stays text if any value in the column is not a plain number.
+Arrow guesses a column's type from the first block of a file. Here all rows of all files decide: a column is
+text if any value is a word, or a code such as "007".
 """
 
 from collections.abc import Collection
@@ -135,7 +135,7 @@ def _clean(column: pa.ChunkedArray, options: CsvOptions) -> pa.ChunkedArray:
 
 
 def _has_leading_zero(integers: pa.ChunkedArray) -> bool:
-    """Whether a value such as 007 is among integers in text. Arrow also reads 0x1F as an integer."""
+    """Whether any of these integers in text starts with a zero, as 007 and 0x1F do, which Arrow reads too."""
     unsigned = pc.and_(pc.starts_with(integers, "0"), pc.greater(pc.binary_length(integers), 1))
     signed = pc.and_(pc.starts_with(integers, "-0"), pc.greater(pc.binary_length(integers), 2))
     return bool(pc.any(pc.or_(unsigned, signed)).as_py())

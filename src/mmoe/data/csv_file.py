@@ -65,7 +65,7 @@ class CsvFile:
         """The column names of a file with these first two rows."""
         if not self.options.header:
             return [f"column_{i}" for i in range(1, len(first) + 1)]
-        # R writes row numbers without a name, and pandas gives such a column this name.
+        # R gives its row numbers no name, so the header is one field short. pandas calls them `Unnamed: 0`.
         has_row_numbers = len(second) == len(first) + 1 and second[0] in FIRST_ROW_NUMBERS
         names = ["", *first] if has_row_numbers and not self.options.ragged else first
         return [name.strip() or f"Unnamed: {i}" for i, name in enumerate(names)]
@@ -195,7 +195,7 @@ class CsvFile:
     def _may_end_in_quotes(self, last: str | None) -> bool:
         """Whether the file seems to end within quotes, which Arrow accepts.
 
-        Then its last characters are a quote and the last value of the last column, `last`.
+        Such a file ends with an opening quote and `last`, the last value of the last column.
         """
         values = self.options.missing if last is None else [last]
         ends = ['"' + value.replace('"', '""') for value in values]

@@ -57,8 +57,8 @@ def utf8_stream(path: str, encoding: str) -> pa.NativeFile:
     """Open a file of text as UTF-8. Call it within `reading`.
 
     Text in another encoding is converted in memory, or into a temporary file if it is long. Arrow could
-    convert it, but its background threads then call Python, which aborts the process if it ends while they
-    read.
+    convert it, but its background threads would then call Python. If Python exits while they read, the
+    process aborts.
     """
     stream = open_stream(path)
     if is_utf8(encoding):

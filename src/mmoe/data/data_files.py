@@ -102,7 +102,7 @@ def system_of(path: str) -> tuple[Any, str]:
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Turn errors of a file into UserError. The body must call nothing but Arrow and this module.
+    """Turn errors of a file into UserError. The body should only open, read and decode the file.
 
     Backends of fsspec raise errors of their own classes, so any error while a remote file is
     read counts as an error of the file.

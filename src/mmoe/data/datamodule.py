@@ -59,6 +59,11 @@ class DataModule(pl.LightningDataModule):
         """The rows and their schema, loaded on first use."""
         return self._load()
 
+    def __str__(self) -> str:
+        """The class and the number of rows of each split. Lightning's method fails for loaders of tensors."""
+        counts = ", ".join(f"{count:,} {split}" for split, count in self.schema.num_rows.items())
+        return f"{type(self).__name__}: {counts}"
+
     @property
     def schema(self) -> Schema:
         """Columns and tasks of the data set."""
@@ -67,8 +72,9 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> Loader:
         """Shuffled batches of the training rows.
 
-        If the trainer's module has a method `encode_rows(rows: Batch, batch_size: int) -> Batch`, all rows
-        pass through it once. That is faster than encoding each batch in its step.
+        If the trainer's module has a method `encode_rows(rows: Batch, batch_size: int) -> Batch`, rows in
+        memory pass through it once, and rows in shards part by part in every epoch. That is faster than
+        encoding each batch in its step.
         """
         return self._encoded(self.unencoded_train_loader(), self.batch_size)
 

@@ -58,7 +58,7 @@ def choose_fractions(table: Description, main_task: str) -> Fractions:
     shares = guess_fractions(table.tasks, main_task, table.num_rows, table.test is not None)
     for task in table.tasks:
         if task.name in shares.one_class:
-            remark = "too few rows of one class: a split has none, whatever its fraction"
+            remark = "too few rows of one class: with these fractions, a split has none"
             if task.name == main_task:
                 remark += f"; to train, add monitor=val/{task.name}/log_loss"
             task.remarks.append(remark)
@@ -153,7 +153,7 @@ def _line(text: str, comment: str) -> str:
 
 def _validation_hint(inputs: Sequence[Guess]) -> str:
     choices = ["or a file"]
-    times = [one.values.name for one in inputs if one.kind == "datetime"]
+    times = [one.values.name for one in inputs if one.kind == "datetime" and not one.values.num_missing]
     groups = [one.values.name for one in inputs if suggests_groups(one.values.name)]
     if times:
         choices.append(to_yaml({"last": 0.1, "by": times[0]}))

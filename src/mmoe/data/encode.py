@@ -32,8 +32,10 @@ TRUTH = {name: bool(truth) for spelling in BOOLEAN_SPELLINGS for truth, name in 
 
 
 def encode(frame: pd.DataFrame, schema: Schema, may_be_missing: bool = True) -> Batch:
-    """Encode raw rows; a level that is not in the schema gets the unseen code, and a missing number is NaN.
+    """Encode raw rows; a missing number is NaN.
 
+    A level that is not in the vocabulary gets the code of rare levels if its column has one, else the unseen
+    code.
     Without `may_be_missing`, only columns that had missing values in training may have some. Categorical
     columns may hold text, numbers or booleans, which become text, and multi-valued columns may hold lists.
     Errors count rows from 0, in the order of the frame. Columns are encoded in parallel.
@@ -49,8 +51,10 @@ def encode(frame: pd.DataFrame, schema: Schema, may_be_missing: bool = True) -> 
     position = 0
     for column, offset in zip(schema.categorical, schema.level_offsets, strict=False):
         target = levels[:, position : position + column.max_values]
-        dates, needed = formats.get(column.raw_name), not (may_be_missing or column.has_missing)
-        jobs.append(partial(_encode_levels, frame, column, dates, offset, schema.num_levels, target, needed))
+        date_format, needed = formats.get(column.raw_name), not (may_be_missing or column.has_missing)
+        jobs.append(
+            partial(_encode_levels, frame, column, date_format, offset, schema.num_levels, target, needed)
+        )
         position += column.max_values
     for i, number in enumerate(schema.numeric):
         needed = not (may_be_missing or number.has_missing)
@@ -67,24 +71,31 @@ def level_dtype(schema: Schema) -> torch.dtype:
     return torch.int16 if schema.num_levels <= torch.iinfo(torch.int16).max else torch.int32
 
 
-def find_levels(frame: pd.DataFrame, column: Categorical, dates: DateFormat | None) -> Levels:
+def count_unseen(rows: Batch, schema: Schema) -> dict[str, int]:
+    """The number of rows without a level that has a code, by column with one level per row."""
+    counts = (rows.levels == schema.num_levels).sum(0).tolist()
+    columns = [schema.categorical[position] for position in schema.level_positions]
+    return {one.name: count for one, count in zip(columns, counts, strict=True) if not one.is_multi}
+
+
+def find_levels(frame: pd.DataFrame, column: Categorical, date_format: DateFormat | None) -> Levels:
     """The levels of a categorical column of raw rows.
 
-    If they are a part of dates, `dates` is the format of the dates.
+    If they are a part of dates, `date_format` is the format of the dates.
     """
     values = column_of(frame, column.raw_name)
     if column.part:
-        return date_part(dates_of(values, dates or DateFormat()), column.part)
+        return date_part(dates_of(values, date_format or DateFormat()), column.part)
     return multi_levels_of(values, column.separator) if column.is_multi else levels_of(values)
 
 
-def find_numbers(frame: pd.DataFrame, column: str, dates: DateFormat | None) -> np.ndarray:
+def find_numbers(frame: pd.DataFrame, column: str, date_format: DateFormat | None) -> np.ndarray:
     """The numbers of a numeric column of raw rows [N], NaN where missing; dates are days since 1970.
 
-    `dates` is the format of dates; None for numbers.
+    `date_format` is the format of dates; None for numbers.
     """
     values = column_of(frame, column)
-    return numbers_of(values) if dates is None else days(dates_of(values, dates))
+    return numbers_of(values) if date_format is None else days(dates_of(values, date_format))
 
 
 def hash_level(level: str, buckets: int) -> int:
@@ -96,12 +107,12 @@ def level_codes(names: Sequence[str], column: Categorical) -> np.ndarray:
     """The code of each level in the column, counted from 0; -1 for an unseen level without a code."""
     if column.buckets:
         return np.array([hash_level(name, column.buckets) for name in names], np.int64)
-    known: np.ndarray = column.index.get_indexer(pd.Index(list(names), dtype=object))
-    if (known < 0).any():
+    codes: np.ndarray = column.index.get_indexer(pd.Index(list(names), dtype=object))
+    if (codes < 0).any():
         booleans = _boolean_spelling(column.levels)
         others = [booleans[TRUTH[n]] if booleans and n in TRUTH else _other_number_spelling(n) for n in names]
-        known = np.where(known < 0, column.index.get_indexer(pd.Index(others, dtype=object)), known)
-    return np.where(known < 0, column.num_codes - 1, known) if column.has_rare else known
+        codes = np.where(codes < 0, column.index.get_indexer(pd.Index(others, dtype=object)), codes)
+    return np.where(codes < 0, column.num_codes - 1, codes) if column.has_rare else codes
 
 
 def _boolean_spelling(levels: Sequence[str]) -> tuple[str, str] | None:
@@ -118,14 +129,14 @@ def _other_number_spelling(level: str) -> str:
 def _encode_levels(
     frame: pd.DataFrame,
     column: Categorical,
-    dates: DateFormat | None,
+    date_format: DateFormat | None,
     offset: int,
     unseen: int,
     target: np.ndarray,
     needed: bool,
 ) -> None:
     """Write the codes of a column to `target` [N, K]. If it is `needed`, no value may be missing."""
-    levels = find_levels(frame, column, dates)
+    levels = find_levels(frame, column, date_format)
     codes, names, row_offsets = levels
     if needed and (codes < 0).any():
         first = int((codes < 0).argmax())

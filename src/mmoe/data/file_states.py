@@ -26,8 +26,8 @@ class FileState(NamedTuple):
     """What tells whether a file is the same as before.
 
     `digest` is the SHA-256 of the content, and `time` is empty. If the files are very large in total, they
-    are not read as a whole. Then `digest` is the SHA-256 of the size, the first and the last bytes, which
-    include the footer of a Parquet file, and `time` is when the file was changed, or its ETag.
+    are not read as a whole. Then `digest` is the SHA-256 of the size and of the first and the last
+    64 KiB, which include the end of a Parquet footer, and `time` is when the file was changed, or its ETag.
     """
 
     digest: str

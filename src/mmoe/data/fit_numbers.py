@@ -103,7 +103,7 @@ def _with_bins(
 
 
 def _origin(values: np.ndarray) -> float:
-    """The smallest value, if the values are so large that float32 rounds different ones to one; else 0."""
+    """The smallest value, if the values are so large and close that float32 would make some equal; else 0."""
     low, high = float(values.min()), float(values.max())
     largest = max(abs(low), abs(high))
     if largest <= MAX_EXACT_FLOAT32 or high - low >= largest / 2:

@@ -59,8 +59,8 @@ def fit_schema(
     formats = date_formats(frame, columns, rows)
     for column, options in unfitted_columns(columns, formats):
         if isinstance(column, Categorical):
-            dates = formats.get(column.raw_name)
-            jobs.append(partial(_fit_categorical, frame, rows, column, options, dates))
+            date_format = formats.get(column.raw_name)
+            jobs.append(partial(_fit_categorical, frame, rows, column, options, date_format))
         else:
             jobs.append(partial(_fit_numbers, frame, rows, column, num_bins))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
@@ -126,24 +126,24 @@ def _fit_categorical(
     rows: np.ndarray | None,
     column: Categorical,
     options: ColumnOptions,
-    dates: DateFormat | None,
+    date_format: DateFormat | None,
 ) -> Categorical:
-    return fit_levels(column, count_column_levels(frame, rows, column, dates), options)
+    return fit_levels(column, count_column_levels(frame, rows, column, date_format), options)
 
 
 def count_column_levels(
-    frame: pd.DataFrame, rows: np.ndarray | None, column: Categorical, dates: DateFormat | None
+    frame: pd.DataFrame, rows: np.ndarray | None, column: Categorical, date_format: DateFormat | None
 ) -> LevelCounts:
     """The levels of a categorical column in the rows at these positions, or in all rows.
 
-    `dates` is the format of dates, if the levels are a part of them.
+    `date_format` is the format of dates, if the levels are a part of them.
     """
     values = column_of(frame, column.raw_name)
     if isinstance(values.dtype, pd.ArrowDtype) and not (column.is_multi or column.part):
         array = pa.array(values if rows is None or len(rows) == len(values) else values.iloc[rows])
         if (counted := value_counts(array)) is not None:
             return counted
-    found = find_levels(frame, column, dates)
+    found = find_levels(frame, column, date_format)
     codes, names, row_offsets = found
     longest = 1
     if row_offsets is not None:

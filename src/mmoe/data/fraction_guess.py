@@ -19,7 +19,7 @@ class Fractions(NamedTuple):
 
     Attributes:
         reason: why they are larger than usual; empty if they are not.
-        one_class: the binary tasks with one class in a split, which no shares avoid.
+        one_class: the binary tasks that have only one class in some split with these shares.
     """
 
     validation: float

@@ -14,7 +14,7 @@ NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "
 
 
 def column_of(frame: pd.DataFrame, name: str) -> pd.Series:
-    """The one column of this name, which may be a number or have blanks around it, as in `table_of_frame`.
+    """The one column of this name. In the frame, its name may be a number or have blanks around it.
 
     Raises:
         UserError: there is none, or more than one.

@@ -47,9 +47,13 @@ def _plain_options(path: str) -> CsvOptions:
 
 
 class RawRows(NamedTuple):
-    """Rows, and a function that adds the file to an error, and the line to an error of a row."""
+    """Rows, and their columns of ids as they are in the file.
+
+    `locate` adds the file to an error, and the line to an error of a row.
+    """
 
     frame: pd.DataFrame
+    ids: pa.Table
     locate: Callable[[UserError], UserError]
 
 
@@ -61,7 +65,9 @@ def read_rows(
     Raises:
         UserError: a file cannot be read or lacks a column, or a value is not a number.
     """
-    names = list(dict.fromkeys([*schema.input_columns, *ids]))
+    inputs = {name.casefold(): name for name in schema.input_columns}
+    stored = [inputs.get(name.casefold(), name) for name in ids]  # an id that is an input may differ in case
+    names = list(dict.fromkeys([*schema.input_columns, *stored]))
     is_csv = file_kind(files[0]) == CSV
     # Each file of text may have a delimiter, an encoding and a header of its own.
     parts = [([file], format.csv(file)) for file in files] if is_csv else [(files, CsvOptions())]
@@ -71,12 +77,13 @@ def read_rows(
         start = 0
         for table in read_batches(part, csv, names, chunk_rows):
             place = partial(_locate, part, csv, start)
+            own_ids = pa.table([table[name] for name in stored], names=list(ids))
             if is_csv and not csv.has_plain_numbers:
                 try:
                     table = _with_numbers(table, schema, csv)
                 except RowError as error:
                     raise place(error) from None
-            yield RawRows(table.to_pandas(types_mapper=pd.ArrowDtype), place)
+            yield RawRows(table.to_pandas(types_mapper=pd.ArrowDtype), own_ids, place)
             start += len(table)
 
 

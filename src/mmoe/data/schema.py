@@ -192,9 +192,9 @@ class Schema:
     Categorical columns that are one-hot come first, then those with a learned vector (`size` above 0), then
     those with statistics alone (the encoding `target`).
 
-    `rows` is the origin of the rows: `official` (UCI's two files, recognised by their row counts), `sample`
-    (the bundled one), `synthetic` (generated) or `custom`. `files` maps file names to SHA-256 digests, and
-    `num_rows` maps splits to row counts.
+    `row_origin` says where the rows are from: `official` (UCI's two files, recognised by their row counts),
+    `sample` (the bundled one), `synthetic` (generated) or `custom`. `files` maps file names to SHA-256
+    digests, and `num_rows` maps splits to row counts.
 
     Raises:
         ArgumentError: two columns or two tasks have the same name, the columns are in another order, or a
@@ -204,7 +204,7 @@ class Schema:
     categorical: tuple[Categorical, ...]
     numeric: tuple[Numeric, ...]
     tasks: tuple[Task, ...]
-    rows: str = "custom"
+    row_origin: str = "custom"
     files: Mapping[str, str] = field(default_factory=dict)
     num_rows: Mapping[str, int] = field(default_factory=dict)
 
@@ -222,8 +222,8 @@ class Schema:
         if ranks != sorted(ranks):
             rule = "one-hot columns must come first, then those with a size, then those with statistics alone"
             raise ArgumentError(f"categorical: {rule}")
-        if self.rows not in ORIGINS:
-            raise ArgumentError(f"rows={self.rows}: must be one of {', '.join(ORIGINS)}")
+        if self.row_origin not in ORIGINS:
+            raise ArgumentError(f"row_origin={self.row_origin}: must be one of {', '.join(ORIGINS)}")
 
     @property
     def level_offsets(self) -> list[int]:

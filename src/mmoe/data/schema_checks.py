@@ -1,4 +1,4 @@
-"""Checks of values in a schema. Each raises ArgumentError, or returns the value in plain Python types.
+"""Checks of values in a schema. They raise ArgumentError, and return the value in plain Python types.
 
 `where` is the place of the value in the schema, such as `numeric.age.std`.
 """

@@ -124,10 +124,10 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
 def label_range(rows: Batch, task: int) -> LabelRange:
     """The known labels of a task, without those whose weight in the loss is 0."""
     labels = rows.labels[:, task]
-    counts = torch.ones_like(labels, dtype=torch.bool) if rows.known is None else rows.known[:, task]
+    is_counted = torch.ones_like(labels, dtype=torch.bool) if rows.known is None else rows.known[:, task]
     if rows.weights is not None:
-        counts = counts & (rows.weights[:, task] > 0)
-    labels = labels[counts]
+        is_counted = is_counted & (rows.weights[:, task] > 0)
+    labels = labels[is_counted]
     return LabelRange(len(labels), labels.min().item(), labels.max().item()) if len(labels) else LabelRange()
 
 

@@ -79,5 +79,6 @@ def parse_split(name: str, given: Any) -> SplitRule | list[str]:
         return SplitRule(**given)
     except ArgumentError as error:
         has_several = sum(given.get(key) is not None for key in ("fraction", "last", "column")) > 1
-        hint = f"; '~data.{name}' '+data.{name}={{...}}' replaces the rule of a file" if has_several else ""
+        how = f"'~data.{name}' '+data.{name}={{...}}'"
+        hint = f"; {how} replaces the rule of the configuration" if has_several else ""
         raise ArgumentError(f"{name}.{error}{hint}") from None

@@ -1,6 +1,6 @@
 """The training, validation and test rows of a data set.
 
-N rows, P positions of levels.
+N rows, P level slots of a row.
 """
 
 from collections.abc import Mapping

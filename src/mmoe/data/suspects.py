@@ -24,8 +24,8 @@ MIN_POSITIVES = 5  # in each half of the rows
 MIN_PART_ROWS = 10
 MIN_PART_PRECISION = 0.99
 LARGEST_LOG_CHANCE = -6.0  # log10 of the largest probability that all rows of a part are positive by chance
-# A part with all positive rows is a suspect if it has at most this share of all rows, and at least this share
-# of its rows is positive.
+# If a part holds all positive rows, its column is a suspect if the part has at most MAX_WHOLE_SHARE of all
+# rows, and at least MIN_WHOLE_PRECISION of its rows are positive.
 MAX_WHOLE_SHARE, MIN_WHOLE_PRECISION = 0.1, 0.2
 
 

@@ -121,7 +121,7 @@ class SyntheticData(DataModule):
             (),
             tuple(Numeric(f"x{i}", 0.0, 1.0, (-1.0, 0.0, 1.0)) for i in range(1, self.generator.d + 1)),
             tuple(Regression(f"y{name.removeprefix('task')}", name=name) for name in self.names),
-            rows="synthetic",
+            row_origin="synthetic",
             num_rows=self.num_rows,
         )
         counts = {name: n for name, n in self.num_rows.items() if name != "train" or not self.stream}

@@ -137,7 +137,7 @@ class TableData(DataModule):
         return "table"
 
     def raw_column(self, name: str, split: str) -> pd.Series | None:
-        """A column of the files for the rows of a split; None if there is no such column."""
+        """A column of the files for a split's rows; None if it does not exist or the rows are in shards."""
         sources = self._sources()
         source = sources[self._request(sources).source_of(split)]
         if name not in source.names() or split not in self.dataset.positions:
@@ -170,7 +170,7 @@ class TableData(DataModule):
                 files = find_files(patterns)
             except UserError as error:
                 raise UserError(f"data.{name}: {error}") from None
-            # A file keeps its name if its folder moves. Two files of one name keep their paths.
+            # Without folders, so that a folder may move; with them if two files have the same name.
             short = [Path(file).name for file in files]
             keys = short if len(set(short)) == len(files) else files
             named = {f"{name}/{key}": file for key, file in zip(keys, files, strict=True)}
@@ -211,7 +211,8 @@ class TableData(DataModule):
     def _encode(self, sources: Mapping[str, Source], digests: Mapping[str, str]) -> Dataset:
         """The rows, encoded in memory."""
         dataset = encode_table(sources, self._request(sources))
-        schema = replace(dataset.schema, rows=self._origin(dataset.schema.num_rows), files=dict(digests))
+        origin = self._row_origin(dataset.schema.num_rows)
+        schema = replace(dataset.schema, row_origin=origin, files=dict(digests))
         return replace(dataset, schema=schema)
 
     def _cache_key(self, states: Mapping[str, FileState], digests: Mapping[str, str]) -> dict[str, Any]:
@@ -225,7 +226,7 @@ class TableData(DataModule):
             "csv": str(self.csv),
             "num_bins": self.num_bins,
         }
-        # With its own files and options, a run shares the cache entry that its training made.
+        # With the files that the given schema was fitted to, this is the cache entry of the training.
         if self.given_schema and self.given_schema.files != digests:
             key["schema"] = self.given_schema.to_json()
         return key
@@ -238,8 +239,8 @@ class TableData(DataModule):
             return memory_to_encode(files, count) > memory_size() / 2
         return bool(self.stream)
 
-    def _origin(self, num_rows: Mapping[str, int]) -> str:
-        """The `rows` of the schema: where the rows come from, by the number of rows in each split."""
+    def _row_origin(self, num_rows: Mapping[str, int]) -> str:
+        """The `row_origin` of the schema, judged by the number of rows in each split."""
         return "custom"
 
     def _guess_columns(

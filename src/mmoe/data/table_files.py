@@ -94,7 +94,7 @@ def read_batches(
 
 
 def locate(files: Sequence[str], csv: CsvOptions, error: RowError) -> UserError:
-    """The error of a row of the files, with its file, and its line in text or its row, counted from 1."""
+    """The error of a row, with its file, and its line (in text) or its row (else), counted from 1."""
     row = error.row
     for path in files:
         file = _open(path, csv)

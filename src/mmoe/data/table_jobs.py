@@ -26,7 +26,7 @@ from mmoe.data.table_splits import (
     MAX_SHUFFLED_ROWS,
     RowFilter,
     choose_all,
-    date_format,
+    find_date_format,
     ordered_values,
     row_filter,
 )  # fmt: skip
@@ -48,7 +48,7 @@ class Job:
 
     number: int
     partition: Partition
-    rules: TextRules
+    text_rules: TextRules
     types: pa.Schema
     total: int
     splits: np.ndarray | None
@@ -60,7 +60,7 @@ class Job:
         first_row = self.partition.first_row
         needed = [name for one in self.filters.values() for name in one.rule.needed_columns]
         names = list(dict.fromkeys([*columns, *needed]))
-        with closing(read_partition(self.partition, self.rules, self.types, names)) as tables:
+        with closing(read_partition(self.partition, self.text_rules, self.types, names)) as tables:
             for table in tables:
                 yield table.to_pandas(types_mapper=pd.ArrowDtype), first_row
                 first_row += len(table)
@@ -87,10 +87,10 @@ def errors_in(job: Job, first_row: int) -> Iterator[None]:
         yield
     except RowError as error:
         row = part.file_row + first_row - part.first_row + error.row
-        raise locate([part.file], job.rules.csv, RowError(error.column, row, error.rule)) from None
+        raise locate([part.file], job.text_rules.csv, RowError(error.column, row, error.rule)) from None
     except UserError as error:
-        named = str(error)
-        raise UserError(named if named.startswith("data.") else f"{part.file}: {named}") from None
+        message = str(error)
+        raise UserError(message if message.startswith("data.") else f"{part.file}: {message}") from None
 
 
 def plan(request: Request, engine: Engine) -> list[Job]:
@@ -100,10 +100,10 @@ def plan(request: Request, engine: Engine) -> list[Job]:
         UserError: a file or a value that a split needs breaks a rule.
     """
     jobs: list[Job] = []
-    rules = text_rules(request.csv, request.columns, request.tasks)
+    text = text_rules(request.csv, request.columns, request.tasks)
     for source, files in request.files.items():
         columns = request.all_columns(source)
-        look = partial(scan_file, rules=rules, columns=columns)
+        look = partial(scan_file, rules=text, columns=columns)
         scans = {found.path: found for found in engine.map(look, files)}
         ordered = [scans[file] for file in files]
         types = common_schema(ordered, columns)
@@ -112,14 +112,14 @@ def plan(request: Request, engine: Engine) -> list[Job]:
         if not total:
             raise UserError(f"data.{source}: must have at least one row; has none")
         bare = [
-            Job(len(jobs) + i, partition, rules, types, total, None, {}, request.rest(source))
+            Job(len(jobs) + i, partition, text, types, total, None, {}, request.rest(source))
             for i, partition in enumerate(partitions)
         ]
-        taken = request.rules_of(source)
+        rules = request.rules_of(source)
         try:
-            jobs += _with_splits(bare, taken, request, engine) if taken else bare
+            jobs += _with_splits(bare, rules, request, engine) if rules else bare
         except RowError as error:
-            raise locate(files, rules.csv, error) from None
+            raise locate(files, text.csv, error) from None
     return jobs
 
 
@@ -140,15 +140,15 @@ def _with_splits(
         return
     filters: dict[str, RowFilter] = {}
     for split, rule in rules.items():
-        sample, dates = np.empty(0), None
+        sample, date_format = np.empty(0), None
         if rule.last:
             frame, _ = next(jobs[0].frames(rule.needed_columns))
-            dates = date_format(rule, frame, days_first.get(str(rule.by)))
-            look = partial(_sample_values, rule=rule, dates=dates, name=CONFIG_KEYS[split])
+            date_format = find_date_format(rule, frame, days_first.get(str(rule.by)))
+            look = partial(_sample_values, rule=rule, date_format=date_format, name=CONFIG_KEYS[split])
             sample = np.concatenate(
                 list(engine.map(look, [replace(job, filters=dict(filters)) for job in jobs]))
             )
-        filters[split] = row_filter(rule, sample, dates, seed, CONFIG_KEYS[split])
+        filters[split] = row_filter(rule, sample, date_format, seed, CONFIG_KEYS[split])
     for job in jobs:
         yield replace(job, filters=filters)
 
@@ -162,12 +162,12 @@ def _rows(job: Job, columns: Sequence[str]) -> tuple[int, pd.DataFrame]:
     return job.number, pd.concat([frame for frame, _ in job.frames(columns)], ignore_index=True)
 
 
-def _sample_values(job: Job, rule: SplitRule, dates: DateFormat | None, name: str) -> np.ndarray:
-    """The values that order the rows, of a random share of the rows that no earlier rule takes."""
+def _sample_values(job: Job, rule: SplitRule, date_format: DateFormat | None, name: str) -> np.ndarray:
+    """The values of the rule's column `by`, for a random sample of the rows that no earlier rule takes."""
     parts = []
     for frame, first_row in job.frames(rule.needed_columns):
         with errors_in(job, first_row):
             is_free = job.splits_of(frame, first_row) == SPLITS.index(job.rest)
             is_sampled = row_hashes(first_row, len(frame), "last") < MAX_SHUFFLED_ROWS / job.total
-            parts.append(ordered_values(rule, frame, dates, name)[is_free & is_sampled])
+            parts.append(ordered_values(rule, frame, date_format, name)[is_free & is_sampled])
     return np.concatenate(parts)

@@ -36,9 +36,9 @@ def errors_of(source: Source) -> Iterator[None]:
     except RowError as error:
         raise source.locate(error) from None
     except UserError as error:
-        named = str(error)
-        is_named = named.startswith((source.name, "data."))
-        raise UserError(named if is_named else f"{source.name}: {named}") from None
+        message = str(error)
+        is_named = message.startswith((source.name, "data."))
+        raise UserError(message if is_named else f"{source.name}: {message}") from None
 
 
 def states_of(sources: Mapping[str, Source]) -> dict[str, FileState]:

@@ -31,14 +31,14 @@ class RowFilter:
     Attributes:
         name: the split, `validation` or `test`.
         threshold: for `last`, the least value of a chosen row.
-        dates: for `last`, the format of the dates that order the rows; None for numbers.
+        date_format: for `last`, the format of the dates that order the rows; None for numbers.
     """
 
     name: str
     rule: SplitRule
     seed: int
     threshold: float
-    dates: DateFormat | None
+    date_format: DateFormat | None
 
     def __call__(self, frame: pd.DataFrame, first_row: int) -> np.ndarray:
         """Which rows of the frame are chosen [N]; `first_row` is the number of its first row.
@@ -50,7 +50,7 @@ class RowFilter:
         if rule.column:
             return _holds(column_of(frame, rule.column), rule.value)
         if rule.last:
-            return ordered_values(rule, frame, self.dates, self.name) >= self.threshold
+            return ordered_values(rule, frame, self.date_format, self.name) >= self.threshold
         fraction = float(rule.fraction or 0)
         if not rule.by:
             return row_hashes(first_row, len(frame), salt) < fraction
@@ -62,11 +62,11 @@ class RowFilter:
 
 
 def row_filter(
-    rule: SplitRule, sample: np.ndarray, dates: DateFormat | None, seed: int, name: str
+    rule: SplitRule, sample: np.ndarray, date_format: DateFormat | None, seed: int, name: str
 ) -> RowFilter:
     """The filter of a rule. For `last`, `sample` [N] has values of the column from a sample of the rows."""
     threshold = _last_threshold(sample, rule.last) if rule.last else 0.0
-    return RowFilter(name, rule, seed, threshold, dates)
+    return RowFilter(name, rule, seed, threshold, date_format)
 
 
 def choose_all(
@@ -111,14 +111,14 @@ def choose(
         UserError: no row is chosen, or none is left.
     """
     if len(frame) > MAX_SHUFFLED_ROWS:
-        dates = date_format(rule, frame, day_first)
-        sample = ordered_values(rule, frame, dates, name)[available] if rule.last else np.empty(0)
-        mask = row_filter(rule, sample, dates, seed, name)(frame, 0)[available]
+        date_format = find_date_format(rule, frame, day_first)
+        sample = ordered_values(rule, frame, date_format, name)[available] if rule.last else np.empty(0)
+        mask = row_filter(rule, sample, date_format, seed, name)(frame, 0)[available]
     elif rule.column:
         mask = _holds(column_of(frame, rule.column), rule.value)[available]
     elif rule.last:
-        dates = date_format(rule, frame, day_first)
-        values = ordered_values(rule, frame, dates, name, available)[available]
+        date_format = find_date_format(rule, frame, day_first)
+        values = ordered_values(rule, frame, date_format, name, available)[available]
         mask = values >= _last_threshold(values, rule.last)
     elif rule.by:
         mask = _is_in_groups(column_of(frame, rule.by), available, float(rule.fraction or 0), seed, name)
@@ -141,7 +141,7 @@ def check_chosen(name: str, chosen: int, available: int) -> None:
             raise UserError(f"data.{name}: must {what} of {available:,}")
 
 
-def date_format(rule: SplitRule, frame: pd.DataFrame, day_first: bool | None) -> DateFormat | None:
+def find_date_format(rule: SplitRule, frame: pd.DataFrame, day_first: bool | None) -> DateFormat | None:
     """The format of the dates that order the rows; None if numbers do, or no order matters."""
     if not rule.last:
         return None
@@ -153,7 +153,7 @@ def date_format(rule: SplitRule, frame: pd.DataFrame, day_first: bool | None) ->
 def ordered_values(
     rule: SplitRule,
     frame: pd.DataFrame,
-    dates: DateFormat | None,
+    date_format: DateFormat | None,
     name: str,
     available: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -163,10 +163,10 @@ def ordered_values(
         RowError: one of the `available` rows has no value.
     """
     values = column_of(frame, str(rule.by))
-    found = numbers_of(values) if dates is None else dates_of(values, dates)
-    missing = np.isnan(found) if dates is None else np.isnat(found)
+    found = numbers_of(values) if date_format is None else dates_of(values, date_format)
+    missing = np.isnan(found) if date_format is None else np.isnat(found)
     _check_present(missing, str(rule.by), name, available)
-    return found if dates is None else found.astype(np.int64)
+    return found if date_format is None else found.astype(np.int64)
 
 
 def _last_threshold(values: np.ndarray, share: float) -> float:

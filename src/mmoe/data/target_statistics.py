@@ -1,6 +1,6 @@
 """Target statistics: the training labels of each level, as numbers (Micci-Barreca, SIGKDD Explorations 2001).
 
-N rows, P positions of levels, K statistics of a level, L codes of all columns.
+N rows, P level slots of a row, K statistics of a level, L codes of all columns.
 """
 
 from collections.abc import Iterable

@@ -23,12 +23,12 @@ from mmoe.metrics.exact import (
 from mmoe.metrics.grouped_auroc import GroupedAUROC
 
 
-def binary_metrics(are_grouped: bool = False, is_binned: bool = False) -> MetricCollection:
+def binary_metrics(are_grouped: bool = False, is_bounded: bool = False) -> MetricCollection:
     """Metrics of probabilities [N] and labels [N], 0 or 1, and perhaps groups [N]; see `Binary.METRICS`."""
-    by_group = SampledGroupedAUROC() if is_binned else GroupedAUROC()
+    by_group = SampledGroupedAUROC() if is_bounded else GroupedAUROC()
     grouped: dict[str, Metric] = {GROUPED_AUROC: by_group} if are_grouped else {}
     return _collection(
-        areas=BinnedAreas() if is_binned else Areas(),  # auroc and average_precision
+        areas=BinnedAreas() if is_bounded else Areas(),  # auroc and average_precision
         log_loss=RowMean(log_loss),
         brier=RowMean(squared_error),
         calibration_error=CalibrationError(),
@@ -36,19 +36,19 @@ def binary_metrics(are_grouped: bool = False, is_binned: bool = False) -> Metric
     )
 
 
-def multiclass_metrics(num_classes: int, is_binned: bool = False) -> MetricCollection:
+def multiclass_metrics(num_classes: int, is_bounded: bool = False) -> MetricCollection:
     """Metrics of probabilities [N, W] and classes [N]; see `Multiclass.METRICS`."""
-    auroc = BinnedMacroAUROC(num_classes) if is_binned else MacroAUROC()
+    auroc = BinnedMacroAUROC(num_classes) if is_bounded else MacroAUROC()
     return _collection(auroc=auroc, accuracy=RowMean(is_most_probable), log_loss=RowMean(cross_entropy))
 
 
-def regression_metrics(is_binned: bool = False) -> MetricCollection:
+def regression_metrics(is_bounded: bool = False) -> MetricCollection:
     """Metrics of predictions [N] and labels [N]; see `Regression.METRICS`."""
     return _collection(
         mse=RowMean(squared_error),
         rmse=RootMeanSquaredError(),
         mae=RowMean(absolute_error),
-        r2=RunningR2() if is_binned else R2(),
+        r2=RunningR2() if is_bounded else R2(),
     )
 
 
@@ -62,6 +62,6 @@ def count_metrics() -> MetricCollection:
 
 
 def _collection(**metrics: Metric) -> MetricCollection:
-    # torchmetrics itself would put metrics into one group if their states are equal after the first update,
-    # as they are after one without rows.
+    # torchmetrics itself would put metrics into one group if their states are equal after the first update.
+    # After an update without rows, all states are equal.
     return MetricCollection(dict(metrics), compute_groups=False)

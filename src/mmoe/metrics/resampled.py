@@ -1,7 +1,7 @@
 """Metrics of many resamples of the same rows at once, for bootstrap intervals.
 
-K resamples, N rows, W outputs of a task, P positive rows, G ties: all rows that have one prediction, if at
-least one of them is positive.
+K resamples, N rows, W outputs of a task, P positive rows, G ties: the rows with
+one and the same prediction; only ties with a positive row count.
 """
 
 import warnings

@@ -2,7 +2,7 @@
 
 An encoder has `num_outputs`, and `columns`: the column that each output is computed from.
 
-B batch, P positions of levels, C categorical columns, M numeric columns, L codes of one-hot columns.
+B batch, P level slots of a row, C categorical columns, M numeric columns, L codes of one-hot columns.
 """
 
 import math
@@ -22,8 +22,8 @@ class OneHot(nn.Module):
 
     Args:
         schema: the schema of the data set.
-        scale: the value of the input of a row's level. With Adam, a smaller scale makes the effect of a
-            level's weight change more slowly.
+        scale: the value of an input where the row has its level; elsewhere it is 0. With Adam, a smaller
+            scale makes the effect of a level's weight change more slowly.
 
     Raises:
         ArgumentError: `scale` is not above 0.
@@ -55,7 +55,7 @@ class OneHot(nn.Module):
 class LevelEmbedding(nn.Module):
     """A learned vector of one size for each code; an unseen level is the zero vector.
 
-    It encodes the columns for which the schema has no size. A multi-valued column is the mean of its vectors.
+    It encodes the columns that are one-hot in the schema. A multi-valued column is the mean of its vectors.
 
     Shape:
         levels: [B, P]; output: [B, C * size], the vectors of a row side by side.

@@ -85,7 +85,7 @@ class Ensemble(nn.Module):
         gates = logits.new_zeros(logits.shape[-2], self.num_tasks, 0)
         return Output(logits.flatten(0, -3) if self.training else self._mean(logits), gates)
 
-    def average(self, logits: Tensor) -> Tensor:
+    def output_logits(self, logits: Tensor) -> Tensor:
         """Average the members' logits in the training output of `forward`. The result is [B, L]."""
         return self._mean(torch.unflatten(logits, 0, (self.size, -1))[:, 0])
 

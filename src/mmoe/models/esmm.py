@@ -131,7 +131,7 @@ def funnel_of(model: nn.Module) -> ESMM | None:
 def _check_same_rows(task: Task, parent: Binary) -> None:
     """Raise UserError unless the levels of `where` are the positive levels of the parent.
 
-    A `where` without levels has those of `YES`, of which the parent needs only some.
+    A `where` without levels stands for all levels of `YES`; the parent's positive levels must be among them.
     """
     positive, levels = set(parent.positive), set(task.where_levels)
     same = {level.lower() for level in positive} <= levels if levels == set(YES) else positive == levels

@@ -1,6 +1,6 @@
 """A network that returns predictions instead of logits, for programs without mmoe.
 
-B batch, P positions of levels, M numeric columns, T tasks, L predictions of all tasks, E experts.
+B batch, P level slots of a row, M numeric columns, T tasks, L predictions of all tasks, E experts.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Encode levels and numbers as the network's inputs x.
 
-B batch, P positions of levels, C categorical columns, M numeric columns, I inputs, S coefficients of a row.
+B batch, P level slots of a row, C categorical columns, M numeric columns, I inputs, S coefficients of a row.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,11 +54,13 @@ class Inputs(nn.Module):
     rows had missing numbers in a column, one more input is 1 where its number is missing. A number so large
     that its inputs would overflow is clamped. Inputs are computed in float32 and then cast to the module's
     dtype, because half precision cannot hold raw numbers. Columns with a size in the schema are encoded by
-    `ColumnEmbeddings`, and those with statistics also by `TargetStatistics`.
+    `ColumnEmbeddings`. Those with statistics are encoded by `TargetStatistics`, alone or beside one-hot
+    inputs.
 
     Args:
         schema: the schema of the data set.
-        categorical: encoder of columns without a size: `OneHot`, or `LevelEmbedding` with one size for all.
+        categorical: encoder of the columns that are one-hot in the schema: `OneHot`, or `LevelEmbedding` with
+            one size for all.
         numeric: encoder of the numbers whose columns have no encoding of their own in the schema:
             `Standardize`, `PiecewiseLinear` or `PiecewiseLinearAndValues`.
         dropout: probability that a column is dropped in a training row. All inputs of a dropped column are 0.
@@ -147,7 +149,7 @@ class Inputs(nn.Module):
         return x
 
     def dense(self, levels: Tensor, numbers: Tensor, in_range: bool = False) -> Tensor:
-        """All inputs as one tensor, [B, I]; with `in_range` no number is infinite or very large."""
+        """All inputs as one tensor, [B, I]; with `in_range`, the numbers have passed `check`."""
         numeric = self.numeric(numbers if in_range else numbers.clamp(self.smallest, self.largest))
         if not in_range or self._has_missing:
             given = numbers.index_select(1, self.numeric_column)

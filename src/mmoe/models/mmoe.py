@@ -136,7 +136,7 @@ class MMoE(nn.Module):
         logits = self.task_logits(self.towers(mix(gates, experts)))  # [B, L]
         return Output(logits, gates)
 
-    def average(self, logits: Tensor) -> Tensor:
+    def output_logits(self, logits: Tensor) -> Tensor:
         """Select the output's logits [B, L] from the training logits [1 + E, B, L] of expert heads."""
         return logits[0]
 

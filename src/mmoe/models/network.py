@@ -1,6 +1,6 @@
 """Inputs and a model as one network, and the output that every model returns.
 
-B batch, P positions of levels, M numeric columns, T tasks, L logits of all tasks, E experts.
+B batch, P level slots of a row, M numeric columns, T tasks, L logits of all tasks, E experts.
 """
 
 from typing import Any, NamedTuple

@@ -5,7 +5,7 @@ This file needs Python 3.11, numpy and onnxruntime, but no other file of mmoe. C
     scorer = OnnxScorer("network.onnx")
     scores = scorer.predict([{"age": 41, "city": "Bonn"}, {"age": None, "city": "Cork"}])
 
-N rows, P positions of levels, K positions of one column, M numeric columns, L predictions, E experts.
+N rows, P level slots of a row, K positions of one column, M numeric columns, L predictions, E experts.
 """
 
 import datetime

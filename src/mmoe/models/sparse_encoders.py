@@ -1,6 +1,6 @@
 """Encode levels and numbers as `SparseInputs`: the inputs of `encoders`, in factored form.
 
-B batch, P positions of levels, C columns with one level in a row, M numeric columns, I inputs, S rows of the
+B batch, P level slots of a row, C columns with one level in a row, M numeric columns, I inputs, S rows of the
 basis, K entries of a row, D dense inputs.
 """
 
@@ -34,8 +34,8 @@ def _padded(columns: Sequence[Tensor]) -> Tensor:
 class SparseLevels:
     """One-hot levels: one basis row for each code, with a single entry, the scale.
 
-    Only columns with one level in a row get a mode. A multi-valued column can have its most frequent level at
-    any position, so that level stays in the coefficients.
+    The mode of a column is its most frequent level. It is added densely (see `sparse_inputs`), so it is not
+    among the coefficients. A multi-valued column has no mode, because its levels may be at any position.
 
     This class and the next four are encoders: each has a `basis` [S, I] and a method `encode`, which returns
     for each row the indices of basis rows [B, K] and their coefficients [B, K].
@@ -157,7 +157,7 @@ class SparseEncoder:
         schema: the schema of the data set.
         numbers: the encoders of numbers, each with the numeric columns that it encodes. Their inputs stand
             side by side, after those of the levels.
-        scale: the value of the input of a row's level.
+        scale: the value of an input where the row has its level; elsewhere it is 0.
     """
 
     def __init__(

@@ -66,15 +66,15 @@ class SparseMatrix:
         """The rows at the positions `index`."""
         return SparseMatrix.from_scipy(self.to_scipy()[index.numpy()])
 
-    def split(self, sizes: Sequence[int], are_transposed: bool = True) -> list["SparseMatrix"]:
-        """Split the rows into consecutive parts of these sizes, and transpose the parts if asked to.
+    def split(self, sizes: Sequence[int], with_transposed: bool = True) -> list["SparseMatrix"]:
+        """Split the rows into consecutive parts of these sizes; compute `transposed` of each if asked to.
 
         All parts are transposed in one scipy call, because a call has a large overhead. For this, the parts
         are placed on a block diagonal: the columns of part i are shifted by i * W.
         """
         first_rows = np.cumsum([0, *sizes])
         parts = self._parts(first_rows, [self.width] * len(sizes))
-        if not are_transposed:
+        if not with_transposed:
             return parts
         first_columns = np.arange(len(sizes) + 1) * self.width
         num_entries = np.diff(self.row_offsets.numpy()[first_rows])

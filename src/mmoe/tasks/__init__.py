@@ -55,10 +55,10 @@ def default_monitor(tasks: Sequence[Task]) -> str:
 
 
 def with_groups(tasks: Sequence[Task], group_by: str) -> list[Task]:
-    """The tasks; those with a probability also have the metric `grouped_auroc`, over the groups in a column.
+    """The tasks; the binary ones also have the metric `grouped_auroc`, over the groups in a column.
 
     Raises:
-        ArgumentError: no task has a probability, or the column is not text.
+        ArgumentError: no task is binary, or `group_by` is not text.
     """
     if not any(task.probability_column for task in tasks):
         raise ArgumentError(f"group_by={group_by}: needs a binary task")

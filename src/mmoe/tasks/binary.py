@@ -129,10 +129,10 @@ class Binary(Task):
         """The logit of the rate of positive labels."""
         return means.logit(SMALLEST_RATE)
 
-    def metrics(self, is_binned: bool = False) -> "MetricCollection":
+    def metrics(self, is_bounded: bool = False) -> "MetricCollection":
         from mmoe.metrics.by_kind import binary_metrics
 
-        return binary_metrics(bool(self.group_by), is_binned)
+        return binary_metrics(bool(self.group_by), is_bounded)
 
     def metric_inputs(self, predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return predicted[:, 0], labels.int()

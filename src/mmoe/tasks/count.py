@@ -67,14 +67,14 @@ class Count(Task):
 
     @staticmethod
     def average(logits: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The logarithm of the mean count."""
+        """The logarithm of the mean count divided by `mean`."""
         return (logits + log_shares(logits, weights)).logsumexp(0)
 
     def statistics(self, means: Tensor) -> Tensor:
         """The logarithm of the mean count."""
         return means.clamp(min=SMALLEST_RATE).log()
 
-    def metrics(self, is_binned: bool = False) -> "MetricCollection":
+    def metrics(self, is_bounded: bool = False) -> "MetricCollection":
         from mmoe.metrics.by_kind import count_metrics
 
         return count_metrics()

@@ -118,10 +118,10 @@ class Multiclass(Task):
         """The logit of the rate of each class."""
         return means.logit(SMALLEST_RATE)
 
-    def metrics(self, is_binned: bool = False) -> "MetricCollection":
+    def metrics(self, is_bounded: bool = False) -> "MetricCollection":
         from mmoe.metrics.by_kind import multiclass_metrics
 
-        return multiclass_metrics(self.num_outputs, is_binned)
+        return multiclass_metrics(self.num_outputs, is_bounded)
 
     def metric_inputs(self, predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return predicted, labels.long()

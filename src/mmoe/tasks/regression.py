@@ -96,10 +96,10 @@ class Regression(Task):
         """The mean label."""
         return means
 
-    def metrics(self, is_binned: bool = False) -> "MetricCollection":
+    def metrics(self, is_bounded: bool = False) -> "MetricCollection":
         from mmoe.metrics.by_kind import regression_metrics
 
-        return regression_metrics(is_binned)
+        return regression_metrics(is_bounded)
 
     def resampled_metrics(self, predicted: np.ndarray, labels: np.ndarray) -> "ResampledMetrics":
         from mmoe.metrics.resampled import ResampledRegression

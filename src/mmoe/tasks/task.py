@@ -175,10 +175,10 @@ class Task(ABC):
         """Turn means [..., K] of `targets` into statistics [..., K] on the scale of logits."""
 
     @abstractmethod
-    def metrics(self, is_binned: bool = False) -> "MetricCollection":
+    def metrics(self, is_bounded: bool = False) -> "MetricCollection":
         """The metrics, to be updated with `metric_inputs`.
 
-        With `is_binned`, their memory does not grow with the rows, and areas are those of binned predictions.
+        With `is_bounded`, their memory does not grow with the rows, and areas are from binned predictions.
         """
 
     def metric_inputs(self, predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

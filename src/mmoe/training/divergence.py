@@ -43,42 +43,44 @@ class Diverged(UserError):
 
 def find_divergence(
     trainer: pl.Trainer,
-    tasks: Sequence[str],
+    logit_names: Sequence[str],
     batches: Sequence[Tensor],
     bad: Tensor,
     is_weight: bool = False,
-    first: int = 0,
-    later: int = 0,
+    num_before: int = 0,
+    num_after: int = 0,
 ) -> Diverged:
     """Describe where training diverged: in the first training batch with logits that are not finite.
 
     If there is none, the fault showed up later, in validation logits or weights, or in another process. The
     error then names the last training batch, and `bad` says which tasks are affected. With `is_weight`, `bad`
-    is True for all tasks of a replica with bad weights, and the message names the weights. `first` counts the
-    training batches of the epoch before `batches`, and `later` those after them.
+    is True for all tasks of a replica with bad weights, and the message names the weights. `num_before`
+    and `num_after` count the training batches of the epoch before and after `batches`.
 
     Shape:
-        tasks: the task of each logit, L names.
+        logit_names: the task of each logit, L names.
         batches: logits [B, L] of the epoch's training batches so far, or their means [R, 1, L] for replicas.
         bad: [L], or [R, L] for replicas.
     """
-    last = max(len(batches) - 1, 0)
+    last = len(batches) - 1
     found = next((i for i, batch in enumerate(batches) if not batch.isfinite().all()), None)
     place = last if found is None else found
     affected = bad if found is None else ~batches[found].isfinite().all(-2)  # [L] or [R, L]
     replica = int(affected.any(-1).nonzero()[0]) if affected.ndim == 2 else None
     own = affected if replica is None else affected[replica]  # [L]
-    names = [task for task, is_bad in zip(tasks, own, strict=True) if is_bad]
+    names = [task for task, is_bad in zip(logit_names, own, strict=True) if is_bad]
     if is_weight and found is None:
         names = []
-    step = trainer.global_step - (last + later - place) // trainer.accumulate_grad_batches
-    return Diverged(trainer.current_epoch, first + place, step, list(dict.fromkeys(names)), replica)
+    step = trainer.global_step - (last + num_after - place) // trainer.accumulate_grad_batches
+    batch = max(num_before + place, 0)
+    return Diverged(trainer.current_epoch, batch, step, list(dict.fromkeys(names)), replica)
 
 
 def write_batches(error: Diverged, loader: Loader, schema: Schema, path: Path) -> None:
-    """Write the raw rows of the diverged batch and the batch before it, whose update may be the cause.
+    """Write the rows of the diverged batch and the batch before it, whose update may be the cause.
 
-    `loader` has the training rows. The Parquet file has a column `batch` (from 1), the inputs and the labels.
+    The rows are decoded by `mmoe.data.encode.decode`. `loader` has the training rows. The Parquet file has a
+    column `batch` (from 1), the inputs and the labels.
     """
     loader.set_epoch(error.epoch)
     first = max(error.batch - 1, 0)

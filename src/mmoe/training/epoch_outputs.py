@@ -32,7 +32,7 @@ class LabelledLogits(NamedTuple):
         return LabelledLogits(*(None if tensor is None else tensor.index_select(-2, rows) for tensor in self))  # type: ignore[arg-type]
 
     def by_replica(self) -> "list[LabelledLogits]":
-        """The outputs of each replica. Tensors [R, B, ...] hold a part for each, and all share the others."""
+        """The outputs of each replica. Those without R are shared by all of them."""
         parts = zip(*(repeat(x) if x is None or x.ndim == 2 else x for x in self), strict=False)
         return [LabelledLogits(*own) for own in parts]
 

@@ -36,7 +36,7 @@ class EpochResults:
         self._tasks, self._num_replicas = list(tasks), num_replicas
         self._logit_names = logit_names(tasks)
         self._metrics = TaskMetrics(tasks)
-        self._train_metrics = TaskMetrics(tasks, is_binned=True)  # sorting the rows takes long
+        self._train_metrics = TaskMetrics(tasks, is_bounded=True)  # sorting the rows takes long
         self._outputs = EpochOutputs()
         # A divergence in training outputs of this epoch that were dropped, and the bad logits [L] or [R, L].
         self._divergence: tuple[Diverged, Tensor] | None = None
@@ -64,7 +64,9 @@ class EpochResults:
         bad = torch.stack([~logits.isfinite().all(-2) for logits in batches]).any(0)
         if bad.any() and self._divergence is None:  # raised at the end of the epoch, by all processes
             later = len(self._outputs.logits("train"))
-            error = find_divergence(trainer, self._logit_names, batches, bad, first=first, later=later)
+            error = find_divergence(
+                trainer, self._logit_names, batches, bad, num_before=first, num_after=later
+            )
             self._divergence = error, bad
 
     def _add_to_running(self, stage: str, trainer: pl.Trainer) -> None:
@@ -99,7 +101,7 @@ class EpochResults:
         if bad.any():
             if trainer.state.fn != "fit":
                 raise UserError(f"the {stage} rows have logits that are not finite")
-            raise error or find_divergence(trainer, self._logit_names, train_batches, bad, first=first)
+            raise error or find_divergence(trainer, self._logit_names, train_batches, bad, num_before=first)
         if trainer.state.fn != "fit":
             self.logits[stage] = outputs.logits.cpu()
         return outputs
@@ -113,7 +115,8 @@ class EpochResults:
         if bad.any() and trainer.state.fn != "fit":
             raise UserError(f"the {stage} rows have logits that are not finite")
         if bad.any():
-            raise find_divergence(trainer, self._logit_names, self._outputs.logits("train"), bad)
+            batches, first = self._outputs.logits("train"), self._outputs.num_taken("train")
+            raise find_divergence(trainer, self._logit_names, batches, bad, num_before=first)
 
     def compute(self, stage: str, outputs: LabelledLogits | None) -> dict[str, Tensor]:
         """Compute the metrics of what `finish` has returned, add them to `values`, and return them."""
@@ -140,8 +143,8 @@ class EpochResults:
             is_bad = ~torch.stack([weight.isfinite().flatten(1).all(1) for weight in weights]).all(0)  # [R]
         if is_bad.any():
             bad = is_bad[..., None].expand(*is_bad.shape, len(self._logit_names))  # not traced to a task
-            batches = self._outputs.logits("train")
-            raise find_divergence(trainer, self._logit_names, batches, bad, is_weight=True)
+            batches, first = self._outputs.logits("train"), self._outputs.num_taken("train")
+            raise find_divergence(trainer, self._logit_names, batches, bad, is_weight=True, num_before=first)
 
     def to(self, device: torch.device) -> None:
         """Move the outputs that are kept."""

@@ -15,6 +15,7 @@ from mmoe.metrics.grouped_auroc import grouped_auroc
 
 log = logging.getLogger(__name__)
 
+FEW_LABELS = 10  # with fewer validation labels of a class, or in all, a warning is logged
 LARGER_FRACTION = 0.4  # the share of validation rows that an error suggests
 SPLIT_NAMES = {"train": "training", "val": "validation"}
 
@@ -38,15 +39,20 @@ def check_known_labels(
                 rule = "must have a training row with a known label and a weight above 0"
                 raise UserError(f"data.tasks.{task.name}: {rule}")
             missing = task.undefined_metrics(labels)
-            count = f"{number:,} known labels, all equal" if number else "no known label"
+            is_watched = any(str(name).startswith(f"val/{task.name}/") for name in watched)
+            few = task.count_rarest(labels.numpy()) if split == "val" and is_watched and not missing else None
+            if few is not None and few < FEW_LABELS and isinstance(rows, Batch):
+                what = f"only {few} of the validation labels are of the rarest class, or known"
+                log.warning("task %s: %s, so the epoch is chosen nearly by chance", task.name, what)
+            description = f"{number:,} known labels, all equal" if number else "no known label"
             # Rows in shards may be too many to be grouped here.
             has_groups = task.group_by and split != "train"
             if has_groups and isinstance(rows, Batch) and not has_mixed_group(rows, i):
-                count = count if missing else f"no {task.group_by} with labels of both classes"
+                description = description if missing else f"no {task.group_by} with labels of both classes"
                 missing += (GROUPED_AUROC,)
             if not missing:
                 continue
-            found = f"the {SPLIT_NAMES.get(split, split)} rows have {count}"
+            found = f"the {SPLIT_NAMES.get(split, split)} rows have {description}"
             needed = [name for name in missing if f"val/{task.name}/{name}" in watched]
             if needed and split in SPLIT_NAMES:
                 is_small = split == "val" and fraction is not None and fraction < LARGER_FRACTION
@@ -78,8 +84,8 @@ def known_labels(rows: Batch | ShardedRows, task: int, with_weight: bool) -> tup
     if isinstance(rows, ShardedRows):
         found = rows.label_range(task)
         return torch.tensor([found.low, found.high] if found.count else []), found.count
-    counts = rows.labels[..., task].isfinite() if rows.known is None else rows.known[..., task]
+    is_counted = rows.labels[..., task].isfinite() if rows.known is None else rows.known[..., task]
     if with_weight and rows.weights is not None:
-        counts = counts & (rows.weights[..., task] > 0)
-    labels = rows.labels[..., task][counts]
+        is_counted = is_counted & (rows.weights[..., task] > 0)
+    labels = rows.labels[..., task][is_counted]
     return labels, len(labels)

@@ -87,7 +87,7 @@ class Learner(LightModule):
         self._should_stop = False
 
     @property
-    def _first_objective(self) -> Objective:
+    def _inner_objective(self) -> Objective:
         """The objective; for replicas, the one that they share, whose parameters are stacked."""
         return self.objective  # type: ignore[return-value]
 
@@ -119,7 +119,7 @@ class Learner(LightModule):
         if self.balancer and self.balancer.follows_steps:
             batch = self._train_batch
             with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-                losses = self._compute(batch, label_totals(batch, self._first_objective, self.trainer))[0]
+                losses = self._compute(batch, label_totals(batch, self._inner_objective, self.trainer))[0]
             weight = process_weight(batch, self.trainer)
             self.balancer.follow_step(losses if weight is None else losses * weight)
 
@@ -129,7 +129,7 @@ class Learner(LightModule):
         self.schedule.configure(optimizer, None)
 
     def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
-        """Add `sparse` to the training rows if the network computes with it. `DataModule` calls this once."""
+        """Add `sparse` to rows if the network computes with it; see `DataModule.train_dataloader`."""
         inputs = [module for module in self.objective.modules() if isinstance(module, Inputs)]
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         return inputs[0].encode_rows(rows, batch_size) if inputs and on_cpu else rows
@@ -149,7 +149,7 @@ class Learner(LightModule):
 
         The loss is a scalar, or [R] for replicas.
         """
-        totals = label_totals(batch, self._first_objective, self.trainer) if stage == "train" else None
+        totals = label_totals(batch, self._inner_objective, self.trainer) if stage == "train" else None
         output = self._compute(batch, totals)
         loss, logits, gates = output[:3]
         outputs = LabelledLogits(logits.detach(), batch.labels, batch.known, batch.groups)

@@ -57,6 +57,11 @@ class ProgressBar(RichProgressBar):
             columns.append(TimeRemainingColumn(compact=True) if is_time else column)
         return columns
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Count epochs from 1, as the reports do. Lightning, whose method this is, counts from 0."""
+        last = self.trainer.max_epochs
+        return f"Epoch {current_epoch + 1}" + (f"/{last}" if last and last > 0 else "")
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -1,6 +1,6 @@
 """The loss: the weighted sum of the tasks' losses.
 
-B batch, P positions of levels, M numeric columns, T tasks, L logits of all tasks, E experts, K sets of
+B batch, P level slots of a row, M numeric columns, T tasks, L logits of all tasks, E experts, K sets of
 logits in training: one for each member of an ensemble, or with expert heads 1 + E (the output, then experts).
 """
 
@@ -141,7 +141,7 @@ class Objective(nn.Module):
         loss = loss if penalty is None or separate else loss + penalty
         if logits.ndim > labels.ndim:
             model: Any = self.network.model
-            logits = model.average(logits)
+            logits = model.output_logits(logits)
         if separate:
             return TaskLosses(loss, logits, gates, loss.new_zeros(()) if penalty is None else penalty)
         return LossAndOutput(loss, logits, gates)

@@ -68,7 +68,9 @@ def open_study(
     stored = study.user_attrs if study else {}
     for key, text in texts.items():
         if stored.get(key, text) != text:
-            raise UserError(f"{journal}: must have the {key} of this search; it has {stored[key]}")
+            raise UserError(
+                f"{journal}: must have the {key} of this search, or give another folder; it has {stored[key]}"
+            )
     _remove_unfinished_line(journal, lock)
     study = study or optuna.create_study(
         storage=storage, study_name="tune", direction=study_direction, load_if_exists=True

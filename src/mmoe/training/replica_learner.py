@@ -113,7 +113,7 @@ class ReplicaLearner(Learner):
         self.register_buffer("waited", torch.zeros(count, dtype=torch.long))  # validations since a gain
 
     @property
-    def _first_objective(self) -> Objective:
+    def _inner_objective(self) -> Objective:
         return self.objective.stacked  # type: ignore[return-value]
 
     def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
@@ -127,7 +127,7 @@ class ReplicaLearner(Learner):
         return self.objective(*rows, totals, own_rows=has_own_rows)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, stage: str, number: int) -> Tensor:
-        totals = label_totals(batch, self._first_objective, self.trainer) if stage == "train" else None
+        totals = label_totals(batch, self._inner_objective, self.trainer) if stage == "train" else None
         output = self._compute(batch, totals)
         losses, logits, gates = output[:3]
         labels, known = batch.labels, batch.known

@@ -53,7 +53,7 @@ def metric_tables(metrics: Mapping[str, Any], tasks: Sequence[Task]) -> list[Tab
 
 def show_evaluation(found: Mapping[str, Any]) -> None:
     """Print each checkpoint's metrics with their confidence intervals."""
-    title = f"{found['num_rows']:,} {found['split']} rows, {ROW_ORIGINS[found['rows']]}"
+    title = f"{found['num_rows']:,} {found['split']} rows, {ROW_ORIGINS[found['row_origin']]}"
     table = Table(title=title, title_justify="left")
     for name in ("checkpoint", "epoch", "task", "metric", "value", "95 % interval"):
         table.add_column(name, justify="right" if name in ("epoch", "value") else "left")
@@ -71,7 +71,7 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
 def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     """Print each task's metrics, and the facts needed to interpret them."""
     tables = metric_tables(metrics, schema.tasks)
-    tables[0].title = f"Best epoch ({ROW_ORIGINS[schema.rows]})"
+    tables[0].title = f"Best epoch ({ROW_ORIGINS[schema.row_origin]})"
     seen = metrics["num_rows"]
     counts = ", ".join(
         (f"{seen[split]:,} of " if seen.get(split, count) != count else "") + f"{count:,} {split}"
@@ -85,7 +85,7 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
         chosen = f"epoch {metrics['epoch']}"
     chosen += f" of {metrics['epochs']}"
     is_last = "replicas" not in metrics and metrics["monitor"] and metrics["epoch"] == metrics["epochs"]
-    is_short = is_last and schema.rows == "custom"  # the experiments of other rows have tuned lengths
+    is_short = is_last and schema.row_origin == "custom"  # the experiments of other rows have tuned lengths
     why = f"by {metrics['monitor']}" if metrics["monitor"] else "the last, because no validation chose one"
     shared = f" in {metrics['processes']} processes" if metrics["processes"] > 1 else ""
     threads = f"{metrics['threads']} thread{'s' if metrics['threads'] > 1 else ''}"

@@ -42,7 +42,7 @@ def metrics(
     speed = throughput.samples_per_second
     batch_size = getattr(training.data, "batch_size", None) or throughput.batch_rows
     found = {
-        "rows": schema.rows,
+        "row_origin": schema.row_origin,
         "num_rows": {split: count for split, count in learner.results.num_rows.items() if split != "train"},
         "seed": config.seed,
         "monitor": monitor,

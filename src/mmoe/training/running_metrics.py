@@ -20,14 +20,14 @@ class RunningMetrics:
     """Binned metrics of the rows added so far, for each replica separately.
 
     Attributes:
-        sample: a random sample of the rows; None before the first row.
+        sample: a random sample of the rows that were added with `keeps_sample`; None if there are none.
         num_rows: the number of rows.
         bad: which logits are not finite in some row, [L], or [R, L] for replicas.
     """
 
     def __init__(self, tasks: Sequence[Task], num_replicas: int | None) -> None:
         self.has_replicas = num_replicas is not None
-        self.metrics = [TaskMetrics(tasks, is_binned=True) for _ in range(num_replicas or 1)]
+        self.metrics = [TaskMetrics(tasks, is_bounded=True) for _ in range(num_replicas or 1)]
         self.sample: LabelledLogits | None = None
         self.num_rows = 0
         shape = [num_replicas] if num_replicas else []

@@ -15,15 +15,15 @@ class TaskMetrics(nn.Module):
     """The metrics of every task over its known labels, named `{stage}/{task}/{metric}`.
 
     A metric that cannot be computed, such as the AUROC of a single class, is NaN. Training rows have no
-    groups, and so no `grouped_auroc`. With `is_binned`, memory does not grow with the rows, and areas have
+    groups, and so no `grouped_auroc`. With `is_bounded`, memory does not grow with the rows, and areas have
     the small error of bins; see `mmoe.metrics.areas`.
     """
 
-    def __init__(self, tasks: Sequence[Task], is_binned: bool = False) -> None:
+    def __init__(self, tasks: Sequence[Task], is_bounded: bool = False) -> None:
         super().__init__()
         self.tasks = list(tasks)
         self.columns = logit_columns(tasks)
-        self.collections = nn.ModuleList(task.metrics(is_binned) for task in tasks)
+        self.collections = nn.ModuleList(task.metrics(is_bounded) for task in tasks)
 
     def forward(
         self,
