@@ -24,7 +24,7 @@ from typing import Any
 
 import pandas as pd
 from commands import repeatable, run_command, train_once
-from finished import check_settings
+from finished import check_settings, checked_settings
 from matplotlib.figure import Figure
 from options import parse, some_of, stop
 from tables import table
@@ -69,6 +69,8 @@ def main() -> None:
         stop("MMOE_TABLES_DIR: must be set to the folder of the tables")
     out = Path(options["out"])
     settings = {key: options[key] for key in ("seeds", "trials")}
+    kept = [out / f"{dataset}.csv" for dataset in DATASETS]
+    checked_settings(out / "settings.json", settings, overrides, kept)
     for folder in (Path(options["folder"]), out):
         check_settings(folder / "settings.json", settings, overrides)
     census = [override for override in overrides if override.startswith(("data.dir=", "data.source="))]
@@ -82,6 +84,8 @@ def main() -> None:
                 print(f"{dataset}: {name}", flush=True)
                 folder = Path(options["folder"]).absolute() / dataset / name
                 new = pd.DataFrame(results(folder, dataset, name, given, options))
+                files = {f"files of {dataset}": dict(read_schema(folder / "run").files)}
+                check_settings(out / "settings.json", settings | files, overrides)
                 runs = pd.concat([runs, new]) if len(runs) else new
                 runs = runs.sort_values("contestant", key=lambda names: names.map(known.index), kind="stable")
                 write_text(out / f"{dataset}.csv", runs.to_csv(index=False, float_format="%.6f"))

@@ -21,21 +21,33 @@ def cached(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return json.loads(path.read_text())  # type: ignore[no-any-return]
 
 
-def check_settings(path: Path, settings: Mapping[str, Any], overrides: Sequence[str]) -> None:
+def check_settings(
+    path: Path, settings: Mapping[str, Any], overrides: Sequence[str], results: Sequence[Path] = ()
+) -> None:
     """Stop if the folder of `path` holds results of other settings or overrides. The file `path` keeps them.
 
-    A setting that the file lacks is accepted. The settings of the machine are not compared, and overrides of
-    them are not kept.
+    If the file is missing, the files `results` must be missing too. A setting that the file lacks is
+    accepted. The settings of the machine are not compared, and overrides of them are not kept.
     """
+    write_json(path, checked_settings(path, settings, overrides, results))
+
+
+def checked_settings(
+    path: Path, settings: Mapping[str, Any], overrides: Sequence[str], results: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """The new content of the file `path`; stop as `check_settings` does."""
+    for result in results:
+        if result.exists() and not path.is_file():
+            stop(f"{result}: has results of unknown settings; give another out=..., or remove it")
     given = {**settings, "overrides": deciding_overrides(overrides)}
     stored = json.loads(path.read_text()) if path.is_file() else {}
     before = {**given, **stored}
     differ = [key for key in settings if deciding_values(before[key]) != deciding_values(settings[key])]
-    if before["overrides"] != given["overrides"]:
+    if deciding_overrides(before["overrides"]) != given["overrides"]:
         differ.append("overrides")
     if differ:
-        stop(f"folder={path.parent}: holds results of other settings: {', '.join(differ)}")
-    write_json(path, {**before, **given})
+        stop(f"{path.parent}: holds results of other settings: {', '.join(differ)}")
+    return {**before, **given}
 
 
 def deciding_values(setting: Any) -> Any:

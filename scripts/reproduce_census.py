@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from commands import compose_config, repeatable, run_command, train_once
-from finished import check_settings
+from filelock import FileLock
+from finished import check_settings, checked_settings
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from options import parse, some_of, stop
@@ -35,6 +36,7 @@ from tables import describe_rows, mean_text, table
 from mmoe import Schema
 from mmoe.atomic import write_text
 from mmoe.build import build
+from mmoe.errors import UserError
 from mmoe.intervals import half_interval
 from mmoe.training.preparation import build_network
 from mmoe.training.run_folder import read_metrics
@@ -87,12 +89,21 @@ def main() -> None:
     root, out = Path(options["folder"]) / f"group{group}", Path(options["out"])
     source = f"data.source={'auto' if options['sample'] == 'true' else 'official'}"
     overrides = [f"experiment={EXPERIMENTS[group]}", *overrides, source]
-    schema: Schema = build(compose_config(*overrides), "data").schema  # a mistake in an override stops here
+    config = compose_config(*overrides)  # a mistake in an override stops here
     settings = {key: options[key] for key in ("trials", "chunk", "sample")}
-    for path in (root / "settings.json", out / f"group{group}_settings.json"):
+    kept_settings = out / f"group{group}_settings.json"
+    kept = [out / f"group{group}.csv", out / f"group{group}_matched.csv"]
+    kept += [tuned_file(out, group, method) for method in METHODS]
+    checked_settings(kept_settings, settings, overrides, kept)
+    for path in (root / "settings.json", kept_settings):
         check_settings(path, settings, overrides)
     for method in [*(["mmoe"] if is_matched and "mmoe" not in methods else []), *methods]:
         tune(root, out, method, options, overrides)
+    try:
+        schema: Schema = build(config, "data").schema
+    except UserError as error:
+        stop(str(error))
+    check_settings(kept_settings, settings | {"files": dict(schema.files)}, overrides)
     chunk = int(options["chunk"])
     results = out / (f"group{group}_matched.csv" if is_matched else f"group{group}.csv")
     for first in range(0, int(options["seeds"]), chunk):
@@ -106,7 +117,8 @@ def main() -> None:
                     given.append(matched_width(root, study, given))
                 run = root / options["budget"] / method / f"seed{first}"
                 train_once(run, "--config-dir", str(study), *given)
-                add_runs(results, method, run, TASKS[group])
+                with FileLock(root / "results.lock"):  # other processes add runs of other methods
+                    add_runs(results, method, run, TASKS[group])
             write_report(results, schema, options)
 
 
@@ -116,7 +128,7 @@ def tune(root: Path, out: Path, method: str, options: dict[str, str], overrides:
     The tuned configuration is kept in `out` too.
     """
     study = root / "tune" / method
-    kept = out / "configs" / "experiment" / f"tuned_{EXPERIMENTS[options['group']]}_{method}.yaml"
+    kept = tuned_file(out, options["group"], method)
     if kept.exists():
         write_text(study / "experiment" / kept.name, kept.read_text())
     elif not (study / "ended").exists():
@@ -124,6 +136,11 @@ def tune(root: Path, out: Path, method: str, options: dict[str, str], overrides:
         run_command("tune", *overrides, *search, f"folder={study}")
         (study / "ended").touch()
     write_text(kept, tuned_experiment(study).read_text())
+
+
+def tuned_file(out: Path, group: str, method: str) -> Path:
+    """Where the tuned configuration of a method is kept."""
+    return out / "configs" / "experiment" / f"tuned_{EXPERIMENTS[group]}_{method}.yaml"
 
 
 def tuned_experiment(study: Path) -> Path:
@@ -180,7 +197,7 @@ def add_runs(results: Path, method: str, run: Path, tasks: Sequence[str]) -> Non
         for split in ("test", "val"):
             line |= {f"{split}_{task}_auroc": found[split][task]["auroc"] for task in tasks}
         lines.append(line)
-    before = read_runs(results)  # here, because other processes add runs of other methods
+    before = read_runs(results)
     runs = pd.concat([before, pd.DataFrame(lines)]) if len(before) else pd.DataFrame(lines)
     runs["order"] = runs["method"].map(METHODS.index)
     runs = runs.sort_values(["order", "seed"]).drop(columns="order").drop_duplicates(["method", "seed"])

@@ -133,7 +133,7 @@ def test_the_schema_records_the_origin_of_the_rows(census_dir: Path, caplog: pyt
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         fallen_back = build(config("data.url=http://127.0.0.1:9/none.zip"), "data").schema
-    assert fallen_back.rows == "sample"
+    assert fallen_back.row_origin == "sample"
     assert "FALLING BACK TO THE BUNDLED SAMPLE" in caplog.text
 
 

@@ -32,7 +32,7 @@ def test_finished_contestants_are_not_computed_again(
     assert script("compare_balancing", "datasets=hillstrom", "out=out").code == 0
     assert Path("out/balancing.md").read_text() == (results / "balancing.md").read_text()
     done = script("compare_balancing", "datasets=hillstrom", "out=out", "trials=11", "folder=other")
-    assert (done.code, done.err) == (2, "error: folder=out: holds results of other settings: trials\n")
+    assert (done.code, done.err) == (2, "error: out: holds results of other settings: trials\n")
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,12 @@ def test_ids_stay_as_they_are_in_the_file_and_may_differ_in_case(predict, smoke_
     frame.to_csv("rows.csv", index=False)
     assert predict(f"run={smoke_run}", "input=rows.csv", "output=out.parquet", "id=[AGE]").code == 0
     assert pd.read_parquet("out.parquet")["AGE"].tolist() == ["007", "41.0", "1e1"]
+    frame.rename(columns={"age": "AGE"}).to_parquet("spelt.parquet")
+    frame.assign(SEX=[1, 2, 3]).to_parquet("both.parquet")  # SEX is another column than the input
+    for source, name, expected in (("spelt", "AGE", ["007", "41.0", "1e1"]), ("both", "SEX", [1, 2, 3])):
+        options = [f"input={source}.parquet", "output=out.parquet", f"id={name}"]
+        assert predict(f"run={smoke_run}", *options).code == 0
+        assert pd.read_parquet("out.parquet")[name].tolist() == expected
 
 
 def test_a_run_warns_of_unseen_levels(smoke_run: Path, caplog: pytest.LogCaptureFixture):

@@ -78,7 +78,7 @@ def test_tables_figure_and_configurations():
     text = Path("out/group1.md").read_text()
     done = reproduce("sample=true", "trials=2")
     assert done.returncode == 2
-    error = "error: folder=work/group1: holds results of other settings: trials"
+    error = "error: work/group1: holds results of other settings: trials"
     assert done.stderr.splitlines()[-1] == error
     assert Path("out/group1.md").read_text() == text
 
@@ -87,7 +87,16 @@ def test_the_sample_needs_an_option():
     done = reproduce()
     assert done.returncode == 2
     assert "error: data.source=official: " in done.stderr
-    assert not Path("out").exists()
+    assert [path.name for path in Path("out").iterdir()] == ["group1_settings.json"]
+
+
+def test_results_of_unknown_settings_are_not_used(script: Callable[..., Result]):
+    Path("out").mkdir()
+    Path("out/group1.csv").write_text("method,seed\n")
+    done = script("reproduce_census", *QUICK, "sample=true")
+    rule = "has results of unknown settings; give another out=..., or remove it"
+    assert (done.code, done.err) == (2, f"error: out/group1.csv: {rule}\n")
+    assert Path("out/group1.csv").read_text() == "method,seed\n"
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_rows_in_shards_must_fit_into_memory(
     monkeypatch.setattr(Run, "rows", lambda run, split: take(small(run, split), torch.arange(100)))
     done = command("compare")(sweep, "--lightgbm")
     assert done.code == 2
-    assert done.err.startswith("error: --lightgbm: the 960 train rows must fit into memory, which up to")
+    assert done.err.startswith("error: --lightgbm: the 960 train rows must be at most 1,048,576, ")
 
 
 def test_rows_that_are_drawn_anew_are_refused(train: Command, command: Callable[[str], Command]):

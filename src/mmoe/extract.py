@@ -56,8 +56,7 @@ def extract(run: "Run", replica: int, out: Path) -> None:
         "epoch": replica_metrics["epoch"] - 1,
         "state_dict": {f"objective.network.{k}": v for k, v in network.state_dict().items()},
     }
-    out = out.resolve()
-    scratch = out.with_name(f".{out.name}.part")
+    scratch = out.resolve().with_name(f".{out.resolve().name}.part")  # out may be `.`
     shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
     try:
         run_folder.start(scratch, text, run.schema)

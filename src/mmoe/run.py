@@ -6,7 +6,8 @@ N rows, T tasks, L logits of all tasks, E experts.
 import inspect
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,19 @@ from mmoe.training.preparation import build_learner, build_network
 from mmoe.training.trust import check_folder
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Hide Lightning's advice on devices."""
+    lightning = logging.getLogger("pytorch_lightning")
+    level = lightning.level
+    lightning.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        lightning.setLevel(level)
+
 
 # Predictions are computed for this many rows at a time, padded if needed, so that a row's score does not
 # depend on the other rows.
@@ -222,6 +236,7 @@ class Run:
     def _table(self, output: Output, gates: bool) -> pd.DataFrame:
         return pd.DataFrame(prediction_columns(self.schema, output, gates))
 
+    @quiet_lightning()
     def evaluate(
         self,
         split: str = "test",
@@ -340,7 +355,6 @@ class Run:
 
     def _trainer(self) -> pl.Trainer:
         """Build a trainer with the run's precision that uses one device and writes no files."""
-        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # no advice on devices
         config = self.config.copy()
         for key in ("strategy", "num_nodes", "max_steps", *TRAINER_LIMITS):
             config.trainer.pop(key, None)

@@ -2,11 +2,11 @@
 
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mmoe.atomic import remove_abandoned
@@ -25,7 +25,7 @@ def main(config: DictConfig) -> None:
     started = time.perf_counter()
     from mmoe.training import resume  # imported here so that --help does not wait for torch
 
-    if not HydraConfig.get().overrides.task:
+    if len(sys.argv) == 1:
         print("no arguments: experiment=census; --help lists the other experiments")
     named = config.get("resume")
     folder, config, is_resumed = resume.run_to_train(config)

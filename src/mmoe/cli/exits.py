@@ -128,7 +128,8 @@ def composition_message(error: CompactHydraException) -> str:
     cause = error.__cause__
     lines = [line.strip() for line in str(error).splitlines()]
     if isinstance(error, OverrideParseException):
-        hint = f"; did you mean run={error.override}?" if Path(error.override).is_dir() else ""
+        is_run = (Path(error.override) / "config.yaml").is_file()
+        hint = f"; did you mean run={error.override} or resume={error.override}?" if is_run else ""
         rule = (
             "must have the form key=value; a value with special characters needs quotes, as in \"key='a,b'\""
         )
@@ -139,7 +140,7 @@ def composition_message(error: CompactHydraException) -> str:
         hint = did_you_mean(str(cause.key), list(map(str, cause.parent_node)))
         text = f"{cause.full_key}: no such setting (+{cause.full_key}=... would add it){hint}"
         mapping = str(cause.full_key).rpartition(".")[0]
-        if "." in mapping and "_target_" not in cause.parent_node:  # such as the rule data.validation
+        if mapping in ("data.validation", "data.test"):  # rules, which a rule of another kind must replace
             text += f"; '~{mapping}' '+{mapping}={{...}}' would replace all of {mapping}"
         return text
     return " ".join(filter(None, lines))

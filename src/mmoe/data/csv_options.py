@@ -99,6 +99,6 @@ def check_names(names: Sequence[str], where: str) -> None:
 def _is_encoding(name: str) -> bool:
     try:
         "".encode(name)  # fails for a codec that does not encode text, such as hex
-    except (LookupError, TypeError):
+    except (LookupError, TypeError, ValueError):
         return False
     return True

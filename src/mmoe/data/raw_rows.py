@@ -15,7 +15,7 @@ from mmoe.data.csv_columns import to_numbers
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import CSV, file_kind
 from mmoe.data.schema import Schema
-from mmoe.data.table_files import check_columns, locate, read_batches
+from mmoe.data.table_files import check_columns, locate, read_batches, read_names
 from mmoe.errors import RowError, UserError
 
 Part = TypeVar("Part")
@@ -65,12 +65,16 @@ def read_rows(
     Raises:
         UserError: a file cannot be read or lacks a column, or a value is not a number.
     """
-    inputs = {name.casefold(): name for name in schema.input_columns}
-    stored = [inputs.get(name.casefold(), name) for name in ids]  # an id that is an input may differ in case
-    names = list(dict.fromkeys([*schema.input_columns, *stored]))
     is_csv = file_kind(files[0]) == CSV
     # Each file of text may have a delimiter, an encoding and a header of its own.
     parts = [([file], format.csv(file)) for file in files] if is_csv else [(files, CsvOptions())]
+    inputs = {name.casefold(): name for name in schema.input_columns}
+    present = read_names(*parts[0])
+    spelt = {name for name in present if name.casefold() in inputs and inputs[name.casefold()] not in present}
+    # An id that is an input may differ in case from the input, or from the file.
+    is_exact = [name in present and name not in spelt for name in ids]
+    stored = [n if exact else inputs.get(n.casefold(), n) for n, exact in zip(ids, is_exact, strict=True)]
+    names = list(dict.fromkeys([*schema.input_columns, *stored]))
     for part, csv in parts:
         check_columns(part, csv, names)
     for part, csv in parts:

@@ -15,7 +15,7 @@ from mmoe.metrics.grouped_auroc import grouped_auroc
 
 log = logging.getLogger(__name__)
 
-FEW_LABELS = 10  # with fewer validation labels of a class, or in all, a warning is logged
+FEW_VALIDATION_LABELS = 10  # with fewer, or fewer of a class, a warning is logged
 LARGER_FRACTION = 0.4  # the share of validation rows that an error suggests
 SPLIT_NAMES = {"train": "training", "val": "validation"}
 
@@ -40,10 +40,13 @@ def check_known_labels(
                 raise UserError(f"data.tasks.{task.name}: {rule}")
             missing = task.undefined_metrics(labels)
             is_watched = any(str(name).startswith(f"val/{task.name}/") for name in watched)
-            few = task.count_rarest(labels.numpy()) if split == "val" and is_watched and not missing else None
-            if few is not None and few < FEW_LABELS and isinstance(rows, Batch):
-                what = f"only {few} of the validation labels are of the rarest class, or known"
-                log.warning("task %s: %s, so the epoch is chosen nearly by chance", task.name, what)
+            if split == "val" and is_watched and not missing and isinstance(rows, Batch):
+                few = number
+                if task.probability_column and f"val/{task.name}/log_loss" not in watched:
+                    few = task.count_rarest(labels.numpy())  # an area compares rows of the two classes
+                if few < FEW_VALIDATION_LABELS:
+                    what = f"only {few} validation labels{' of the rarer class' if few < number else ''}"
+                    log.warning("task %s: %s, so the epoch is chosen nearly by chance", task.name, what)
             description = f"{number:,} known labels, all equal" if number else "no known label"
             # Rows in shards may be too many to be grouped here.
             has_groups = task.group_by and split != "train"

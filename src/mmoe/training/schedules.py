@@ -86,11 +86,13 @@ class Schedule:
         """Raise UserError if the schedule is shorter than the training; torch fails after its last step."""
         steps = trainer.estimated_stepping_batches
         count = (steps if interval == "step" else trainer.max_epochs or steps) // self.frequency
-        if (
-            interval == "step" and self.frequency > 1 and trainer.max_epochs
-        ):  # Lightning counts anew each epoch
-            every = math.lcm(self.frequency, trainer.accumulate_grad_batches)
-            count = min(count, int(trainer.num_training_batches) // every * trainer.max_epochs)
+        epochs = trainer.max_epochs or 0
+        if interval == "step" and self.frequency > 1 and epochs > 0:
+            # Lightning counts batches anew in each epoch, and its last batch ends a step.
+            batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
+            in_epoch = batches // math.lcm(self.frequency, accumulated)
+            in_epoch += batches % self.frequency == 0 and batches % accumulated != 0
+            count = min(count, in_epoch * epochs)
         if count > scheduler.total_steps:
             rule = f"must be at least {count}, because the training advances it that many times"
             raise UserError(f"learner.scheduler.total_steps={scheduler.total_steps}: {rule}")
