@@ -1,6 +1,8 @@
 """Modules import in one direction: nothing upstream imports what comes after it."""
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,21 @@ def test_every_part_has_a_place():
     parts = {path.stem for path in ROOT.glob("*.py")}
     parts |= {path.parent.relative_to(ROOT).parts[0] for path in ROOT.glob("*/**/__init__.py")}
     assert parts == set(PLACES)
+
+
+def test_every_extra_that_is_named_exists():
+    root = Path(__file__).parents[1]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    files = [root / "pyproject.toml", root / "README.md"]
+    files += [
+        path
+        for folder in ("src", "docs", "conf", "scripts", "notebooks")
+        for path in (root / folder).rglob("*")
+    ]
+    found = set()
+    for path in files:
+        if path.suffix in (".toml", ".md", ".py", ".yaml", ".ipynb"):
+            for names in re.findall(r"(?:mmoe|'\.|\"\.)\[([a-z0-9,]+)\]", path.read_text("utf-8")):
+                found |= set(names.split(","))
+    assert found <= set(extras)
+    assert found >= {"tune", "export", "lightgbm", "docs"}
