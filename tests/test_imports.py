@@ -81,4 +81,4 @@ def test_every_extra_that_is_named_exists():
             for names in re.findall(r"(?:mmoe|'\.|\"\.)\[([a-z0-9,]+)\]", path.read_text("utf-8")):
                 found |= set(names.split(","))
     assert found <= set(extras)
-    assert found >= {"tune", "export", "lightgbm", "docs"}
+    assert found >= {"tune", "export", "lightgbm"}
