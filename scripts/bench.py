@@ -10,7 +10,7 @@ usage: python scripts/bench.py train|busy|experts|start|memory|ranks|replicas|vo
     memory     peak memory and seconds of encoding and training, by number of rows
     ranks      samples a second with one process and with two
     replicas   R replicas in one process against R separate processes
-    vocabulary samples a second in training, by number of levels of a column
+    vocabulary samples a second in training, by number of hash buckets of a column
     balance    samples a second in training, by balancing strategy and batch size
     read       seconds of reading, encoding and caching a Parquet file of 30 columns
     stream     speed and memory of encoding in shards and of training from disk, beside training from memory
@@ -20,14 +20,15 @@ usage: python scripts/bench.py train|busy|experts|start|memory|ranks|replicas|vo
                                `time_to_auroc`
     batch=32                   batch size of `experts` and `replicas`
     strategies=                strategies of `balance` beside `constant`, such as pcgrad,famo; empty: all
-    levels=1000,1000000        numbers of levels for `vocabulary`
+    levels=1000,1000000        numbers of hash buckets for `vocabulary`
     rows=10000000              rows of the file that `read` reads
     streamed_rows=50000000     rows that `stream` encodes in shards and trains on for an epoch
     resident_rows=2000000      rows that `stream` trains on from memory
     dask_rows=8000000          rows that `stream` encodes with one Dask worker and with two; 0: none
     experts=1,2,4,8,16,32,64,128   numbers of experts for `experts`
     repeats=1,5,20             `memory` trains on this many copies of the rows
-    rounds=3                   each round measures everything once; the tables show medians over rounds
+    rounds=3                   repetitions. The tables show medians; `read` and `stream` have a line for each,
+                               and `memory` and `replicas` ignore it
     seconds=2                  duration of each training and each loop in a round of `train` and `experts`
     threads=2                  threads of each process; `busy` compares threads=auto, 1 and 2
     replicas=16                number of replicas in `replicas`

@@ -116,7 +116,7 @@ def train_one(
     return train_lightgbm(data, task, given, seed, int(options["rounds"]), PATIENCE)
 
 
-def tune(overrides: Sequence[str], options: Mapping[str, str]) -> Results:
+def tune(overrides: Sequence[str], options: Mapping[str, str]) -> dict[str, Any]:
     """Search each task's parameters with a tree-structured Parzen estimator, for the validation AUROC."""
     import optuna
 
@@ -146,7 +146,7 @@ def tune(overrides: Sequence[str], options: Mapping[str, str]) -> Results:
 
 
 def train_models(
-    overrides: Sequence[str], number: int, tuned: Results, options: Mapping[str, str]
+    overrides: Sequence[str], number: int, tuned: dict[str, Any], options: Mapping[str, str]
 ) -> Results:
     """Train one LightGBM model per task. Times and bytes are the totals of these models."""
     data = dataset(overrides, number)

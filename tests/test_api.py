@@ -328,9 +328,9 @@ FRAMES: Mapping[str, pd.DataFrame] = {
     "must have at least one row; has none": rows().head(0),
     "two columns are named 'y'; names must differ": pd.concat([rows(), rows()[["y"]]], axis=1),
     "two columns are named '0'; names must differ": rows().rename(columns={"amount": 0, "group": "0"}),
-    "column names must be text, one is 0.5": rows().rename(columns={"amount": 0.5}),
-    "column names must be text, one is nan": rows().rename(columns={"amount": np.nan}),
-    "column names must be text, one is ('a', 'amount')": pd.concat({"a": rows()}, axis=1),
+    "column names must be text or integers, one is 0.5": rows().rename(columns={"amount": 0.5}),
+    "column names must be text or integers, one is nan": rows().rename(columns={"amount": np.nan}),
+    "column names must be text or integers, one is ('a', 'amount')": pd.concat({"a": rows()}, axis=1),
 }
 
 

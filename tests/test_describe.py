@@ -137,7 +137,7 @@ def test_a_column_that_is_left_out_may_hold_numbers_with_marks():
     [
         ("x", RANDOM.integers(-1, 50, N), '-1 may mean unknown: then \'csv.missing=["","?",NA,-1]\''),
         ("x", [str(n) for n in range(50)] * 10 + ["n/a"], "numbers and 'n/a'"),
-        ("x", [f"0{n}" for n in range(50)] * 10, "integers as text"),
+        ("x", [f"0{n}" for n in range(50)] * 10, "numbers as text"),
         ("x", [f"1.{n:03},5" for n in range(50)] * 10, "numbers if csv has decimal: ',' and thousands: '.'"),
         (
             "x",

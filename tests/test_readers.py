@@ -6,6 +6,7 @@ import decimal
 import gzip
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def chunks(
 def read(path: str | Path, schema: Schema = SCHEMA, format: RowFormat | None = None) -> pd.DataFrame:
     """The inputs of a file, encoded and decoded."""
     names = [column.name for column in (*schema.categorical, *schema.numeric)]
-    encoded = encode_rows(chunks(path, schema, format=format), schema, (), {}, may_be_missing=False)
+    encoded = encode_rows(chunks(path, schema, format=format), schema, Counter(), may_be_missing=False)
     frames = [decode(chunk.rows, schema) for chunk in encoded]
     return pd.concat(frames, ignore_index=True)[names].astype(object)
 
@@ -273,7 +274,7 @@ INVALID_TEXTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "open quote": (
         "a.csv",
         lambda: official([*LINES[:2], LINES[2].replace(" Not", ' "Not', 1)]),
-        "a.csv, line 3: a quote must be closed; the file ends before",
+        "a.csv, line 3: a quote must be closed before the file ends",
     ),
     "text after a quote": (
         "a.csv",

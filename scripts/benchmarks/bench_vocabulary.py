@@ -1,4 +1,4 @@
-"""Samples a second in training, by number of levels of a column and batch size."""
+"""Samples a second in training, by number of hash buckets of a column and batch size."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from benchmarks.random_table import write_table
 
 
 def measure(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Samples a second by batch size, for tables with a column of few and of many levels."""
+    """Samples a second by batch size, with a column of very many levels in few and in many hash buckets."""
     config = folder / "data" / "vocabulary.yaml"
     config.parent.mkdir()
     write_table(folder / "rows.parquet", 200_000, 5, [10, 50, 100, 5_000_000])

@@ -92,9 +92,9 @@ def describe(source: str | list[str], labels: Sequence[str], settings: dict[str,
     files = find_files(source)
     csv = guess_options(files[0], settings["csv"]) if file_kind(files[0]) == CSV else None
     options = csv or CsvOptions()
-    unnamed = [name for name in labels if not name.startswith("column_")]
-    if unnamed and not (options.header or options.names):
-        what = f"has no header, so it has no column {unnamed[0]!r}; csv.names=[...] names its columns"
+    need_header = [name for name in labels if not name.startswith("column_")]
+    if need_header and not (options.header or options.names):
+        what = f"has no header, so it has no column {need_header[0]!r}; csv.names=[...] names its columns"
         raise UserError(f"{files[0]}: {what}")
     check_columns(files, options, labels)
     if len(set(labels)) < len(labels):

@@ -70,7 +70,7 @@ def predict(
         ids: columns of the rows that are copied to the output, before the predictions.
         chunk_rows: the most rows to read at once.
 
-    A warning names each column with rows that have no level, or one without a code, and their number.
+    A warning for each column gives the number of rows whose level is missing or was not seen in training.
 
     Returns:
         The number of rows, and the seconds without start-up.
@@ -162,7 +162,7 @@ def encode_rows(
     unseen: Counter[str],
     may_be_missing: bool,
 ) -> Generator[Chunk]:
-    """Encode each part. Add to `unseen`, by column, the number of rows without a level that has a code."""
+    """Encode each part. Add to `unseen`, by column, the number of rows whose level is missing or unseen."""
     from mmoe.data.encode import count_unseen, encode
 
     with closing(parts):

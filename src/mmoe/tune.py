@@ -94,13 +94,13 @@ def main(config: DictConfig) -> None:
     path = write_experiment(Path(config.folder), study, space, choices, settings)
     print(f"best {config.monitor}: {study.best_value:.4f} of {count_ended(study)} trials")
     machine = [quote_override(key, str(given[key])) for key in OF_THIS_MACHINE if given.get(key) is not None]
-    command = ["python -m mmoe.train --config-dir", str(path.parents[1]), *own_configurations()]
+    command = ["python -m mmoe.train --config-dir", str(path.parents[1]), *searchpath_override()]
     command += [f"experiment={path.stem}", *machine]
     print(f"train it: {' '.join(command)}")
 
 
-def own_configurations() -> list[str]:
-    """The override that makes Hydra find the user's configurations, which this command line found."""
+def searchpath_override() -> list[str]:
+    """The override with the folders of configurations that this command was given; empty without them."""
     sources = HydraConfig.get().runtime.config_sources
     own = [f"{one.schema}://{one.path}" for one in sources if one.provider not in ("hydra", "main", "schema")]
     return [shlex.quote(f"hydra.searchpath={json.dumps(own)}")] if own else []

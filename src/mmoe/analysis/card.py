@@ -37,7 +37,7 @@ CAPTIONS = {
     "training_curves": "Validation metrics and the effective number of experts of each task, by epoch.",
     "gate_weights": "The mean weight of each expert for each task. Each row sums to 1.",
     "gate_distributions": "How much the gate weights differ between rows.",
-    "balance": "The weights of the tasks in the training, by epoch.",
+    "balance": "Weights of the tasks and, if they were measured, cosines of their gradients, by epoch.",
     "roc": "ROC curves. A curve further up and to the left is better.",
     "precision_recall": "Precision and recall for all thresholds. A curve further up is better.",
     "calibration": "On the diagonal, predicted probabilities equal the observed shares.",

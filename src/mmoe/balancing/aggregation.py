@@ -108,7 +108,7 @@ class PCGrad(Aggregation):
 
 
 class CAGrad(Aggregation):
-    """Conflict-averse gradient: improves the worst task near the mean gradient.
+    """Conflict-averse gradient: the vector near the mean gradient that most improves the worst task.
 
     Liu et al., NeurIPS 2021, algorithm 1.
 
@@ -260,7 +260,7 @@ class GradDrop(Aggregation):
 
 
 class GradVac(Aggregation):
-    """Gradient vaccine: turns each gradient towards each other one, to the running mean of their cosine.
+    """Gradient vaccine: turns a gradient towards another one if their cosine is below its running mean.
 
     Wang et al., ICLR 2021, algorithm 1 with one group of all shared weights.
 

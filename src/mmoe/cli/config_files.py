@@ -33,7 +33,7 @@ def check_groups(arguments: Sequence[str]) -> None:
 
 
 def _has_name(override: str) -> bool:
-    """Whether an override may choose a group: a name, names, a mapping of settings, a sweep or a deletion.
+    """Whether Hydra accepts the value for a group: a name, names, settings, a sweep, or a deletion.
 
     Invalid overrides are left to Hydra.
     """

@@ -140,7 +140,7 @@ def composition_message(error: CompactHydraException) -> str:
         hint = did_you_mean(str(cause.key), list(map(str, cause.parent_node)))
         text = f"{cause.full_key}: no such setting (+{cause.full_key}=... would add it){hint}"
         mapping = str(cause.full_key).rpartition(".")[0]
-        if mapping in ("data.validation", "data.test"):  # rules, which a rule of another kind must replace
+        if mapping in ("data.validation", "data.test"):  # a rule of another kind must replace the whole rule
             text += f"; '~{mapping}' '+{mapping}={{...}}' would replace all of {mapping}"
         return text
     return " ".join(filter(None, lines))

@@ -182,7 +182,7 @@ def _remark_on_numbers(found: Guess) -> None:
         return
     others = [text for text, is_one in zip(values.texts, is_number, strict=True) if not is_one]
     if not others:
-        found.remarks.append("integers as text, such as codes with a leading zero")
+        found.remarks.append("numbers as text, such as codes with a leading zero")
     elif len(others) <= 3 and is_number.sum() > 3:
         listed = ", ".join(map(repr, others))
         found.remarks.append(f"numbers and {listed}: add to csv.missing for a numeric column")

@@ -165,7 +165,7 @@ class CsvFile:
                 if row == [END] and reader.line_num == line:
                     return
                 if row and row[-1].endswith(END):
-                    raise UserError(f"{self.path}, line {line}: a quote must be closed; the file ends before")
+                    raise UserError(f"{self.path}, line {line}: a quote must be closed before the file ends")
                 if row and not is_header:
                     yield line, row
                 is_header = is_header and not row

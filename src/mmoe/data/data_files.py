@@ -150,8 +150,8 @@ def _expand_local(source: str) -> list[str]:
     matches = [match for match in found if _is_match(match, path)]
     if not matches:
         raise UserError(f"{source}: matches no file")
-    folders = [file for match in matches if Path(match).is_dir() for file in _expand_local(match)]
-    return folders + [match for match in matches if Path(match).is_file() and file_kind(match)]
+    in_folders = [file for match in matches if Path(match).is_dir() for file in _expand_local(match)]
+    return in_folders + [match for match in matches if Path(match).is_file() and file_kind(match)]
 
 
 def _expand_remote(source: str) -> list[str]:

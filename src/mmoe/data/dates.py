@@ -71,8 +71,8 @@ def dates_of(values: pd.Series, how: DateFormat) -> np.ndarray:
     """The dates of a column, datetime64[s] [N], NaT where missing.
 
     Text is parsed by pandas, and a time zone is converted to UTC. A date that is impossible in the order
-    of the format, such as 31/12/2025 with the month first, has the other order. Numbers are Unix times, also
-    in text.
+    of the format, such as 31/12/2025 with the month first, has the other order. Numbers are Unix times;
+    so are numbers in text, if the format has a unit.
 
     Raises:
         UserError: a value is not a date.

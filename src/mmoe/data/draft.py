@@ -170,5 +170,5 @@ def _weight_hint(inputs: Sequence[Guess]) -> str:
 
 def _group_hint(guesses: Sequence[Guess]) -> str:
     names = [one.values.name for one in guesses if suggests_groups(one.values.name)]
-    hint = "a column of groups: also the mean AUROC within them"
+    hint = "a column of groups; adds the mean AUROC within groups"
     return hint + (f", such as {names[0]}" if names else "")

@@ -72,7 +72,7 @@ def level_dtype(schema: Schema) -> torch.dtype:
 
 
 def count_unseen(rows: Batch, schema: Schema) -> dict[str, int]:
-    """The number of rows without a level that has a code, by column with one level per row."""
+    """The number of rows whose level is unseen, or missing without a code, by column of one level per row."""
     counts = (rows.levels == schema.num_levels).sum(0).tolist()
     columns = [schema.categorical[position] for position in schema.level_positions]
     return {one.name: count for one, count in zip(columns, counts, strict=True) if not one.is_multi}

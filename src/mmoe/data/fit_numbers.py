@@ -26,7 +26,7 @@ def fit_numeric(name: str, values: np.ndarray, num_bins: int) -> Numeric:
     """Scale, bins and frequent values of a column with the training values [N]; NaN is missing.
 
     Raises:
-        UserError: there are no values, or one is infinite.
+        UserError: there are no rows, or one is infinite.
     """
     return fit_values(Numeric(name, 0.0, 1.0, EMPTY_BIN), values, num_bins)
 
@@ -52,7 +52,7 @@ def fit_values(column: Numeric, values: np.ndarray, num_bins: int) -> Numeric:
 def fit_number_statistics(column: Numeric, found: NumberStatistics, num_bins: int) -> Numeric:
     """The column with the scale, bins and frequent values of training rows.
 
-    The result is that of `fit_numeric` if all rows are in the sample.
+    The result is that of `fit_numeric` if all rows are in the sample and `found.is_exact`.
     """
     column, values = replace(column, has_missing=found.has_missing), found.values()
     if not len(found.distinct):

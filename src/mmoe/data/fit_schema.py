@@ -188,7 +188,7 @@ def _vector_size(column: Categorical, options: ColumnOptions) -> int:
         if count > MAX_ONE_HOT:
             alternative = "target" if options.encoding == "one_hot_and_target" else "embedding"
             what = f"{options.encoding} allows {MAX_ONE_HOT} codes, the column has {count}"
-            rule = f"{what}; remove it, or give {alternative}"
+            rule = f"{what}; leave encoding out, or give {alternative}"
             raise UserError(f"data.columns.{column.name}.encoding: {rule}")
         return 0
     if options.encoding == "auto" and not options.size and count <= MAX_AUTO_ONE_HOT:

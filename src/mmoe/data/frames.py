@@ -19,7 +19,7 @@ def table_of_frame(frame: pd.DataFrame) -> pa.Table:
     """
     for name in frame.columns:
         if not isinstance(name, str | int):
-            raise UserError(f"DataFrame: column names must be text, one is {name!r}")
+            raise UserError(f"DataFrame: column names must be text or integers, one is {name!r}")
     names = [str(name).strip() for name in frame.columns]
     check_names(names, "DataFrame")
     if not names:

@@ -70,9 +70,11 @@ def read_rows(
     parts = [([file], format.csv(file)) for file in files] if is_csv else [(files, CsvOptions())]
     inputs = {name.casefold(): name for name in schema.input_columns}
     present = read_names(*parts[0])
-    spelt = {name for name in present if name.casefold() in inputs and inputs[name.casefold()] not in present}
-    # An id that is an input may differ in case from the input, or from the file.
-    is_exact = [name in present and name not in spelt for name in ids]
+    in_other_case = {
+        name for name in present if name.casefold() in inputs and inputs[name.casefold()] not in present
+    }
+    # An id may name an input in another case than the schema or the file; it is read under the input's name.
+    is_exact = [name in present and name not in in_other_case for name in ids]
     stored = [n if exact else inputs.get(n.casefold(), n) for n, exact in zip(ids, is_exact, strict=True)]
     names = list(dict.fromkeys([*schema.input_columns, *stored]))
     for part, csv in parts:

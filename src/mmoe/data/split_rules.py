@@ -46,7 +46,7 @@ class SplitRule:
         if self.last is not None and self.by is None:
             raise ArgumentError("last: needs by, the column that orders the rows")
         if (self.column is None) != (self.value is None):
-            raise ArgumentError("column: needs value, the level of the chosen rows")
+            raise ArgumentError("column: must be given together with value")
         if self.by is not None and self.column is not None:
             raise ArgumentError(f"by={self.by}: must be left out beside column")
         if self.of not in ("train", "test"):

@@ -21,6 +21,7 @@ MIN_AUROC, MIN_CORRELATION = 0.99, 0.9999
 MIN_R2 = 0.999999  # of a weighted sum of columns
 MAX_CLASSES = 10  # this many of the most frequent classes of a multiclass label are looked at
 MIN_POSITIVES = 5  # in each half of the rows
+# A part: the rows in which a column does not have its most frequent value; see `_marks_part`.
 MIN_PART_ROWS = 10
 MIN_PART_PRECISION = 0.99
 LARGEST_LOG_CHANCE = -6.0  # log10 of the largest probability that all rows of a part are positive by chance

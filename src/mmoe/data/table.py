@@ -45,8 +45,8 @@ class TableData(DataModule):
 
     Args:
         train: a file, a glob, a folder, or a list of these.
-        validation, test: files as for `train`, or a rule that takes rows from the training files; see
-            `split_rules.SplitRule`.
+        validation, test: files as for `train`, or a rule that takes rows from the training or the test files;
+            see `split_rules.SplitRule`.
         columns: the kind of each input column, or a mapping with its options; see `ColumnOptions`. None: all
             columns that no task or split uses, with the kinds that `describe` guesses.
         tasks: for each task name, a mapping with the label's `column` and options; see `mmoe.tasks`. A task
@@ -226,7 +226,7 @@ class TableData(DataModule):
             "csv": str(self.csv),
             "num_bins": self.num_bins,
         }
-        # With the files that the given schema was fitted to, this is the cache entry of the training.
+        # For the files that the given schema was fitted to, the key is that of the entry that training made.
         if self.given_schema and self.given_schema.files != digests:
             key["schema"] = self.given_schema.to_json()
         return key

@@ -135,7 +135,7 @@ def check_chosen(name: str, chosen: int, available: int) -> None:
     """Raise UserError unless a rule has chosen some of the available rows and left others."""
     for count, what in (
         (chosen, f"choose at least one {name} row"),
-        (available - chosen, "leave another row"),
+        (available - chosen, "leave at least one row to other splits"),
     ):
         if not count:
             raise UserError(f"data.{name}: must {what} of {available:,}")

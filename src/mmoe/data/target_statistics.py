@@ -25,8 +25,9 @@ def needs_statistics(schema: Schema) -> bool:
 def with_target_statistics(schema: Schema, parts: Iterable[Batch]) -> Schema:
     """The schema with statistics of its columns, from encoded training rows in one or more parts.
 
-    For each task there is the mean label of a level's rows on the scale of logits: the logit of the rate of
-    positive labels, or of each class, the mean of a regression, or the logarithm of the mean count. Rows with
+    For each task there is the mean label of a level's rows, on the scale of the task's logits: the logit of
+    the rate of positive labels (binary) or of each class (multiclass), the mean (regression), or the
+    logarithm of the mean (count). Rows with
     an unknown label do not count, and others count by their weight. `PRIOR_ROWS` rows with the mean label
     and the mean weight are added, so that a rare level does not reveal the labels of its rows. The last
     statistic is the logarithm of 1 + the level's number of rows. Each is standardised over the training rows.

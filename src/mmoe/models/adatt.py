@@ -17,9 +17,9 @@ from mmoe.models.ple import PLE
 class FusionLevel(nn.Module):
     """Experts of every source, and for each source the sum of two mixtures: of all experts, and of its own.
 
-    A gate weighs all experts for each row. The residual weighs the source's own (native) experts equally for
-    all rows, with learned weights. The last level has no mixture for the shared source, so its outputs have T
-    instead of S.
+    A gate weighs all experts for each row. The residual weighs the source's own (native) experts with
+    learned weights that are the same for all rows. The last level has no mixture for the shared source, so
+    its outputs have T instead of S.
 
     Shape:
         x: [B, I] in the first level, [B, S, I] in the others; output: mixtures [B, S, H] and gates [B, S, E].

@@ -1,6 +1,6 @@
 """Encode levels and numbers as `SparseInputs`: the inputs of `encoders`, in factored form.
 
-B batch, P level slots of a row, C columns with one level in a row, M numeric columns, I inputs, S rows of the
+B batch, P level slots of a row, C columns with one level per row, M numeric columns, I inputs, S rows of the
 basis, K entries of a row, D dense inputs.
 """
 

@@ -1,6 +1,6 @@
 """The first layer as products of sparse matrices, which on a CPU is faster than one dense product.
 
-B batch, C columns with one level in a row, I inputs, O outputs, S rows of the basis, D dense inputs; a
+B batch, C columns with one level per row, I inputs, O outputs, S rows of the basis, D dense inputs; a
 matrix has R rows, W columns and Z entries.
 
 A row has hundreds of inputs, but a few coefficients describe them. The inputs x [B, I] are factored:

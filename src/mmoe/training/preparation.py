@@ -122,7 +122,7 @@ def build_learner(config: Any, schema: Schema) -> Any:
 
 
 def build_balance(config: Any, num_tasks: int) -> list[Strategy]:
-    """Build the balancing strategy of each network. None for one task, or if the strategy does nothing."""
+    """Build each network's balancing strategy: an empty list for one task, or if the strategy is idle."""
     if not config.get("balance"):  # a run of an earlier version, or an evaluation
         return []
     seeds = range(config.seed, config.seed + config.replicas)

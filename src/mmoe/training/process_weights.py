@@ -16,7 +16,8 @@ from mmoe.training.objective import Objective, loss_weights
 def label_totals(batch: Batch, objective: Objective, trainer: pl.Trainer) -> Tensor | None:
     """The weights of labels, summed over all processes and divided by the number of processes.
 
-    These are the `totals` [T], or [R, T] for replicas, of an objective. None: it needs only its own rows.
+    These are the `totals` of an objective: [T], or [R, T] if each replica has its own rows. None: it needs
+    only the rows of this process.
     """
     if trainer.world_size == 1 or not _has_weights(batch):
         return None

@@ -44,7 +44,7 @@ def is_run_of(folder: Path, config: DictConfig) -> bool:
     """Whether the folder holds a run with exactly this configuration.
 
     Raises:
-        UserError: its config.yaml is damaged. One that is only cut off belongs to another run.
+        UserError: its config.yaml is not UTF-8, or must be parsed and is damaged.
     """
     path = folder / "config.yaml"
     if not path.is_file():
