@@ -150,10 +150,8 @@ def train_trial(
             if trainer.sanity_checking:
                 return
             values.append(trainer.callback_metrics[config.monitor].item())
-            before, self.thirds = (
-                self.thirds,
-                int(3 * trainer.global_step / trainer.estimated_stepping_batches),
-            )
+            before = self.thirds
+            self.thirds = int(3 * trainer.global_step / trainer.estimated_stepping_batches)
             if check and before < self.thirds < 3:
                 check(values, self.thirds)
 

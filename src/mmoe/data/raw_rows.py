@@ -69,13 +69,10 @@ def read_rows(
     # Each file of text may have a delimiter, an encoding and a header of its own.
     parts = [([file], format.csv(file)) for file in files] if is_csv else [(files, CsvOptions())]
     inputs = {name.casefold(): name for name in schema.input_columns}
-    present = read_names(*parts[0])
-    in_other_case = {
-        name for name in present if name.casefold() in inputs and inputs[name.casefold()] not in present
-    }
-    # An id may name an input in another case than the schema or the file; it is read under the input's name.
-    is_exact = [name in present and name not in in_other_case for name in ids]
-    stored = [n if exact else inputs.get(n.casefold(), n) for n, exact in zip(ids, is_exact, strict=True)]
+    in_file = set(read_names(*parts[0]))
+    # An id may name an input in another case. It is another column if the file has both spellings.
+    as_inputs = [inputs.get(name.casefold(), name) for name in ids]
+    stored = [n if {n, other} <= in_file else other for n, other in zip(ids, as_inputs, strict=True)]
     names = list(dict.fromkeys([*schema.input_columns, *stored]))
     for part, csv in parts:
         check_columns(part, csv, names)
