@@ -21,7 +21,7 @@ from mmoe.balancing.balancer import Balancer, RunningMean
 from mmoe.balancing.shared_entries import shared_entries
 from mmoe.balancing.strategies import Constant
 from mmoe.balancing.task_gradients import TaskGradients
-from mmoe.data.schema import Categorical, Numeric
+from mmoe.data.columns import Categorical, Numeric
 from mmoe.errors import UserError
 from mmoe.models.cross_stitch import CrossStitch
 from mmoe.models.ensemble import Ensemble

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mmoe.data.batch import Batch, check_levels, concatenate, split, take
-from mmoe.data.schema import Categorical, Schema
+from mmoe.data.columns import Categorical
+from mmoe.data.schema import Schema
 from mmoe.errors import UserError
 
 # The codes are 0 and 1, 2 to 4, and 5; 6 is unseen.

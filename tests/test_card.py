@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 import mmoe
 from mmoe.analysis.card import write_card
 from mmoe.analysis.page import block, code, table, to_html
-from mmoe.data.schema import Categorical, Numeric, Schema
+from mmoe.data.columns import Categorical, Numeric
+from mmoe.data.schema import Schema
 from mmoe.intervals import bootstrap_intervals, rough_intervals
 from mmoe.tasks import Binary, Count, Multiclass, Regression
 from mmoe.training.report import metric_text

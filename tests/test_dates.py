@@ -13,6 +13,7 @@ from conftest import Command
 
 import mmoe
 from mmoe.data.column_options import column_options
+from mmoe.data.columns import Numeric
 from mmoe.data.dates import (
     AMBIGUOUS,
     DAY_FIRST,
@@ -25,7 +26,7 @@ from mmoe.data.dates import (
 )  # fmt: skip
 from mmoe.data.encode import decode, encode
 from mmoe.data.fit_schema import fit_schema
-from mmoe.data.schema import Numeric, Schema
+from mmoe.data.schema import Schema
 from mmoe.data.table import TableData
 from mmoe.errors import UserError
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from mmoe.data.column_options import ColumnOptions
+from mmoe.data.columns import Categorical
 from mmoe.data.encode import encode
 from mmoe.data.fit_numbers import fit_numeric
 from mmoe.data.fit_schema import fit_schema
-from mmoe.data.schema import Categorical, Schema
+from mmoe.data.schema import Schema
 from mmoe.data.splits import with_modes
 from mmoe.errors import UserError
 from mmoe.tasks import Binary, Regression

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 
 from mmoe import ESMM, Batch, Binary, Ensemble, Multiclass, Network, Objective, Regression, Replicas, load
-from mmoe.data.schema import Numeric, Schema
+from mmoe.data.columns import Numeric
+from mmoe.data.schema import Schema
 from mmoe.export import export
 from mmoe.models.inputs import Inputs
 from mmoe.models.shared_bottom import SharedBottom

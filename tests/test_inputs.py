@@ -10,8 +10,9 @@ from test_encode import COLUMNS
 from torch.nn.functional import one_hot
 
 from mmoe.build import build
+from mmoe.data.columns import Categorical, Numeric
 from mmoe.data.fit_numbers import fit_numeric
-from mmoe.data.schema import Categorical, Numeric, Schema
+from mmoe.data.schema import Schema
 from mmoe.errors import UserError
 from mmoe.models.column_encoders import number_encoder
 from mmoe.models.encoders import (

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from mmoe.models.layers import ACTIVATIONS, StackedLinear, activation_layers, mix, softmax
+from mmoe.models.gating import mix, softmax
+from mmoe.models.layers import ACTIVATIONS, StackedLinear, activation_layers
 
 
 def test_equals_a_loop_of_linear_layers():

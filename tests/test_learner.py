@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from mmoe import Batch, Learner, MMoE, Network, Objective, Schema
 from mmoe.build import build
-from mmoe.data.schema import Categorical, Numeric
+from mmoe.data.columns import Categorical, Numeric
 from mmoe.models.inputs import Inputs
 from mmoe.tasks import Binary
 from mmoe.training.preparation import build_learner

@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from mmoe import Batch, L2Constrained, MMoE, Network, Objective, Schema
-from mmoe.data.schema import Categorical, Numeric
+from mmoe.data.columns import Categorical, Numeric
 from mmoe.models.inputs import Inputs
 from mmoe.tasks import Binary, Count, Multiclass, Regression, Task, logit_columns
 

@@ -19,13 +19,14 @@ from conftest import sample_lines
 
 from mmoe.data.census import CensusData
 from mmoe.data.census_files import COLUMNS, NUMERIC
+from mmoe.data.columns import Categorical, Numeric
 from mmoe.data.csv_file import BLOCK_BYTES
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import find_files
 from mmoe.data.encode import decode
 from mmoe.data.raw_numbers import numbers_of
 from mmoe.data.raw_rows import RawRows, RowFormat, read_rows
-from mmoe.data.schema import Categorical, Numeric, Schema
+from mmoe.data.schema import Schema
 from mmoe.errors import UserError
 from mmoe.predict import encode_rows
 

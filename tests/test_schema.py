@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmoe.data.schema import Categorical, Numeric, Schema
+from mmoe.data.columns import Categorical, Numeric
+from mmoe.data.schema import Schema
 from mmoe.errors import UserError
 from mmoe.tasks import Binary, Regression
 

@@ -17,18 +17,18 @@ from test_table import TASKS, frame, options, write_yaml
 
 import mmoe
 from mmoe.data import (
-    column_statistics,
     encode_shards,
+    number_statistics,
     partitions,
     shard_loader,
     shards,
     table_splits,
 )  # fmt: skip
 from mmoe.data.batch import Batch
-from mmoe.data.column_statistics import NumberStatistics, is_in_sample
+from mmoe.data.columns import Numeric
 from mmoe.data.fit_numbers import fit_number_statistics, fit_numeric
 from mmoe.data.loader import RowLoader
-from mmoe.data.schema import Numeric
+from mmoe.data.number_statistics import NumberStatistics, is_in_sample
 from mmoe.data.shard_loader import ShardLoader
 from mmoe.data.splits import Dataset
 from mmoe.data.table import TableData
@@ -112,8 +112,8 @@ def test_shards_hold_the_rows_and_the_schema_of_a_table_in_memory(tmp_path: Path
 def test_the_schema_does_not_depend_on_how_the_files_are_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ):
-    monkeypatch.setattr(column_statistics, "MAX_DISTINCT", 60)
-    monkeypatch.setattr(column_statistics, "SAMPLE_ROWS", 100)
+    monkeypatch.setattr(number_statistics, "MAX_DISTINCT", 60)
+    monkeypatch.setattr(number_statistics, "SAMPLE_ROWS", 100)
     found = []
     for count, group in ((1, 400), (1, 7), (4, 100), (9, 30)):
         files = write_files(tmp_path / f"{count}-{group}", count, ending, group)
@@ -129,8 +129,8 @@ def test_the_schema_does_not_depend_on_how_the_files_are_cut(
 
 
 def test_statistics_of_many_distinct_values_are_those_of_a_sample(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(column_statistics, "MAX_DISTINCT", 2000)
-    monkeypatch.setattr(column_statistics, "SAMPLE_ROWS", 4000)
+    monkeypatch.setattr(number_statistics, "MAX_DISTINCT", 2000)
+    monkeypatch.setattr(number_statistics, "SAMPLE_ROWS", 4000)
     random = np.random.default_rng(0)
     values = np.where(random.random(50_000) < 0.3, 0.0, random.gamma(2.0, 10.0, 50_000))
     values[::50] = np.nan

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from mmoe.build import build
 from mmoe.data.batch import Batch, split, take
+from mmoe.data.columns import Categorical, Numeric
 from mmoe.data.loader import RowLoader
-from mmoe.data.schema import Categorical, Numeric, Schema
+from mmoe.data.schema import Schema
 from mmoe.models.encoders import (
     LevelEmbedding,
     OneHot,

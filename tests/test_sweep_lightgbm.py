@@ -16,7 +16,8 @@ from mmoe import load
 from mmoe.analysis.lightgbm_training import level_inputs, lightgbm_inputs
 from mmoe.analysis.sweep_lightgbm import FILE
 from mmoe.data.batch import Batch, take
-from mmoe.data.schema import Categorical, Schema
+from mmoe.data.columns import Categorical
+from mmoe.data.schema import Schema
 from mmoe.data.splits import Dataset
 from mmoe.run import Run
 from mmoe.tasks import Regression

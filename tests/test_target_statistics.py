@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mmoe import load
 from mmoe.data.batch import Batch
-from mmoe.data.schema import Categorical, Numeric, Schema
+from mmoe.data.columns import Categorical, Numeric
+from mmoe.data.schema import Schema
 from mmoe.data.table import TableData
 from mmoe.data.target_statistics import PRIOR_ROWS, with_target_statistics
 from mmoe.errors import ArgumentError, UserError

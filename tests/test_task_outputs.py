@@ -22,7 +22,7 @@ from mmoe import (
     TensorFactorization,
 )
 from mmoe.errors import ArgumentError
-from mmoe.models.layers import TaskLogits
+from mmoe.models.towers import TaskLogits
 
 METHODS = [
     MMoE, OMoE, PLE, SharedBottom, SingleTask, L2Constrained, CrossStitch, TensorFactorization, DSelectK,

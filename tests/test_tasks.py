@@ -16,7 +16,8 @@ from mmoe import Binary, Count, Multiclass, Regression, Schema, Task
 from mmoe.data.encode import encode
 from mmoe.data.encode_labels import encode_labels
 from mmoe.errors import ArgumentError, UserError
-from mmoe.tasks import logit_columns, task_from_config, validation_metrics
+from mmoe.tasks import logit_columns, validation_metrics
+from mmoe.tasks.serialization import task_from_config
 
 CLASSES = ("a", "b", "c")
 TASKS = [

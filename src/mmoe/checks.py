@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from mmoe.errors import ArgumentError
+from mmoe.errors import ArgumentError, UserError
 
 LARGEST_SEED = 2**32 - 1  # the limit of numpy and Lightning
 
@@ -84,3 +84,9 @@ def check_argument(is_valid: bool, name: str, value: Any, rule: str) -> None:
     if not is_valid:
         text = " ".join(str(value).split())
         raise ArgumentError(f"{name}={text if len(text) <= 60 else text[:57] + '...'}: {rule}")
+
+
+def check_matrix(x: Any, width: int) -> None:
+    """Check that a model's input is a matrix [B, width]."""
+    if x.ndim != 2 or x.shape[1] != width:
+        raise UserError(f"x of shape {list(x.shape)}: must be [B, {width}], one row of inputs per example")

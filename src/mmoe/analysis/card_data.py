@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mmoe.analysis.page import code, number_of, table
-from mmoe.data.schema import Categorical, Numeric
+from mmoe.data.columns import Categorical, Numeric
 from mmoe.run import Run
 
 MAX_COLUMNS, MAX_FILES = 50, 20  # that the card lists

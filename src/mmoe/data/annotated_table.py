@@ -24,7 +24,8 @@ from mmoe.data.table import default_settings
 from mmoe.data.table_files import read_table
 from mmoe.data.task_guess import TaskGuess, guess_task
 from mmoe.errors import ArgumentError, UserError, unknown_key
-from mmoe.tasks import Task, task_from_config, task_to_config
+from mmoe.tasks import Task
+from mmoe.tasks.serialization import task_from_config, task_to_config
 
 Rows = pd.DataFrame | str | Path | Sequence[str]
 

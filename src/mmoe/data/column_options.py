@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mmoe.checks import check_integers
-from mmoe.data.schema import NUMBER_ENCODINGS, TARGET_ENCODINGS
+from mmoe.data.columns import NUMBER_ENCODINGS, TARGET_ENCODINGS
 from mmoe.errors import ArgumentError, unknown_key
 
 KINDS = ("numeric", "categorical", "multi", "datetime")

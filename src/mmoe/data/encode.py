@@ -14,12 +14,13 @@ import pandas as pd
 import torch
 
 from mmoe.data.batch import Batch
+from mmoe.data.columns import Categorical, Numeric
 from mmoe.data.dates import DateFormat, date_part, dates_of, days
 from mmoe.data.encode_labels import decode_labels, encode_labels
 from mmoe.data.raw_column import column_of
 from mmoe.data.raw_levels import Levels, levels_of, multi_levels_of
 from mmoe.data.raw_numbers import numbers_of
-from mmoe.data.schema import Categorical, Numeric, Schema
+from mmoe.data.schema import Schema
 from mmoe.errors import RowError
 
 # How a vocabulary may spell false and true.

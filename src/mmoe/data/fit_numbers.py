@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from mmoe.data.column_statistics import NumberStatistics
+from mmoe.data.columns import Numeric
+from mmoe.data.number_statistics import NumberStatistics
 from mmoe.data.raw_numbers import check_finite_column
-from mmoe.data.schema import Numeric
 from mmoe.data.schema_checks import MAX_MAGNITUDE
 from mmoe.errors import UserError
 

@@ -17,10 +17,11 @@ import torch
 from mmoe.checks import check_integers, check_seeds
 from mmoe.data import cache, headerless_csv
 from mmoe.data.batch import Batch
+from mmoe.data.columns import Categorical
 from mmoe.data.datamodule import DataModule
 from mmoe.data.file_states import sha256
 from mmoe.data.fit_numbers import fit_numeric
-from mmoe.data.schema import Categorical, Schema
+from mmoe.data.schema import Schema
 from mmoe.data.splits import Dataset, assemble
 from mmoe.errors import ArgumentError, UserError
 from mmoe.tasks import Binary, Task

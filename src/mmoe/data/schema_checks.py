@@ -5,7 +5,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from numbers import Real
 from operator import lt
@@ -18,6 +18,12 @@ from mmoe.errors import ArgumentError
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MAX_MAGNITUDE = 1e38  # the difference of two larger numbers may overflow in float32
+
+
+def fields(instance: object, prefix: str, **checks: Callable[[str, Any], Any]) -> None:
+    """Check fields of a frozen dataclass that is being constructed, and store what the checks return."""
+    for name, checked in checks.items():
+        object.__setattr__(instance, name, checked(f"{prefix}{name}", getattr(instance, name)))
 
 
 def text(where: str, value: Any) -> str:

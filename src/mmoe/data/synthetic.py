@@ -12,9 +12,10 @@ import torch
 
 from mmoe.checks import check_integers
 from mmoe.data.batch import Batch
+from mmoe.data.columns import Numeric
 from mmoe.data.datamodule import DataModule
 from mmoe.data.loader import Loader
-from mmoe.data.schema import Numeric, Schema
+from mmoe.data.schema import Schema
 from mmoe.data.splits import Dataset
 from mmoe.data.synthetic_generator import Device, RowGenerator
 from mmoe.errors import ArgumentError

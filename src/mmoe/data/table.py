@@ -35,7 +35,8 @@ from mmoe.data.table_files import locate, read_names, read_table
 from mmoe.data.table_request import Request, text_rules
 from mmoe.data.table_source import Source, states_of
 from mmoe.errors import ArgumentError, UserError
-from mmoe.tasks import Task, task_from_config, task_to_json, with_groups
+from mmoe.tasks import Task, with_groups
+from mmoe.tasks.serialization import task_from_config, task_to_json
 
 MAX_GUESSED_ROWS = 2**18  # the kinds of the columns of streamed rows are guessed from this many rows
 

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mmoe.data.column_statistics import row_hashes
 from mmoe.data.columnar_files import common_schema
 from mmoe.data.csv_columns import TextRules
 from mmoe.data.dates import DateFormat
 from mmoe.data.engine import Engine
+from mmoe.data.hashes import row_hashes
 from mmoe.data.partitions import Partition, cut_partitions, read_partition, scan_file
 from mmoe.data.split_rules import SplitRule
 from mmoe.data.splits import CONFIG_KEYS, SPLITS

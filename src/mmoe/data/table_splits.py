@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mmoe.data.column_statistics import level_hashes, row_hashes
 from mmoe.data.dates import DateFormat, dates_of, guess_format
+from mmoe.data.hashes import level_hashes, row_hashes
 from mmoe.data.raw_column import column_of, is_categorical, kind_of
 from mmoe.data.raw_levels import levels_of
 from mmoe.data.raw_numbers import numbers_of

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mmoe.data.column_statistics import LevelCounts, NumberStatistics, is_in_sample
+from mmoe.data.columns import Categorical, Numeric
 from mmoe.data.dates import DateFormat
 from mmoe.data.encode import find_numbers
 from mmoe.data.encode_labels import known_labels
@@ -19,8 +19,10 @@ from mmoe.data.fit_schema import (
     fit_levels,
     unfitted_columns,
 )
+from mmoe.data.level_counts import LevelCounts
+from mmoe.data.number_statistics import NumberStatistics, is_in_sample
 from mmoe.data.raw_numbers import numbers_of
-from mmoe.data.schema import Categorical, Numeric, Schema
+from mmoe.data.schema import Schema
 from mmoe.data.splits import SPLITS
 from mmoe.data.table_jobs import Job, errors_in
 from mmoe.data.table_request import Request

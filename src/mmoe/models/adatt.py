@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.models import layers
+from mmoe.models.gating import mix, softmax
 from mmoe.models.ple import PLE
 
 
@@ -54,8 +55,8 @@ class FusionLevel(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         experts = self.experts(x if self.is_first else x.index_select(1, self.source))  # [B, E, H]
-        gates = layers.softmax(self.gates(x if self.is_first else x[:, : len(self.is_native)]))  # [B, S, E]
-        return layers.mix(gates + self.is_native * self.native, experts), gates
+        gates = softmax(self.gates(x if self.is_first else x[:, : len(self.is_native)]))  # [B, S, E]
+        return mix(gates + self.is_native * self.native, experts), gates
 
 
 class AdaTT(PLE):

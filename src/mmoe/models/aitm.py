@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mmoe.checks import check_finite, check_integers, check_widths
 from mmoe.errors import ArgumentError, UserError
-from mmoe.models.layers import SharedInputLinear, StackedLinear, hidden_layers, softmax
+from mmoe.models.gating import softmax
+from mmoe.models.layers import SharedInputLinear, StackedLinear, hidden_layers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs
 from mmoe.tasks import Binary, Task

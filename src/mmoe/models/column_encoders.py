@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmoe.data.schema import NUMBER_ENCODINGS, Schema
+from mmoe.data.columns import NUMBER_ENCODINGS
+from mmoe.data.schema import Schema
 from mmoe.errors import ArgumentError
 from mmoe.models.encoders import PiecewiseLinear, PiecewiseLinearAndValues, Standardize, means
 

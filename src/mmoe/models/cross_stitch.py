@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.checks import check_integers, check_probabilities, check_widths
-from mmoe.models.layers import SharedInputLinear, StackedLinear, TaskLogits, activation_layers
+from mmoe.models.layers import SharedInputLinear, StackedLinear, activation_layers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs
+from mmoe.models.towers import TaskLogits
 
 
 class Stitch(nn.Module):

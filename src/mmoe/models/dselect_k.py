@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mmoe.checks import check_finite, check_integers, check_widths
-from mmoe.models.layers import TaskLogits, hidden_layers, mix, softmax, task_towers
+from mmoe.models.gating import mix, softmax
+from mmoe.models.layers import hidden_layers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs, linear
+from mmoe.models.towers import TaskLogits, task_towers
 
 EPSILON = 1e-6  # keeps the logarithm of a bit's probability, and its gradient, finite
 

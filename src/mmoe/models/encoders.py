@@ -6,13 +6,13 @@ B batch, P level slots of a row, C categorical columns, M numeric columns, L cod
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mmoe.checks import check_finite, check_integers
 from mmoe.data.schema import Schema
-from mmoe.models.sparse_inputs import float32
 
 MAX_EDGE_PER_WIDTH = 2.0**14  # if an edge exceeds this many bin widths, rounding changes shares by over 0.001
 
@@ -175,3 +175,8 @@ class PiecewiseLinearAndValues(nn.Module):
     def forward(self, numbers: Tensor) -> Tensor:
         equal = numbers.index_select(1, self.column) == self.value
         return torch.cat([self.bins(numbers), equal.to(numbers.dtype)], dim=1)
+
+
+def float32(values: Sequence[float]) -> Tensor:
+    """The values as a float32 tensor, whatever the default type of torch is."""
+    return torch.tensor(values, dtype=torch.float32)

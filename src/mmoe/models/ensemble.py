@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from mmoe.checks import check_integers
 from mmoe.errors import ArgumentError
-from mmoe.models.layers import TaskLogits
 from mmoe.models.mean_prediction import Average, MeanPrediction
 from mmoe.models.network import Output
 from mmoe.models.replicas import Replicas
+from mmoe.models.towers import TaskLogits
 from mmoe.tasks import Task
 
 

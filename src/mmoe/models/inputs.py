@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mmoe.checks import check_probabilities
 from mmoe.data.batch import LEVEL_DTYPES, Batch, check_levels, level_bounds
-from mmoe.data.schema import Numeric, Schema
+from mmoe.data.columns import Numeric
+from mmoe.data.schema import Schema
 from mmoe.data.schema_checks import MAX_MAGNITUDE
 from mmoe.errors import UserError
 from mmoe.models import sparse_encoders
@@ -23,9 +24,10 @@ from mmoe.models.column_encoders import (
     TargetStatistics,
     number_encoder,
 )
-from mmoe.models.encoders import OneHot, PiecewiseLinear, PiecewiseLinearAndValues, Standardize
+from mmoe.models.encoders import OneHot, PiecewiseLinear, PiecewiseLinearAndValues, Standardize, float32
 from mmoe.models.sparse_encoders import SparseEncoder
-from mmoe.models.sparse_inputs import SparseInputs, SparseMatrix, float32
+from mmoe.models.sparse_inputs import SparseInputs
+from mmoe.models.sparse_matrix import SparseMatrix
 
 MIN_SPARSE_ROWS = 64  # in smaller batches the dense product is faster
 MAX_INPUT = 1e30  # products of larger inputs may overflow

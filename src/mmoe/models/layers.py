@@ -1,7 +1,6 @@
 """The layers that models share. Stacked layers are N linear layers with one weight, applied in one call.
 
-B batch, N layers, I inputs, O outputs, T tasks, E experts, H expert width, W outputs of the widest task, L
-logits of all tasks.
+B batch, N layers, I inputs, O outputs.
 """
 
 import math
@@ -10,9 +9,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from mmoe.checks import check_integers, check_probabilities, check_widths
+from mmoe.checks import check_probabilities
 from mmoe.errors import ArgumentError
 from mmoe.models.sparse_inputs import SparseInputs, linear
 
@@ -24,9 +22,6 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
     "tanh": nn.Tanh,
 }
-
-BMM_MIN_SIZE = 400  # below this many multiplications, torch.bmm on CPU uses a slow loop
-PAD_MIN_ROWS = 256  # in smaller batches the padding costs more than the slow loop
 
 
 class StackedLinear(nn.Module):
@@ -79,23 +74,6 @@ class SharedInputLinear(nn.Module):
         return weight, self.bias.view(self.shape)  # [N, O]
 
 
-def softmax(logits: Tensor) -> Tensor:
-    """Softmax over the last dimension, transposed because that is faster on CPU."""
-    return logits.movedim(-1, 0).softmax(0).movedim(0, -1)
-
-
-def mix(gates: Tensor, experts: Tensor) -> Tensor:
-    """Mix the experts for each task: einsum("bte,beh->bth", gates, experts).
-
-    On CPU, `torch.bmm` is slow for small matrices, so the gates of large batches are padded with zeros.
-    """
-    num_rows, num_tasks, num_experts = gates.shape
-    if gates.device.type == "cpu" and not torch.compiler.is_compiling() and num_rows >= PAD_MIN_ROWS:
-        missing = math.ceil(BMM_MIN_SIZE / (num_experts * experts.shape[2])) - num_tasks
-        gates = pad(gates, (0, 0, 0, max(0, missing)))
-    return torch.bmm(gates, experts)[:, :num_tasks]  # [B, T, H]
-
-
 def activation_layers(activation: str, dropout: float) -> list[nn.Module]:
     """The activation, followed by a dropout layer unless `dropout` is 0.
 
@@ -122,59 +100,3 @@ def deeper_layers(num_layers: int, widths: Sequence[int], activation: str, dropo
 def hidden_layers(num_layers: int, widths: Sequence[int], activation: str, dropout: float) -> list[nn.Module]:
     """As `deeper_layers`, with an activation and dropout after the last layer."""
     return [*deeper_layers(num_layers, widths, activation, dropout), *activation_layers(activation, dropout)]
-
-
-def task_towers(
-    num_tasks: int,
-    num_inputs: int,
-    units: Sequence[int],
-    task_logits: "TaskLogits",
-    activation: str,
-    dropout: float,
-) -> nn.Sequential:
-    """Build a tower per task: hidden layers of the widths `units`, then the outputs for `task_logits`.
-
-    Shape:
-        input: [B, T, num_inputs]; output: [B, T, W], see `TaskLogits`.
-    """
-    widths = [*units, task_logits.widest]
-    return nn.Sequential(
-        StackedLinear(num_tasks, num_inputs, widths[0]),
-        *deeper_layers(num_tasks, widths, activation, dropout),
-    )
-
-
-class TaskLogits(nn.Module):
-    """Turn the outputs of a stacked last layer into logits: those of the first task, then the second, ...
-
-    The layer has W outputs for every task, as many as the widest task needs. Surplus ones are dropped.
-
-    Args:
-        num_tasks: T.
-        task_outputs: the number of logits of each task; None: one each.
-
-    Attributes:
-        outputs: the number of logits of each task.
-        widest: W.
-
-    Raises:
-        ArgumentError: `task_outputs` is not a list of T integers of at least 1.
-
-    Shape:
-        x: [B, T, W]; output: [B, L], where L is the sum of `task_outputs`.
-    """
-
-    def __init__(self, num_tasks: int, task_outputs: Sequence[int] | None = None) -> None:
-        super().__init__()
-        (num_tasks,) = check_integers(1, num_tasks=num_tasks)
-        (outputs,) = check_widths(1, task_outputs=[1] * num_tasks if task_outputs is None else task_outputs)
-        if len(outputs) != num_tasks:
-            raise ArgumentError(f"task_outputs={outputs}: must have {num_tasks} numbers, one for each task")
-        self.num_tasks, self.outputs, self.widest = num_tasks, outputs, max(outputs)
-        kept = [t * self.widest + i for t, width in enumerate(outputs) for i in range(width)]
-        self.drops = len(kept) < num_tasks * self.widest
-        self.kept = nn.Buffer(torch.tensor(kept), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = x.flatten(1)  # [B, T*W]
-        return logits.index_select(1, self.kept) if self.drops else logits

@@ -15,10 +15,12 @@ from mmoe.checks import check_finite, check_integers, check_probabilities, check
 from mmoe.errors import ArgumentError
 from mmoe.models.column_views import ColumnViews
 from mmoe.models.expert_heads import ExpertHeads
-from mmoe.models.layers import TaskLogits, deeper_layers, hidden_layers, mix, softmax, task_towers
+from mmoe.models.gating import mix, softmax
+from mmoe.models.layers import deeper_layers, hidden_layers
 from mmoe.models.mean_prediction import Average
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs, linear
+from mmoe.models.towers import TaskLogits, task_towers
 from mmoe.tasks import Task
 
 

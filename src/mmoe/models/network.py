@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmoe.data.batch import blank_rows
 from mmoe.data.schema import Schema
 from mmoe.models.inputs import Inputs, use_dense_inputs
-from mmoe.models.sparse_inputs import SparseMatrix
+from mmoe.models.sparse_matrix import SparseMatrix
 
 
 class Output(NamedTuple):

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from mmoe.checks import check_integers, check_widths
 from mmoe.models import layers
+from mmoe.models.gating import mix, softmax
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs
+from mmoe.models.towers import TaskLogits, task_towers
 
 
 class ExtractionLevel(nn.Module):
@@ -57,8 +59,8 @@ class ExtractionLevel(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         experts = self.experts(x if self.is_first else x.index_select(1, self.source))  # [B, E, H]
         gates = self.gates(x if self.is_first else x[:, : len(self.is_masked)])  # [B, S, E]
-        gates = layers.softmax(gates.masked_fill(self.is_masked, -math.inf))
-        return layers.mix(gates, experts), gates
+        gates = softmax(gates.masked_fill(self.is_masked, -math.inf))
+        return mix(gates, experts), gates
 
 
 class PLE(nn.Module):
@@ -106,7 +108,7 @@ class PLE(nn.Module):
         )
         (expert_units,) = check_widths(1, expert_units=expert_units)
         (tower_units,) = check_widths(0, tower_units=tower_units)
-        task_logits, h = layers.TaskLogits(num_tasks, task_outputs), expert_units[-1]
+        task_logits, h = TaskLogits(num_tasks, task_outputs), expert_units[-1]
         self.levels = nn.ModuleList(
             self.level(
                 num_inputs if level == 0 else h,
@@ -121,7 +123,7 @@ class PLE(nn.Module):
             )
             for level in range(num_levels)
         )
-        self.towers = layers.task_towers(num_tasks, h, tower_units, task_logits, activation, dropout)
+        self.towers = task_towers(num_tasks, h, tower_units, task_logits, activation, dropout)
         self.task_logits = task_logits
 
     def forward(self, x: Tensor | SparseInputs) -> Output:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mmoe.checks import check_integers, check_widths
-from mmoe.models.layers import SharedInputLinear, TaskLogits, deeper_layers, hidden_layers
+from mmoe.models.layers import SharedInputLinear, deeper_layers, hidden_layers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs
+from mmoe.models.towers import TaskLogits
 
 
 class SharedBottom(nn.Module):

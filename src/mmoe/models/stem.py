@@ -10,17 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.checks import check_integers, check_widths
-from mmoe.models.layers import (
-    SharedInputLinear,
-    StackedLinear,
-    TaskLogits,
-    hidden_layers,
-    mix,
-    softmax,
-    task_towers,
-)
+from mmoe.models.gating import mix, softmax
+from mmoe.models.layers import SharedInputLinear, StackedLinear, hidden_layers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs
+from mmoe.models.towers import TaskLogits, task_towers
 
 
 class STEM(nn.Module):

@@ -11,10 +11,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers, check_widths
-from mmoe.models.layers import TaskLogits, activation_layers
+from mmoe.checks import check_integers, check_matrix, check_widths
+from mmoe.models.layers import activation_layers
 from mmoe.models.network import Output
-from mmoe.models.sparse_inputs import check_matrix
+from mmoe.models.towers import TaskLogits
 
 
 class FactorizedLinear(nn.Module):

@@ -14,7 +14,7 @@ from mmoe.checks import check_finite
 from mmoe.errors import ArgumentError
 from mmoe.models.esmm import funnel_of
 from mmoe.models.network import Network
-from mmoe.models.sparse_inputs import SparseMatrix
+from mmoe.models.sparse_matrix import SparseMatrix
 from mmoe.tasks import Task, logit_columns
 
 
