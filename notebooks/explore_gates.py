@@ -97,7 +97,10 @@ def _(run, split):
 
 @app.cell
 def _(column, run, split):
-    by_group = analysis.gate_weights_by(run, column.value, split=split.value)
+    try:
+        by_group = analysis.gate_weights_by(run, column.value, split=split.value)
+    except UserError as error:
+        mo.stop(True, mo.callout(str(error), kind="warn"))
     mo.vstack(
         [
             mo.md(f"## Gate weights by {code(column.value)}"),

@@ -20,7 +20,7 @@ usage: python scripts/bench.py train|busy|experts|start|memory|ranks|replicas|vo
                                `time_to_auroc`
     batch=32                   batch size of `experts` and `replicas`
     strategies=                strategies of `balance` beside `constant`, such as pcgrad,famo; empty: all
-    levels=1000,1000000        numbers of hash buckets for `vocabulary`
+    buckets=1000,1000000       numbers of hash buckets for `vocabulary`
     rows=10000000              rows of the file that `read` reads
     streamed_rows=50000000     rows that `stream` encodes in shards and trains on for an epoch
     resident_rows=2000000      rows that `stream` trains on from memory
@@ -68,7 +68,7 @@ from options import parse, stop
 
 DEFAULTS = {
     "batches": "32,256,1024,8192", "batch": "32", "experts": "1,2,4,8,16,32,64,128", "repeats": "1,5,20",
-    "levels": "1000,1000000", "rows": "10000000", "streamed_rows": "50000000", "resident_rows": "2000000",
+    "buckets": "1000,1000000", "rows": "10000000", "streamed_rows": "50000000", "resident_rows": "2000000",
     "dask_rows": "8000000",
     "rounds": "3", "seconds": "2", "threads": "2", "replicas": "16", "peers": "", "peers_script": "",
     "out": "", "strategies": "",

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from commands import repeatable, run_command, train_once
-from finished import check_settings, checked_settings
+from commands import may_exist_already, run_command, train_once
+from finished import check_settings, merged_settings
 from matplotlib.figure import Figure
 from options import parse, some_of, stop
 from tables import table
@@ -70,7 +70,7 @@ def main() -> None:
     out = Path(options["out"])
     settings = {key: options[key] for key in ("seeds", "trials")}
     kept = [out / f"{dataset}.csv" for dataset in DATASETS]
-    checked_settings(out / "settings.json", settings, overrides, kept)
+    merged_settings(out / "settings.json", settings, overrides, kept)  # stops before anything is written
     for folder in (Path(options["folder"]), out):
         check_settings(folder / "settings.json", settings, overrides)
     census = [override for override in overrides if override.startswith(("data.dir=", "data.source="))]
@@ -111,7 +111,7 @@ def results(
     search = [override for override in overrides if override.startswith("hydra.")]
     train_once(
         folder / "run", "--config-dir", str(study), f"experiment={tuned.stem}", *search,
-        *repeatable([one for one in overrides if not one.startswith(("experiment=", "hydra."))]),
+        *may_exist_already([one for one in overrides if not one.startswith(("experiment=", "hydra."))]),
         f"replicas={options['seeds']}", "figures=false",
     )  # fmt: skip
     metrics, schema = read_metrics(folder / "run"), read_schema(folder / "run")

@@ -103,7 +103,7 @@ def report(runs: pd.DataFrame, out: Path) -> None:
             ])  # fmt: skip
     header = [
         "order of the rows", "test", "from memory", "from disk", "disk - memory",
-        "mean distance, same seed", "mean distance of two seeds, from memory",
+        "mean distance of disk and memory, same seed", "mean distance of two seeds, from memory",
     ]  # fmt: skip
     write_report(out, "streaming", [table(header, lines)], runs)
 

@@ -29,10 +29,10 @@ def check_settings(
     If the file is missing, the files `results` must be missing too. A setting that the file lacks is
     accepted. The settings of the machine are not compared, and overrides of them are not kept.
     """
-    write_json(path, checked_settings(path, settings, overrides, results))
+    write_json(path, merged_settings(path, settings, overrides, results))
 
 
-def checked_settings(
+def merged_settings(
     path: Path, settings: Mapping[str, Any], overrides: Sequence[str], results: Sequence[Path] = ()
 ) -> dict[str, Any]:
     """The new content of the file `path`; stop as `check_settings` does."""

@@ -8,7 +8,7 @@ usage: python scripts/reproduce_synthetic.py figure=2|3|4|5|all [option=value ..
     figure=5           histograms of the final losses of figure 4's runs
     runs=200           runs of each model and cosine; each has its own data and initialisation
     rates=1e-4,1e-3,1e-2   the paper's learning rates, from which the best is chosen
-    trials=20          runs that choose the rate, if there are several; they have other seeds
+    trials=20          runs of each rate that choose the best one, if there are several; they have other seeds
     cosines=0.5,0.9,1  values of p, the cosine of the tasks' weights
     chunk=50           runs trained side by side in one process
     jobs=1             number of processes at a time

@@ -277,6 +277,18 @@ def test_large_tables_keep_sparse_gradients(train: Command, balance: str, model:
     assert weights("run").isfinite().all()
 
 
+@pytest.mark.parametrize("balance", ["constant", "famo"])
+def test_gradients_are_clipped_by_value(train: Command, balance: str):
+    """A step of SGD with rate 1 changes no weight by more than the limit, also with a sparse gradient."""
+    balanced_table()
+    clip = ["+trainer.gradient_clip_val=1e-3", "+trainer.gradient_clip_algorithm=value"]
+    options = [*QUICK, HASHED, SGD, *clip, f"balance={balance}", "+trainer.limit_train_batches=1"]
+    assert train(*options, "learner.optimizer.lr=0", "hydra.run.dir=start").code == 0
+    done = train(*options, "hydra.run.dir=clipped")
+    assert done.code == 0, done.err
+    assert (weights("clipped") - weights("start")).abs().max().item() == pytest.approx(1e-3, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_weighed_losses_can_be_compiled(train: Command):
     balanced_table()

@@ -130,7 +130,7 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
     small = ["rounds=1", "threads=1", "out=out"]
     assert script("bench", "read", "rows=20000", *small).code == 0
     assert results("read")["lines"][0]["rows a second"] > 1000
-    assert script("bench", "vocabulary", "batches=8192", "levels=10,5000", *small).code == 0
+    assert script("bench", "vocabulary", "batches=8192", "buckets=10,5000", *small).code == 0
     assert set(results("vocabulary")["samples_per_second"]["8192"]) == {"10 levels", "5,000 levels"}
     assert script("bench", "balance", "batches=64", "strategies=pcgrad", *QUICK).code == 0
     assert list(results("balance")["samples_per_second"]["64"]) == ["constant", "pcgrad"]

@@ -7,6 +7,7 @@ from conftest import config, sample_lines
 
 from mmoe.build import build
 from mmoe.data import download
+from mmoe.data.batch import Batch
 from mmoe.data.census_files import COLUMNS, NUMERIC, SAMPLE_DIR, find_files
 from mmoe.data.splits import split_in_half
 
@@ -21,6 +22,13 @@ OFFICIAL_LEVELS = {
     "previous_sunbelt": 4, "family_under_18": 5, "country_of_father": 43, "country_of_mother": 43,
     "country_of_self": 43, "citizenship": 5, "veterans_questionnaire": 3,
 }  # fmt: skip
+
+
+def test_rows_are_encoded_in_memory_whatever_its_size(monkeypatch: pytest.MonkeyPatch):
+    """Shards would be encoded from files with a header, and these have none."""
+    monkeypatch.setattr("mmoe.data.table.memory_size", lambda: 10_000)
+    data = build(config("data.source=sample"), "data")
+    assert isinstance(data.dataset.splits["train"], Batch)
 
 
 @pytest.fixture

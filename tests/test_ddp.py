@@ -147,7 +147,10 @@ def test_a_run_resumes_with_another_number_of_processes(before: str, after: str)
 def test_a_job_of_a_sweep_can_have_several_processes(tmp_path: Path):
     Path("own").mkdir()
     Path("own/mine.yaml").write_text("defaults: [train, _self_]\nseed: 7\n")
-    sweep = ["-m", *QUICK, STEPS, "trainer=ddp_cpu", "logger=none", "hydra.sweep.dir='of a=b'"]
+    Path("more/trainer").mkdir(parents=True)
+    Path("more/trainer/two.yaml").write_text("defaults: [ddp_cpu]\n")
+    searched = f"hydra.searchpath=['file://{Path('more').absolute()}']"
+    sweep = ["-m", searched, *QUICK, STEPS, "trainer=two", "logger=none", "hydra.sweep.dir='of a=b'"]
     done = run("--config-dir=own", "--config-name=mine", *sweep, "model.num_experts=2,0")
     assert done.returncode == 2, done.stderr
     folder = Path("of a=b")

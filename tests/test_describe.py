@@ -44,8 +44,8 @@ def values(name: str, data: Any) -> ColumnValues:
     return values_of(name, array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array]))
 
 
-def kind_of(name: str, data: Any) -> Guess:
-    return guess(values(name, data))
+def kind_of(name: str, data: Any, is_csv: bool = True) -> Guess:
+    return guess(values(name, data), is_csv)
 
 
 # Kinds of columns
@@ -133,9 +133,21 @@ def test_a_column_that_is_left_out_may_hold_numbers_with_marks():
 
 
 @pytest.mark.parametrize(
+    ("data", "remark"),
+    [
+        (RANDOM.integers(-1, 50, N), "-1 may mean unknown"),
+        ([str(n) for n in range(50)] * 10 + ["n/a"], "numbers and 'n/a'"),
+        ([f"{n},5" for n in range(50)] * 10, "numbers as text, with decimal: ','"),
+    ],
+)
+def test_only_columns_of_csv_files_are_advised_to_set_csv_options(data: Any, remark: str):
+    assert kind_of("x", data, is_csv=False).remarks == [remark]
+
+
+@pytest.mark.parametrize(
     ("name", "data", "remark"),
     [
-        ("x", RANDOM.integers(-1, 50, N), '-1 may mean unknown: then \'csv.missing=["","?",NA,-1]\''),
+        ("x", RANDOM.integers(-1, 50, N), '-1 may mean unknown; then set csv.missing=["","?",NA,-1]'),
         ("x", [str(n) for n in range(50)] * 10 + ["n/a"], "numbers and 'n/a'"),
         ("x", [f"0{n}" for n in range(50)] * 10, "numbers as text"),
         ("x", [f"1.{n:03},5" for n in range(50)] * 10, "numbers if csv has decimal: ',' and thousands: '.'"),
@@ -212,6 +224,12 @@ def test_a_funnel_is_remarked_on():
     (found,) = (task for task in guess_tasks(list(columns), columns) if task.name == "spend")
     assert any(remark.startswith("missing in all negative rows of buy") for remark in found.remarks)
     assert not any("where" in task.to_plain() for task in tasks)
+
+    # A level that `where: visit` does not know is written out.
+    columns["visit"] = values("visit", np.where(visit, "came", "stayed away"))
+    tasks = guess_tasks(list(columns), columns)
+    remarks = {task.name: " ".join(task.remarks) for task in tasks}
+    assert "`where: {visit: [came]}` would leave these rows out" in remarks["buy"]
 
 
 @pytest.mark.parametrize(

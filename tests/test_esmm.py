@@ -67,6 +67,9 @@ def test_joint_logits_of_extreme_probabilities_are_finite():
     joint.sum().backward()
     assert joint.isfinite().all()
     assert logits.grad.isfinite().all()
+    half = ESMM(10, 2).joint_logits(logits.detach().half())
+    assert half.dtype == torch.float16
+    assert half.isfinite().all()
 
 
 def test_a_row_without_a_click_is_a_known_negative():

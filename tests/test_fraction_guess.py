@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from test_describe import values
 
 import mmoe
-from mmoe.data.fraction_guess import Fractions, both_classes, guess_fractions
+from mmoe.data.fraction_guess import Fractions, guess_fractions, tasks_with_both_classes
 from mmoe.data.table import TableData
 from mmoe.data.task_guess import TaskGuess, guess_task
 
@@ -40,13 +40,13 @@ def test_the_shares_are_the_smallest_with_both_classes_in_each_split(has_test_fi
         test = "test.csv" if has_test_file else {"fraction": found.test}
         drafted = splits("rows.csv", {"validation": {"fraction": found.validation}, "test": test})
         assert all(0 < labels.mean() < 1 for labels in drafted.values())
-        assert (found == USUAL) == (both_classes([one], USUAL, 100, has_test_file) == {"t"})
+        assert (found == USUAL) == (tasks_with_both_classes([one], USUAL, 100, has_test_file) == {"t"})
         if found != USUAL:
             larger += 1
-            assert found.reason == "with less, a split would have one class of t"
+            assert found.reason == "with less, a split would have only one class of t"
             smaller = found._replace(validation=round(found.validation - 0.1, 1))
             if smaller.validation:
-                assert both_classes([one], smaller, 100, has_test_file) == set()
+                assert tasks_with_both_classes([one], smaller, 100, has_test_file) == set()
     assert 0 < larger < 12
 
 
@@ -57,7 +57,7 @@ def test_the_main_task_goes_first_and_impossible_tasks_change_nothing():
     few = task("few", *range(0, 100, 13))
     for main in ("often", "few"):
         found = guess_fractions([often, few], main, 100, False)
-        assert both_classes([often, few], found, 100, False) == {"often", "few"}
+        assert tasks_with_both_classes([often, few], found, 100, False) == {"often", "few"}
     number = guess_task("n", values("n", np.linspace(0, 1, 100)))
     assert guess_fractions([number], "n", 100, False) == USUAL
     tiny = guess_fractions([number], "n", 6, False)
@@ -72,7 +72,7 @@ def test_describe_drafts_what_trains(command: Callable[[str], Command], train: C
     Path("conf/data").mkdir(parents=True)
     assert command("describe")("rows.csv", "tasks=[click]", "out=conf/data/mine.yaml").code == 0
     text = Path("conf/data/mine.yaml").read_text()
-    assert "# with less, a split would have one class of click" in text
+    assert "# with less, a split would have only one class of click" in text
     quick = ["--config-dir", "conf", "data=mine", "trainer.max_epochs=1", "logger=none"]
     assert train(*quick, "hydra.run.dir=run").code == 0
     assert np.isfinite(list(mmoe.load("run").metrics["val"]["click"].values())).all()

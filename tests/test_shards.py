@@ -456,13 +456,22 @@ def test_training_metrics_of_many_rows_are_those_of_the_last_ones(
     assert train(*QUICK, "trainer.max_epochs=1", "logger=csv", "hydra.run.dir=run").code == 0
     columns = pd.read_csv("run/csv/metrics.csv").columns
     assert {"train/click/auroc", "val/click/auroc"} <= set(columns)
-    diverging = [*QUICK, "trainer.max_epochs=1", "learner.optimizer.lr=1e20"]
-    dropped = train(*diverging, "hydra.run.dir=a")
-    monkeypatch.setattr("mmoe.training.epoch_outputs.MAX_ROWS", 10_000)
-    kept = train(*diverging, "hydra.run.dir=b")
-    assert dropped.code == kept.code == 2
-    assert "training diverged in step " in kept.err
-    assert dropped.err == kept.err.replace("b/diverged", "a/diverged")
+
+
+@pytest.mark.parametrize("validations", [[], ["+trainer.val_check_interval=12"]])
+def test_a_divergence_in_many_rows_is_found_where_it_began(
+    tmp_path: Path, train: Command, monkeypatch: pytest.MonkeyPatch, validations: list[str]
+):
+    write_yaml(train=write_files(tmp_path / "rows", 3), stream=True, batch_size=16, cache_dir="cache")
+    diverging = [*QUICK, "trainer.max_epochs=1", "learner.optimizer.lr=1e20", *validations]
+    errors = {}
+    for max_rows in (40, 10_000):  # with 40, training outputs are dropped, and validations keep statistics
+        monkeypatch.setattr("mmoe.training.epoch_outputs.MAX_ROWS", max_rows)
+        done = train(*diverging, f"hydra.run.dir=run{max_rows}")
+        assert done.code == 2
+        errors[max_rows] = done.err.replace(f"run{max_rows}/", "")
+    assert "training diverged in step 2 " in errors[40]
+    assert errors[40] == errors[10_000]
 
 
 def test_the_encoding_says_when_it_begins_and_ends(train: Command):

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from sklearn.metrics import roc_auc_score
 
 from mmoe import load
+from mmoe.analysis import lightgbm_training
 from mmoe.analysis.lightgbm_training import level_inputs, lightgbm_inputs
 from mmoe.analysis.sweep_lightgbm import FILE
 from mmoe.data.batch import Batch, take
@@ -144,6 +145,15 @@ def test_runs_on_other_rows_are_refused(sweep: str, command: Callable[[str], Com
     assert done.code == 2
     assert done.err == "error: --lightgbm: data.split_seed of sweep/3 must be that of sweep/0\n"
     assert not Path("sweep", FILE).exists()
+
+
+def test_a_kind_without_an_objective_is_refused(
+    sweep: str, command: Callable[[str], Command], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delitem(lightgbm_training.OBJECTIVES, "count")
+    done = command("compare")(sweep, "--lightgbm")
+    assert done.code == 2
+    assert done.err == "error: --lightgbm: task visits has the kind count, which has no objective\n"
 
 
 def test_without_lightgbm_one_line_names_the_extra(

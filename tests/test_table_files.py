@@ -81,6 +81,7 @@ def test_a_source_is_a_file_a_glob_a_folder_or_a_list(tmp_path: Path, monkeypatc
     ("source", "message"),
     [
         ("none.csv", "none.csv: no such file"),
+        ("~nobody-here/x.csv", "^~nobody-here/x.csv: ~ must be followed by the name of an existing user"),
         ("d/*.tsv", "matches no file"),
         ("empty", "must hold data files"),
         ("d/note.md", r"must end with \.csv"),

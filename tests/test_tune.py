@@ -49,7 +49,7 @@ def test_settings_of_the_command_line_are_not_searched_but_kept(command, train):
     (path,) = Path("tune/experiment").iterdir()
     assert "threads" not in path.read_text()
     assert done.out.endswith(
-        f"train it: python -m mmoe.train --config-dir tune experiment={path.stem} threads='1'\n"
+        f"train it: python -m mmoe.train --config-dir tune experiment={path.stem} threads=1\n"
     )
     again = train("--config-dir", "tune", f"experiment={path.stem}", "logger=none", "hydra.run.dir=run")
     assert again.code == 0, again.err
@@ -170,6 +170,7 @@ def test_every_method_has_a_space_whose_ends_can_be_trained(model: str):
             ["space.mmoe={model.num_experts: {low: 0, high: 8, log: true}}"],
             "error: space.mmoe.model.num_experts={'low': 0, 'high': 8, 'log': True}: low must be above 0",
         ),
+        (["+space.all={seed: 5}"], "error: space.all.seed=5: must have low and high"),
         (["~space.mmoe"], "error: space.mmoe: is missing; the methods with ranges are"),
     ],
 )

@@ -35,6 +35,13 @@ def test_other_shapes_start_at_random(train: Command, smoke_run: Path):
     assert train("resume=run", "trainer.max_epochs=2").code == 0  # takes nothing again
 
 
+def test_statistics_of_other_rows_are_not_taken(train: Command, smoke_run: Path):
+    """A checkpoint holds only what was learned. Bins and means are those of a run's own schema."""
+    assert set(weights(smoke_run)) == {
+        f"objective.network.{name}" for name, _ in mmoe.load(smoke_run).network().named_parameters()
+    }
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

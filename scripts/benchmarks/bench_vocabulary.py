@@ -16,7 +16,7 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
 
     def speeds_at(batch: int) -> dict[str, float]:
         speeds = {}
-        for count in bench.integers("levels"):
+        for count in bench.integers("buckets"):
             kinds = {f"number_{i}": "numeric" for i in range(5)} | {
                 f"level_{i}": "categorical" for i in range(3)
             }
@@ -34,7 +34,7 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
                 f"hydra.searchpath=[file://{folder}]",
             ]
             clock, *_ = bench.train(folder, "data=vocabulary", *options)
-            speeds[f"{count:,} levels"] = clock["steps"]
+            speeds[f"{count:,} buckets"] = clock["steps"]
         return speeds
 
     return speeds_by("batch size", bench.integers("batches"), bench, speeds_at)

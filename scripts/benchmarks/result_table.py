@@ -19,7 +19,7 @@ def result_table(found: Mapping[str, Any]) -> str:
         return table(found["lines"][0], rows)
     values = found.get("seconds", found)
     texts = {key: f"{value:.2f}" if isinstance(value, float) else str(value) for key, value in values.items()}
-    return table(["what", "seconds"], map(list, texts.items()))
+    return table(["what", "seconds" if "seconds" in found else "value"], map(list, texts.items()))
 
 
 def line_text(value: float | str) -> str:

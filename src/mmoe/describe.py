@@ -103,7 +103,7 @@ def describe(source: str | list[str], labels: Sequence[str], settings: dict[str,
     is_whole = len(table) <= MAX_ROWS
     table = table.slice(0, MAX_ROWS)
     columns = {name: values_of(name, table[name]) for name in table.column_names}
-    guesses = [guess(values) for name, values in columns.items() if name not in labels]
+    guesses = [guess(values, csv is not None) for name, values in columns.items() if name not in labels]
     tasks = guess_tasks(labels, columns)
     suspects = find_suspects(tasks, [one.values for one in guesses if not one.reason])
     found = Description(source, settings["test"], csv, len(table), is_whole, guesses, tasks, suspects)

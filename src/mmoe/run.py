@@ -336,7 +336,7 @@ class Run:
             if key not in known:
                 raise UserError(f"data.{key}: {unknown_key(key, known)}")
             OmegaConf.update(config.data, key, value, merge=False, force_add=True)
-        if changes:  # without files, the cache does not take these rows for those that training encoded
+        if changes:  # without files, the cache key has the schema, so the entry of training is not found
             schema = replace(schema, files={})
         if "dir" in changes:  # never the bundled sample
             config.data.source = "official"
@@ -368,7 +368,7 @@ def warn_of_unseen(counts: Mapping[str, int], num_rows: int) -> None:
     """Log a warning for each column with rows that `count_unseen` has counted."""
     for name, count in counts.items():
         if count:
-            rule = "have a level that training did not see, or none"
+            rule = "have no level, or one that training did not see"
             log.warning("%s: %d of %d rows %s", name, count, num_rows, rule)
 
 

@@ -1,6 +1,5 @@
 """Search a method's hyper-parameters: `python -m mmoe.tune model=ple data=census`."""
 
-import json
 import logging
 import shlex
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from mmoe import CONF_DIR
 from mmoe.atomic import write_text
 from mmoe.checks import check_integers, check_probabilities, check_replicas, is_number
 from mmoe.cli.command import command
-from mmoe.cli.overrides import quote_override
+from mmoe.cli.overrides import quote_override, searchpath_override
 from mmoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,17 +92,11 @@ def main(config: DictConfig) -> None:
     run_trials(study, objective, config.trials)
     path = write_experiment(Path(config.folder), study, space, choices, settings)
     print(f"best {config.monitor}: {study.best_value:.4f} of {count_ended(study)} trials")
-    machine = [quote_override(key, str(given[key])) for key in OF_THIS_MACHINE if given.get(key) is not None]
-    command = ["python -m mmoe.train --config-dir", str(path.parents[1]), *searchpath_override()]
-    command += [f"experiment={path.stem}", *machine]
-    print(f"train it: {' '.join(command)}")
-
-
-def searchpath_override() -> list[str]:
-    """The override with the folders of configurations that this command was given; empty without them."""
-    sources = HydraConfig.get().runtime.config_sources
-    own = [f"{one.schema}://{one.path}" for one in sources if one.provider not in ("hydra", "main", "schema")]
-    return [shlex.quote(f"hydra.searchpath={json.dumps(own)}")] if own else []
+    machine = {key: given[key] for key in OF_THIS_MACHINE if given.get(key) is not None}
+    command = ["python", "-m", "mmoe.train", "--config-dir", str(path.parents[1]), *searchpath_override()]
+    command += [f"experiment={path.stem}"]
+    command += [quote_override(k, v) if isinstance(v, str) else f"{k}={v}" for k, v in machine.items()]
+    print(f"train it: {shlex.join(command)}")
 
 
 def given_settings(config: DictConfig) -> dict[str, Any]:
@@ -175,18 +168,24 @@ def space_of(spaces: DictConfig, model: str) -> dict[str, dict[str, Any]]:
         raise UserError(f"space.{model}: is missing; the methods with ranges are {', '.join(methods)}")
     space: dict[str, dict[str, Any]] = {}
     for part in ("all", model):
-        space |= OmegaConf.to_container(spaces[part])  # type: ignore[arg-type]
-    space = {key: value_range for key, value_range in space.items() if value_range is not None}
-    for key, value_range in space.items():
-        keys = value_range.keys() if isinstance(value_range, dict) else set()
-        is_valid = {"low", "high"} <= keys <= {"low", "high", "log", "width"}
-        is_valid = is_valid and all(is_number(value_range[end], Real) for end in ("low", "high"))
-        if not is_valid or value_range["low"] > value_range["high"]:
-            rule = "must have low and high, numbers with low at most high, and may have log or width"
-            raise UserError(f"space.{model}.{key}={value_range}: {rule}")
-        if value_range.get("log") and value_range["low"] <= 0:
-            raise UserError(f"space.{model}.{key}={value_range}: low must be above 0 for log")
-    return space
+        ranges: dict[str, Any] = OmegaConf.to_container(spaces[part])  # type: ignore[assignment]
+        for key, value_range in ranges.items():
+            if value_range is not None:
+                check_range(f"space.{part}.{key}", value_range)
+        space |= ranges
+    return {key: value_range for key, value_range in space.items() if value_range is not None}
+
+
+def check_range(where: str, value_range: Any) -> None:
+    """Raise UserError unless a range has the form that conf/space explains."""
+    keys = value_range.keys() if isinstance(value_range, dict) else set()
+    is_valid = {"low", "high"} <= keys <= {"low", "high", "log", "width"}
+    is_valid = is_valid and all(is_number(value_range[end], Real) for end in ("low", "high"))
+    if not is_valid or value_range["low"] > value_range["high"]:
+        rule = "must have low and high, numbers with low at most high, and may have log or width"
+        raise UserError(f"{where}={value_range}: {rule}")
+    if value_range.get("log") and value_range["low"] <= 0:
+        raise UserError(f"{where}={value_range}: low must be above 0 for log")
 
 
 def suggest(trial: "Trial", space: Space) -> dict[str, Any]:

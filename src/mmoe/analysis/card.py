@@ -164,7 +164,8 @@ def _gates(run: Run) -> Iterator[str]:
         for task in tasks
     ]  # fmt: skip
     unused = int(line["val/gates/unused_experts"])
-    used = f" No task uses {unused} of the {count} experts." if unused else ""
+    verb = "is" if unused == 1 else "are"
+    used = f" {unused} of the {count} experts {verb} used by no task." if unused else ""
     yield (
         f"Means over the validation rows in the best epoch.{used} The effective number of experts is exp(H),"
         " where H is the mean entropy of a row's weights. A row is polarised if one expert has more than"

@@ -47,16 +47,16 @@ def _column(column: Categorical | Numeric) -> list[str]:
 
 
 def _rule(rule: Any, is_after_test: bool) -> str:
-    """How a table's rows of a split were chosen; with `is_after_test`, from those that are no test rows."""
+    """How the rows of a split were chosen. With `is_after_test`, the test rows were taken out first."""
     if not OmegaConf.is_dict(rule):
         return "files of their own"
     rest = ", without the test rows" if is_after_test and rule.get("of", "train") == "train" else ""
     by, source = rule.get("by"), f"the {rule.get('of', 'train').replace('train', 'training')} files"
     if rule.get("fraction") is not None:
-        chosen = f"the values of {code(by)} in {source}" if by else source
+        chosen = f"the values of {code(by)} in {source}" if by else f"the rows of {source}"
         return f"a random {rule.fraction:.3g} of {chosen}{rest}"
     if rule.get("last") is not None:
-        return f"the {rule.last:.3g} of {source} with the largest {code(by)}{rest}"
+        return f"the {rule.last:.3g} of the rows of {source} with the largest {code(by)}{rest}"
     return f"those of {source} where {code(rule.get('column'))} is {code(rule.get('value'))}{rest}"
 
 

@@ -36,7 +36,10 @@ def plot_gate_weights(run: Run | Path | str, **which: Any) -> Figure:
 
 
 def _darkest(largest: float, num_experts: int) -> float:
-    """The weight of a black cell, from the largest weight in a figure. Equal weights of experts are grey."""
+    """The weight that is drawn in black: the largest one, but at least twice an equal share of the experts.
+
+    So equal weights are grey.
+    """
     return max(largest, min(1.0, 2 / num_experts))
 
 

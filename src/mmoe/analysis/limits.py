@@ -33,7 +33,7 @@ def limits(run: Run, test_labels: Mapping[str, np.ndarray]) -> Iterator[str]:
     yield from _of_seeds(metrics, config)
     yield from _of_labels(schema.tasks, test_labels, metrics["num_rows"].get("test", 0))
     if shifted := [task for task in schema.tasks if task.shifts_probabilities]:
-        why = "with class weights or a focal loss, so that their probabilities are not shares of rows"
+        why = "with class weights or a focal loss, so predicted probabilities differ from observed rates"
         yield f"These tasks were trained {why}: {_names(shifted)}."
     if weighted := [task for task in schema.tasks if task.weight]:
         yield f"The loss of these tasks weighs rows; the metrics do not: {_names(weighted)}."
@@ -73,7 +73,7 @@ def _of_seeds(metrics: Mapping[str, Any], config: Any) -> Iterator[str]:
                 f"± is half of an approximate 95 % interval from {ROUGH_RESAMPLES} resamples of the test"
                 " rows. It covers the choice of the test rows, but not the seed: this is one training, with"
                 f" seed {config.seed}."
-                " `mmoe.evaluate` computes exact percentiles, and `replicas=8` trains with eight seeds."
+                " `mmoe.evaluate` computes it from more resamples, and `replicas=8` trains with eight seeds."
             )
         if metrics["monitor"] and metrics["epoch"] == metrics["epochs"]:
             yield "The best epoch is the last one. A longer training may be better."

@@ -44,7 +44,7 @@ def plot_roc(run: Run | Path | str, replica: int | None = None) -> Figure:
 
 
 def precision_recall(run: Run | Path | str, replica: int | None = None) -> dict[str, pd.DataFrame]:
-    """Compute `recall`, `precision` and `threshold` (nan at recall 0) for each binary task."""
+    """Compute `recall`, `precision` and `threshold` (nan for the last point) for each binary task."""
     tables = {}
     for task, probability, label in _binary_tasks(run, replica):
         p, r, threshold = binary_precision_recall_curve(torch.tensor(probability), torch.tensor(label))

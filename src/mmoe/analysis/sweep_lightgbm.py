@@ -12,7 +12,13 @@ from typing import Any
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from mmoe.analysis.lightgbm_training import known_rows, lightgbm_inputs, rows_in_memory, train_lightgbm
+from mmoe.analysis.lightgbm_training import (
+    OBJECTIVES,
+    known_rows,
+    lightgbm_inputs,
+    rows_in_memory,
+    train_lightgbm,
+)
 from mmoe.atomic import write_text
 from mmoe.data.splits import SPLITS, Dataset
 from mmoe.errors import UserError
@@ -56,6 +62,9 @@ def train_baseline(folder: Path, run_folders: Sequence[Path], seeds: Sequence[in
     if not runs[0].schema.files:
         raise UserError(f"--lightgbm: the rows of {runs[0].folder} must be from files")
     found = read_baseline(folder, runs[0])
+    for task in runs[0].schema.tasks:
+        if task.kind not in OBJECTIVES:
+            raise UserError(f"--lightgbm: task {task.name} has the kind {task.kind}, which has no objective")
     missing = [seed for seed in seeds if seed not in {one["seed"] for one in found}]
     if not missing:
         return

@@ -15,8 +15,8 @@ from torch.nn.functional import pad
 class TaskGradients:
     """Compute the gradients of losses, and give parameters their combined gradient.
 
-    Of a table of learned vectors with sparse gradients, only the rows of the batch are held, which are the
-    same for all tasks.
+    Of a table with sparse gradients, the matrices hold only the batch's rows. These rows are the same for all
+    tasks.
 
     Args:
         parameters: by name; with `num_networks` above 1 they are stacked, [R, ...].

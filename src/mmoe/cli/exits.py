@@ -108,7 +108,7 @@ def composition_errors_on_one_line() -> Iterator[None]:
 def printed_by_hydra() -> Iterator[None]:
     """Run a job so that Hydra prints the short traceback of a bug, even in `composition_errors_on_one_line`.
 
-    The mark is in the environment, because a launcher of Hydra may run the job in another process.
+    `OWN_MARK` is in the environment, because a launcher of Hydra may run the job in another process.
     """
     if OWN_MARK not in os.environ:
         yield

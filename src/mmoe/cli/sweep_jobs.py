@@ -14,6 +14,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mmoe.cli.overrides import searchpath_override
 from mmoe.errors import SIGNAL_EXIT_CODES, USER_ERROR, Stopped
 
 ERROR = "error.txt"  # file in a failed job's folder with its overrides, then the reason
@@ -69,6 +70,7 @@ def run_alone(override: str, is_resumed: bool) -> None:
     sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     command = [sys.executable, "-m", "mmoe.train", f"--config-name={hydra.job.config_name}"]
     command += [f"--config-dir={path}" for path in sources]
+    command += searchpath_override()  # the file of --config-name must be in --config-dir
     command += [override] if is_resumed else [*hydra.overrides.task, override]
     with subprocess.Popen(command, cwd=hydra.runtime.cwd) as process:
         stopped: Stopped | None = None

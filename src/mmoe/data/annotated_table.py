@@ -14,7 +14,7 @@ from mmoe.data.column_guess import Guess, guess
 from mmoe.data.column_options import column_options
 from mmoe.data.column_values import values_of
 from mmoe.data.csv_options import CsvOptions
-from mmoe.data.data_files import find_files
+from mmoe.data.data_files import CSV, file_kind, find_files
 from mmoe.data.draft import batch_size
 from mmoe.data.fraction_guess import USUAL
 from mmoe.data.frames import table_of_frame
@@ -82,8 +82,11 @@ class Table:
         }
         self._rows = {name: _parse_rows(name, rows) for name, rows in given_rows.items()}
         table = self._rows["train"]
+        is_csv = False
         if not isinstance(table, pa.Table):
-            table = read_table(find_files(table), csv_options)
+            files = find_files(table)
+            is_csv = file_kind(files[0]) == CSV
+            table = read_table(files, csv_options)
         self.num_rows = len(table)
         self._values = {name: values_of(name, table[name]) for name in table.column_names}
         for name, column in (("weight", weight), ("group_by", group_by)):
@@ -106,7 +109,8 @@ class Table:
         for rule in (validation, test):
             if isinstance(rule, Mapping) and "column" in rule:
                 used.add(str(rule["column"]))
-        self._guesses = [guess(v) for name, v in self._values.items() if name not in used | kinds.keys()]
+        free = [values for name, values in self._values.items() if name not in used | kinds.keys()]
+        self._guesses = [guess(values, is_csv) for values in free]
         inputs = [one.values for one in self._guesses if not one.reason]
         self.suspects = find_suspects([one for one in guessed.values() if one], inputs)
         found = {one.values.name: one.to_plain() for one in self._guesses if self._is_input(one)}

@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from mmoe.atomic import write
 from mmoe.data.batch import FIELDS, Batch
+from mmoe.data.data_files import expand_home
 from mmoe.data.schema import Schema
 from mmoe.data.splits import Dataset
 from mmoe.errors import ArgumentError, UserError, is_disk_error
@@ -34,20 +35,19 @@ class CorruptFile(Exception):
 
 def directory(configured: str | None) -> Path:
     """The configured cache directory, or the user's default one."""
-    return expand_home("cache_dir", configured) if configured else Path(platformdirs.user_cache_dir("mmoe"))
+    return expand_folder("cache_dir", configured) if configured else Path(platformdirs.user_cache_dir("mmoe"))
 
 
-def expand_home(argument: str, path: str) -> Path:
-    """The path with a leading `~` or `~USER` replaced by the home directory.
+def expand_folder(argument: str, path: str) -> Path:
+    """The folder that an argument names, with a leading `~` or `~USER` replaced by the home directory.
 
     Raises:
         ArgumentError: there is no such user.
     """
     try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        rule = "~ must be followed by the name of an existing user"
-        raise ArgumentError(f"{argument}={path}: {rule}") from None
+        return expand_home(path)
+    except UserError as error:
+        raise ArgumentError(f"{argument}={error}") from None
 
 
 def load_or_build(folder: Path, name: str, key: dict[str, Any], build: Callable[[], Dataset]) -> Dataset:

@@ -107,6 +107,9 @@ class CensusData(TableData):
             sources[name] = Source(str(path), {path.name: str(path)}, lambda: COLUMNS, read, place)
         return sources
 
+    def _is_streamed(self, sources: Mapping[str, Source]) -> bool:
+        return False  # the rows fit into any memory, and shards are encoded only from files with a header
+
     def _row_origin(self, num_rows: Mapping[str, int]) -> str:
         if self.files.is_sample:
             return "sample"

@@ -51,7 +51,7 @@ def find_files(dir: str | None, source: str, url: str, cache_dir: Path) -> Files
     if source == "sample":
         return Files(*_paths(SAMPLE_DIR), is_sample=True)
     if dir:
-        return Files(*_paths(cache.expand_home("data.dir", dir)))
+        return Files(*_paths(cache.expand_folder("data.dir", dir)))
     target = cache_dir / "census-income"
     try:
         download.fetch(url, target, {NAMES[k]: OFFICIAL_ROWS[k] for k in NAMES}, len(COLUMNS))

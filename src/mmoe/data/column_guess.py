@@ -63,8 +63,8 @@ class Guess:
         return {"kind": self.kind} | self.options if self.options else self.kind
 
 
-def guess(values: ColumnValues) -> Guess:
-    """Guess the kind of a column."""
+def guess(values: ColumnValues, is_csv: bool = False) -> Guess:
+    """Guess the kind of a column. For one of a CSV file, remarks may advise other CSV options."""
     found = Guess(values)
     kind, num_levels = values.type, len(values.distinct)
     if not values.num_known:
@@ -81,16 +81,16 @@ def guess(values: ColumnValues) -> Guess:
     elif pa.types.is_time(kind) or pa.types.is_duration(kind):
         found.reason = f"holds {kind}, which is neither a number nor a date"
     elif values.is_text:
-        _guess_text(found)
+        _guess_text(found, is_csv)
     elif values.is_number:
-        _guess_number(found)
+        _guess_number(found, is_csv)
     if found.kind == "categorical" and not found.reason and num_levels > MANY_LEVELS:
         found.options = {"encoding": "hash", "buckets": 100_000, "size": 16}
     found.summary = found.summary or _summary(found)
     return found
 
 
-def _guess_text(found: Guess) -> None:
+def _guess_text(found: Guess, is_csv: bool) -> None:
     values = found.values
     num_levels, texts = len(values.distinct), values.texts
     if _is_date(texts):
@@ -116,10 +116,10 @@ def _guess_text(found: Guess) -> None:
     if num_levels > 2 and {text.lower() for text in texts} <= {"false", "true"}:
         found.remarks.append("true and false in several spellings, each of which is a level")
     if marks := _find_marks(texts):
-        hint = f"numbers if csv has {marks}"
+        hint = f"numbers if csv has {marks}" if is_csv else f"numbers as text, with {marks}"
         found.remarks.append(hint)
         found.reason += f"; {hint}" if found.reason else ""
-    _remark_on_numbers(found)
+    _remark_on_numbers(found, is_csv)
 
 
 def _set_max_values(found: Guess, longest: int) -> None:
@@ -172,7 +172,7 @@ def _find_marks(texts: list[str]) -> str:
     return ""
 
 
-def _remark_on_numbers(found: Guess) -> None:
+def _remark_on_numbers(found: Guess, is_csv: bool) -> None:
     """Remark on text that holds numbers in at least 9 of 10 rows: name the values that are not numbers."""
     values = found.values
     is_number = np.array(
@@ -185,10 +185,11 @@ def _remark_on_numbers(found: Guess) -> None:
         found.remarks.append("numbers as text, such as codes with a leading zero")
     elif len(others) <= 3 and is_number.sum() > 3:
         listed = ", ".join(map(repr, others))
-        found.remarks.append(f"numbers and {listed}: add to csv.missing for a numeric column")
+        advice = ": add to csv.missing for a numeric column" if is_csv else ""
+        found.remarks.append(f"numbers and {listed}{advice}")
 
 
-def _guess_number(found: Guess) -> None:
+def _guess_number(found: Guess, is_csv: bool) -> None:
     values = found.values
     numbers, name = values.distinct_numbers, values.name
     num_levels, low, high = len(numbers), float(numbers.min()), float(numbers.max())
@@ -221,7 +222,8 @@ def _guess_number(found: Guess) -> None:
         if num_levels > FEW_CODES:
             found.remarks.append("small integers, taken as codes")
     if low == -1 and is_code_like and num_levels > 2 and (numbers >= 0).sum() == num_levels - 1:
-        found.remarks.append('-1 may mean unknown: then \'csv.missing=["","?",NA,-1]\'')
+        advice = '; then set csv.missing=["","?",NA,-1]' if is_csv else ""
+        found.remarks.append(f"-1 may mean unknown{advice}")
     if suggests_weights(name) and low >= 0:
         found.remarks.append("the weight of a row? then set weight")
     # Large numbers are stored as differences from the smallest one.

@@ -164,9 +164,15 @@ class Numeric:
             if getattr(self, key) not in ("", *allowed):
                 rule = f"must be one of {', '.join(allowed)}, or empty"
                 raise ArgumentError(f"numeric.{self.name}.{key}={getattr(self, key)}: {rule}")
-        statistics = {"mean": check.number, "std": check.std, "bins": check.bins, "values": check.increasing}
+        statistics = {
+            "mean": check.number,
+            "std": check.positive_number,
+            "bins": check.bins,
+            "values": check.increasing,
+        }
+        statistics |= {"values": check.increasing, "origin": check.number}
         flags = dict.fromkeys(("has_missing", "is_datetime", "day_first"), check.flag)
-        check.fields(self, f"numeric.{self.name}.", origin=check.number, **statistics, **flags)
+        check.fields(self, f"numeric.{self.name}.", **statistics, **flags)
 
     @property
     def raw_name(self) -> str:

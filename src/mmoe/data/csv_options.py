@@ -11,7 +11,9 @@ THOUSANDS = ("", ",", ".", "'", " ", "_")
 
 @dataclass(frozen=True)
 class CsvOptions:
-    """How delimited text is written. Quotes are as usual: "a ""b"", c" is one field, and may hold line ends.
+    """How delimited text is written.
+
+    Quotes are as usual: "a ""b"", c" is one field. A quoted field may hold line ends.
 
     Args:
         delimiter: one character; null: a tab in .tsv files, else the comma, tab, semicolon or bar that splits
@@ -22,7 +24,8 @@ class CsvOptions:
         decimal: the decimal point, "." or ",".
         thousands: the separator of groups of three digits, or null.
         missing: spellings of a missing value. Blanks around a field do not count.
-        names: the column names, in place of a header's; null: those of the header, or column_1, column_2, ...
+        names: the column names of files without a header; null: those of the header, or column_1, column_2,
+            ...
         ragged: whether the last column takes the rest of a line, with all its delimiters. There are no quotes
             then.
     """

@@ -78,7 +78,7 @@ def open_stream(path: str) -> pa.NativeFile:
 def open_file(path: str) -> pa.NativeFile:
     """Open a file for random access. Call it within `reading`."""
     if not _is_remote(path):
-        return pa.OSFile(str(Path(path).expanduser()), "rb")
+        return pa.OSFile(str(expand_home(path)), "rb")
     return pa.PythonFile(fsspec.open(path, "rb").open(), mode="r")
 
 
@@ -96,8 +96,20 @@ def file_size(path: str) -> int:
 def system_of(path: str) -> tuple[Any, str]:
     """The file system of fsspec that holds a file, and the file's name there."""
     if not _is_remote(path):
-        return fsspec.filesystem("file"), str(Path(path).expanduser())
+        return fsspec.filesystem("file"), str(expand_home(path))
     return fsspec.core.url_to_fs(path)  # type: ignore[no-any-return]
+
+
+def expand_home(path: str) -> Path:
+    """The path with a leading `~` or `~USER` replaced by the home directory.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: ~ must be followed by the name of an existing user") from None
 
 
 @contextmanager
@@ -135,7 +147,7 @@ def _expand(source: str) -> list[str]:
 
 
 def _expand_local(source: str) -> list[str]:
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if path.is_file():
         if file_kind(source) is None:
             raise UserError(f"{source}: must end with {_endings()}")

@@ -68,12 +68,12 @@ def encode(frame: pd.DataFrame, schema: Schema, may_be_missing: bool = True) -> 
 
 
 def level_dtype(schema: Schema) -> torch.dtype:
-    """The smallest type that holds the codes of all columns, and the code of an unseen level."""
+    """int16 if it holds the codes of all columns and the code of an unseen level, else int32."""
     return torch.int16 if schema.num_levels <= torch.iinfo(torch.int16).max else torch.int32
 
 
 def count_unseen(rows: Batch, schema: Schema) -> dict[str, int]:
-    """The number of rows whose level is unseen, or missing without a code, by column of one level per row."""
+    """For each column of one level per row: the rows whose level is unseen, or is missing and has no code."""
     counts = (rows.levels == schema.num_levels).sum(0).tolist()
     columns = [schema.categorical[position] for position in schema.level_positions]
     return {one.name: count for one, count in zip(columns, counts, strict=True) if not one.is_multi}

@@ -20,7 +20,9 @@ from mmoe.tasks.labels import label_levels
 
 
 def encode_labels(frame: pd.DataFrame, tasks: Sequence[Task]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The labels, `known` and `weights` of a `Batch`, [N, T] each; None where all are known or all weigh 1.
+    """The labels, `known` and `weights` of a `Batch`, [N, T] each.
+
+    `known` is None if all labels are known, and `weights` is None if no task has a weight.
 
     Raises:
         UserError: a column is missing or occurs twice, a label is invalid, or a weight is negative or

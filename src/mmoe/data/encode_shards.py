@@ -92,7 +92,7 @@ def _encode_all(
         num_rows[piece.split] += piece.rows
     for split, rows in num_rows.items():
         if not rows:
-            raise UserError(f"data: no row belongs to the {split} rows")
+            raise UserError(f"data: the split {split} has no rows")
     _add_target_statistics(folder, [piece for piece in pieces if piece.split == "train"])
     content = {
         "files": dict(digests),

@@ -39,24 +39,24 @@ def guess_fractions(
     If not all tasks can have them, the main task goes first, then the number of tasks counts.
     """
     names = [task.name for task in tasks if task.kind == "binary"]
-    best, found = USUAL, both_classes(tasks, USUAL, num_rows, has_test_file)
+    best, found = USUAL, tasks_with_both_classes(tasks, USUAL, num_rows, has_test_file)
     before = found
     if found is not None and len(found) == len(names):
         return USUAL
     for test, validation in product(TEST[:1] if has_test_file else TEST, VALIDATION):
         candidate = Fractions(validation, test)
-        now = both_classes(tasks, candidate, num_rows, has_test_file)
+        now = tasks_with_both_classes(tasks, candidate, num_rows, has_test_file)
         if _rank(now, main_task) > _rank(found, main_task):
             best, found = candidate, now
     gained = [name for name in names if name in (found or ()) and name not in (before or ())]
-    without = f"have one class of {', '.join(gained)}" if gained else "be empty"
+    without = f"have only one class of {', '.join(gained)}" if gained else "be empty"
     return best._replace(
         reason="" if best == USUAL else f"with less, a split would {without}",
         one_class=tuple(name for name in names if name not in (found or ())),
     )
 
 
-def both_classes(
+def tasks_with_both_classes(
     tasks: Sequence[TaskGuess], fractions: Fractions, num_rows: int, has_test_file: bool
 ) -> set[str] | None:
     """The binary tasks with known labels of both classes in each split; None if a split is empty.

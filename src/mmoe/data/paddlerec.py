@@ -66,7 +66,7 @@ class PaddleRecData(DataModule):
         check_integers(2, num_bins=num_bins)
         check_seeds(split_seed=split_seed)
         self.main_task, self.num_bins, self.split_seed = main_task, num_bins, split_seed
-        self.dir = cache.expand_home("dir", dir)
+        self.dir = cache.expand_folder("dir", dir)
         self.cache_dir = cache.directory(cache_dir)
 
     def _load_or_encode(self) -> Dataset:

@@ -48,7 +48,7 @@ class FileScan:
 
 
 def scan_file(file: str, rules: TextRules, columns: Sequence[str]) -> FileScan:
-    """Count the rows of a file, and find the types of its columns. Only CSV must be read for this.
+    """Count the rows of a file, and find the types of its columns. Parquet states both in its footer.
 
     Raises:
         UserError: the file cannot be read, or lacks a column.

@@ -143,7 +143,7 @@ def bins(where: str, values: Any) -> tuple[float, ...]:
     return edges
 
 
-def std(where: str, value: Any) -> float:
+def positive_number(where: str, value: Any) -> float:
     """A number that is above 0 even after rounding to float32."""
     checked = number(where, value)
     if not np.float32(checked) > 0:

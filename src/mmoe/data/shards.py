@@ -53,7 +53,7 @@ class Piece:
         rows: the number of rows.
         checksum: CRC-32 of the values.
         all_known: whether every row has a known label of every task.
-        labels: the known labels of each task, without those whose weight in the loss is 0.
+        labels: the number and the range of each task's known labels, without those of weight 0.
     """
 
     file: str
@@ -122,7 +122,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
 
 
 def label_range(rows: Batch, task: int) -> LabelRange:
-    """The known labels of a task, without those whose weight in the loss is 0."""
+    """The number and the range of a task's known labels, without those of weight 0."""
     labels = rows.labels[:, task]
     is_counted = torch.ones_like(labels, dtype=torch.bool) if rows.known is None else rows.known[:, task]
     if rows.weights is not None:
@@ -147,7 +147,7 @@ class ShardedRows:
         self._checked: set[Piece] = set()
 
     def label_range(self, task: int) -> LabelRange:
-        """The known labels of a task."""
+        """The number and the range of a task's known labels, without those of weight 0."""
         return sum((piece.labels[task] for piece in self.pieces), LabelRange())
 
     def read(self, pieces: Sequence[Piece]) -> Batch:

@@ -21,7 +21,7 @@ MIN_AUROC, MIN_CORRELATION = 0.99, 0.9999
 MIN_R2 = 0.999999  # of a weighted sum of columns
 MAX_CLASSES = 10  # this many of the most frequent classes of a multiclass label are looked at
 MIN_POSITIVES = 5  # in each half of the rows
-# A part: the rows in which a column does not have its most frequent value; see `_marks_part`.
+# A part: the rows in which a column does not have its most frequent value; see `_unusual_rows_agree`.
 MIN_PART_ROWS = 10
 MIN_PART_PRECISION = 0.99
 LARGEST_LOG_CHANCE = -6.0  # log10 of the largest probability that all rows of a part are positive by chance
@@ -98,7 +98,7 @@ def _separates(column: ColumnValues, positive: np.ndarray, name: str) -> str:
     area = _area_by_level(column, positive)
     if area > MIN_AUROC:
         return f"alone predicts {name} with an AUROC of {area:.3f}"
-    return _marks_part(column, positive, name)
+    return _unusual_rows_agree(column, positive, name)
 
 
 def _area_by_level(column: ColumnValues, positive: np.ndarray) -> float:
@@ -113,7 +113,7 @@ def _area_by_level(column: ColumnValues, positive: np.ndarray) -> float:
     return auroc((rates / (rows + 1))[codes[second]], positive[second])
 
 
-def _marks_part(column: ColumnValues, positive: np.ndarray, name: str) -> str:
+def _unusual_rows_agree(column: ColumnValues, positive: np.ndarray, name: str) -> str:
     """Say if the rows in which the column has an unusual value are all positive, or hold all positive rows.
 
     For example, a kind of failure is a part of "any failure".

@@ -227,7 +227,7 @@ class TableData(DataModule):
             "csv": str(self.csv),
             "num_bins": self.num_bins,
         }
-        # For the files that the given schema was fitted to, the key is that of the entry that training made.
+        # A schema that was fitted to these files is left out, so that the entry from training is found.
         if self.given_schema and self.given_schema.files != digests:
             key["schema"] = self.given_schema.to_json()
         return key

@@ -107,7 +107,7 @@ def choose(
     exact.
 
     Raises:
-        RowError: an available row has no value in the column `by`; in a large frame, any row.
+        RowError: an available row has no value in the column `by`. In a large frame, all rows must have one.
         UserError: no row is chosen, or none is left.
     """
     if len(frame) > MAX_SHUFFLED_ROWS:
@@ -138,7 +138,7 @@ def check_chosen(name: str, chosen: int, available: int) -> None:
         (available - chosen, "leave at least one row to other splits"),
     ):
         if not count:
-            raise UserError(f"data.{name}: must {what} of {available:,}")
+            raise UserError(f"data.{name}: must {what}; there are {available:,} to choose from")
 
 
 def find_date_format(rule: SplitRule, frame: pd.DataFrame, day_first: bool | None) -> DateFormat | None:

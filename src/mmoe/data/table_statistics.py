@@ -40,7 +40,8 @@ class Collected:
 
     Attributes:
         found: statistics of parts of the rows, for each column of `unfitted_columns` and for the label of
-            each task. Numbers have one part.
+            each task. A numeric column always has one part, because
+            its statistics are merged at once.
         num_rows: rows by split.
     """
 

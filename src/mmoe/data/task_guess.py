@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from mmoe.data.column_values import ColumnValues
 from mmoe.errors import UserError
+from mmoe.tasks.task import WHERE_LEVELS
 
 YES = ("yes", "y", "true", "t", "1", "high", "positive", "good", "success")
 MAX_CLASSES = 9  # whole numbers with more distinct values are a regression, unless they have gaps
@@ -93,7 +94,7 @@ def _guess_kind(name: str, values: ColumnValues) -> TaskGuess:
     if not values.is_number:
         task = TaskGuess(name, values, "multiclass", {}, [f"{count:,} classes"])
         if count > values.num_known / 10:
-            task.remarks.append("hardly any class occurs ten times")
+            task.remarks.append("fewer than ten rows for each class on average")
         return task
     numbers, counts = values.distinct_numbers, values.counts
     low, high = numbers.min(), numbers.max()
@@ -137,8 +138,11 @@ def _remark_on_funnel(task: TaskGuess, tasks: Sequence[TaskGuess]) -> None:
     if around and active.mean() < 0.5:
         other = min(around, key=lambda pair: pair[0])[1]
         column, is_missing = other.values.name, task.values.codes[~other.positive] < 0
+        levels = list(map(str, other.options["positive"]))
+        is_default = {level.lower() for level in levels} <= set(WHERE_LEVELS)
+        where = column if is_default else f"{{{column}: [{', '.join(levels)}]}}"
         what = "negative" if task.kind == "binary" else "0"
         what = "missing" if is_missing.all() else f"{what} or missing" if is_missing.any() else what
         task.remarks.append(
-            f"{what} in all negative rows of {column}; `where: {column}` would leave these rows out"
+            f"{what} in all negative rows of {column}; `where: {where}` would leave these rows out"
         )

@@ -1,7 +1,7 @@
 """Metrics of many resamples of the same rows at once, for bootstrap intervals.
 
-K resamples, N rows, W outputs of a task, P positive rows, G ties: the rows with
-one and the same prediction; only ties with a positive row count.
+K resamples, N rows, W outputs of a task, P positive rows, G ties. A tie is all rows with the same prediction;
+ties without a positive row are left out.
 """
 
 import warnings

@@ -56,10 +56,10 @@ class ColumnViews(nn.Module):
         if self.scale_rate:
             self.scales = nn.Parameter(torch.zeros(len(numbers), num_experts))
 
-    def hide(self, weight: Tensor) -> None:
-        """Draw the columns that each unit of a new layer sees; it sees at least one.
+    def draw_and_rescale(self, weight: Tensor) -> None:
+        """Draw the columns that each unit sees, at least one, and rescale a new layer's weight in place.
 
-        All weights are divided by the square root of the share, which keeps the variance that the columns add
+        The weight is divided by the square root of the share, which keeps the variance that the columns add
         to the outputs.
         """
         if self.share == 1:

@@ -106,8 +106,8 @@ class Standardize(nn.Module):
         super().__init__()
         self.num_outputs = len(schema.numeric)
         self.columns = list(range(self.num_outputs))
-        self.mean = nn.Buffer(float32([column.mean for column in schema.numeric]))
-        self.std = nn.Buffer(float32([column.std for column in schema.numeric]))
+        self.mean = nn.Buffer(float32([column.mean for column in schema.numeric]), persistent=False)
+        self.std = nn.Buffer(float32([column.std for column in schema.numeric]), persistent=False)
 
     def forward(self, numbers: Tensor) -> Tensor:
         return (numbers - self.mean) / self.std
@@ -143,10 +143,16 @@ class PiecewiseLinear(nn.Module):
             origins.append(float(origin))
             self.columns += [i] * len(width)
         self.num_outputs = len(self.columns)
-        self.column = nn.Buffer(torch.tensor(self.columns, dtype=torch.long))
-        self.scale, self.shift = nn.Buffer(float32(scale)), nn.Buffer(float32(shift))
-        self.low, self.high = nn.Buffer(float32(low)), nn.Buffer(float32(high))
-        self.origin = nn.Buffer(float32(origins))
+        self.column = nn.Buffer(torch.tensor(self.columns, dtype=torch.long), persistent=False)
+        self.scale, self.shift = (
+            nn.Buffer(float32(scale), persistent=False),
+            nn.Buffer(float32(shift), persistent=False),
+        )
+        self.low, self.high = (
+            nn.Buffer(float32(low), persistent=False),
+            nn.Buffer(float32(high), persistent=False),
+        )
+        self.origin = nn.Buffer(float32(origins), persistent=False)
 
     def forward(self, numbers: Tensor) -> Tensor:
         x = (numbers - self.origin).index_select(1, self.column)
@@ -167,8 +173,8 @@ class PiecewiseLinearAndValues(nn.Module):
         self.bins = PiecewiseLinear(schema)
         columns = [i for i, numeric in enumerate(schema.numeric) for _ in numeric.values]
         values = [value for numeric in schema.numeric for value in numeric.values]
-        self.column = nn.Buffer(torch.tensor(columns, dtype=torch.long))
-        self.value = nn.Buffer(float32(values))
+        self.column = nn.Buffer(torch.tensor(columns, dtype=torch.long), persistent=False)
+        self.value = nn.Buffer(float32(values), persistent=False)
         self.num_outputs = self.bins.num_outputs + len(values)
         self.columns = self.bins.columns + columns
 

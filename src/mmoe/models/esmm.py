@@ -17,7 +17,7 @@ from mmoe.errors import ArgumentError, UserError
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.shared_bottom import SharedBottom
 from mmoe.tasks import Binary, Task
-from mmoe.tasks.task import YES
+from mmoe.tasks.task import WHERE_LEVELS
 
 SMALLEST = 1e-30  # the least -log of a joint probability, which keeps the joint logit at or below 69
 
@@ -106,7 +106,10 @@ class ESMM(SharedBottom):
         For the probabilities p_a of a task and its ancestors, u = -log(prod p_a) = sum softplus(-logit_a),
         and the joint logit is -log(exp(u) - 1) = -u - log(1 - exp(-u)).
         """
-        negative = softplus(-logits.index_select(-1, self.first))  # [..., T]
+        wide = logits.to(
+            torch.promote_types(logits.dtype, torch.float32)
+        )  # float16 would round SMALLEST to 0
+        negative = softplus(-wide.index_select(-1, self.first))  # [..., T]
         u = negative + negative @ self.ancestors.T.to(negative.dtype)
         u = u.index_select(-1, self.dependent).clamp(min=SMALLEST)  # [..., F]
         joint = -u - torch.log(-torch.expm1(-u))
@@ -114,7 +117,10 @@ class ESMM(SharedBottom):
         return logits.index_copy(-1, place, joint.to(logits.dtype))
 
     def joint_labels(self, labels: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The labels [..., T], and which are known. A label after a step that is 0 becomes 0, and known."""
+        """The labels [..., T], and which are known.
+
+        If a task's label is known to be 0, those of all tasks that depend on it become 0 and known.
+        """
         if known is None:
             return labels, None
         is_zero = (known & (labels == 0)).to(labels.dtype)
@@ -131,10 +137,13 @@ def funnel_of(model: nn.Module) -> ESMM | None:
 def _check_same_rows(task: Task, parent: Binary) -> None:
     """Raise UserError unless the levels of `where` are the positive levels of the parent.
 
-    A `where` without levels stands for all levels of `YES`; the parent's positive levels must be among them.
+    A `where` without levels stands for `WHERE_LEVELS`. The positive levels of the parent must be among
+    them.
     """
     positive, levels = set(parent.positive), set(task.where_levels)
-    same = {level.lower() for level in positive} <= levels if levels == set(YES) else positive == levels
+    same = (
+        {level.lower() for level in positive} <= levels if levels == set(WHERE_LEVELS) else positive == levels
+    )
     if not same:
         rule = f"must name the positive levels of {parent.name}, {sorted(positive)}, for model=esmm"
         raise UserError(f"data.tasks.{task.name}.where={task.where}: {rule}; it names {sorted(levels)}")

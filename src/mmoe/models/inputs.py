@@ -101,7 +101,7 @@ class Inputs(nn.Module):
         levels, numbers, *dense = (torch.tensor(encoder.columns).long() for encoder in encoders)
         column = torch.cat([levels, num_categorical + numbers, num_categorical + missing, *dense])
         self.column = nn.Buffer(column, persistent=False)  # the column that each input is computed from
-        self.numeric_column = nn.Buffer(numbers, persistent=False)  # the same, among the numeric columns
+        self.numeric_column = nn.Buffer(numbers, persistent=False)  # of each output of `numeric`
         self.missing_column = nn.Buffer(missing, persistent=False)  # the numeric columns with missing numbers
         ranges = [_range_without_overflow(column) for column in schema.numeric]
         self.smallest = nn.Buffer(float32([low for low, _ in ranges]), persistent=False)

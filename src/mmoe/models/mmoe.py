@@ -104,7 +104,7 @@ class MMoE(nn.Module):
             if len(groups) != num_inputs:
                 raise ArgumentError(f"input_groups: must have {num_inputs} integers, has {len(groups)}")
             self.views = ColumnViews(groups, num_experts, column_share, column_scale_rate)
-            self.views.hide(weight[:, : self.first_widths[0]])
+            self.views.draw_and_rescale(weight[:, : self.first_widths[0]])
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.empty(sum(self.first_widths)).uniform_(-bound, bound))
         self.experts = nn.Sequential(*hidden_layers(num_experts, expert_units, activation, dropout))

@@ -269,7 +269,7 @@ def _dates(values: list[Any], name: str, unit: str, day_first: bool) -> np.ndarr
 
 
 def _is_unix_time(value: Any) -> bool:
-    """Whether a value is a finite number, text that holds one, or missing, as blank text is."""
+    """Whether a value is missing, a finite number, or text that holds one. Blank text counts as missing."""
     try:
         return value is None or (not isinstance(value, bool) and not math.isinf(_number(value, "")))
     except ValueError:

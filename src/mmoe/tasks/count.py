@@ -41,7 +41,7 @@ class Count(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._store(mean=check.std(f"{self._at}.mean", self.mean))
+        self._store(mean=check.positive_number(f"{self._at}.mean", self.mean))
 
     def fit(self, values: pd.Series) -> Self:
         """Set the mean, rounded to float32; it is 1 if all labels are 0."""

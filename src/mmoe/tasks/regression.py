@@ -29,7 +29,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {"squared": mse_loss, "absolute": l1_
 
 @dataclass(frozen=True)
 class Regression(Task):
-    """A label that is a number. The network predicts it scaled by the training labels; metrics have its unit.
+    """A label that is a number. The network predicts its z-score; metrics are computed in the label's unit.
 
     Args:
         mean, std: mean and standard deviation of the training labels.
@@ -51,7 +51,8 @@ class Regression(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._store(
-            mean=check.number(f"{self._at}.mean", self.mean), std=check.std(f"{self._at}.std", self.std)
+            mean=check.number(f"{self._at}.mean", self.mean),
+            std=check.positive_number(f"{self._at}.std", self.std),
         )
         if self.loss not in LOSSES:
             raise ArgumentError(f"{self._at}.loss={self.loss}: must be one of {', '.join(LOSSES)}")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SMALLEST_WEIGHT = 1e-30  # its logarithm is finite
 SMALLEST_RATE = 1e-6  # rates of levels are limited to [this, 1 - this] before a logit or a logarithm
-YES = ("1", "true", "yes")  # levels of a `where` column in rows that have a label
+WHERE_LEVELS = ("1", "true", "yes")  # levels of a `where` column in rows that have a label
 # A function of logits [..., T], labels [..., T] and weights [T] that returns the mean of weights x losses.
 MeanLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -56,7 +56,7 @@ class Task(ABC):
     column: str
     name: str = field(default="", kw_only=True)
     where: str = field(default="", kw_only=True)
-    where_levels: tuple[str, ...] = field(default=YES, kw_only=True)
+    where_levels: tuple[str, ...] = field(default=WHERE_LEVELS, kw_only=True)
     weight: str = field(default="", kw_only=True)
     group_by: str = field(default="", kw_only=True)
 
@@ -200,7 +200,7 @@ class Task(ABC):
 
     @property
     def shifts_probabilities(self) -> bool:
-        """Whether the loss weighs labels so that predicted probabilities are not shares of rows."""
+        """Whether class weights or a focal loss move predicted probabilities away from the observed rates."""
         return False
 
     def count_rarest(self, labels: np.ndarray) -> int:

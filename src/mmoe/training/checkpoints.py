@@ -133,8 +133,9 @@ def newest(folder: Path) -> tuple[Path | None, dict[Path, UserError]]:
 
 def warn_of_damaged(folder: Path, found: Path | None, damaged: Mapping[Path, UserError]) -> None:
     """Warn of damaged checkpoints, and of a training that starts from the beginning."""
+    what = "" if found is None else "; using the one before it"
     for error in damaged.values():
-        log.warning("%s; using the one before it", error)
+        log.warning("%s%s", error, what)
     if found is None:
         log.warning("%s: no checkpoint to resume from; training starts from the beginning", folder)
 

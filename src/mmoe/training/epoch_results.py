@@ -115,8 +115,7 @@ class EpochResults:
         if bad.any() and trainer.state.fn != "fit":
             raise UserError(f"the {stage} rows have logits that are not finite")
         if bad.any():
-            batches, first = self._outputs.logits("train"), self._outputs.num_taken("train")
-            raise find_divergence(trainer, self._logit_names, batches, bad, num_before=first)
+            raise self._find_divergence(trainer, bad)
 
     def compute(self, stage: str, outputs: LabelledLogits | None) -> dict[str, Tensor]:
         """Compute the metrics of what `finish` has returned, add them to `values`, and return them."""
@@ -143,8 +142,16 @@ class EpochResults:
             is_bad = ~torch.stack([weight.isfinite().flatten(1).all(1) for weight in weights]).all(0)  # [R]
         if is_bad.any():
             bad = is_bad[..., None].expand(*is_bad.shape, len(self._logit_names))  # not traced to a task
-            batches, first = self._outputs.logits("train"), self._outputs.num_taken("train")
-            raise find_divergence(trainer, self._logit_names, batches, bad, is_weight=True, num_before=first)
+            raise self._find_divergence(trainer, bad, is_weight=True)
+
+    def _find_divergence(self, trainer: pl.Trainer, bad: Tensor, is_weight: bool = False) -> Diverged:
+        """The error of this epoch. A divergence in dropped training outputs came first."""
+        if self._divergence is not None:
+            return self._divergence[0]
+        batches, first = self._outputs.logits("train"), self._outputs.num_taken("train")
+        return find_divergence(
+            trainer, self._logit_names, batches, bad, is_weight=is_weight, num_before=first
+        )
 
     def to(self, device: torch.device) -> None:
         """Move the outputs that are kept."""

@@ -1,4 +1,4 @@
-"""Clip gradients where one norm of all parameters would be wrong.
+"""Clip gradients where Lightning cannot: by the norm of each network, and sparse ones.
 
 R replicas, M members of an ensemble.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmoe.models.ensemble import Ensemble
 
 
-def needs_clip_by_network(objective: nn.Module) -> bool:
+def needs_own_clipping(objective: nn.Module) -> bool:
     """Whether a module has an ensemble, or sparse gradients, which torch cannot clip."""
     has_tables = any(p.grad is not None and p.grad.is_sparse for p in objective.parameters())
     return has_tables or any(isinstance(m, Ensemble) for m in objective.modules())
@@ -24,6 +24,13 @@ def clip_by_network(objective: nn.Module, max_norm: float, has_replicas: bool) -
     for is_member in (True, False):
         chosen = [p for p in objective.parameters() if (id(p) in members) is is_member]
         clip_grad_norm_per_copy(chosen, max_norm, stacked_dims=has_replicas + is_member)
+
+
+def clip_by_value(objective: nn.Module, limit: float) -> None:
+    """Limit each entry of the gradients to [-limit, limit], also that of sparse ones."""
+    for parameter in objective.parameters():
+        if parameter.grad is not None:
+            _gradient_values(parameter).clamp_(-limit, limit)
 
 
 def clip_grad_norm_per_copy(parameters: Sequence[Tensor], max_norm: float, stacked_dims: int = 1) -> None:

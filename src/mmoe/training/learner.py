@@ -20,7 +20,7 @@ from mmoe.models.network import Output
 from mmoe.tasks import default_monitor, logit_columns, predictions_of, validation_metrics
 from mmoe.training.epoch_outputs import LabelledLogits
 from mmoe.training.epoch_results import EpochResults
-from mmoe.training.gradient_clipping import clip_by_network, needs_clip_by_network
+from mmoe.training.gradient_clipping import clip_by_network, clip_by_value, needs_own_clipping
 from mmoe.training.lightning_speedups import LightModule
 from mmoe.training.objective import LossAndOutput, Objective, TaskLosses
 from mmoe.training.optimizers import build_optimizer
@@ -304,10 +304,9 @@ class Learner(LightModule):
         if not gradient_clip_val:
             return
         learns_weights = self.balancer is not None and bool(self.balancer.learned)
-        is_norm = gradient_clip_algorithm != "value"
-        if is_norm and (learns_weights or self.has_replicas or needs_clip_by_network(self.objective)):
-            clip_by_network(self.objective, gradient_clip_val, self.has_replicas)
-        elif learns_weights:
-            nn.utils.clip_grad_value_(self.objective.parameters(), gradient_clip_val)
-        else:
+        if not (learns_weights or self.has_replicas or needs_own_clipping(self.objective)):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            clip_by_value(self.objective, gradient_clip_val)
+        else:
+            clip_by_network(self.objective, gradient_clip_val, self.has_replicas)

@@ -83,7 +83,7 @@ def check_callbacks(callbacks: Mapping[str, Any], learner: Any, schema: Schema, 
 
 
 def validates_each_epoch(trainer: pl.Trainer) -> bool:
-    """Whether every training epoch ends with a validation."""
+    """Whether there is a validation in every training epoch."""
     return bool(trainer.limit_val_batches) and trainer.check_val_every_n_epoch == 1
 
 

@@ -1,7 +1,8 @@
 """The loss: the weighted sum of the tasks' losses.
 
 B batch, P level slots of a row, M numeric columns, T tasks, L logits of all tasks, E experts, K sets of
-logits in training: one for each member of an ensemble, or with expert heads 1 + E (the output, then experts).
+logits in training: one for each member of an ensemble; with expert heads, 1 + E for each network (the output,
+then the experts).
 """
 
 from collections.abc import Mapping, Sequence

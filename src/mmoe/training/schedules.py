@@ -21,8 +21,8 @@ class Schedule:
         make: builds the schedule from the optimizer; None keeps the learning rate. If an argument is the text
             `total_steps`, it becomes the number of optimizer steps in the training.
         interval: `step` or `epoch`; None means `step` for OneCycleLR and CyclicLR, else `epoch`.
-        frequency: the schedule advances after this many epochs or, for `step`, at the optimizer steps that
-            end at a multiple of this many batches of the epoch.
+        frequency: for `epoch`, the schedule advances after this many epochs. For `step`, it advances after an
+            optimizer step if the number of the epoch's batches so far is a multiple of this.
         monitor: the validation metric that ReduceLROnPlateau follows.
         metrics: names of the validation metrics, and whether larger values are better.
     """

@@ -74,7 +74,7 @@ def read_config(folder: Path) -> DictConfig:
 
 
 def holds_runs(folder: Path) -> bool:
-    """Whether there are run folders in a folder, as in that of a sweep."""
+    """Whether a folder contains run folders, as the folder of a sweep does."""
     return any(folder.glob("*/config.yaml"))
 
 
