@@ -20,6 +20,7 @@ usage: python scripts/bench.py train|busy|experts|start|memory|ranks|replicas|vo
                                `time_to_auroc`
     batch=32                   batch size of `experts` and `replicas`
     strategies=                strategies of `balance` beside `constant`, such as pcgrad,famo; empty: all
+    models=dselect_k,adatt,stem,aitm   models of `balance` beside mmoe, with constant weights; empty: none
     buckets=1000,1000000       numbers of hash buckets for `vocabulary`
     rows=10000000              rows of the file that `read` reads
     streamed_rows=50000000     rows that `stream` encodes in shards and trains on for an epoch
@@ -71,7 +72,7 @@ DEFAULTS = {
     "buckets": "1000,1000000", "rows": "10000000", "streamed_rows": "50000000", "resident_rows": "2000000",
     "dask_rows": "8000000",
     "rounds": "3", "seconds": "2", "threads": "2", "replicas": "16", "peers": "", "peers_script": "",
-    "out": "", "strategies": "",
+    "out": "", "strategies": "", "models": "dselect_k,adatt,stem,aitm",
 }  # fmt: skip
 MINIMUMS = {
     **dict.fromkeys(["rounds", "threads", "batch", "replicas", "rows", "streamed_rows", "resident_rows"], 1),

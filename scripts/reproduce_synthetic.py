@@ -3,8 +3,8 @@
 usage: python scripts/reproduce_synthetic.py figure=2|3|4|5|all [option=value ...]
 
     figure=2           correlation of the labels against the cosine of the tasks' weights
-    figure=3           training loss of Shared-Bottom with width 16, at three cosines
-    figure=4           training loss of Shared-Bottom, OMoE and MMoE with about the same number of parameters
+    figure=3           loss on new rows during training, of Shared-Bottom with width 16, at each cosine
+    figure=4           the same of Shared-Bottom, OMoE and MMoE with about the same number of parameters
     figure=5           histograms of the final losses of figure 4's runs
     runs=200           runs of each model and cosine; each has its own data and initialisation
     rates=1e-4,1e-3,1e-2   the paper's learning rates, from which the best is chosen

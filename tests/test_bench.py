@@ -132,8 +132,8 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
     assert results("read")["lines"][0]["rows a second"] > 1000
     assert script("bench", "vocabulary", "batches=8192", "buckets=10,5000", *small).code == 0
     assert set(results("vocabulary")["samples_per_second"]["8192"]) == {"10 levels", "5,000 levels"}
-    assert script("bench", "balance", "batches=64", "strategies=pcgrad", *QUICK).code == 0
-    assert list(results("balance")["samples_per_second"]["64"]) == ["constant", "pcgrad"]
+    assert script("bench", "balance", "batches=64", "strategies=pcgrad", "models=adatt", *QUICK).code == 0
+    assert list(results("balance")["samples_per_second"]["64"]) == ["constant", "pcgrad", "adatt"]
     assert script("bench", "busy", "batches=64", *QUICK).code == 0
     kinds = {f"mmoe, threads={n}, {kind}" for n in ("auto", 1, 2) for kind in ("quiet", "busy")}
     assert set(results("busy")["samples_per_second"]["64"]) == kinds

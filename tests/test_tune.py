@@ -1,5 +1,6 @@
 """The search: `python -m mmoe.tune`."""
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -98,6 +99,61 @@ def test_a_search_is_resumed_and_its_result_trains(train):
         assert done.stderr.startswith("error: tune/journal.log: must have the")
         assert done.stderr.count("\n") == 1
         assert Path("tune/journal.log").read_bytes() == journal
+
+
+TABLE = """
+_target_: mmoe.data.table.TableData
+train: rows.csv
+validation: {fraction: 0.2}
+test: {fraction: 0.2}
+columns: {age: numeric}
+tasks: {click: {column: click}}
+main_task: click
+"""
+
+
+@pytest.fixture
+def table_options() -> list[str]:
+    """A search on a table whose configuration is found by hydra.searchpath."""
+    Path("my conf/data").mkdir(parents=True)
+    Path("my conf/data/mine.yaml").write_text(TABLE)
+    lines = [f"{20 + i % 50},{i % 3 % 2},{1 + i % 4}\n" for i in range(400)]
+    Path("rows.csv").write_text("age,click,month\n" + "".join(lines))
+    found = f"hydra.searchpath=['file://{Path('my conf').absolute()}']"
+    short = ["trainer.max_epochs=1", "trainer=cpu", "logger=none"]
+    return [found, "data=mine", "model=mmoe", *short, "sampler=tpe", "trials=1", "threads=1"]
+
+
+def test_the_printed_command_trains_with_the_replaced_split(command, train, table_options: list[str]):
+    replaced = ["~data.test", "+data.test={column: month, value: 2}"]
+    done = command("tune")(*table_options, *replaced, "folder='my search'")
+    assert done.code == 0, done.err
+    (line,) = (line for line in done.out.splitlines() if line.startswith("train it: "))
+    python, _, module, *arguments = shlex.split(line.removeprefix("train it: "))
+    assert (python, module) == ("python", "mmoe.train")
+    again = train(*arguments, "logger=none", "hydra.run.dir=run")
+    assert again.code == 0, again.err
+    config = OmegaConf.load("run/config.yaml")
+    assert config.data.test == {"fraction": None, "last": None, "by": None, "column": "month", "value": 2}
+    assert (config.threads, config.trainer.max_epochs) == (1, 1)
+
+
+def test_a_deletion_cannot_be_kept(command, table_options: list[str]):
+    done = command("tune")(*table_options, "~data.main_task", "folder=tune")
+    assert done.code == 2
+    assert done.err == (
+        "error: ~data.main_task: a search cannot keep a deletion; give data.main_task=null instead\n"
+    )
+
+
+def test_the_choice_of_a_learner_is_kept(command, table_options: list[str]):
+    Path("my conf/learner").mkdir()
+    Path("my conf/learner/slow.yaml").write_text("defaults: [adam]\noptimizer: {lr: 1e-5}\n")
+    ranges = "space.all={trainer.max_epochs: {low: 1, high: 1}}"
+    done = command("tune")(*table_options, "learner=slow", ranges, "folder=tune")
+    assert done.code == 0, done.err
+    (path,) = Path("tune/experiment").iterdir()
+    assert {"override /learner": "slow"} in OmegaConf.load(path).defaults
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Samples a second in training, by balancing strategy and batch size."""
+"""Samples a second in training, by balancing strategy or descendant of MMoE, and by batch size."""
 
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,16 @@ from mmoe import CONF_DIR
 
 
 def measure(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Samples a second of each balancing strategy, in the second of two short epochs."""
+    """Samples a second with each strategy and of each descendant, in the second of two short epochs."""
     every = sorted(path.stem for path in (CONF_DIR / "balance").glob("*.yaml"))
     chosen = bench.options["strategies"].split(",") if bench.options["strategies"] else every
     # The table compares the others with the first.
-    names = ["constant", *(name for name in chosen if name != "constant")]
+    choices = {name: f"balance={name}" for name in ["constant", *chosen]}
+    choices |= {name: f"model={name}" for name in bench.options["models"].split(",") if name}
 
     def speeds_at(batch: int) -> dict[str, float]:
         options = [f"data.batch_size={batch}", "trainer.max_epochs=2", "+trainer.limit_train_batches=150"]
         options += ["+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1"]
-        return {name: bench.train(folder, f"balance={name}", *options)[0]["steps"] for name in names}
+        return {name: bench.train(folder, choice, *options)[0]["steps"] for name, choice in choices.items()}
 
     return speeds_by("batch size", bench.integers("batches"), bench, speeds_at)

@@ -20,8 +20,8 @@ def main(config: DictConfig) -> None:
     check_integers(0, resamples=config.resamples)
     run = load(str(config.run), config.trust)
     changes = {str(key): value for key, value in config.data.items() if value is not None}
-    files = [file for value in changes.values() for file in as_names(value)]
-    suffix = "".join(f"_{Path(file).resolve().name}" for file in files)
+    names = [name for value in changes.values() for name in as_names(value)]
+    suffix = "".join(f"_{Path(name).resolve().name}" for name in names)
     out = Path(config.out or run.folder / f"evaluation_{config.split}_{config.checkpoint}{suffix}.json")
     check_not_run_file(run.folder, "out", out)
     evaluation = run.evaluate(config.split, config.checkpoint, changes, config.resamples, config.seed)

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 # Config groups that identify a study.
-GROUPS = ("data", "features", "inputs", "model", "balance", "experiment")
+GROUPS = ("data", "features", "inputs", "model", "balance", "learner", "experiment")
 # Settings of a training. Those that the command line gives are not searched.
 SETTINGS = (
     "data", "inputs", "model", "objective", "learner", "trainer", "balance", "activation", "gate_temperature",
     "monitor", "monitor_mode", "threads",
 )  # fmt: skip
+RULE_KEYS = ("fraction", "last", "by", "column", "value")  # of data.test and data.validation
 # Settings of a machine. Processes of a study may differ in them, and the written experiment lacks them.
 OF_THIS_MACHINE = ("data.dir", "data.cache_dir", "threads")
 DIRECTIONS = {"max": "maximize", "min": "minimize"}
@@ -103,11 +104,23 @@ def given_settings(config: DictConfig) -> dict[str, Any]:
     """The settings of a training that the command line gives, by config key.
 
     The choice of a config group, such as `model=ple`, is not a setting.
+
+    Raises:
+        UserError: a setting is deleted and not given anew.
     """
-    keys = (override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task)
+    overrides = HydraConfig.get().overrides.task
+    keys = (override.lstrip("+~").partition("=")[0] for override in overrides)
     given = [key for key in keys if key.split(".")[0] in SETTINGS and not (CONF_DIR / key).is_dir()]
     values = {key: OmegaConf.select(config, key) for key in given}
-    return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in values.items()}
+    values = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in values.items()}
+    for override in overrides:
+        key = override.removeprefix("~").partition("=")[0]
+        if override.startswith("~") and key in values:
+            if not isinstance(values[key], dict):
+                raise UserError(f"{override}: a search cannot keep a deletion; give {key}=null instead")
+            # The written experiment is merged with the old rule, so the keys that are gone become null.
+            values[key] = {**dict.fromkeys(RULE_KEYS), **values[key]}
+    return values
 
 
 def check_options(config: DictConfig) -> None:
