@@ -192,6 +192,9 @@ def test_empty_pieces_are_no_levels(dtype: str):
     assert encode(frame, schema).levels.tolist() == [[0, 1], [1, 3], [0, 3], [3, 3], [2, 3], [2, 3]]
     lists = pd.DataFrame({"tags": [["a", "", "b"], ["b", None], [" a"], [], None, None]})
     assert encode(lists, schema).levels.tolist() == encode(frame, schema).levels.tolist()
+    fixed = pa.array([["a", "b"], ["b", None], None], pa.list_(pa.string(), 2))
+    fixed_lists = pd.DataFrame({"tags": pd.Series(fixed, dtype=pd.ArrowDtype(fixed.type))})
+    assert encode(fixed_lists, schema).levels.tolist() == [[0, 1], [1, 3], [2, 3]]
 
 
 def test_values_may_have_to_be_present():

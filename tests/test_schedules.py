@@ -111,6 +111,21 @@ def test_the_steps_between_two_advances_are_counted_in_each_epoch():
         fit(learner(scheduler=partial(one_cycle, total_steps=2), interval="step", frequency=3))
 
 
+def test_scaled_gradients_are_not_clipped_by_a_fused_optimizer(monkeypatch: pytest.MonkeyPatch):
+    """Lightning would clip them before it unscales them."""
+    given = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    free, clipping = pl.Trainer(**given), pl.Trainer(**given, gradient_clip_val=1.0)
+    monkeypatch.setattr(pl.Trainer, "precision", "16-mixed")  # a CPU would take bf16-mixed instead
+    for trainer, fused in ((free, True), (clipping, False)):
+        adam = learner(partial(torch.optim.Adam))
+        adam.trainer = trainer
+        assert adam.configure_optimizers()["optimizer"].defaults["fused"] is fused
+    fused_adam = learner(partial(torch.optim.Adam, fused=True))
+    fused_adam.check_optimizer(free)
+    with pytest.raises(UserError, match=r"^learner.optimizer.fused=true: cannot be combined"):
+        fused_adam.check_optimizer(clipping)
+
+
 @pytest.mark.parametrize(("monitor", "mode"), [("val/one/auroc", "max"), ("val/two/log_loss", "min")])
 def test_a_plateau_lowers_the_rate_by_what_is_monitored(monitor: str, mode: str):
     plateau = partial(lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.1)

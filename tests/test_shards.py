@@ -17,6 +17,7 @@ from test_table import TASKS, frame, options, write_yaml
 
 import mmoe
 from mmoe.data import (
+    csv_file,
     encode_shards,
     number_statistics,
     partitions,
@@ -315,7 +316,10 @@ def test_kinds_are_guessed_from_the_first_rows(tmp_path: Path):
         ({"columns": {"none": "numeric"}}, "must have a column 'none'"),
         ({"columns": {"city": "numeric"}}, "0.parquet, column city, row 1: must be a number"),
         ({"test": {"column": "plan", "value": "lead"}}, "data.test: must choose at least one test row"),
-        ({"tasks": {"plan": {"column": "exposure", "kind": "count"}}}, "must be a count"),
+        (
+            {"tasks": {"plan": {"column": "exposure", "kind": "count"}}},
+            "0.parquet, column exposure, row 1: must be a count",
+        ),
         (
             {"validation": {"fraction": 0.2, "by": "city"}},
             "must have a value, because data.validation.by needs one",
@@ -329,6 +333,62 @@ def test_bad_input_is_one_line(tmp_path: Path, train: Command, changes: dict[str
     assert message in result.err.replace("\n", " ")
     assert result.err.strip().count("\n") == 0
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("split", [{"fraction": 0.5}, {"column": "y", "value": 1}])
+def test_a_wrong_label_has_its_place_among_all_rows(tmp_path: Path, split: dict[str, Any]):
+    """Rows of other splits stand before it."""
+    y = np.arange(300) % 2
+    labels = np.where(np.arange(300) == 250, -1.0, 3.0)
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    pd.DataFrame({"x": np.arange(300.0), "y": y, "n": labels}).to_csv(folder / "a.csv", index=False)
+    tasks = {"n": {"column": "n", "kind": "count"}}
+    given = {
+        "train": str(folder),
+        "columns": {"x": "numeric"},
+        "tasks": tasks,
+        "main_task": "n",
+        "test": split,
+    }
+    for stream in (False, True):
+        with pytest.raises(UserError, match=r"a\.csv, line 252, column 3 \(n\): must be a count"):
+            _ = table(**given | {"test": split}, stream=stream).dataset
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("7", "TRUE", [7.0, 1.0]),  # text in one block alone
+        ("NaN", "5", [np.nan, 5.0]),  # a missing number, which int64 cannot hold
+    ],
+)
+@pytest.mark.parametrize("num_files", [1, 2])
+def test_blocks_of_numbers_have_one_type(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: str,
+    second: str,
+    expected: list[float],
+    num_files: int,
+):
+    monkeypatch.setattr(csv_file, "BLOCK_BYTES", 200)
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    lines = [f"{value},{i % 2}\n" for value in (first, second) for i in range(150)]
+    for i in range(num_files):
+        own = lines[i * len(lines) // num_files : (i + 1) * len(lines) // num_files]
+        (folder / f"{i}.csv").write_text("x,y\n" + "".join(own))
+    given = {
+        "train": str(folder),
+        "columns": {"x": "numeric"},
+        "tasks": {"y": {"column": "y"}},
+        "main_task": "y",
+    }
+    whole, streamed = (table(**given, stream=stream).dataset for stream in (False, True))
+    assert_same(whole, streamed)
+    numbers = read(streamed.splits["train"]).numbers[:, 0]
+    assert set(numbers.nan_to_num(-1).tolist()) == set(np.nan_to_num(expected, nan=-1))
 
 
 @pytest.mark.parametrize("max_shuffled", [table_splits.MAX_SHUFFLED_ROWS, 100])

@@ -346,6 +346,10 @@ def test_the_last_column_of_a_ragged_file_takes_the_rest_of_a_line():
     assert table["y"].to_pylist() == [0, None, 1, 1, 1]
     assert read_table(["a.csv"], CsvOptions.parse(options), ["y", "id"])["id"].to_pylist() == [1, 2, 3, 4, 5]
     assert read_text("x,y\n1,2,3\n", ragged=True).to_pydict() == {"x": [1], "y": ["2,3"]}
+    write("a.csv", "x,y\n1,2,3\n")
+    write("b.csv", "x,y\n4,5\n6,7,8\n")
+    found = locate(["a.csv", "b.csv"], CsvOptions(ragged=True), RowError("y", 2, "is wrong"))
+    assert str(found) == "b.csv, line 3, column 2 (y): is wrong"
     with pytest.raises(UserError, match=r"a.csv: a line must have at least 2 fields, is '5'"):
         read_text("1,0,a\n5\n", **options)
 

@@ -146,6 +146,13 @@ def test_inputs_hold_the_statistics_of_each_level():
     assert not any("statistics" in name for name in inputs.state_dict())  # they follow from the schema
 
 
+def test_a_column_without_a_level_is_an_ordinary_case():
+    """Such as lists that are all empty."""
+    empty = Categorical("tags", (), is_multi=True, encoding="target")
+    inputs = Inputs(Schema((empty,), SCHEMA.numeric, SCHEMA.tasks))
+    assert inputs(torch.zeros(2, 1, dtype=torch.int16), torch.zeros(2, len(SCHEMA.numeric))).isfinite().all()
+
+
 def test_a_schema_must_have_the_statistics_that_its_columns_need():
     with pytest.raises(ArgumentError, match=r"both\.statistics: must be fitted"):
         Inputs(SCHEMA)

@@ -30,8 +30,9 @@ class Batch(NamedTuple):
             number in its own unit for a regression or a count, and 0 where a label is unknown.
         known: [N, T], bool, whether each label is known. None: all are.
         weights: [N, T], float32, the weights of the rows in each task's loss. None: all are 1.
-        sparse: [N, S], the coefficients of the rows as a `SparseMatrix`; see `models.sparse_inputs`. They are
-            computed once by `Inputs.encode_rows`. None: the input layer encodes the rows in each step.
+        sparse: [N, S], the coefficients of the rows as a `SparseMatrix`; see `models.sparse_inputs`.
+            `Inputs.encode_rows` computes them before the steps: once for rows in memory, in every epoch for
+            rows in shards. None: the input layer encodes the rows in each step.
         groups: [N, 1], int64, equal for rows of one group, such as a user; see `TableData`. None where rows
             have no groups, such as training rows.
     """

@@ -169,8 +169,8 @@ class Numeric:
             "std": check.positive_number,
             "bins": check.bins,
             "values": check.increasing,
+            "origin": check.number,
         }
-        statistics |= {"values": check.increasing, "origin": check.number}
         flags = dict.fromkeys(("has_missing", "is_datetime", "day_first"), check.flag)
         check.fields(self, f"numeric.{self.name}.", **statistics, **flags)
 

@@ -54,7 +54,8 @@ class ColumnType:
         except pa.ArrowInvalid:
             self.type = pa.string()
             return
-        if numbers.null_count == len(numbers):
+        if numbers.null_count == len(numbers):  # all of them are NaN, which int64 cannot hold
+            self.type = pa.float64()
             return
         texts = _clean(column, self._options)
         integers = texts.filter(pc.invert(pc.match_substring_regex(texts, "[^0-9-]")))
@@ -67,10 +68,13 @@ def convert_column(
 ) -> pa.ChunkedArray:
     """Convert a column of text to the type that `ColumnType` found, or to numbers if it must hold numbers.
 
+    A column of plain numbers that is text stays text, so that all blocks of a file have one type. `encode`
+    reads spellings such as TRUE as numbers, and finds the errors.
+
     Raises:
         RowError: a value is not a number.
     """
-    if name in rules.numbers and kind == pa.string():
+    if name in rules.numbers and kind == pa.string() and not rules.csv.has_plain_numbers:
         return to_numbers(column, name, rules.csv)
     return convert_text(column, kind, rules.csv)
 

@@ -32,7 +32,7 @@ csv.field_size_limit(BLOCK_BYTES)  # of Python's reader; by default, a field mus
 BATCH_ROWS = 16384  # rows that Python parses at once
 LINE = "line"  # the only column of a ragged file, before it is split
 NO_DELIMITER = "\x1e"  # no text holds it, so a line is one field
-END = "\x1e"  # a line after the last one, which becomes part of the last row if a quote is open
+END = "\x1f"  # a line after the last one, which becomes part of the last row if a quote is open
 FIRST_ROW_NUMBERS = ("0", "1")
 
 

@@ -77,7 +77,7 @@ def dates_of(values: pd.Series, how: DateFormat) -> np.ndarray:
     Raises:
         UserError: a value is not a date.
     """
-    values = _plain(values)
+    values = _plain(values).reset_index(drop=True)  # the index of a user's frame may repeat
     if isinstance(values.dtype, pd.ArrowDtype):  # dates or times
         seconds = pc.cast(array_of(values), pa.timestamp("s"), safe=False)
         return np.asarray(seconds.to_numpy(zero_copy_only=False))

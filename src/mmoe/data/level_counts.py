@@ -23,7 +23,7 @@ class LevelCounts:
     Attributes:
         levels: their names; no name occurs twice.
         counts: rows by level.
-        has_missing: a row has no level.
+        has_missing: the value of a row is missing; an empty list is not.
         longest: the largest number of levels in a row.
     """
 

@@ -23,7 +23,7 @@ class Partition:
     Attributes:
         source: `train`, `validation` or `test`.
         file: the file's path or URL.
-        groups: the row groups of a Parquet file, or the record batches of an Arrow file; empty for CSV.
+        groups: the row groups of a Parquet file, or the record batches of an Arrow file; (0,) for CSV.
         first_row: the number of the first row among all rows of the source, from 0.
         file_row: the number of the first row in the file, from 0.
         num_rows: the number of rows.

@@ -84,6 +84,8 @@ def multi_levels_of(values: pd.Series, separator: str) -> Levels:
         array = array.dictionary_decode()
     if pa.types.is_null(array.type):
         return Levels(np.full(len(array), -1), [], np.arange(len(array) + 1))
+    if pa.types.is_fixed_size_list(array.type):
+        array = pc.cast(array, pa.list_(array.type.value_type))
     if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
         if not separator:
             rule = "needs a separator, because it holds no lists"

@@ -9,16 +9,13 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmoe.data import schema_checks as check
 from mmoe.data.columns import Categorical, Numeric, column_rank
 from mmoe.errors import ArgumentError, UserError
 from mmoe.tasks import Task
 from mmoe.tasks.serialization import task_from_json, task_to_json
-
-if TYPE_CHECKING:
-    pass
 
 ORIGINS = ("official", "sample", "synthetic", "custom")
 

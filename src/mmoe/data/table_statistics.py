@@ -89,8 +89,8 @@ def collect_statistics(job: Job, request: Request, formats: Mapping[str, DateFor
                     numbers = find_numbers(frame, column.name, column.date_format)[rows]
                     found[column.name] = [NumberStatistics.of(numbers, is_sampled, first_row)]
             for task in request.tasks:
-                labels = known_labels(frame, task).iloc[rows]
-                found[_label_key(task)] = [_of_labels(task, labels, is_sampled, first_row)]
+                labels = known_labels(frame, task)
+                found[_label_key(task)] = [_of_labels(task, labels, rows, is_sampled, first_row)]
         total.add(Collected(found, np.bincount(splits, minlength=len(SPLITS))))
     return Collected({name: [one] for name, one in total.merged().items()}, total.num_rows)
 
@@ -115,10 +115,14 @@ def _label_key(task: Task) -> str:
     return f"label of task {task.name}"
 
 
-def _of_labels(task: Task, labels: pd.Series, is_sampled: np.ndarray, first_row: int) -> Statistics:
+def _of_labels(
+    task: Task, labels: pd.Series, rows: np.ndarray, is_sampled: np.ndarray, first_row: int
+) -> Statistics:
+    """The statistics of the labels at the positions `rows`. If labels are numbers, all are checked."""
     if task.holds_numbers:
-        return NumberStatistics.of(numbers_of(labels).astype(np.float64), is_sampled, first_row)
-    counts = count_levels(labels)
+        task.encode(labels)  # names the row of a wrong one
+        return NumberStatistics.of(numbers_of(labels).astype(np.float64)[rows], is_sampled, first_row)
+    counts = count_levels(labels.iloc[rows])
     return LevelCounts(pa.array([*counts], pa.string()), np.array([*counts.values()], np.int64))
 
 

@@ -90,7 +90,8 @@ class TargetStatistics(nn.Module):
         positions = [p for p, i in enumerate(schema.level_positions) if i in set(chosen)]
         table = torch.zeros(schema.num_levels + 1, width)  # the last row is an unseen level
         for i, column in zip(chosen, columns, strict=True):
-            table[slice(*schema.level_offsets[i : i + 2])] = torch.tensor(column.statistics).view(-1, width)
+            own = torch.tensor(column.statistics).view(column.num_codes, width)
+            table[slice(*schema.level_offsets[i : i + 2])] = own
         # The buffers follow from the schema, so a checkpoint need not hold them.
         self.positions = nn.Buffer(torch.tensor(positions, dtype=torch.long), persistent=False)
         self.table = nn.Buffer(table, persistent=False)

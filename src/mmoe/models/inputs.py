@@ -177,7 +177,7 @@ class Inputs(nn.Module):
 
     @property
     def groups(self) -> list[int]:
-        """The number of each input's column; learned vectors and target statistics have negative numbers."""
+        """The number of each input's column, negative for `ColumnEmbeddings` and `TargetStatistics`."""
         num_dense = self.embeddings.num_outputs + self.statistics.num_outputs
         is_dense = torch.arange(self.num_outputs) >= self.num_outputs - num_dense
         column = self.column.cpu()

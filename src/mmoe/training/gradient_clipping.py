@@ -5,10 +5,16 @@ R replicas, M members of an ensemble.
 
 from collections.abc import Sequence
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from mmoe.models.ensemble import Ensemble
+
+
+def clips_scaled_gradients(trainer: pl.Trainer | None) -> bool:
+    """Whether a trainer clips gradients of scaled losses. A fused optimizer would unscale them too late."""
+    return trainer is not None and trainer.precision == "16-mixed" and bool(trainer.gradient_clip_val)
 
 
 def needs_own_clipping(objective: nn.Module) -> bool:

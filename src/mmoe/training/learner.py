@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -14,13 +15,18 @@ from mmoe.balancing.balancer import Balancer
 from mmoe.balancing.strategies import Strategy
 from mmoe.checks import check_integers
 from mmoe.data.batch import Batch
-from mmoe.errors import ArgumentError
+from mmoe.errors import ArgumentError, UserError
 from mmoe.models.inputs import Inputs
 from mmoe.models.network import Output
 from mmoe.tasks import default_monitor, logit_columns, predictions_of, validation_metrics
 from mmoe.training.epoch_outputs import LabelledLogits
 from mmoe.training.epoch_results import EpochResults
-from mmoe.training.gradient_clipping import clip_by_network, clip_by_value, needs_own_clipping
+from mmoe.training.gradient_clipping import (
+    clip_by_network,
+    clip_by_value,
+    clips_scaled_gradients,
+    needs_own_clipping,
+)
 from mmoe.training.lightning_speedups import LightModule
 from mmoe.training.objective import LossAndOutput, Objective, TaskLosses
 from mmoe.training.optimizers import build_optimizer
@@ -98,7 +104,8 @@ class Learner(LightModule):
 
     def configure_optimizers(self) -> Any:
         learned = self._start_balancer() if self.balancer else ()
-        optimizer = build_optimizer(self._optimizer, self.objective, learned)
+        may_fuse = not clips_scaled_gradients(self._trainer)
+        optimizer = build_optimizer(self._optimizer, self.objective, learned, may_fuse)
         return self.schedule.configure(optimizer, self._trainer)
 
     def _start_balancer(self) -> list[nn.Parameter]:
@@ -123,9 +130,13 @@ class Learner(LightModule):
             weight = process_weight(batch, self.trainer)
             self.balancer.follow_step(losses if weight is None else losses * weight)
 
-    def check_optimizer(self) -> None:
-        """Raise UserError before training if the optimizer or the schedule refuses its arguments."""
-        optimizer = build_optimizer(self._optimizer, self.objective)
+    def check_optimizer(self, trainer: pl.Trainer | None = None) -> None:
+        """Raise UserError before training if the optimizer or the schedule cannot work in it."""
+        may_fuse = not clips_scaled_gradients(trainer)
+        optimizer = build_optimizer(self._optimizer, self.objective, may_fuse=may_fuse)
+        if optimizer.defaults.get("fused") and not may_fuse:
+            rule = "cannot be combined with trainer.precision=16-mixed and gradient clipping; leave it out"
+            raise UserError(f"learner.optimizer.fused=true: {rule}")
         self.schedule.configure(optimizer, None)
 
     def encode_rows(self, rows: Batch, batch_size: int) -> Batch:

@@ -24,11 +24,13 @@ def build_optimizer(
     make: Callable[[Iterable[Any]], torch.optim.Optimizer],
     module: nn.Module,
     task_weights: Sequence[nn.Parameter] = (),
+    may_fuse: bool = True,
 ) -> torch.optim.Optimizer:
     """Build the optimizer of a module's parameters, and of task weights that a balancing strategy learns.
 
-    Adam and AdamW use torch's fused kernel, and Muon becomes `MuonAndAdamW`. Parameters with sparse gradients
-    get `RowAdam`, and the task weights Adam, with the same learning rate and without weight decay.
+    Adam and AdamW use torch's fused kernel if `may_fuse` is true, and Muon becomes `MuonAndAdamW`. Parameters
+    with sparse gradients get `RowAdam`, and the task weights Adam, with the same learning rate and without
+    weight decay.
 
     Raises:
         UserError: the optimizer refuses its arguments.
@@ -36,7 +38,7 @@ def build_optimizer(
     if isinstance(make, partial) and make.func is getattr(torch.optim, "Muon", None):
         make = partial(MuonAndAdamW, *make.args, **make.keywords)
     elif isinstance(make, partial) and make.func in FUSED and not make.keywords.keys() & {"fused", "foreach"}:
-        make = partial(make, fused=True)
+        make = partial(make, fused=may_fuse)
     embeddings = [part for part in module.modules() if isinstance(part, nn.Embedding)]
     tables: list[Any] = [part.weight for part in embeddings if part.sparse]
     table_ids = {id(table) for table in tables}

@@ -196,7 +196,7 @@ def prepare(config: DictConfig, folder: Path) -> Training:
 
 def check_learner(config: DictConfig, learner: Any, schema: Schema, trainer: pl.Trainer) -> None:
     """Raise UserError if the optimizer, schedule, balancing or model cannot work in a training."""
-    learner.check_optimizer()
+    learner.check_optimizer(trainer)
     if learner.schedule.follows_validations and not validates_each_epoch(trainer):
         raise UserError("learner.scheduler: ReduceLROnPlateau needs a validation in every epoch")
     check_balance(config, learner, schema.tasks, trainer)

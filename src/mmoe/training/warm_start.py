@@ -32,7 +32,7 @@ def take_weights(learner: Any, run_folder: str) -> None:
     ours, theirs = learner.state_dict(), checkpoints.load(path)["state_dict"]
     taken = [name for name in ours if name in theirs and theirs[name].shape == ours[name].shape]
     if not taken:
-        rule = "must have a weight with the name and the shape of one of this network"
+        rule = "must have a weight with the same name and shape as a weight of this network"
         raise UserError(f"init_from={run_folder}: {rule}")
     with torch.no_grad():
         for name in taken:
