@@ -352,6 +352,13 @@ def test_integers_as_column_names_become_text():
         mmoe.Table(numbered, [2])  # type: ignore[list-item]
 
 
+def test_a_column_that_a_split_names_is_an_input_only_if_it_is_given():
+    split = {"fraction": 0.2, "by": "group"}
+    assert "group" not in mmoe.Table(rows(), ["y"], test=split).columns
+    given = mmoe.Table(rows(), ["y"], validation=split, columns={"group": "categorical"})
+    assert given.columns["group"] == "categorical"
+
+
 def test_a_table_without_inputs_is_one_line():
     with pytest.raises(UserError) as raised:
         mmoe.fit(mmoe.Table(rows()[["y"]], ["y"]), "run", *QUICK)

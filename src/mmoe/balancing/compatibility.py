@@ -10,7 +10,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from mmoe.balancing.strategies import Constant
 from mmoe.errors import UserError
-from mmoe.tasks import Count, Task
+from mmoe.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +26,11 @@ def check_balance(config: DictConfig, learner: Any, tasks: Sequence[Task], train
     if unused and not isinstance(strategy, Constant):
         rule = "must be above 0 for a balancing strategy; leave the task out of data.tasks instead"
         raise UserError(f"objective.task_weights.{unused[0]}=0: {rule}")
-    counts = [task.name for task in tasks if isinstance(task, Count)]
-    if strategy.needs_positive_losses and counts:
-        rule = f"needs losses above 0, and the loss of the count {counts[0]} may be negative"
+    negative = [task for task in tasks if task.loss_may_be_negative]
+    if strategy.needs_positive_losses and negative:
+        rule = (
+            f"needs losses above 0, and the loss of the {negative[0].kind} {negative[0].name} may be negative"
+        )
         raise UserError(f"balance: {strategy.name} {rule}")
     if not (balancer.aggregates or balancer.measure_every):
         return

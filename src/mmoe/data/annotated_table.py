@@ -42,7 +42,7 @@ class Table:
             `{"fraction": 0.1, "by": "user_id"}`; see `mmoe.data.split_rules.SplitRule`. The default
             fractions are 0.2 for the test and 0.1 for validation.
         columns: kinds by column, as in a configuration; None leaves a column out. The kinds of the other
-            columns are guessed.
+            columns are guessed, but a column that a task or a rule names is no input unless it is given here.
         main_task: the task whose validation metric chooses the epoch; by default the first.
         weight: a column with the weight of each row in the loss.
         group_by: a column with the group of each row, such as a user's id, for the metric `grouped_auroc`.
@@ -107,8 +107,8 @@ class Table:
         used = {name for task in named.values() for name in (task.column, task.where, task.weight)}
         used |= {weight} if weight else set()
         for rule in (validation, test):
-            if isinstance(rule, Mapping) and "column" in rule:
-                used.add(str(rule["column"]))
+            if isinstance(rule, Mapping):
+                used |= {str(rule[key]) for key in ("column", "by") if key in rule}
         free = [values for name, values in self._values.items() if name not in used | kinds.keys()]
         self._guesses = [guess(values, is_csv) for values in free]
         inputs = [one.values for one in self._guesses if not one.reason]

@@ -38,6 +38,7 @@ class Count(Task):
     kind = "count"
     METRICS: ClassVar[Mapping[str, bool]] = {"poisson_deviance": False, "mae": False, "rmse": False}
     holds_numbers = True
+    loss_may_be_negative = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -63,6 +63,7 @@ class Task(ABC):
     kind: ClassVar[str]
     METRICS: ClassVar[Mapping[str, bool]]  # whether larger values are better; the first is the main metric
     holds_numbers: ClassVar[bool]  # whether the label column holds numbers rather than levels
+    loss_may_be_negative: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if isinstance(self.where, Mapping):
