@@ -112,6 +112,8 @@ def test_bands_and_levels():
     levels = pd.Series(list("aaabbcde"))
     assert subgroups(levels, max_levels=2).value_counts().to_dict() == {"a": 3, "(other)": 3, "b": 2}
     assert subgroups(pd.Series([94.0, 95, 94])).astype(str).tolist() == ["94", "95", "94"]
+    days = pd.Series([20240101.0, 20240102, 20240101])
+    assert subgroups(days).astype(str).tolist() == ["20240101", "20240102", "20240101"]
     money = pd.Series([0.0] * 90 + list(range(1, 11)))
     counts = subgroups(money, bands=3).value_counts(sort=False)
     assert counts.to_dict() == {"0": 90, "0 to 5.5": 5, "5.5 to 10": 5}
@@ -198,10 +200,14 @@ def test_figures_fit_their_values(smoke_run: Path, tmp_path: Path):
     figure = analysis.plot_gate_weights(smoke_run)
     weights = analysis.gate_weights(smoke_run).to_numpy()
     assert figure.axes[0].images[0].norm.vmax == max(weights.max(), 2 / 8)  # equal weights are not black
-    largest = max(table.to_numpy()[:, :2].max() for table in analysis.calibration(smoke_run).values())
-    assert analysis.plot_calibration(smoke_run).axes[0].get_xlim()[1] == pytest.approx(
-        1.05 * largest, rel=0.1
-    )
+    panels = analysis.plot_calibration(smoke_run).axes
+    for axes, (task, table) in zip(panels, analysis.calibration(smoke_run).items(), strict=True):
+        assert axes.get_title() == task
+        largest = table[["predicted", "observed"]].to_numpy().max()
+        assert axes.get_xlim()[1] == pytest.approx(1.05 * largest, rel=0.1)
+    curves = analysis.plot_precision_recall(smoke_run).axes[0].lines
+    labels = load(smoke_run).predictions["income_label"]
+    assert curves[1].get_ydata()[0] == pytest.approx(labels.mean())  # the baseline
     folder = tmp_path / "run"
     shutil.copytree(smoke_run, folder)
     history = pd.read_csv(folder / "history.csv")

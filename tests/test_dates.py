@@ -96,6 +96,14 @@ def test_dates_and_times_of_arrow():
         np.testing.assert_array_equal(dates_of(values, guess_format(values)), expected)
 
 
+def test_blank_text_is_a_missing_date():
+    values = pd.Series(["2020-01-01", "", " ", None], dtype=object, name="when")
+    found = dates_of(values, DateFormat())
+    assert np.isnat(found).tolist() == [False, True, True, True]
+    with pytest.raises(UserError, match=r"row 2: must be a date, is '-'"):
+        dates_of(pd.Series(["2020-01-01", "", "-"], dtype=object, name="when"), DateFormat())
+
+
 def test_dates_of_a_frame_with_a_repeated_index():
     values = pd.Series(["31.12.2025", "1.2.2025", "2025-01-02"], [0, 0, 1], dtype=object, name="when")
     expected = ["2025-12-31", "2025-02-01", "2025-01-02"]

@@ -19,6 +19,17 @@ from mmoe.data.task_guess import TaskGuess, guess_task
 USUAL = Fractions(0.1, 0.2)
 
 
+FEW = """
+_target_: mmoe.data.table.TableData
+train: rows.csv
+validation: {column: part, value: val}
+test: {column: part, value: test}
+columns: {amount: numeric}
+tasks: {often: {column: often}}
+main_task: often
+"""
+
+
 def task(name: str, *positive_rows: int, count: int = 100) -> TaskGuess:
     return guess_task(name, values(name, np.isin(np.arange(count), positive_rows).astype(int)))
 
@@ -98,6 +109,27 @@ def test_describe_says_that_a_split_must_have_one_class(command: Callable[[str],
     assert wrong.err.endswith("all equal; try monitor=val/rare/log_loss\n")  # no larger fraction
     done = command("describe")("rows.csv", "tasks=[often]")
     assert "a split has none" not in done.out
+
+
+def test_few_validation_labels_are_warned_of(train: Command):
+    """12 validation rows have 6 labels of each class; 30 rows have 15."""
+    rows = pd.DataFrame({"amount": np.random.default_rng(0).normal(size=60), "often": [0, 1] * 30})
+    rows["part"] = ["val"] * 12 + ["test"] * 10 + ["train"] * 38
+    rows.to_csv("rows.csv", index=False)
+    Path("conf/data").mkdir(parents=True)
+    Path("conf/data/mine.yaml").write_text(FEW)
+    quick = ["--config-dir", "conf", "data=mine", "trainer.max_epochs=1", "logger=none"]
+    few = train(*quick)
+    assert few.code == 0, few.err
+    warning = (
+        "task often: only 6 validation labels of the rarer class, so the epoch is chosen nearly by chance"
+    )
+    assert warning in few.out
+    assert "nearly by chance" not in train(*quick, "monitor=val/often/log_loss").out
+    rule = "'~data.validation' '+data.validation={...}' would replace all of data.validation"
+    wrong = train(*quick, "data.validation={fraction: 0.5}")
+    assert wrong.code == 2
+    assert rule in wrong.err
 
 
 @pytest.mark.parametrize(

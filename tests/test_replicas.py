@@ -19,6 +19,7 @@ from mmoe import Replicas, load
 from mmoe.build import build
 from mmoe.models.mmoe import MMoE
 from mmoe.train import main as train_main
+from mmoe.training import checkpoints
 from mmoe.training.preparation import build_learner
 
 MODELS = models("esmm")
@@ -46,13 +47,29 @@ def train(learner, data, steps: int) -> list[torch.Tensor]:
     return losses
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_every_method_trains_as_it_does_alone(model: str):
-    together, alone, data = learners(3, f"model={model}")
+HIDDEN = "model.column_share=0.5"  # each unit sees columns that are drawn at random
+HIDDEN_IN_MEMBERS = ["model=ensemble", "model.size=2", "model.member.column_share=0.5"]
+
+
+@pytest.mark.parametrize("overrides", [*([f"model={one}"] for one in MODELS), [HIDDEN], HIDDEN_IN_MEMBERS])
+def test_every_method_trains_as_it_does_alone(overrides: list[str]):
+    together, alone, data = learners(3, *overrides)
     ours = torch.stack(train(together, data, 20), dim=1)
     theirs = torch.stack([torch.stack(train(learner, data, 20)) for learner in alone])
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     assert len({round(loss, 4) for loss in ours[:, 0].tolist()}) == 3
+
+
+@pytest.mark.parametrize("overrides", [[HIDDEN], HIDDEN_IN_MEMBERS])
+def test_a_replica_in_a_checkpoint_is_the_network_alone(overrides: list[str]):
+    together, alone, _ = learners(2, *overrides)
+    for replica, learner in enumerate(alone):
+        network = learner.objective.network
+        checkpoint = {"state_dict": together.state_dict()}
+        found = checkpoints.network_weights(checkpoint, network, replicas=2, replica=replica)
+        expected = network.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_learned_inputs_are_stacked_too():

@@ -41,14 +41,15 @@ def learner(optimizer: object = None, **options: object) -> Learner:
     return Learner(objective, optimizer or partial(torch.optim.SGD, lr=0.1), **options)
 
 
-def fit(ours: Learner, epochs: int = 3) -> list[float]:
+def fit(ours: Learner, epochs: int = 3, steps: int = -1) -> list[float]:
     """Train, and give the learning rate of each step."""
     torch.manual_seed(1)
     batches = [batch(16) for _ in range(STEPS)]
     rates = Rates()
     trainer = pl.Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[rates],
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        max_epochs=epochs, max_steps=steps, accelerator="cpu", logger=False, callbacks=[rates],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(ours, DataLoader(batches, batch_size=None), DataLoader([batch(40)], batch_size=None))
     return rates.rates
@@ -109,6 +110,14 @@ def test_the_steps_between_two_advances_are_counted_in_each_epoch():
     assert len(set(fit(learner(scheduler=one_cycle, interval="step", frequency=3)))) == 4
     with pytest.raises(UserError, match="must be at least 3"):
         fit(learner(scheduler=partial(one_cycle, total_steps=2), interval="step", frequency=3))
+
+
+def test_one_cycle_by_epoch_must_reach_the_last_step():
+    """6 steps are one and a half epochs of 4, so the schedule advances once."""
+    one_cycle = partial(lr_scheduler.OneCycleLR, max_lr=1.0)
+    assert len(fit(learner(scheduler=partial(one_cycle, total_steps=2), interval="epoch"), -1, 6)) == 6
+    with pytest.raises(UserError, match="total_steps=2: must be at least 3, because"):
+        fit(learner(scheduler=partial(one_cycle, total_steps=2), interval="epoch"), -1, 12)
 
 
 def test_scaled_gradients_are_not_clipped_by_a_fused_optimizer(monkeypatch: pytest.MonkeyPatch):

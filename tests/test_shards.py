@@ -242,6 +242,12 @@ def test_orders_differ_by_epoch_and_seed_and_are_resumed(tmp_path: Path):
     assert order(0, 0, 5) == whole[5:]
     assert order(0, 0, len(whole) - 1) == whole[-1:]
     assert order(0, 0, len(whole)) == []
+    # Many processes may have fewer steps, but the last of them is in mid-epoch for one process.
+    size = rows.num_rows // 7
+    one, many = ShardLoader(rows, 7 * size, 0), ShardLoader(rows, size, 0, world_size=7)
+    assert (len(many), len(one)) == (1, 2)
+    with pytest.raises(UserError, match=r"^trainer.devices: the number of processes must be 1 to resume"):
+        many.load_state_dict(one.state_dict() | {"step": len(many)})
     assert order(0, 1) != whole
     assert order(1, 0) != whole
     first = torch.tensor(whole[0])
@@ -333,6 +339,32 @@ def test_bad_input_is_one_line(tmp_path: Path, train: Command, changes: dict[str
     assert message in result.err.replace("\n", " ")
     assert result.err.strip().count("\n") == 0
     assert not Path("run").exists()
+
+
+def test_a_column_that_any_rule_names_is_no_guessed_input(tmp_path: Path):
+    files = write_files(tmp_path / "rows", 1)
+    tasks = {"click": TASKS["click"]}
+    by_user = {"fraction": 0.5, "by": "user", "of": "test"}
+    given = {"train": files, "test": files, "validation": by_user, "columns": None, "tasks": tasks}
+    schema = table(**given).dataset.schema
+    assert "user" not in schema.input_columns
+    # Another rule does not bring it back for rows that the schema encodes.
+    given |= {"validation": {"fraction": 0.5, "of": "test"}, "schema": schema}
+    assert "user" not in table(**given).dataset.schema.input_columns
+    data = table(**given)
+    assert data.dataset.schema.input_columns == schema.input_columns
+    assert "user" not in data.columns
+
+
+def test_a_rule_that_takes_all_rows_leaves_none_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mmoe.data.table_jobs.MAX_SHUFFLED_ROWS", 100)
+    files = write_files(tmp_path / "rows", 2)
+    rules = {"test": {"column": "all", "value": 1}, "validation": {"last": 0.1, "by": "code"}}
+    whole = frame().assign(all=1, code=range(N))
+    whole.to_parquet(Path(files) / "0.parquet")
+    whole.to_parquet(Path(files) / "1.parquet")
+    with pytest.raises(UserError, match=r"data\.validation: must choose at least one validation row"):
+        _ = table(train=files, stream=True, **rules).dataset
 
 
 @pytest.mark.parametrize("split", [{"fraction": 0.5}, {"column": "y", "value": 1}])

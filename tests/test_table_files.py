@@ -557,6 +557,20 @@ def test_a_frame_becomes_a_table():
     assert table["list"].to_pylist() == [["a"], [], ["b", "c"]]
 
 
+def test_categories_of_any_type_can_be_read_back():
+    """Parquet restores the categories of text alone."""
+    frame = pd.DataFrame(
+        {
+            "measure": pd.Categorical([0.5, 1.5, None]),
+            "code": pd.Categorical([3, 4, None]),
+            "text": pd.Categorical(["a", "b", None]),
+        }
+    )
+    parquet.write_table(table_of_frame(frame), "a.parquet")
+    found = read_table(["a.parquet"], PLAIN).to_pydict()
+    assert found == {"measure": [0.5, 1.5, None], "code": [3, 4, None], "text": ["a", "b", None]}
+
+
 @pytest.mark.parametrize(
     ("frame", "message"),
     [

@@ -595,6 +595,8 @@ def test_only_census_data_has_features(train: Train):
         ("++", "++: must have the form key=value; a value with special characters needs quotes"),
         ("csv.delimiter=,", "csv.delimiter=,: must have the form key=value; a value with special characters"),
         ("experiment=[smoke,nothing]", "In 'train': Could not load 'experiment/nothing'."),
+        ("model.expert_units={a: 1}", "model.expert_units: must be a list, such as [a,b]"),
+        ("callbacks=[a]", "callbacks: must be a mapping, such as {key: value}"),
         ("~modle", "Could not delete from config. 'modle' does not exist."),
         ("--config-dir=nowhere", "Additional config directory '"),
         ("--experiment", "--experiment: groups have no dashes; write experiment=..."),
@@ -606,6 +608,10 @@ def test_a_wrong_override_is_one_line(train: Train, override: str, message: str,
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert result.err.startswith(f"error: {message}")
     assert not list(Path().rglob("config.yaml"))
+
+
+def test_a_run_folder_without_a_key_gets_a_hint(train: Train, smoke_run: Path):
+    refused(train(str(smoke_run)), f"; did you mean run={smoke_run} or resume={smoke_run}?")
 
 
 def test_a_wrong_override_keeps_its_traceback_if_asked_for(train: Train, monkeypatch: pytest.MonkeyPatch):

@@ -16,7 +16,7 @@ LARGEST_SEED = 2**32 - 1  # the limit of numpy and Lightning
 
 def as_names(value: Any) -> list[str]:
     """The names that an option holds: a list, a single name, or null. A name may be a number."""
-    values = [value] if isinstance(value, str | int) else value or []
+    values = [value] if isinstance(value, str | int | float) else value or []
     return [str(one) for one in values]
 
 

@@ -129,7 +129,10 @@ def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, max_levels: i
         check_integers(1, bands=bands)
         if values.nunique() <= max(bands, 6):
             levels = pd.CategoricalDtype(sorted(values.unique()), ordered=True)
-            return values.astype(levels).cat.rename_categories("{:g}".format)
+            names = [f"{value:g}" for value in levels.categories]
+            if len(set(names)) < len(names):
+                names = [f"{value:.10g}" for value in levels.categories]
+            return values.astype(levels).cat.rename_categories(names)
     lowest = values.min()
     if not isinstance(bands, int):
         edges = shown = np.unique(bands)

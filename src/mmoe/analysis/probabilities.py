@@ -55,11 +55,14 @@ def precision_recall(run: Run | Path | str, replica: int | None = None) -> dict[
 
 
 def plot_precision_recall(run: Run | Path | str, replica: int | None = None) -> Figure:
-    """Draw precision against recall for each binary task."""
+    """Draw precision against recall for each binary task, and the share of positive labels as a thin line."""
     figure, (axes,) = panels(1, width=5.4, height=4)
     for i, (task, table) in enumerate(precision_recall(run, replica).items()):
         axes.plot(table["recall"], table["precision"], LINES[i % 4], color=COLOURS[i % 4], label=task)
-    axes.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02), title="Precision and recall, test rows")
+        share = table["precision"].iloc[0]  # at the lowest threshold, all rows count as positive
+        axes.axhline(share, linestyle=LINES[i % 4], color=COLOURS[i % 4], linewidth=0.7)
+    axes.set(xlabel="recall", ylabel="precision (thin line: chance)", ylim=(0, 1.02))
+    axes.set_title("Precision and recall, test rows")
     axes.grid(alpha=0.3)
     legend_beside(axes)
     return figure
@@ -80,20 +83,17 @@ def calibration(run: Run | Path | str, bins: int = 10, replica: int | None = Non
 
 
 def plot_calibration(run: Run | Path | str, bins: int = 10, replica: int | None = None) -> Figure:
-    """Draw the calibration of each binary task."""
-    figure, (axes,) = panels(1, width=5.4, height=4)
-    largest = 0.0  # where the diagonal ends; the probabilities of rare labels are far below 1
-    for i, (task, table) in enumerate(calibration(run, bins, replica).items()):
-        largest = max(largest, float(table[["predicted", "observed"]].to_numpy().max()))
-        axes.plot(
-            table["predicted"], table["observed"], LINES[i % 4], marker=MARKERS[i % 4], color=COLOURS[i % 4],
-            markerfacecolor="white", label=task,
-        )  # fmt: skip
-    axes.plot([0, largest], [0, largest], color="0.6", linewidth=0.8)
-    axes.set(xlabel="mean predicted probability", ylabel="observed share of positive labels")
-    axes.set_title(f"Calibration, test rows in {bins} groups")
-    axes.grid(alpha=0.3)
-    legend_beside(axes)
+    """Draw the calibration of each binary task in a panel with its own range."""
+    tables = calibration(run, bins, replica)
+    figure, grid = panels(len(tables), width=3.8, height=3.6)
+    for axes, (task, table) in zip(grid, tables.items(), strict=True):
+        x, y = table["predicted"], table["observed"]
+        largest = float(max(x.max(), y.max()))  # the probabilities of a rare label are far below 1
+        axes.plot([0, largest], [0, largest], color="0.6", linewidth=0.8)
+        axes.plot(x, y, marker=MARKERS[0], color=COLOURS[0], markerfacecolor="white")
+        axes.set(xlabel="mean predicted probability", ylabel="observed share of positives", title=task)
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"Calibration, test rows in {bins} groups", fontsize="medium")
     return figure
 
 

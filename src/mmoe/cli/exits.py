@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    ConfigTypeError,
     InterpolationResolutionError,
     MissingMandatoryValue,
 )
@@ -143,6 +144,9 @@ def composition_message(error: CompactHydraException) -> str:
         if mapping in ("data.validation", "data.test"):  # a rule of another kind must replace the whole rule
             text += f"; '~{mapping}' '+{mapping}={{...}}' would replace all of {mapping}"
         return text
+    if isinstance(cause, ConfigTypeError) and cause.object_type in (list, dict):
+        form = "a list, such as [a,b]" if cause.object_type is list else "a mapping, such as {key: value}"
+        return f"{cause.full_key}: must be {form}"
     return " ".join(filter(None, lines))
 
 

@@ -195,6 +195,8 @@ def _check_types(schema: pa.Schema, metadata: parquet.FileMetaData) -> None:
     types = {field.name: field.type for field in written}
     for field in schema:
         kind, other = field.type, types.get(field.name, field.type)
+        if pa.types.is_dictionary(other) and not pa.types.is_dictionary(kind):
+            other = other.value_type  # Parquet restores dictionaries of text alone
         if pa.types.is_decimal(kind) and pa.types.is_decimal(other):
             differ = kind.scale != other.scale
         else:

@@ -94,9 +94,10 @@ def dates_of(values: pd.Series, how: DateFormat) -> np.ndarray:
         chosen = np.array([isinstance(one, str) and bool(NUMERIC_DATE.match(one)) for one in values], bool)
         others = pd.to_datetime(values[chosen], errors="coerce", format="mixed", utc=True, dayfirst=True)
         parsed = parsed.mask(chosen, others)
-    wrong = (parsed.isna() & values.notna()).to_numpy()
-    if wrong.any():
-        raise _not_a_date(values, int(wrong.argmax()))
+    for row in np.flatnonzero(parsed.isna() & values.notna()):
+        value = values.iloc[row]
+        if not (isinstance(value, str) and not value.strip()):  # blank text is missing
+            raise _not_a_date(values, int(row))
     return parsed.dt.tz_localize(None).to_numpy("datetime64[s]")
 
 

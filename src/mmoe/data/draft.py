@@ -110,7 +110,7 @@ def draft(table: Description, main_task: str, shares: Fractions, command: str | 
 
 
 def batch_size(num_rows: int) -> int:
-    """A power of 2 from 16 to the default. If possible, an epoch of a small table has at least 64 steps."""
+    """A power of 2 from 16 to the default, so that the rows of a small table make at least 64 batches."""
     return int(min(default_settings()["batch_size"], max(16, 2 ** int(math.log2(max(1, num_rows / 64))))))
 
 

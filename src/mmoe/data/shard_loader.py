@@ -46,7 +46,7 @@ class ShardLoader(Loader):
         return max(1, full + (rest > 0))
 
     def state_dict(self) -> dict[str, int]:
-        return super().state_dict() | {"world_size": self.world_size}
+        return super().state_dict() | {"world_size": self.world_size, "num_steps": len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to the position of the checkpoint.
@@ -55,7 +55,7 @@ class ShardLoader(Loader):
             UserError: the checkpoint is from the middle of an epoch with another number of processes.
         """
         before = state.get("world_size", self.world_size)
-        if before != self.world_size and 0 < state["step"] < len(self):
+        if before != self.world_size and 0 < state["step"] < state.get("num_steps", len(self)):
             rule = f"must be {before} to resume within an epoch from disk"
             raise UserError(f"trainer.devices: the number of processes {rule}, is {self.world_size}")
         super().load_state_dict(state)

@@ -248,8 +248,12 @@ class TableData(DataModule):
         self, sources: Mapping[str, Source], max_rows: int | None = None
     ) -> dict[str, ColumnOptions]:
         """The kinds of all columns that no task or split uses, from the first `max_rows` rows or from all."""
-        train, others = sources["train"], self._request(sources).other_columns("train")
+        train, request = sources["train"], self._request(sources)
+        others = {name for rule in request.rules.values() for name in rule.needed_columns}
+        others |= set(request.other_columns("train"))
         names = [name for name in train.names() if name not in others]
+        if self.given_schema:  # which was perhaps fitted with other split rules
+            names = [name for name in names if name in self.given_schema.input_columns]
         if not names:
             raise UserError(f"{train.name}: must have a column that no task uses")
         if max_rows is None:

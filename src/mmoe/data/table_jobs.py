@@ -25,6 +25,7 @@ from mmoe.data.table_request import Request, text_rules
 from mmoe.data.table_splits import (
     MAX_SHUFFLED_ROWS,
     RowFilter,
+    check_chosen,
     choose_all,
     find_date_format,
     ordered_values,
@@ -148,6 +149,8 @@ def _with_splits(
             sample = np.concatenate(
                 list(engine.map(look, [replace(job, filters=dict(filters)) for job in jobs]))
             )
+            if not len(sample):  # earlier rules take all rows
+                check_chosen(CONFIG_KEYS[split], 0, 0)
         filters[split] = row_filter(rule, sample, date_format, seed, CONFIG_KEYS[split])
     for job in jobs:
         yield replace(job, filters=filters)

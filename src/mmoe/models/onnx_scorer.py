@@ -278,7 +278,7 @@ def _is_unix_time(value: Any) -> bool:
 
 def _seconds(value: Any, where: str, day_first: bool) -> int | None:
     """The seconds since 1970 of a date; None if it is missing."""
-    if value is None:
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
         date = datetime.datetime.fromisoformat(_iso(value, day_first)) if isinstance(value, str) else value

@@ -18,11 +18,12 @@ from mmoe.models.inputs import Inputs, use_dense_inputs
 class Replicas(nn.Module):
     """R modules of the same architecture, applied in one call.
 
-    The parameters are stacked to [R, ...] and keep their names, under `stacked`. All replicas share the first
-    module's buffers, such as the scales of numeric columns. Each replica has its own dropout.
+    The parameters are stacked to [R, ...] and keep their names, under `stacked`. So are the buffers that
+    differ, such as the columns that a unit sees; all replicas share the others. Each replica has its own
+    dropout.
 
     Args:
-        modules: R modules that differ only in the values of their parameters.
+        modules: R modules that differ only in the values of their parameters and buffers.
 
     Shape:
         rows: tensors that all replicas share, or None. With `own_rows`, tensors [R, ...] with one slice for
@@ -33,9 +34,13 @@ class Replicas(nn.Module):
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__()
         self.stacked = copy.deepcopy(modules[0])
-        for name, values in stack_module_state(list(modules))[0].items():
+        parameters, buffers = stack_module_state(list(modules))
+        own_buffers = {name: values for name, values in buffers.items() if not (values == values[:1]).all()}
+        self._own_buffers = tuple(own_buffers)
+        stacked = {name: nn.Parameter(values.detach()) for name, values in parameters.items()}
+        for name, values in {**stacked, **own_buffers}.items():
             owner, _, leaf = name.rpartition(".")
-            setattr(self.stacked.get_submodule(owner), leaf, nn.Parameter(values.detach()))
+            setattr(self.stacked.get_submodule(owner), leaf, values)
         use_dense_inputs(self.stacked)
         for part in self.stacked.modules():
             if isinstance(part, nn.Embedding):
@@ -48,7 +53,9 @@ class Replicas(nn.Module):
                 part.numbers_in_range = part.check(levels, numbers)
         apply = partial(functional_call, self.stacked)
         in_dims = (0, tuple(0 if own_rows and tensor is not None else None for tensor in rows))
-        return torch.vmap(apply, in_dims, randomness="different")(self.parameters_by_name(), rows)
+        own = {name: self.stacked.get_buffer(name) for name in self._own_buffers}
+        stacked = {**self.parameters_by_name(), **own}
+        return torch.vmap(apply, in_dims, randomness="different")(stacked, rows)
 
     def parameters_by_name(self) -> dict[str, Tensor]:
         """The stacked parameters [R, ...] by their names in a single module."""

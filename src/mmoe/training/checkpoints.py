@@ -95,8 +95,9 @@ def network_weights(
     prefix = "objective.network." if replica is None else "objective.stacked.network."
     weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if replica is not None:
-        trained = dict(network.named_parameters())  # the replicas share their buffers
-        weights = {k: v[replica].clone() if k in trained else v for k, v in weights.items()}
+        own = {name: weight.ndim for name, weight in network.state_dict().items()}
+        is_stacked = {k: v.ndim > own.get(k, v.ndim) for k, v in weights.items()}  # most buffers are shared
+        weights = {k: v[replica].clone() if is_stacked[k] else v for k, v in weights.items()}
     return weights
 
 

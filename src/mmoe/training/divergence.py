@@ -3,6 +3,7 @@
 B batch, L logits of all tasks, R replicas.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -48,14 +49,15 @@ def find_divergence(
     bad: Tensor,
     is_weight: bool = False,
     num_before: int = 0,
-    num_after: int = 0,
+    num_after: int | None = None,
 ) -> Diverged:
     """Describe where training diverged: in the first training batch with logits that are not finite.
 
     If there is none, the fault showed up later, in validation logits or weights, or in another process. The
     error then names the last training batch, and `bad` says which tasks are affected. With `is_weight`, `bad`
     is True for all tasks of a replica with bad weights, and the message names the weights. `num_before`
-    and `num_after` count the training batches of the epoch before and after `batches`.
+    and `num_after` count the training batches of the epoch before and after `batches`. `num_after` is given
+    only within a training step, and does not count its batch.
 
     Shape:
         logit_names: the task of each logit, L names.
@@ -71,8 +73,11 @@ def find_divergence(
     names = [task for task, is_bad in zip(logit_names, own, strict=True) if is_bad]
     if is_weight and found is None:
         names = []
-    step = trainer.global_step - (last + num_after - place) // trainer.accumulate_grad_batches
     batch = max(num_before + place, 0)
+    every, seen = trainer.accumulate_grad_batches, num_before + len(batches) + (num_after or 0)
+    has_ended = num_after is None and trainer.is_last_batch  # the last batch of an epoch ends a step
+    taken = math.ceil(seen / every) if has_ended else seen // every  # steps of this epoch
+    step = trainer.global_step - taken + batch // every + 1
     return Diverged(trainer.current_epoch, batch, step, list(dict.fromkeys(names)), replica)
 
 

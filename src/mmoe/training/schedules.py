@@ -86,8 +86,13 @@ class Schedule:
     def _check_length(self, scheduler: OneCycleLR, interval: str, trainer: pl.Trainer) -> None:
         """Raise UserError if the schedule is shorter than the training; torch fails after its last step."""
         steps = trainer.estimated_stepping_batches
-        count = (steps if interval == "step" else trainer.max_epochs or steps) // self.frequency
-        epochs = trainer.max_epochs or 0
+        epochs = trainer.max_epochs or 0  # -1 without a limit
+        if interval == "epoch" and epochs > 0:
+            steps = epochs
+        elif interval == "epoch":
+            trainer.fit_loop.setup_data()  # counts the batches of an epoch
+            steps //= math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        count = steps // self.frequency
         if interval == "step" and self.frequency > 1 and epochs > 0:
             # Lightning counts batches anew in each epoch, and its last batch ends a step.
             batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches

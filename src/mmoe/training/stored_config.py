@@ -44,8 +44,8 @@ def is_run_of(folder: Path, config: DictConfig) -> bool:
     """Whether the folder holds a run with exactly this configuration.
 
     Raises:
-        UserError: its config.yaml is not UTF-8. It is damaged, and `config.monitor` is null, so that it is
-            parsed.
+        UserError: its config.yaml is not UTF-8, or it cannot be parsed. It is parsed only if
+            `config.monitor` is null.
     """
     path = folder / "config.yaml"
     if not path.is_file():
