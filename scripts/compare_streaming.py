@@ -7,9 +7,9 @@ usage: python scripts/compare_streaming.py data.dir=... [option=value ...] [over
     folder=runs/compare_streaming   files, shards and run folders; finished runs are used again
     out=docs/results/streaming      folder for the table and the results of all runs
 
-One half of the official test rows is for validation, and the other is tested. The rows come in two orders:
-random, and sorted by age, so that neighbouring rows are alike. All other arguments are overrides for the
-trainings.
+One half of the official test rows is for validation, and the other is tested. The training rows come in two
+orders: random, and sorted by age, so that neighbouring rows are alike. All other arguments are overrides for
+the trainings.
 """
 
 import json

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import config
@@ -14,6 +15,7 @@ from conftest import config
 from mmoe.build import build
 from mmoe.data import cache, census
 from mmoe.data.splits import Dataset
+from mmoe.data.table import TableData
 from mmoe.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -40,6 +42,18 @@ def test_the_files_are_read_only_once(census_dir: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(census, "read", None)
     assert equal(first, load(f"data.dir={census_dir}", "data.batch_size=7", "seed=3"))
     assert len(entries()) == 1
+
+
+def test_the_order_of_columns_is_kept(tmp_path: Path):
+    """Other columns in the cache would be those of another network."""
+    rows = pd.DataFrame({"a": [1.0, 2.0] * 50, "b": [5.0, 6.0] * 50, "y": [0, 1] * 50})
+    rows.to_csv("rows.csv", index=False)
+    given = {"train": "rows.csv", "test": {"fraction": 0.2}, "validation": {"fraction": 0.2}}
+    given |= {"tasks": {"y": {"column": "y"}}, "cache_dir": str(tmp_path)}
+    for names in (["a", "b"], ["b", "a"], ["a", "b"]):
+        columns = dict.fromkeys(names, "numeric")
+        data = TableData(**given, columns=columns)
+        assert [column.name for column in data.dataset.schema.numeric] == names
 
 
 def test_unknown_labels_and_weights_are_stored(census_dir: Path, monkeypatch: pytest.MonkeyPatch):

@@ -22,7 +22,7 @@ from mmoe.data.draft import batch_size, to_yaml
 from mmoe.data.frames import table_of_frame
 from mmoe.data.suspects import auroc, find_suspects
 from mmoe.data.table_files import read_table
-from mmoe.data.task_guess import guess_tasks
+from mmoe.data.task_guess import guess_task, guess_tasks
 from mmoe.describe import describe, name_input
 from mmoe.errors import UserError
 
@@ -130,6 +130,15 @@ def test_a_column_that_is_left_out_may_hold_numbers_with_marks():
     found = kind_of("x", [f"{n}.{n % 1000:03},5" for n in range(1, 900)])
     assert found.reason == "a level for each row; numbers if csv has decimal: ',' and thousands: '.'"
     assert kind_of("x", [f"v{n},5" for n in range(50)] * 10).remarks == []
+
+
+def test_numbers_with_an_odd_spelling_are_no_lists():
+    data = [f"{n % 40},{n % 7}" for n in range(300)] + ["-"]
+    found = kind_of("x", data)
+    remark = "numbers and '-': add to csv.missing for a numeric column"
+    assert (found.kind, found.remarks) == ("categorical", [remark])
+    assert remark in guess_task("x", values("x", data), is_csv=True).remarks
+    assert "numbers and '-'" in guess_task("x", values("x", data)).remarks
 
 
 @pytest.mark.parametrize(
@@ -483,6 +492,9 @@ def test_a_file_without_a_header(command: Callable):
             "out=old.yaml: must not exist yet; overwrite=true",
         ),
         (["data/train.csv", "tasks=[clicked]", "main_task=x"], "main_task=x: must be one of clicked"),
+        (["data/train.csv", "main_task=x"], "main_task=x: needs tasks, and tasks=[] names none"),
+        (["data/train.csv", "tasks=1.5"], "column '1.5'"),
+        (["data/train.csv", "csv.header=no"], "csv.header='no': must be true or false"),
         (["data/train.csv", "tasks=[clicked]", "test=few.csv"], "few.csv: must have the columns 'age'"),
         (["data/train.csv", "csv.decimal=x"], "csv.decimal='x': must be a point or a comma"),
         (["few.csv", "tasks=[clicked]", "out=a.yaml"], "no column is left as an input"),

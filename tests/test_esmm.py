@@ -17,7 +17,7 @@ from mmoe.export import export
 from mmoe.models.inputs import Inputs
 from mmoe.models.shared_bottom import SharedBottom
 from mmoe.tasks import Task
-from mmoe.training.process_weights import label_totals
+from mmoe.training.losses_over_processes import label_totals
 
 CLICK = Binary("clicked", ("1",), name="click")
 BUY = Binary("bought", ("1",), name="buy", where="clicked")

@@ -122,7 +122,7 @@ def test_few_validation_labels_are_warned_of(train: Command):
     few = train(*quick)
     assert few.code == 0, few.err
     warning = (
-        "task often: only 6 validation labels of the rarer class, so the epoch is chosen nearly by chance"
+        "task often: only 6 validation labels of the rarer class, so the epoch is chosen nearly by chance;"
     )
     assert warning in few.out
     assert "nearly by chance" not in train(*quick, "monitor=val/often/log_loss").out

@@ -20,6 +20,7 @@ from mmoe import load
 from mmoe.data.batch import Batch
 from mmoe.data.census_files import COLUMNS, NUMERIC
 from mmoe.data.raw_rows import read_ahead
+from mmoe.errors import UserError
 from mmoe.predict import Chunk, regroup_into_blocks
 from mmoe.run import ROWS_PER_PASS
 
@@ -142,6 +143,11 @@ def test_ids_stay_as_they_are_in_the_file_and_may_differ_in_case(predict, smoke_
         options = [f"input={source}.parquet", "output=out.parquet", f"id={name}"]
         assert predict(f"run={smoke_run}", *options).code == 0
         assert pd.read_parquet("out.parquet")[name].tolist() == expected
+
+
+def test_a_run_predicts_frames_alone(smoke_run: Path):
+    with pytest.raises(UserError, match=r"^frame: must be a DataFrame, is str; python -m mmoe.predict reads"):
+        load(smoke_run).predict("new.csv")  # type: ignore[arg-type]
 
 
 def test_a_run_warns_of_unseen_levels(smoke_run: Path, caplog: pytest.LogCaptureFixture):

@@ -228,6 +228,15 @@ def test_a_run_that_has_ended_trains_longer(train: Callable):
     assert "max_epochs: 4" in Path("cut/config.yaml").read_text()
 
 
+def test_a_cosine_is_not_continued_after_its_end(train: Callable):
+    """It would rise again."""
+    options = [*OPTIONS, "callbacks.early_stopping=null", "trainer.max_epochs=3"]
+    assert train(*options, "hydra.run.dir=run").code == 0
+    result = train("resume=run", "trainer.max_epochs=4")
+    assert result.code == 2
+    assert result.err.endswith("ends with epoch 3; init_from=run starts a new training from its weights\n")
+
+
 def test_an_early_stop_is_not_trained_longer(train: Callable):
     stop = ["callbacks.early_stopping.patience=1", "learner.optimizer.lr=0", "trainer.max_epochs=9"]
     assert train(*OPTIONS, *stop, "hydra.run.dir=run").code == 0
@@ -236,6 +245,17 @@ def test_an_early_stop_is_not_trained_longer(train: Callable):
     assert result.code == 2
     assert "resume=run: early stopping ended the run after epoch 2" in result.err
     assert Path("run/metrics.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_validations_that_are_counted_over_epochs_are_not_skipped():
+    """An epoch has 79 steps. The checkpoint of step 100 would come right before a validation."""
+    every = ["+trainer.check_val_every_n_epoch=null", "+trainer.val_check_interval=100"]
+    options = [*OPTIONS, *every, "callbacks.early_stopping=null", "trainer.max_epochs=3"]
+    assert processes.run(train_main, *options, "hydra.run.dir=whole").returncode == 0
+    assert stopped(105, signal.SIGKILL, *options, "hydra.run.dir=cut").returncode == -signal.SIGKILL
+    assert processes.run(train_main, "resume=cut").returncode == 0
+    assert_equal_runs(Path("whole"), Path("cut"))
 
 
 @pytest.mark.slow

@@ -210,6 +210,29 @@ def test_a_type_is_decided_over_all_rows_and_files():
     assert pa.concat_tables(parts)["y"].to_pylist() == table["y"].to_pylist()
 
 
+def test_text_that_is_not_utf8_is_windows_1252():
+    Path("a.csv").write_bytes("Umsatz €,x\n1,é\n".encode("cp1252"))
+    assert read_table(["a.csv"], PLAIN).to_pydict() == {"Umsatz €": [1], "x": ["é"]}
+    Path("a.csv").write_bytes(b"x,y\n1,\x81\n")  # a byte that Windows-1252 does not have
+    assert read_table(["a.csv"], PLAIN).to_pydict() == {"x": [1], "y": ["\x81"]}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("header", ["öäü,x", "größe,x"])
+def test_a_header_that_is_not_in_the_named_encoding_is_refused(encoding: str, header: str):
+    Path("a.csv").write_bytes(f"{header}\n1,2\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"^a.csv, line 1: must be UTF-8 text; csv.encoding names another"):
+        read_table(["a.csv"], CsvOptions(encoding=encoding))
+
+
+def test_a_file_of_another_delimiter_is_named():
+    write("a.csv", "a,b\n1,2\n")
+    with pytest.raises(
+        UserError, match=r"it begins with \['a,b'\], with the delimiter ';' \(csv.delimiter\)$"
+    ):
+        read_table(["a.csv"], CsvOptions(delimiter=";"), ["a", "b"])
+
+
 def test_columns_may_be_kept_as_text():
     write("a.csv", "x,y\n1, 2\n?,3\n")
     assert read_table(["a.csv"], PLAIN, ["y", "x"], text=["x"]).to_pydict() == {"y": [2, 3], "x": ["1", None]}

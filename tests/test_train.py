@@ -418,6 +418,16 @@ LIMITS = {
 }
 
 
+def test_a_checkpoint_may_follow_a_training_metric(train: Train):
+    best = "_target_: pytorch_lightning.callbacks.ModelCheckpoint, monitor: train/income/auroc, mode: max"
+    extra = f"+callbacks.extra={{{best}, dirpath: kept}}"
+    assert train(*QUICK, extra, "trainer.max_epochs=1", "logger=none").code == 0
+    assert len(list(Path("kept").iterdir())) == 1
+    wrong = train(*QUICK, extra, "+trainer.val_check_interval=0.5")
+    assert wrong.code == 2
+    assert wrong.err.startswith("error: callbacks.extra.save_on_train_epoch_end: must be true")
+
+
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("limit", LIMITS)
 def test_limits_are_printed_and_scored_rows_are_counted(train: Train, limit: str, replicas: int):
@@ -591,9 +601,10 @@ def test_only_census_data_has_features(train: Train):
             "model.num_expert: no such setting (+model.num_expert=... would add it); did ",
         ),
         ("trainer.foo=1", "trainer.foo: no such setting (+trainer.foo=... would add it)"),
-        ("model.num_experts=[1", "model.num_experts=[1: must have the form key=value; a value with "),
-        ("++", "++: must have the form key=value; a value with special characters needs quotes"),
-        ("csv.delimiter=,", "csv.delimiter=,: must have the form key=value; a value with special characters"),
+        ("model.num_experts=[1", "model.num_experts=[1: must have the form key=value; text with "),
+        ("data.columns={" + "a: b, " * 99, "data.columns={a: b, a: b"),  # longer than the name of a file
+        ("++", "++: must have the form key=value; text with special characters needs quotes"),
+        ("csv.delimiter=,", "csv.delimiter=,: must have the form key=value; text with special characters"),
         ("experiment=[smoke,nothing]", "In 'train': Could not load 'experiment/nothing'."),
         ("model.expert_units={a: 1}", "model.expert_units: must be a list, such as [a,b]"),
         ("callbacks=[a]", "callbacks: must be a mapping, such as {key: value}"),

@@ -11,7 +11,7 @@ from mmoe.data.batch import Batch
 
 
 class Clock(pl.Callback):
-    """Write the speed of a fit after its first epoch, and the time of its first step, as JSON.
+    """At the end of a fit, write its speed without the first epoch, and the time of its first step, as JSON.
 
     `steps` counts the rows per second of training steps only; `fit` includes validation, checkpoints and
     metrics.

@@ -104,7 +104,7 @@ def describe(source: str | list[str], labels: Sequence[str], settings: dict[str,
     table = table.slice(0, MAX_ROWS)
     columns = {name: values_of(name, table[name]) for name in table.column_names}
     guesses = [guess(values, csv is not None) for name, values in columns.items() if name not in labels]
-    tasks = guess_tasks(labels, columns)
+    tasks = guess_tasks(labels, columns, csv is not None)
     suspects = find_suspects(tasks, [one.values for one in guesses if not one.reason])
     found = Description(source, settings["test"], csv, len(table), is_whole, guesses, tasks, suspects)
     if settings["test"] is not None:
@@ -161,7 +161,8 @@ def _find_main_task(table: "Description", wanted: str | None) -> str:
     if wanted is None:
         return next(iter(names.values()), "")
     if str(wanted) not in names:
-        raise UserError(f"main_task={wanted}: must be one of {', '.join(names)}")
+        rule = f"must be one of {', '.join(names)}" if names else "needs tasks, and tasks=[] names none"
+        raise UserError(f"main_task={wanted}: {rule}")
     return names[str(wanted)]
 
 

@@ -221,8 +221,11 @@ class Run:
         see. `gates` adds the gate weights.
 
         Raises:
-            UserError: a column is missing or has the wrong type.
+            UserError: `frame` is no DataFrame, or a column is missing or has the wrong type.
         """
+        if not isinstance(frame, pd.DataFrame):
+            kind = type(frame).__name__
+            raise UserError(f"frame: must be a DataFrame, is {kind}; python -m mmoe.predict reads files")
         rows = encode(frame, self.input_schema)
         warn_of_unseen(count_unseen(rows, self.schema), len(frame))
         predictions = self._table(compute_outputs(self.network(checkpoint, replica), rows), gates)
@@ -336,7 +339,7 @@ class Run:
             if key not in known:
                 raise UserError(f"data.{key}: {unknown_key(key, known)}")
             OmegaConf.update(config.data, key, value, merge=False, force_add=True)
-        if changes:  # without files, the cache key has the schema, so the entry of training is not found
+        if changes:  # the cache key then has the schema, so the rows cached in training are not used
             schema = replace(schema, files={})
         if "dir" in changes:  # never the bundled sample
             config.data.source = "official"

@@ -182,11 +182,12 @@ def _figures(run: Run) -> Iterator[str]:
 
 def _training(run: Run) -> Iterator[str]:
     metrics, config = run.metrics, run.config
+    rate = metrics["learning_rate"]
     model = {key: value for key, value in config.model.items() if key != "_target_"}
     facts = {
         "model": code(config.model._target_), **{f"model.{key}": code(value) for key, value in model.items()},
         "parameters": f"{metrics['parameters']:,}", "steps": f"{metrics['steps']:,}",
-        "rows of a step": f"{metrics['global_batch']:,}", "learning rate": str(metrics["learning_rate"]),
+        "rows of a step": f"{metrics['global_batch']:,}", "learning rate": "-" if rate is None else str(rate),
         "epochs": str(metrics["epochs"]), "best epoch": _best_epoch(metrics),
         "chosen by": code(metrics["monitor"]) if metrics["monitor"] else "nothing: the last",
         "seed": str(metrics["seed"]), "replicas": str(config.replicas),

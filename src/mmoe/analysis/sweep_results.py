@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, metric_name, panels
-from mmoe.analysis.sweep_runs import LIGHTGBM, sweep_runs
+from mmoe.analysis.sweep_runs import sweep_runs
 from mmoe.errors import UserError
 from mmoe.intervals import half_interval
 
@@ -57,8 +57,6 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
     if not any(str(name).startswith(f"{split}/") for name in frame):
         raise UserError(f"{folder}: its runs have no {split} rows")
     values = sorted(frame[key].unique(), key=lambda v: (isinstance(v, str), v))
-    # A line from one name to the next, such as from one method to another, would make no sense.
-    is_text = any(isinstance(value, str) and value != LIGHTGBM for value in values)
     others = [name for name in varied if name != key]
     lines = list(frame.groupby(others, sort=False)) if others else [((), frame)]
     tasks = frame.attrs["tasks"]
@@ -73,7 +71,8 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
             colour = COLOURS[style % 4] if others else "black"
             for i, group in groups.items():
                 axes.plot([i] * len(group), group, "o", markersize=3.5, mfc="none", mec="0.55")
-            line = "" if is_text or LIGHTGBM in (values[i] for i in groups) else LINES[style % 4]
+            # A line from one name to the next, such as from one method to another, would make no sense.
+            line = "" if any(isinstance(values[i], str) for i in groups) else LINES[style % 4]
             axes.errorbar(
                 list(groups), [group.mean() for group in groups.values()],
                 [half_interval(group) if len(group) > 1 else 0.0 for group in groups.values()],
@@ -85,6 +84,7 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
         axes.set_xticks(range(len(values)), [str(value) for value in values], rotation=rotation)
         label = key.split(".")[-1].replace("num_", "number of ").replace("_", " ")
         axes.set(title=task, xlabel=label, ylabel=f"{split} {metric_name(metric)}")
+        axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(alpha=0.3)
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

@@ -129,10 +129,12 @@ def composition_message(error: CompactHydraException) -> str:
     cause = error.__cause__
     lines = [line.strip() for line in str(error).splitlines()]
     if isinstance(error, OverrideParseException):
-        is_run = (Path(error.override) / "config.yaml").is_file()
+        # Path.is_file raises OSError if the name is too long.
+        is_run = os.path.isfile(Path(error.override) / "config.yaml")  # noqa: PTH113
         hint = f"; did you mean run={error.override} or resume={error.override}?" if is_run else ""
         rule = (
-            "must have the form key=value; a value with special characters needs quotes, as in \"key='a,b'\""
+            "must have the form key=value; text with special characters needs quotes, as in \"key='a,b'\" or"
+            " \"key=['größe',b]\""
         )
         return f"{error.override}: {rule}{hint}"
     if isinstance(error, MissingConfigException):

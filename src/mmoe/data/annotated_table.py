@@ -82,10 +82,10 @@ class Table:
         }
         self._rows = {name: _parse_rows(name, rows) for name, rows in given_rows.items()}
         table = self._rows["train"]
-        is_csv = False
+        self._is_csv = False
         if not isinstance(table, pa.Table):
             files = find_files(table)
-            is_csv = file_kind(files[0]) == CSV
+            self._is_csv = file_kind(files[0]) == CSV
             table = read_table(files, csv_options)
         self.num_rows = len(table)
         self._values = {name: values_of(name, table[name]) for name in table.column_names}
@@ -110,7 +110,7 @@ class Table:
             if isinstance(rule, Mapping):
                 used |= {str(rule[key]) for key in ("column", "by") if key in rule}
         free = [values for name, values in self._values.items() if name not in used | kinds.keys()]
-        self._guesses = [guess(values, is_csv) for values in free]
+        self._guesses = [guess(values, self._is_csv) for values in free]
         inputs = [one.values for one in self._guesses if not one.reason]
         self.suspects = find_suspects([one for one in guessed.values() if one], inputs)
         found = {one.values.name: one.to_plain() for one in self._guesses if self._is_input(one)}
@@ -161,7 +161,7 @@ class Table:
         if column not in self._values:
             raise ArgumentError(f"tasks.{name}: column {column!r} {unknown_key(column, list(self._values))}")
         try:
-            return guess_task(name, self._values[column])
+            return guess_task(name, self._values[column], self._is_csv)
         except UserError:
             if isinstance(task, str):
                 raise

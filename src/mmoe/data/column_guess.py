@@ -6,6 +6,7 @@ integers may be codes or row numbers, and text may hold dates, or several levels
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,7 +105,8 @@ def _guess_text(found: Guess, is_csv: bool) -> None:
         elif order == AMBIGUOUS:
             found.remarks.append("read with the month first; set day_first: true if the day is first")
         return
-    if separator := _find_separator(values):
+    others = odd_spellings(values)
+    if not others and (separator := _find_separator(values)):
         found.kind, found.options = "multi", {"separator": separator}
         found.summary = f"{len(_parts(texts, separator)):,} levels"
         _set_max_values(found, max(text.count(separator) for text in texts) + 1)
@@ -119,7 +121,10 @@ def _guess_text(found: Guess, is_csv: bool) -> None:
         hint = f"numbers if csv has {marks}" if is_csv else f"numbers as text, with {marks}"
         found.remarks.append(hint)
         found.reason += f"; {hint}" if found.reason else ""
-    _remark_on_numbers(found, is_csv)
+    if others:
+        found.remarks.append(remark_on_spellings(others, is_csv))
+    elif others == []:
+        found.remarks.append("numbers as text, such as codes with a leading zero")
 
 
 def _set_max_values(found: Guess, longest: int) -> None:
@@ -172,21 +177,25 @@ def _find_marks(texts: list[str]) -> str:
     return ""
 
 
-def _remark_on_numbers(found: Guess, is_csv: bool) -> None:
-    """Remark on text that holds numbers in at least 9 of 10 rows: name the values that are not numbers."""
-    values = found.values
+def odd_spellings(values: ColumnValues) -> list[str] | None:
+    """The texts that are no numbers, if at most 3 are none and at least 9 of 10 rows hold numbers; else None.
+
+    A number may have a decimal comma.
+    """
     is_number = np.array(
-        [re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)", text) is not None for text in values.texts]
+        [re.fullmatch(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)", text) is not None for text in values.texts]
     )
-    if values.counts[is_number].sum() < 0.9 * values.num_known:
-        return
     others = [text for text, is_one in zip(values.texts, is_number, strict=True) if not is_one]
-    if not others:
-        found.remarks.append("numbers as text, such as codes with a leading zero")
-    elif len(others) <= 3 and is_number.sum() > 3:
-        listed = ", ".join(map(repr, others))
-        advice = ": add to csv.missing for a numeric column" if is_csv else ""
-        found.remarks.append(f"numbers and {listed}{advice}")
+    if not others and any("," in text for text in values.texts):
+        return None  # see `_find_marks`
+    is_rare = values.counts[is_number].sum() >= 0.9 * values.num_known
+    return others if is_rare and (not others or (len(others) <= 3 < is_number.sum())) else None
+
+
+def remark_on_spellings(others: Sequence[str], is_csv: bool) -> str:
+    """A remark on numbers that are read as text because of a few other values."""
+    listed = ", ".join(map(repr, others))
+    return f"numbers and {listed}" + (": add to csv.missing for a numeric column" if is_csv else "")
 
 
 def _guess_number(found: Guess, is_csv: bool) -> None:

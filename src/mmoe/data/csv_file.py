@@ -34,6 +34,7 @@ LINE = "line"  # the only column of a ragged file, before it is split
 NO_DELIMITER = "\x1e"  # no text holds it, so a line is one field
 END = "\x1f"  # a line after the last one, which becomes part of the last row if a quote is open
 FIRST_ROW_NUMBERS = ("0", "1")
+NOT_UTF8 = "must be UTF-8 text; csv.encoding names another encoding, such as latin-1"
 
 
 class CsvFile:
@@ -54,6 +55,8 @@ class CsvFile:
         reader = csv.reader(text, delimiter=self.delimiter, skipinitialspace=True)
         first = next(filter(None, reader))
         header = MARK * start.has_mark + start.text[: text.tell()]
+        if options.header and not _is_text(first):
+            raise UserError(f"{path}, line 1: {NOT_UTF8}")
         self._header_bytes = len(header.encode()) if options.header else 0
         second = next(filter(None, reader), [])
         is_whole = len(start.text) < WHOLE_CHARACTERS
@@ -180,11 +183,8 @@ class CsvFile:
                     names = "" if self.options.header or self.options.names else " with csv.names=[...]"
                     rule += f"; csv.ragged=true{names} takes the rest of a line as its last field"
                 raise UserError(f"{self.path}, line {line}: {rule}")
-            try:
-                "".join(row).encode()
-            except UnicodeEncodeError:
-                rule = "must be UTF-8 text; csv.encoding names another encoding, such as latin-1"
-                raise UserError(f"{self.path}, line {line}: {rule}") from None
+            if not _is_text(row):
+                raise UserError(f"{self.path}, line {line}: {NOT_UTF8}")
             yield row
 
     def _check_rows(self) -> None:
@@ -209,3 +209,12 @@ class CsvFile:
                 tail = (tail + block)[-size - 4 :]
         text = tail.decode(self.encoding, errors="ignore")
         return text in ends or any(text.endswith(tuple(start + end for start in starts)) for end in ends)
+
+
+def _is_text(fields: Sequence[str]) -> bool:
+    """Whether fields have no surrogate, which stands for a byte that is not valid in the encoding."""
+    try:
+        "".join(fields).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -22,7 +22,7 @@ def guess_options(file: str, given: Mapping[str, Any]) -> CsvOptions:
     """
     known = {key: value for key, value in given.items() if value is not None}
     header = known.get("header", False if "names" in known else None)
-    options = CsvOptions.parse(known | {"header": bool(header)})
+    options = CsvOptions.parse(known | {"header": False if header is None else header})
     text = read_start(file, options.encoding).text
     delimiter = options.delimiter or find_delimiter(file, text)
     rows = first_rows(text, delimiter)

@@ -19,8 +19,8 @@ class CsvOptions:
         delimiter: one character; null: a tab in .tsv files, else the comma, tab, semicolon or bar that splits
             the first lines into equally many fields.
         header: whether the first line holds the column names.
-        encoding: of files without a byte order mark; null: UTF-8, or latin-1 if the start of the file is not
-            valid UTF-8.
+        encoding: of files without a byte order mark; null: UTF-8, or Windows-1252 if the start of the file is
+            not valid UTF-8.
         decimal: the decimal point, "." or ",".
         thousands: the separator of groups of three digits, or null.
         missing: spellings of a missing value. Blanks around a field do not count.

@@ -20,6 +20,7 @@ SAMPLE_ROWS = 200
 MEMORY_BYTES = 1 << 26  # longer text is converted to UTF-8 in a temporary file, not in memory
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 MARK = "\N{BYTE ORDER MARK}"
+FALLBACKS = ("utf-8", "cp1252", "latin-1")  # the first one that can decode the start of a file
 
 
 class Start(NamedTuple):
@@ -33,8 +34,9 @@ class Start(NamedTuple):
 def read_start(path: str, encoding: str | None) -> Start:
     """Read the start of a file.
 
-    A byte order mark overrides `encoding`. If there is neither, the encoding is UTF-8, or latin-1 if the
-    start of the file is not valid UTF-8.
+    A byte order mark overrides `encoding`. If there is neither, the encoding is UTF-8. If the start of the
+    file is not valid UTF-8, it is Windows-1252, or latin-1 for bytes that Windows-1252 does not have. A byte
+    that is not valid in the encoding becomes a surrogate.
 
     Raises:
         UserError: the file cannot be read, is empty, or has NUL bytes.
@@ -42,8 +44,9 @@ def read_start(path: str, encoding: str | None) -> Start:
     with reading(path), open_stream(path) as stream:
         raw = stream.read(START_BYTES)
     marked = next((name for mark, name in ENCODINGS.items() if raw.startswith(mark)), None)
-    encoding = marked or encoding or ("utf-8" if _is_valid(raw) else "latin-1")
-    text = codecs.getincrementaldecoder(encoding)("ignore").decode(raw)
+    encoding = marked or encoding or next(name for name in FALLBACKS if _is_valid(raw, name))
+    errors = "surrogateescape" if is_utf8(encoding) else "ignore"
+    text = codecs.getincrementaldecoder(encoding)(errors).decode(raw)
     start = Start(text.removeprefix(MARK), encoding, text.startswith(MARK))
     if not start.text.strip("\r\n"):
         raise UserError(f"{path}: is empty")
@@ -119,9 +122,9 @@ def _score(rows: Sequence[Sequence[str]]) -> tuple[float, int]:
     return (count / len(rows) if width > 1 else 0.0), width
 
 
-def _is_valid(raw: bytes) -> bool:
+def _is_valid(raw: bytes, encoding: str) -> bool:
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(raw)
+        codecs.getincrementaldecoder(encoding)().decode(raw)
     except UnicodeDecodeError:
         return False
     return True

@@ -66,7 +66,7 @@ def choose_fractions(table: Description, main_task: str) -> Fractions:
 
 
 def draft(table: Description, main_task: str, shares: Fractions, command: str | None) -> str:
-    """The text of the YAML file. It begins with the `command` that trains with it, if there is one."""
+    """The text of the YAML file. Its second line is the `command` that trains with it, if there is one."""
     count = len(table.guesses) + len(table.tasks)
     files = [table.source] if isinstance(table.source, str) else table.source
     lines = [
@@ -110,7 +110,7 @@ def draft(table: Description, main_task: str, shares: Fractions, command: str | 
 
 
 def batch_size(num_rows: int) -> int:
-    """A power of 2 from 16 to the default, so that the rows of a small table make at least 64 batches."""
+    """A power of 2 from 16 to the default. Between these limits, the rows make at least 64 batches."""
     return int(min(default_settings()["batch_size"], max(16, 2 ** int(math.log2(max(1, num_rows / 64))))))
 
 
@@ -127,7 +127,8 @@ def to_yaml(value: Any) -> str:
         and value.lower() not in YAML_WORDS
     )
     # OmegaConf reads ${...} as a reference, unless a backslash stands before it.
-    return value if is_plain else json.dumps(value.replace("${", "\\${"), ensure_ascii=False)
+    escaped = value.replace("${", "\\${")
+    return value if is_plain else json.dumps(escaped, ensure_ascii=not value.isprintable())
 
 
 def _column(one: Guess, suspect: str | None) -> str:

@@ -220,9 +220,9 @@ class TableData(DataModule):
         """All that the encoded rows depend on."""
         assert self.columns is not None
         key: dict[str, Any] = {
-            "files": {name: [*state] for name, state in states.items()},
+            "files": [[name, *state] for name, state in states.items()],
             "splits": [str(self.validation), str(self.test), self.split_seed],
-            "columns": to_plain(self.columns),
+            "columns": [*to_plain(self.columns).items()],  # inputs have this order
             "tasks": [task_to_json(task) for task in self.tasks],
             "csv": str(self.csv),
             "num_bins": self.num_bins,

@@ -211,7 +211,10 @@ def _with_wanted_names(file: CsvFile | ColumnarFile, wanted: Sequence[str]) -> l
         raise UserError(f"{file.path}: must have a column {missing[0]!r}; {hint}")
     if missing:
         listed = ", ".join(map(repr, missing[:5])) + f" and {len(missing) - 5} more" * (len(missing) > 5)
-        raise UserError(f"{file.path}: must have the columns {listed}; it begins with {names[:3]}")
+        hint = ""
+        if isinstance(file, CsvFile) and len(names) == 1:
+            hint = f", with the delimiter {file.delimiter!r} (csv.delimiter)"
+        raise UserError(f"{file.path}: must have the columns {listed}; it begins with {names[:3]}{hint}")
     return names
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mmoe.data.column_guess import odd_spellings, remark_on_spellings
 from mmoe.data.column_values import ColumnValues
 from mmoe.errors import UserError
 from mmoe.tasks.task import WHERE_LEVELS
@@ -45,8 +46,8 @@ class TaskGuess:
         return positive
 
 
-def guess_task(name: str, values: ColumnValues) -> TaskGuess:
-    """Guess a task.
+def guess_task(name: str, values: ColumnValues, is_csv: bool = False) -> TaskGuess:
+    """Guess a task. For a label in a CSV file, remarks may advise other CSV options.
 
     Raises:
         UserError: the column cannot be a label.
@@ -57,13 +58,15 @@ def guess_task(name: str, values: ColumnValues) -> TaskGuess:
     if len(values.distinct) < 2:
         what = f"{values.texts[0]!r} in every row that has a value" if values.num_known else "no value"
         raise UserError(f"{where}: must have at least two values to learn; has {what}")
-    task = _guess_kind(name, values)
+    task = _guess_kind(name, values, is_csv)
     if values.num_missing:
         task.remarks.append(f"unknown in {values.num_missing:,} rows")
     return task
 
 
-def guess_tasks(names: Sequence[str], columns: dict[str, ColumnValues]) -> list[TaskGuess]:
+def guess_tasks(
+    names: Sequence[str], columns: dict[str, ColumnValues], is_csv: bool = False
+) -> list[TaskGuess]:
     """Guess the tasks of these columns, and remark on tasks whose labels depend on another task."""
     taken: set[str] = set()
     tasks = []
@@ -72,13 +75,13 @@ def guess_tasks(names: Sequence[str], columns: dict[str, ColumnValues]) -> list[
         while name in taken:
             name += "_"
         taken.add(name)
-        tasks.append(guess_task(name, columns[column]))
+        tasks.append(guess_task(name, columns[column], is_csv))
     for task in tasks:
         _remark_on_funnel(task, tasks)
     return tasks
 
 
-def _guess_kind(name: str, values: ColumnValues) -> TaskGuess:
+def _guess_kind(name: str, values: ColumnValues, is_csv: bool) -> TaskGuess:
     count = len(values.distinct)
     if count == 2:
         level = _positive_level(values)
@@ -93,6 +96,8 @@ def _guess_kind(name: str, values: ColumnValues) -> TaskGuess:
         )
     if not values.is_number:
         task = TaskGuess(name, values, "multiclass", {}, [f"{count:,} classes"])
+        if others := odd_spellings(values):
+            task.remarks.append(remark_on_spellings(others, is_csv))
         if count > values.num_known / 10:
             task.remarks.append("fewer than ten rows for each class on average")
         return task

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from mmoe.metrics.resampled import ResampledMetrics
 
 SMALLEST_WEIGHT = 1e-30  # its logarithm is finite
-SMALLEST_RATE = 1e-6  # rates of levels are limited to [this, 1 - this] before a logit or a logarithm
+# Rates of levels are limited to [this, 1 - this] before a logit, and mean counts to at least this before a
+# logarithm.
+SMALLEST_RATE = 1e-6
 WHERE_LEVELS = ("1", "true", "yes")  # levels of a `where` column in rows that have a label
 # A function of logits [..., T], labels [..., T] and weights [T] that returns the mean of weights x losses.
 MeanLoss = Callable[[Tensor, Tensor, Tensor], Tensor]

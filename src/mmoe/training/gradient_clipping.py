@@ -33,7 +33,7 @@ def clip_by_network(objective: nn.Module, max_norm: float, has_replicas: bool) -
 
 
 def clip_by_value(objective: nn.Module, limit: float) -> None:
-    """Limit each entry of the gradients to [-limit, limit], also that of sparse ones."""
+    """Limit each entry of the gradients, dense or sparse, to [-limit, limit]."""
     for parameter in objective.parameters():
         if parameter.grad is not None:
             _gradient_values(parameter).clamp_(-limit, limit)

@@ -46,7 +46,8 @@ def check_known_labels(
                     few = task.count_rarest(labels.numpy())  # an area compares rows of the two classes
                 if few < FEW_VALIDATION_LABELS:
                     what = f"only {few} validation labels{' of the rarer class' if few < number else ''}"
-                    log.warning("task %s: %s, so the epoch is chosen nearly by chance", task.name, what)
+                    so = "so the epoch is chosen nearly by chance; validate on more rows, or change monitor"
+                    log.warning("task %s: %s, %s", task.name, what, so)
             description = f"{number:,} known labels, all equal" if number else "no known label"
             # Rows in shards may be too many to be grouped here.
             has_groups = task.group_by and split != "train"

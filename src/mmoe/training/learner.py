@@ -28,9 +28,9 @@ from mmoe.training.gradient_clipping import (
     needs_own_clipping,
 )
 from mmoe.training.lightning_speedups import LightModule
+from mmoe.training.losses_over_processes import label_totals, loss_factor_of_process
 from mmoe.training.objective import LossAndOutput, Objective, TaskLosses
 from mmoe.training.optimizers import build_optimizer
-from mmoe.training.process_weights import label_totals, process_weight
 from mmoe.training.schedules import Schedule
 from mmoe.training.throughput import Throughput
 from mmoe.training.validation_statistics import ValidationStatistics
@@ -127,7 +127,7 @@ class Learner(LightModule):
             batch = self._train_batch
             with torch.no_grad(), self.trainer.precision_plugin.forward_context():
                 losses = self._compute(batch, label_totals(batch, self._inner_objective, self.trainer))[0]
-            weight = process_weight(batch, self.trainer)
+            weight = loss_factor_of_process(batch, self.trainer)
             self.balancer.follow_step(losses if weight is None else losses * weight)
 
     def check_optimizer(self, trainer: pl.Trainer | None = None) -> None:
@@ -180,7 +180,7 @@ class Learner(LightModule):
             return output[0]
         assert isinstance(output, TaskLosses)
         losses, penalty = output.losses, output.penalty
-        weight = process_weight(batch, self.trainer)
+        weight = loss_factor_of_process(batch, self.trainer)
         if weight is not None:
             losses, penalty = losses * weight, penalty * weight
         if self.balancer.follows_steps:
@@ -195,7 +195,7 @@ class Learner(LightModule):
         if every and (self.trainer.global_step + 1) % every == 0:
             self.log("train/loss", loss.detach().mean(), prog_bar=True)
         loss = loss.sum() if self.has_replicas else loss
-        weight = None if self.balancer else process_weight(batch, self.trainer)
+        weight = None if self.balancer else loss_factor_of_process(batch, self.trainer)
         return loss if weight is None else loss * weight
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -67,12 +67,15 @@ def check_callbacks(callbacks: Mapping[str, Any], learner: Any, schema: Schema, 
         if known is not None:
             keys = (f"callbacks.{name}.monitor", f"callbacks.{name}.mode")
             check_monitor(monitor, getattr(callback, "mode", None), known, keys)
+        is_default = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
         if isinstance(callback, EarlyStopping):
             option, after_train_epoch = "check_on_train_epoch_end", callback._check_on_train_epoch_end
-            if after_train_epoch is None:  # Lightning's default
-                after_train_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+            if after_train_epoch is None:
+                after_train_epoch = is_default
         elif isinstance(callback, ModelCheckpoint):
             option, after_train_epoch = "save_on_train_epoch_end", callback._save_on_train_epoch_end
+            if after_train_epoch is None and monitor.startswith("train/"):
+                after_train_epoch = is_default
         else:
             continue
         if monitor.startswith("train/") and monitor != "train/loss" and not after_train_epoch:

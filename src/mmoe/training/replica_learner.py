@@ -23,8 +23,8 @@ from mmoe.training.checkpoint_callbacks import Best
 from mmoe.training.epoch_outputs import LabelledLogits
 from mmoe.training.epoch_results import EpochResults
 from mmoe.training.learner import Learner
+from mmoe.training.losses_over_processes import label_totals
 from mmoe.training.objective import LossAndOutput, Objective, TaskLosses
-from mmoe.training.process_weights import label_totals
 
 SIGNS = {"max": 1, "min": -1}
 # Settings of the callbacks `best` and `early_stopping` that are allowed with replicas.

@@ -101,14 +101,19 @@ def _check_longer(run: Path, longer: dict[str, Any], config: DictConfig) -> None
     # An argument `total_steps`, or one whose value is the text `total_steps`, fixes the schedule's length.
     if "total_steps" in schedule.values() or "total_steps" in schedule:
         raise UserError(f"resume={run}: its schedule {name} ends with the training that it was made for")
-    if name:
-        log.warning("%s: its schedule %s continues unchanged", run, name)
     last, _ = checkpoints.newest(run)
     if last is None:
         raise UserError(f"resume={run}: has no last.ckpt or previous.ckpt, so it cannot be trained longer")
     if checkpoints.load(last).get("mmoe", {}).get("should_stop"):
         ended = f"early stopping ended the run after epoch {metrics['epochs']}"
         raise UserError(f"resume={run}: {ended}, and would end it again")
+    end, before, after = schedule.get("T_max"), config.trainer.get("max_epochs", -1), longer.get("max_epochs")
+    by_epoch = config.learner.get("interval") in (None, "epoch")
+    if by_epoch and isinstance(end, int) and after and before <= end < after:  # a cosine would rise again
+        rule = f"init_from={run} starts a new training from its weights"
+        raise UserError(f"resume={run}: its schedule {name} ends with epoch {end}; {rule}")
+    if name:
+        log.warning("%s: its schedule %s continues unchanged", run, name)
 
 
 def _check_reached(run: Path, lengths: dict[str, Any]) -> None:

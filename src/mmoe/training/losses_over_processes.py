@@ -28,7 +28,7 @@ def label_totals(batch: Batch, objective: Objective, trainer: pl.Trainer) -> Ten
     return reduced / trainer.world_size
 
 
-def process_weight(batch: Batch, trainer: pl.Trainer) -> Tensor | None:
+def loss_factor_of_process(batch: Batch, trainer: pl.Trainer) -> Tensor | None:
     """The factor that weights this process's mean loss by its rows. None: it is 1.
 
     Without weights of labels, processes differ only in the last batch, by their number of rows.
