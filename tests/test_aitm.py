@@ -112,7 +112,7 @@ AITM_OPTIONS = ["model=aitm", "model.steps=[click,buy]"]
 
 def test_it_serves_every_command(train: Command, command):
     write_funnel()
-    assert train(*QUICK, *AITM_OPTIONS, "hydra.run.dir=run").code == 0
+    assert train(*QUICK, *AITM_OPTIONS, "learner.scheduler=null", "hydra.run.dir=run").code == 0
     assert train("resume=run", "trainer.max_epochs=2").code == 0
     assert command("evaluate")("run=run", "resamples=0").code == 0
     assert command("predict")("run=run", "input=funnel.csv", "output=scores.csv").code == 0

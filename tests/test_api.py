@@ -352,6 +352,21 @@ def test_integers_as_column_names_become_text():
         mmoe.Table(numbered, [2])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            mmoe.Multiclass("group", classes=("a", "b")),
+            "left out; they are those of the training rows",
+        ),
+        (mmoe.Binary("y", group_by="group"), "must be left out; it is an argument of the Table"),
+    ],
+)
+def test_what_a_task_cannot_set_is_refused(task: mmoe.Task, message: str):
+    with pytest.raises(ArgumentError, match=message):
+        mmoe.Table(rows(), {"t": task})
+
+
 def test_a_column_that_a_split_names_is_an_input_only_if_it_is_given():
     split = {"fraction": 0.2, "by": "group"}
     assert "group" not in mmoe.Table(rows(), ["y"], test=split).columns

@@ -269,7 +269,7 @@ def test_limits_follow_from_the_run(train: Command):
     mmoe.fit(table, "run", "logger=none", "trainer.max_epochs=1", "figures=false", "model.num_experts=2")
     text = (Path("run") / "card.md").read_text("utf-8").partition("## Limits")[2].partition("\n## ")[0]
     assert "other values of `day`" in text
-    assert "fewer than 100: `rare`" in text
+    assert "fewer than 100 of their rarest class: `rare`" in text
     assert "unknown in some test rows, which their metrics leave out: `some`." in text
     assert "trained with class weights" in text
     assert "The best epoch is the last one" in text

@@ -224,7 +224,11 @@ NUMBER = Regression("age", name="n")
     [
         ({"age": [1.0, 2.0, np.inf, 4.0]}, "column age, row 2: must be a finite number.*, is inf"),
         ({"age": [1.0, 2.0, 3.0, -1e39]}, r"column age, row 3: must be a finite number.*, is -1e\+39"),
-        ({"age": ["1", "2", "x", "4"]}, "column age, row 2: must be a number, is 'x'"),
+        ({"age": ["1", "2", "x", "4"]}, "column age, row 2: must be a number, is 'x'$"),
+        (
+            {"age": ["1,5", "2", "3", "4"]},
+            "column age, row 0: must be a number, is '1,5'; csv.decimal=',' reads",
+        ),
         ({"age": pd.Categorical([1.0, 2.0, 3.0, 4.0])}, "column age: must hold numbers, holds"),
         ({"age": pd.to_datetime(["2020-01-01"] * 4)}, "column age: must hold numbers, holds datetime64"),
         ({"age": [1j, 2, 3, 4]}, "column age: must hold numbers, holds complex"),

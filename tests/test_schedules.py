@@ -118,6 +118,8 @@ def test_one_cycle_by_epoch_must_reach_the_last_step():
     assert len(fit(learner(scheduler=partial(one_cycle, total_steps=2), interval="epoch"), -1, 6)) == 6
     with pytest.raises(UserError, match="total_steps=2: must be at least 3, because"):
         fit(learner(scheduler=partial(one_cycle, total_steps=2), interval="epoch"), -1, 12)
+    with pytest.raises(UserError, match=r"OneCycleLR needs a trainer\.max_epochs or max_steps"):
+        fit(learner(scheduler=partial(one_cycle, total_steps=2), interval="epoch"), -1)
 
 
 def test_scaled_gradients_are_not_clipped_by_a_fused_optimizer(monkeypatch: pytest.MonkeyPatch):

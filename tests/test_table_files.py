@@ -358,7 +358,7 @@ def test_an_error_has_its_file_and_its_line():
         == "b.parquet, column x, row 2: r"
     )
     write("a.csv", "x;y\n1.5;a\n2,5;b\n")
-    with pytest.raises(RowError, match=r"column x, row 0: must be a number, is '1.5'"):
+    with pytest.raises(RowError, match=r"column x, row 0: must be a number with csv.decimal=',', is '1.5'"):
         read_table(["a.csv"], CsvOptions(decimal=","), ["x"], numbers=["x"])
 
 

@@ -207,7 +207,8 @@ def test_every_command_serves_columns_with_statistics(train: Command, command: C
     frame().to_csv("train.csv", index=False)
     write_yaml(columns=TARGET)
     options = ["--config-dir=conf", "data=mine", "logger=none", "trainer.max_epochs=2"]
-    done = train(*options, "hydra.run.dir=run", "learner.optimizer.lr=0.01")
+    rates = ["learner.optimizer.lr=0.01", "learner.scheduler=null"]
+    done = train(*options, "hydra.run.dir=run", *rates)
     assert done.code == 0, done.err
     run = load("run")
     by_name = {column.name: column for column in run.schema.categorical}

@@ -134,16 +134,26 @@ def test_the_printed_command_trains_with_the_replaced_split(command, train, tabl
     again = train(*arguments, "logger=none", "hydra.run.dir=run")
     assert again.code == 0, again.err
     config = OmegaConf.load("run/config.yaml")
-    assert config.data.test == {"fraction": None, "last": None, "by": None, "column": "month", "value": 2}
+    rule = {"fraction": None, "last": None, "by": None, "column": "month", "value": 2, "of": "train"}
+    assert config.data.test == rule
     assert (config.threads, config.trainer.max_epochs) == (1, 1)
 
 
-def test_a_deletion_cannot_be_kept(command, table_options: list[str]):
-    done = command("tune")(*table_options, "~data.main_task", "folder=tune")
+@pytest.mark.parametrize(
+    "deleted", [["~data.main_task"], ["~learner.scheduler", "+learner.scheduler={a: 1}"]]
+)
+def test_a_deletion_cannot_be_kept(command, table_options: list[str], deleted: list[str]):
+    done = command("tune")(*table_options, *deleted, "folder=tune")
     assert done.code == 2
-    assert done.err == (
-        "error: ~data.main_task: a search cannot keep a deletion; give data.main_task=null instead\n"
-    )
+    assert done.err.startswith(f"error: {deleted[0]}: a search cannot keep a deletion; put the settings into")
+
+
+def test_chosen_features_are_kept(command):
+    given = ["features.columns=[age,sex]", "trainer.max_epochs=1", "data.source=sample", "trials=1"]
+    done = command("tune")(*QUICK, "model=mmoe", *given)
+    assert done.code == 0, done.err
+    (path,) = Path("tune/experiment").iterdir()
+    assert OmegaConf.load(path).features.columns == ["age", "sex"]
 
 
 def test_the_choice_of_a_learner_is_kept(command, table_options: list[str]):

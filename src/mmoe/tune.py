@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 GROUPS = ("data", "features", "inputs", "model", "balance", "learner", "experiment")
 # Settings of a training. Those that the command line gives are not searched.
 SETTINGS = (
-    "data", "inputs", "model", "objective", "learner", "trainer", "balance", "activation", "gate_temperature",
-    "monitor", "monitor_mode", "threads",
+    "data", "features", "inputs", "model", "objective", "learner", "trainer", "balance", "activation",
+    "gate_temperature", "monitor", "monitor_mode", "threads",
 )  # fmt: skip
-RULE_KEYS = ("fraction", "last", "by", "column", "value")  # of data.test and data.validation
+# A rule that replaces another one is written with all keys, because it is merged with the old rule.
+SPLITS = ("data.test", "data.validation")
+NO_RULE = {**dict.fromkeys(("fraction", "last", "by", "column", "value")), "of": "train"}
 # Settings of a machine. Processes of a study may differ in them, and the written experiment lacks them.
 OF_THIS_MACHINE = ("data.dir", "data.cache_dir", "threads")
 DIRECTIONS = {"max": "maximize", "min": "minimize"}
@@ -106,7 +108,7 @@ def given_settings(config: DictConfig) -> dict[str, Any]:
     The choice of a config group, such as `model=ple`, is not a setting.
 
     Raises:
-        UserError: a setting is deleted and not given anew.
+        UserError: a setting is deleted. Only the rule of a split may be deleted and given anew.
     """
     overrides = HydraConfig.get().overrides.task
     keys = (override.lstrip("+~").partition("=")[0] for override in overrides)
@@ -116,10 +118,10 @@ def given_settings(config: DictConfig) -> dict[str, Any]:
     for override in overrides:
         key = override.removeprefix("~").partition("=")[0]
         if override.startswith("~") and key in values:
-            if not isinstance(values[key], dict):
-                raise UserError(f"{override}: a search cannot keep a deletion; give {key}=null instead")
-            # The written experiment is merged with the old rule, so the keys that are gone become null.
-            values[key] = {**dict.fromkeys(RULE_KEYS), **values[key]}
+            if key not in SPLITS or not isinstance(values[key], dict):
+                rule = "a search cannot keep a deletion; put the settings into an experiment of your own"
+                raise UserError(f"{override}: {rule}")
+            values[key] = {**NO_RULE, **values[key]}
     return values
 
 

@@ -80,6 +80,7 @@ def gate_weights_by(
         run: a run or its folder.
         column: a column of the rows; it need not be an input if the rows are in memory.
         bands: for a numeric column with many values, the number of quantile bands, or the edges of the bands.
+            A band includes its upper edge, and the first one its lower edge too.
         max_levels: for a column of text, the number of levels to show; `(other)` holds the rarer ones.
         which: the arguments of `Run.outputs`.
     """

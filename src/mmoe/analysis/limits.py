@@ -96,8 +96,8 @@ def _of_labels(
         if len(labels) < num_rows:
             partial.append(task)
     if few:
-        what = "The test labels of these tasks, or those of their rarest class,"
-        yield f"{what} number fewer than {FEW_LABELS}: {_names(few)}."
+        what = f"fewer than {FEW_LABELS} test labels, or fewer than {FEW_LABELS} of their rarest class"
+        yield f"These tasks have {what}: {_names(few)}."
     if partial:
         yield f"The label is unknown in some test rows, which their metrics leave out: {_names(partial)}."
 

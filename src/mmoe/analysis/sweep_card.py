@@ -68,7 +68,11 @@ def _limits(compared: pd.DataFrame) -> Iterator[str]:
             " line by its validation metric, and report the test metric of that line alone."
         )
     if compared.attrs["has_lightgbm"]:
-        yield "LightGBM has one model for each task. Its settings are usual ones, and were not searched."
+        yield (
+            "LightGBM has one model for each task. Its settings are usual ones, and were not searched. The"
+            " number of trees is chosen for each task, but a network's epoch for the main task alone. So"
+            " compare LightGBM by its test metrics."
+        )
     yield "The intervals do not cover the choice of the test rows, which all runs share."
     if count := len(compared.attrs["unfinished"]):
         yield f"{number_of(count, 'unfinished run')} {'is' if count == 1 else 'are'} left out."

@@ -101,7 +101,8 @@ def read_baseline(folder: Path, run: Run) -> list[dict[str, Any]]:
 def _identity_of(run: Run) -> dict[str, Any]:
     """The settings and files that decide which rows and labels a run has."""
     data: Any = OmegaConf.to_container(run.config.data)
-    settings = {f"data.{key}": value for key, value in data.items() if key not in OTHER_KEYS}
+    given = {key: value for key, value in data.items() if key not in OTHER_KEYS and value is not None}
+    settings = {f"data.{key}": value for key, value in given.items()}
     for key in ("data.validation", "data.test"):
         if not isinstance(settings.get(key), dict):  # files, not a rule
             settings.pop(key, None)

@@ -28,6 +28,11 @@ from mmoe.tasks import Task
 from mmoe.tasks.serialization import task_from_config, task_to_config
 
 Rows = pd.DataFrame | str | Path | Sequence[str]
+# Fields of tasks that are set elsewhere.
+NOT_IN_TASKS = {
+    "classes": "they are those of the training rows",
+    "group_by": "it is an argument of the Table",
+}
 
 
 class Table:
@@ -217,6 +222,9 @@ def _parse_tasks(tasks: Any) -> Mapping[str, str | Task]:
     rule = "must map names of tasks to tasks or columns, or be a list of columns; all names are text"
     check_argument(is_mapping and len(by_name) > 0, "tasks", tasks, rule)
     for name, task in by_name.items():
+        for key, where in NOT_IN_TASKS.items():
+            given = getattr(task, key, None)
+            check_argument(not given, f"tasks.{name}.{key}", given, f"must be left out; {where}")
         rule = f"must be a column's name, or a task such as mmoe.Regression({name!r})"
         check_argument(isinstance(task, str | Task), f"tasks.{name}", task, rule)
     return by_name

@@ -27,8 +27,8 @@ class Categorical:
     Attributes:
         name: the name of the column.
         levels: the vocabulary: the levels in the training rows, sorted as text or as integers.
-        mode: the most frequent code in the training rows, counted from 0. Results do not depend on it, except
-            for rounding.
+        mode: the most frequent code in the training rows, counted from 0. For rows in shards, it is that of
+            the most frequent level, or 0 with `buckets`. Results do not depend on it, except for rounding.
         source: the column of the raw rows; empty if it has the same `name`.
         part: the part of a date and time that is the level: `year`, `month`, `weekday` or `hour`.
         buckets: if above 0, there is no vocabulary: a hash of the level is its code.

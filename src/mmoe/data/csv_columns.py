@@ -125,7 +125,8 @@ def to_numbers(column: pa.ChunkedArray, name: str, options: CsvOptions) -> pa.Ch
             convert_text(pa.chunked_array([[text.as_py()]]), pa.float64(), options)
         except pa.ArrowInvalid:
             row = pc.index(encoded.indices, code).as_py()
-            raise RowError(name, row, f"must be a number, is {text.as_py()[:40]!r}") from None
+            rule = f"must be a number with csv.decimal={options.decimal!r}, is {text.as_py()[:40]!r}"
+            raise RowError(name, row, rule) from None
     raise AssertionError
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.csv_start import find_delimiter, first_rows, read_start
+from mmoe.data.raw_numbers import DECIMAL_COMMA
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 
 
 def guess_options(file: str, given: Mapping[str, Any]) -> CsvOptions:

@@ -36,7 +36,7 @@ def read_start(path: str, encoding: str | None) -> Start:
 
     A byte order mark overrides `encoding`. If there is neither, the encoding is UTF-8. If the start of the
     file is not valid UTF-8, it is Windows-1252, or latin-1 for bytes that Windows-1252 does not have. A byte
-    that is not valid in the encoding becomes a surrogate.
+    that is not valid UTF-8 becomes a surrogate. In other encodings, an invalid byte is left out.
 
     Raises:
         UserError: the file cannot be read, is empty, or has NUL bytes.

@@ -5,6 +5,7 @@ A column of a frame may have any dtype of pandas or Arrow. Errors count rows fro
 N rows.
 """
 
+import re
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from mmoe.data.schema_checks import MAX_FLOAT32
 from mmoe.errors import RowError, UserError
 
 BOOLEANS = {"false": 0.0, "true": 1.0}
+DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 
 
 def numbers_of(values: pd.Series) -> np.ndarray:
@@ -45,8 +47,15 @@ def _not_a_number(values: pd.Series) -> UserError:
     """The error for a column that does not hold numbers."""
     for row, value in enumerate(values.astype(object)):
         if isinstance(value, str | bytes):
-            return RowError(str(values.name), row, f"must be a number, is {value[:40]!r}")
+            return RowError(str(values.name), row, not_a_number(value))
     return UserError(f"column {values.name}: must hold numbers, holds {kind_of(values)} values")
+
+
+def not_a_number(value: str | bytes) -> str:
+    """The rule that text breaks if it is no number."""
+    has_comma = isinstance(value, str) and DECIMAL_COMMA.fullmatch(value.strip())
+    hint = "; csv.decimal=',' reads a decimal comma" if has_comma else ""
+    return f"must be a number, is {value[:40]!r}{hint}"
 
 
 def check_finite_column(name: str, values: np.ndarray) -> None:
@@ -93,7 +102,7 @@ def _numbers_of_spellings(texts: pa.Array, name: Any) -> pa.Array:
     codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
     if wrong[codes].any():
         row = int(wrong[codes].argmax())
-        raise RowError(str(name), row, f"must be a number, is {texts[row].as_py()[:40]!r}")
+        raise RowError(str(name), row, not_a_number(texts[row].as_py()))
     return pa.array(numbers, pa.float64()).take(encoded.indices)
 
 

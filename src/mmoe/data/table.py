@@ -255,7 +255,7 @@ class TableData(DataModule):
         if self.given_schema:  # which was perhaps fitted with other split rules
             names = [name for name in names if name in self.given_schema.input_columns]
         if not names:
-            raise UserError(f"{train.name}: must have a column that no task uses")
+            raise UserError(f"{train.name}: must have a column that no task or split uses")
         if max_rows is None:
             frame = train.read(names)
         else:
@@ -266,13 +266,25 @@ class TableData(DataModule):
         if not inputs:
             left_out = f"column {guesses[0].values.name} is left out: {guesses[0].reason}"
             raise UserError(f"{train.name}: must have a column that is an input; {left_out}")
-        return {one.values.name: column_options(one.values.name, one.to_plain()) for one in inputs}
+        found = {one.values.name: column_options(one.values.name, one.to_plain()) for one in inputs}
+        if self.given_schema:  # other rows may have fewer values, or a rule may name an input
+            found = {name: ColumnOptions(kind) for name, kind in _kinds(self.given_schema).items()} | found
+        return {name: found[name] for name in train.names() if name in found}
 
     def _check_inputs(self, columns: Iterable[str]) -> None:
         for task in self.tasks:
             if task.column in columns:
                 what = f"the column that the label of task {task.name} is made from"
                 raise ArgumentError(f"columns: {task.column!r} is {what}, so it must not be an input")
+
+
+def _kinds(schema: Schema) -> dict[str, str]:
+    """The kinds of a schema's input columns."""
+    kinds = {}
+    for column in schema.categorical:
+        kind = "multi" if column.is_multi else "categorical"
+        kinds[column.raw_name] = "datetime" if column.part else kind
+    return kinds | {one.name: "datetime" if one.is_datetime else "numeric" for one in schema.numeric}
 
 
 def _parse_tasks(

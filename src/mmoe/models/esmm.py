@@ -25,11 +25,11 @@ SMALLEST = 1e-30  # the least -log of a joint probability, which keeps the joint
 class ESMM(SharedBottom):
     """A shared bottom whose loss multiplies the probabilities of a funnel (equations 1 and 3 of the paper).
 
-    The logits, and so predictions and metrics, are conditional as for every method: with `click`, and
-    `conversion` where clicked, they give p(click) and p(conversion | click). The loss of `conversion` is that
-    of the product p(click) p(conversion | click) in all rows, where a row without a click is negative. So
-    `conversion` learns from all rows, not only from clicked ones. Its factor p(conversion | click) has no
-    loss of its own.
+    The logits, and so predictions and metrics, are conditional as for every method. For the tasks `click` and
+    `conversion`, whose label is known only where `click` is positive, they give p(click) and
+    p(conversion | click). The loss of `conversion` is that of the product p(click) p(conversion | click) in
+    all rows, where a row without a click is negative. So `conversion` learns from all rows, not only from
+    clicked ones. Its factor p(conversion | click) has no loss of its own.
 
     The paper shares embeddings of the columns between the two networks. Here they share a bottom network.
 

@@ -44,7 +44,7 @@ def task_from_config(name: str, given: Any) -> Task:
 
 
 def task_to_config(task: Task) -> dict[str, Any]:
-    """The mapping from which `task_from_config` makes the task."""
+    """The mapping from which `task_from_config` makes the task, without the fields in `NOT_IN_CONFIG`."""
     options = {one.name: getattr(task, one.name) for one in fields(task) if one.name not in NOT_IN_CONFIG}
     defaults = {one.name: one.default for one in fields(task)}
     given = {key: value for key, value in options.items() if value != defaults[key]}

@@ -107,7 +107,8 @@ def _check_longer(run: Path, longer: dict[str, Any], config: DictConfig) -> None
     if checkpoints.load(last).get("mmoe", {}).get("should_stop"):
         ended = f"early stopping ended the run after epoch {metrics['epochs']}"
         raise UserError(f"resume={run}: {ended}, and would end it again")
-    end, before, after = schedule.get("T_max"), config.trainer.get("max_epochs", -1), longer.get("max_epochs")
+    end, after = schedule.get("T_max"), longer.get("max_epochs")
+    before = -1 if config.trainer.get("max_epochs") is None else config.trainer.max_epochs  # -1: no limit
     by_epoch = config.learner.get("interval") in (None, "epoch")
     if by_epoch and isinstance(end, int) and after and before <= end < after:  # a cosine would rise again
         rule = f"init_from={run} starts a new training from its weights"

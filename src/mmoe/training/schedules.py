@@ -86,6 +86,8 @@ class Schedule:
     def _check_length(self, scheduler: OneCycleLR, interval: str, trainer: pl.Trainer) -> None:
         """Raise UserError if the schedule is shorter than the training; torch fails after its last step."""
         steps = trainer.estimated_stepping_batches
+        if steps == math.inf:
+            raise UserError("learner.scheduler: OneCycleLR needs a trainer.max_epochs or max_steps")
         epochs = trainer.max_epochs or 0  # -1 without a limit
         if interval == "epoch" and epochs > 0:
             steps = epochs
