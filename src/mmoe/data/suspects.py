@@ -114,7 +114,7 @@ def _area_by_level(column: ColumnValues, positive: np.ndarray) -> float:
 
 
 def _unusual_rows_agree(column: ColumnValues, positive: np.ndarray, name: str) -> str:
-    """Say if the rows in which the column has an unusual value are nearly all positive, or hold all positives.
+    """Say if the rows in which the column has an unusual value are nearly all positive, or hold all of them.
 
     For example, a kind of failure is a part of "any failure".
     """
