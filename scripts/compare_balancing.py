@@ -172,8 +172,8 @@ def write_report(runs: pd.DataFrame, out: Path, options: dict[str, str]) -> None
         for name, rows in own.groupby("contestant", sort=False):
             line = [str(name)]
             for _, row in rows.iterrows():
-                digits = 4 if abs(row["mean"]) < 100 else 0
-                gain = f"{row['gain']:+,.{digits}f} ± {row['gain_half']:,.{digits}f}"
+                digits, finer = (4, 5) if abs(row["mean"]) < 100 else (0, 0)
+                gain = f"{row['gain']:+,.{finer}f} ± {row['gain_half']:,.{finer}f}"
                 is_clear = abs(row["gain"]) > row["gain_half"]
                 mean = f"{row['mean']:,.{digits}f} ± {row['half']:,.{digits}f}"
                 line += [mean, f"**{gain}**" if is_clear else "-" if name == BASELINE else gain]
