@@ -106,8 +106,8 @@ def _(column, run, split):
             mo.md(f"## Gate weights by {code(column.value)}"),
             drawn(analysis.plot_gate_weights_by, run, column.value, split=split.value),
             mo.md(
-                "Compare the cells of one column: a darker cell is a subgroup for which the task relies more"
-                " on that expert."
+                "A column of the heat map is an expert. Compare its cells: a darker cell is a subgroup for"
+                " which the task relies more on this expert."
             ),
         ]
     )

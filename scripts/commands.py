@@ -34,6 +34,6 @@ def train_once(folder: Path, *arguments: str, env: Mapping[str, str] | None = No
         run_command("train", *arguments, "logger=none", f"hydra.run.dir={folder}", env=env)
 
 
-def may_exist_already(overrides: Sequence[str]) -> list[str]:
+def allow_existing_keys(overrides: Sequence[str]) -> list[str]:
     """Overrides for a tuned experiment, which may already have their keys: `+key` becomes `++key`."""
     return [f"+{one}" if one.startswith("+") and not one.startswith("++") else one for one in overrides]

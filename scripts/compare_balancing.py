@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from commands import may_exist_already, run_command, train_once
+from commands import allow_existing_keys, run_command, train_once
 from finished import check_settings, merged_settings
 from matplotlib.figure import Figure
 from options import parse, some_of, stop
@@ -111,7 +111,7 @@ def results(
     search = [override for override in overrides if override.startswith("hydra.")]
     train_once(
         folder / "run", "--config-dir", str(study), f"experiment={tuned.stem}", *search,
-        *may_exist_already([one for one in overrides if not one.startswith(("experiment=", "hydra."))]),
+        *allow_existing_keys([one for one in overrides if not one.startswith(("experiment=", "hydra."))]),
         f"replicas={options['seeds']}", "figures=false",
     )  # fmt: skip
     metrics, schema = read_metrics(folder / "run"), read_schema(folder / "run")

@@ -46,7 +46,14 @@ DEFAULTS = {
     "out": "docs/results/gbdt", "sample": "false",
 }  # fmt: skip
 LIGHTGBM = "LightGBM, one model per task"
-COMPARED_PARTS = ("data", "inputs", "model", "objective", "learner", "trainer")  # of a configuration
+DECIDING_PARTS = (
+    "data",
+    "inputs",
+    "model",
+    "objective",
+    "learner",
+    "trainer",
+)  # of a configuration
 PATIENCE = 100  # boosting rounds without a better validation AUROC
 NUM_TIMED = 5  # the time to predict is the median over this many predictions
 Results = dict[str, Any]  # test AUROC by task; seconds to train and to predict; bytes of the model
@@ -97,7 +104,7 @@ def settings_of(
     settings: dict[str, Any] = {name: options[name] for name in ("trials", "rounds", "threads")}
     for experiment in experiments:
         config = OmegaConf.to_container(compose_config(f"experiment={experiment}", *overrides), resolve=False)
-        settings[experiment] = {key: config[key] for key in COMPARED_PARTS}
+        settings[experiment] = {key: config[key] for key in DECIDING_PARTS}
     return settings
 
 

@@ -3,13 +3,13 @@
 usage: python scripts/compare_streaming.py data.dir=... [option=value ...] [overrides]
 
     rows=3000000         training rows; they are drawn from the official training file
-    runs=8               seeds of each kind of training; each has its own order of the rows
+    runs=8               seeds of each kind of training; each seed shuffles the rows in its own way
     folder=runs/compare_streaming   files, shards and run folders; finished runs are used again
     out=docs/results/streaming      folder for the table and the results of all runs
 
-One half of the official test rows is for validation, and the other is tested. The training rows come in two
-orders: random, and sorted by age, so that neighbouring rows are alike. All other arguments are overrides for
-the trainings.
+One half of the official test rows is for validation, and the other is tested. The files hold the
+training rows in two orders: random, and sorted by age, so that neighbouring rows are alike. All other
+arguments are overrides for the trainings.
 """
 
 import json

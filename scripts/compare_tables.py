@@ -42,7 +42,14 @@ DEFAULTS = {
 }  # fmt: skip
 SPLIT_SEED = 2026  # chosen before any model was trained on these splits
 CONFIGS = Path(__file__).parent / "other_tables"
-COMPARED_PARTS = ("data", "objective", "learner", "trainer", "callbacks", "activation")  # of a configuration
+DECIDING_PARTS = (
+    "data",
+    "objective",
+    "learner",
+    "trainer",
+    "callbacks",
+    "activation",
+)  # of a configuration
 
 
 def main() -> None:
@@ -62,7 +69,7 @@ def main() -> None:
     settings: dict[str, Any] = {"runs": options["runs"], "trials": options["trials"], "spaces": spaces}
     for name in names:
         config: Any = OmegaConf.to_container(composed(arguments[name]), resolve=False)
-        settings[name] = {key: config[key] for key in COMPARED_PARTS}
+        settings[name] = {key: config[key] for key in DECIDING_PARTS}
     check_settings(folder / "options.json", settings, overrides)
     for name in names:
         check_validation_rows(name, encoded_rows(arguments[name]))

@@ -16,7 +16,7 @@ CONF = Path(__file__).parents[1] / "conf"
 COMMANDS = ("train", "evaluate", "predict", "export", "extract", "tune", "describe")
 # What each group decides, in the order of the page.
 GROUPS = {
-    "experiment": "What a training does by default. An experiment only overrides other settings.",
+    "experiment": "Named sets of overrides of the other settings. `census` is the default.",
     "data": "Where the rows come from. Tables of your own have [a configuration of their own](tables.md).",
     "features": "The columns of the census files that the network reads.",
     "inputs": "How columns become the inputs of the network.",

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from commands import compose_config, may_exist_already, run_command, train_once
+from commands import allow_existing_keys, compose_config, run_command, train_once
 from filelock import FileLock
 from finished import check_settings, merged_settings
 from matplotlib.figure import Figure
@@ -111,7 +111,7 @@ def main() -> None:
             if not set(range(first, first + chunk)) <= set(seeds_of(read_runs(results), method)):
                 print(f"{method}: runs {first} to {first + chunk - 1}", flush=True)
                 study = root / "tune" / method
-                given = [f"experiment={tuned_experiment(study).stem}", *may_exist_already(overrides[1:])]
+                given = [f"experiment={tuned_experiment(study).stem}", *allow_existing_keys(overrides[1:])]
                 given += [f"seed={first}", f"replicas={chunk}", "figures=false"]
                 if is_matched and method != "mmoe":
                     given.append(matched_width(root, study, given))
@@ -154,7 +154,7 @@ def matched_width(root: Path, study: Path, overrides: Sequence[str]) -> str:
     def config_of(folder: Path, *given: str) -> DictConfig:
         search = f"hydra.searchpath=[{folder.absolute()}]"
         return compose_config(
-            search, f"experiment={tuned_experiment(folder).stem}", *may_exist_already(overrides[1:]), *given
+            search, f"experiment={tuned_experiment(folder).stem}", *allow_existing_keys(overrides[1:]), *given
         )
 
     def num_parameters(config: DictConfig) -> int:

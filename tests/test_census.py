@@ -25,7 +25,7 @@ OFFICIAL_LEVELS = {
 
 
 def test_rows_are_encoded_in_memory_whatever_its_size(monkeypatch: pytest.MonkeyPatch):
-    """CSV options cannot describe the files of UCI, so no shards can be encoded from them."""
+    """`headerless_csv` reads the files of UCI in memory alone."""
     monkeypatch.setattr("mmoe.data.table.memory_size", lambda: 10_000)
     data = build(config("data.source=sample"), "data")
     assert isinstance(data.dataset.splits["train"], Batch)

@@ -273,7 +273,7 @@ OTHER = RANDOM.random(N).round(3)
             {"x": "alone predicts y with an AUROC of 1.000"},
         ),
         (CLICK * 1, {"x": np.where(CLICK, np.nan, OTHER)}, {"x": "alone predicts y with an AUROC of 1.000"}),
-        (CLICK * 1, {"x": CLICK * (OTHER < 0.3) * 1}, {"x": "y is positive wherever this is not 0"}),
+        (CLICK * 1, {"x": CLICK * (OTHER < 0.3) * 1}, {"x": "y is positive in nearly all "}),
         (CLICK * (OTHER < 0.1) * 1, {"x": CLICK * (OTHER < 0.2) * 1}, {"x": ""}),
         (
             np.array(["a", "b", "c"])[np.arange(N) % 3],
@@ -293,7 +293,7 @@ OTHER = RANDOM.random(N).round(3)
             {"a": "y is a x b", "b": "y is a x b"},
         ),
         (AMOUNT / (1 + OTHER), {"a": AMOUNT, "b": 1 + OTHER}, {"a": "y is a / b", "b": "y is a / b"}),
-        (AMOUNT * CLICK, {"x": CLICK * 1}, {"x": "alone predicts y other than 0"}),
+        (AMOUNT * CLICK, {"x": CLICK * 1}, {"x": "alone predicts whether y is other than 0"}),
         # Not suspects: noise, an id that occurs once, rare levels, a good but imperfect predictor.
         (CLICK * 1, {"x": RANDOM.random(N), "z": [f"id{n}" for n in range(N)]}, {}),
         (CLICK * 1, {"x": RANDOM.integers(0, N // 2, N)}, {}),

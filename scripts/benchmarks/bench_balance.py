@@ -18,6 +18,8 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
     def speeds_at(batch: int) -> dict[str, float]:
         options = [f"data.batch_size={batch}", "trainer.max_epochs=2", "+trainer.limit_train_batches=150"]
         options += ["+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1"]
-        return {name: bench.train(folder, choice, *options)[0]["steps"] for name, choice in choices.items()}
+        return {
+            name: bench.train(folder, choice, *options)[0]["steps_speed"] for name, choice in choices.items()
+        }
 
     return speeds_by("batch size", bench.integers("batches"), bench, speeds_at)

@@ -13,7 +13,7 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
         options = [f"data.batch_size={batch}", "trainer.max_epochs=4"]
         trainers = {"one process": "cpu", "two processes": "ddp_cpu"}
         return {
-            name: bench.train(folder, f"trainer={trainer}", *options)[0]["steps"]
+            name: bench.train(folder, f"trainer={trainer}", *options)[0]["steps_speed"]
             for name, trainer in trainers.items()
         }
 

@@ -35,4 +35,4 @@ def mmoe_and_loops(bench: Bench, folder: Path, batch: int, *overrides: str) -> d
             f"++trainer.limit_{name}_batches={max(1, round(epochs * batches[name]))}" for name in batches
         ]
     clock, *_ = bench.train(folder, *options, *overrides)
-    return {MMOE: clock["steps"], f"{MMOE}, whole Trainer.fit": clock["fit"]} | speeds
+    return {MMOE: clock["steps_speed"], f"{MMOE}, whole Trainer.fit": clock["fit_speed"]} | speeds

@@ -34,7 +34,7 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
                 f"hydra.searchpath=[file://{folder}]",
             ]
             clock, *_ = bench.train(folder, "data=vocabulary", *options)
-            speeds[f"{count:,} buckets"] = clock["steps"]
+            speeds[f"{count:,} buckets"] = clock["steps_speed"]
         return speeds
 
     return speeds_by("batch size", bench.integers("batches"), bench, speeds_at)

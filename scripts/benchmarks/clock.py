@@ -13,8 +13,8 @@ from mmoe.data.batch import Batch
 class Clock(pl.Callback):
     """At the end of a fit, write its speed without the first epoch, and the time of its first step, as JSON.
 
-    `steps` counts the rows per second of training steps only; `fit` includes validation, checkpoints and
-    metrics.
+    `steps_speed` counts the rows per second of training steps only; `fit_speed` includes validation,
+    checkpoints and metrics.
     """
 
     def __init__(self, path: str) -> None:
@@ -46,5 +46,5 @@ class Clock(pl.Callback):
         found = {"first_step": self.first_step}
         if self.rows:
             whole = time.perf_counter() - self.fit_began
-            found |= {"steps": self.rows / self.training, "fit": self.rows / whole}
+            found |= {"steps_speed": self.rows / self.training, "fit_speed": self.rows / whole}
         self.path.write_text(json.dumps(found))

@@ -1,4 +1,7 @@
-"""Build objects from a composed configuration; `training.trust` decides which ones a run folder may build."""
+"""Build objects from a composed configuration.
+
+The module `mmoe.training.trust` decides which classes a run folder may build.
+"""
 
 import inspect
 import typing

@@ -28,8 +28,9 @@ SETTINGS = (
     "data", "features", "inputs", "model", "objective", "learner", "trainer", "balance", "activation",
     "gate_temperature", "monitor", "monitor_mode", "threads",
 )  # fmt: skip
-# A rule that replaces another one is written with all keys, because it is merged with the old rule.
-SPLITS = ("data.test", "data.validation")
+# The command line may replace the rule of a split. The written experiment then has all keys of a rule,
+# because Hydra merges it with the rule that it replaces.
+SPLIT_RULES = ("data.test", "data.validation")
 NO_RULE = {**dict.fromkeys(("fraction", "last", "by", "column", "value")), "of": "train"}
 # Settings of a machine. Processes of a study may differ in them, and the written experiment lacks them.
 OF_THIS_MACHINE = ("data.dir", "data.cache_dir", "threads")
@@ -118,7 +119,7 @@ def given_settings(config: DictConfig) -> dict[str, Any]:
     for override in overrides:
         key = override.removeprefix("~").partition("=")[0]
         if override.startswith("~") and key in values:
-            if key not in SPLITS or not isinstance(values[key], dict):
+            if key not in SPLIT_RULES or not isinstance(values[key], dict):
                 rule = "a search cannot keep a deletion; put the settings into an experiment of your own"
                 raise UserError(f"{override}: {rule}")
             values[key] = {**NO_RULE, **values[key]}
@@ -192,7 +193,7 @@ def space_of(spaces: DictConfig, model: str) -> dict[str, dict[str, Any]]:
 
 
 def check_range(where: str, value_range: Any) -> None:
-    """Raise UserError unless a range has the form that conf/space explains."""
+    """Raise UserError unless a range has numbers `low` and `high`, and at most the keys `log` and `width`."""
     keys = value_range.keys() if isinstance(value_range, dict) else set()
     is_valid = {"low", "high"} <= keys <= {"low", "high", "log", "width"}
     is_valid = is_valid and all(is_number(value_range[end], Real) for end in ("low", "high"))

@@ -19,7 +19,8 @@ def training_curves(run: Run | Path | str) -> pd.DataFrame:
 def plot_training_curves(run: Run | Path | str) -> Figure:
     """Draw each task's main validation metric and its effective number of experts by epoch.
 
-    A task whose metric could not be computed in any epoch has no panel. If that is all tasks, each has one.
+    A task whose metric could not be computed in any epoch has no panel. If no task's metric could be
+    computed, every task has a panel.
     The line is the mean and the band the range, over replicas and over the validations of an epoch.
     """
     run = load(run)

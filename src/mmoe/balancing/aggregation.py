@@ -128,8 +128,8 @@ class CAGrad(Aggregation):
 class NashMTL(Aggregation):
     """Nash bargaining: weights w with G w = 1 / w for the Gramian G.
 
-    Navon et al., ICML 2022, algorithm 1. The solver starts at the last solution; the first one starts at
-    w = 1. If it fails, as it does where an entry of G w is 0, the last solution stays.
+    Navon et al., ICML 2022, algorithm 1. The solver starts at the last solution, or at w = 1
+    in the first step. If it fails, as it does where an entry of G w is 0, the last solution stays.
 
     Args:
         num_tasks, seed: see `Strategy`.

@@ -27,7 +27,7 @@ def shared_entries(network: nn.Module, columns: Sequence[slice]) -> dict[str, Te
     task if its gradient is other than 0 in one of several draws.
 
     Args:
-        network: a `Network`. Of any other module, all entries count as shared.
+        network: a `Network`. For any other module, the result is empty, and all entries count as shared.
         columns: the columns of each task in the logits [B, L].
 
     Returns:

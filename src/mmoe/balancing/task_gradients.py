@@ -15,8 +15,8 @@ from torch.nn.functional import pad
 class TaskGradients:
     """Compute the gradients of losses, and give parameters their combined gradient.
 
-    Of a table with sparse gradients, the matrices hold only the batch's rows. These rows are the same for all
-    tasks.
+    For a table with sparse gradients, the matrices hold only the rows that occur in the batch. These rows are
+    the same for all tasks.
 
     Args:
         parameters: by name; with `num_networks` above 1 they are stacked, [R, ...].

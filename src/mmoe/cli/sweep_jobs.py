@@ -69,8 +69,9 @@ def run_alone(override: str, is_resumed: bool) -> None:
     hydra = HydraConfig.get()
     sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     command = [sys.executable, "-m", "mmoe.train", f"--config-name={hydra.job.config_name}"]
+    # The search path alone is not enough: Hydra looks for the file of --config-name in --config-dir.
     command += [f"--config-dir={path}" for path in sources]
-    command += searchpath_override()  # the file of --config-name must be in --config-dir
+    command += searchpath_override()
     command += [override] if is_resumed else [*hydra.overrides.task, override]
     with subprocess.Popen(command, cwd=hydra.runtime.cwd) as process:
         stopped: Stopped | None = None

@@ -178,7 +178,7 @@ def _find_marks(texts: list[str]) -> str:
 
 
 def odd_spellings(values: ColumnValues) -> list[str] | None:
-    """The texts that are no numbers, if at most 3 are none and at least 9 of 10 rows hold numbers; else None.
+    """The texts that are not numbers, if they are at most 3 and 9 of 10 rows hold numbers; else None.
 
     A number may have a decimal comma.
     """

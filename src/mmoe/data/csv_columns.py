@@ -68,8 +68,9 @@ def convert_column(
 ) -> pa.ChunkedArray:
     """Convert a column of text to the type that `ColumnType` found, or to numbers if it must hold numbers.
 
-    A column of plain numbers that is text stays text, so that all blocks of a file have one type. `encode`
-    reads spellings such as TRUE as numbers, and finds the errors.
+    If the CSV options have plain numbers, a column that must hold numbers but was found to be text stays
+    text, so that all blocks of a file have one type. `encode` reads spellings such as TRUE as numbers, and
+    finds the errors.
 
     Raises:
         RowError: a value is not a number.
@@ -117,8 +118,7 @@ def to_numbers(column: pa.ChunkedArray, name: str, options: CsvOptions) -> pa.Ch
     try:
         return convert_text(column, pa.float64(), options)
     except pa.ArrowInvalid:
-        if options.has_plain_numbers:
-            return column  # `encode` reads other spellings, such as TRUE, or finds the error
+        pass  # the first wrong value is found below
     encoded = column.combine_chunks().dictionary_encode()
     for code, text in enumerate(encoded.dictionary):
         try:
@@ -140,7 +140,7 @@ def _clean(column: pa.ChunkedArray, options: CsvOptions) -> pa.ChunkedArray:
 
 
 def _has_leading_zero(integers: pa.ChunkedArray) -> bool:
-    """Whether any of these integers in text starts with a zero, as 007 and 0x1F do, which Arrow reads too."""
+    """Whether any of these texts, which Arrow reads as integers, has a leading zero, such as 007 and 0x1F."""
     unsigned = pc.and_(pc.starts_with(integers, "0"), pc.greater(pc.binary_length(integers), 1))
     signed = pc.and_(pc.starts_with(integers, "-0"), pc.greater(pc.binary_length(integers), 2))
     return bool(pc.any(pc.or_(unsigned, signed)).as_py())

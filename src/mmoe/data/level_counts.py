@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from mmoe.errors import UserError
 
-MAX_LEVELS = 2**26  # levels of a column that are counted
+MAX_LEVELS = 2**26  # a column with more levels is refused, unless they are hashed
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 from mmoe.data.columnar_files import ColumnarFile
 from mmoe.data.data_files import COMPRESSIONS, CSV, file_kind, file_size
 
-# Bytes of memory at the peak of reading, encoding and training; a census row of 40 columns takes about 457.
+# Bytes of memory for a value at the peak of reading, encoding and training, with a margin: a census row of 40
+# columns takes about 457 bytes, 11 for each value.
 BYTES_PER_VALUE = 16
 CSV_FACTOR = 3  # bytes of memory for a byte of text
 COMPRESSION = 5  # bytes of text in a byte of a compressed file

@@ -62,7 +62,7 @@ class Schema:
 
     @property
     def level_offsets(self) -> list[int]:
-        """The first code of each categorical column, followed by `num_levels`; C + 1 integers."""
+        """The first code of each categorical column, followed by `num_levels`."""
         return [0, *accumulate(column.num_codes for column in self.categorical)]
 
     @property
@@ -72,7 +72,7 @@ class Schema:
 
     @property
     def level_positions(self) -> list[int]:
-        """For each position in a row's levels, the number of its categorical column; P integers."""
+        """For each position in a row's levels, the number of its categorical column."""
         return [i for i, column in enumerate(self.categorical) for _ in range(column.max_values)]
 
     @property

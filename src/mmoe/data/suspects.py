@@ -76,29 +76,31 @@ def _predicts(column: ColumnValues, label: ColumnValues, task: TaskGuess) -> str
         if reason := _correlates(column, label):
             return reason
         usual = int(counts.argmax())  # such as 0 for an amount
-        positives = {f"{label.name} other than {label.texts[usual]}": label.codes != usual}
+        positives = {f"other than {label.texts[usual]}": label.codes != usual}
     elif task.kind == "binary":
-        positives = {label.name: label.codes == label.texts.index(str(task.options["positive"][0]))}
+        positives = {"positive": label.codes == label.texts.index(str(task.options["positive"][0]))}
     else:
         common = np.argsort(-counts)[:MAX_CLASSES]
-        positives = {f"{label.name} = {label.texts[code]}": label.codes == code for code in common}
-    return next(filter(None, (_separates(column, rows, name) for name, rows in positives.items())), "")
+        positives = {label.texts[code]: label.codes == code for code in common}
+    found = (_separates(column, rows, label.name, state) for state, rows in positives.items())
+    return next(filter(None, found), "")
 
 
-def _separates(column: ColumnValues, positive: np.ndarray, name: str) -> str:
-    """Say if the column alone separates the positive rows [N] from the others."""
+def _separates(column: ColumnValues, positive: np.ndarray, name: str, state: str) -> str:
+    """Say if the column alone separates the positive rows [N], whose label is `state`, from the others."""
     if not MIN_POSITIVES * 2 <= positive.sum() <= len(positive) - MIN_POSITIVES * 2:
         return ""
+    what = name if state == "positive" else f"whether {name} is {state}"
     if column.is_number:
         numbers = column.numbers
         scores = np.where(np.isnan(numbers), np.nanmin(numbers, initial=0) - 1, numbers)
         area = auroc(scores, positive)
         if max(area, 1 - area) > MIN_AUROC:
-            return f"alone predicts {name} with an AUROC of {max(area, 1 - area):.3f}"
+            return f"alone predicts {what} with an AUROC of {max(area, 1 - area):.3f}"
     area = _area_by_level(column, positive)
     if area > MIN_AUROC:
-        return f"alone predicts {name} with an AUROC of {area:.3f}"
-    return _unusual_rows_agree(column, positive, name)
+        return f"alone predicts {what} with an AUROC of {area:.3f}"
+    return _unusual_rows_agree(column, positive, f"{name} is {state}")
 
 
 def _area_by_level(column: ColumnValues, positive: np.ndarray) -> float:
@@ -113,7 +115,7 @@ def _area_by_level(column: ColumnValues, positive: np.ndarray) -> float:
     return auroc((rates / (rows + 1))[codes[second]], positive[second])
 
 
-def _unusual_rows_agree(column: ColumnValues, positive: np.ndarray, name: str) -> str:
+def _unusual_rows_agree(column: ColumnValues, positive: np.ndarray, claim: str) -> str:
     """Say if the rows in which the column has an unusual value are nearly all positive, or hold all of them.
 
     For example, a kind of failure is a part of "any failure".
@@ -129,10 +131,10 @@ def _unusual_rows_agree(column: ColumnValues, positive: np.ndarray, name: str) -
     precision = float(positive[active].mean())
     is_chance = count * np.log10(base) > LARGEST_LOG_CHANCE
     if precision >= MIN_PART_PRECISION and not is_chance:
-        return f"{name} is positive wherever this is not {column.texts[usual]} ({count:,} rows)"
+        return f"{claim} in nearly all {count:,} rows where this is not {column.texts[usual]}"
     is_rare = count <= MAX_WHOLE_SHARE * len(positive) and precision >= MIN_WHOLE_PRECISION
     if is_rare and not positive[~active].any():
-        return f"{name} is negative wherever this is {column.texts[usual]}"
+        return f"{claim} in no row where this is {column.texts[usual]}"
     return ""
 
 

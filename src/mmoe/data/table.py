@@ -267,7 +267,8 @@ class TableData(DataModule):
             left_out = f"column {guesses[0].values.name} is left out: {guesses[0].reason}"
             raise UserError(f"{train.name}: must have a column that is an input; {left_out}")
         found = {one.values.name: column_options(one.values.name, one.to_plain()) for one in inputs}
-        if self.given_schema:  # other rows may have fewer values, or a rule may name an input
+        if self.given_schema:
+            # An input of the schema is not in `found` if it is constant in these rows, or if a rule names it.
             found = {name: ColumnOptions(kind) for name, kind in _kinds(self.given_schema).items()} | found
         return {name: found[name] for name in train.names() if name in found}
 

@@ -1,6 +1,9 @@
-"""Target statistics: the training labels of each level, as numbers (Micci-Barreca, SIGKDD Explorations 2001).
+"""Target statistics: numbers that summarise the training labels of each level.
 
-N rows, P level slots of a row, K statistics of a level, L codes of all columns.
+They are those of Micci-Barreca, SIGKDD Explorations 2001.
+
+N rows, P level slots of a row, L codes of all columns, C codes of one column, K numbers of a task, S
+statistics of a level (the K of all tasks, and 1).
 """
 
 from collections.abc import Iterable
@@ -27,15 +30,15 @@ def with_target_statistics(schema: Schema, parts: Iterable[Batch]) -> Schema:
 
     For each task there is the mean label of a level's rows, on the scale of the task's logits: the logit of
     the rate of positive labels (binary) or of each class (multiclass), the mean (regression), or the
-    logarithm of the mean (count). Rows with
-    an unknown label do not count, and others count by their weight. `PRIOR_ROWS` rows with the mean label
-    and the mean weight are added, so that a rare level does not reveal the labels of its rows. The last
-    statistic is the logarithm of 1 + the level's number of rows. Each is standardised over the training rows.
+    logarithm of the mean (count). Rows with an unknown label do not count, and others count by their weight.
+    `PRIOR_ROWS` rows with the mean label and the mean weight are added, so that a rare level does not reveal
+    the labels of its rows. The last statistic is the logarithm of 1 + the level's number of rows. Each is
+    standardised over the training rows.
     """
     size = schema.num_levels + 1  # the last code is an unseen level, and an unused position
     counts = torch.zeros(size, dtype=torch.float64)
     # For each task, the sums of targets and weights by code [L + 1, K + 1], and of all rows [K + 1].
-    widths = [task.targets(torch.zeros(1)).shape[1] + 1 for task in schema.tasks]
+    widths = [task.target_numbers(torch.zeros(1)).shape[1] + 1 for task in schema.tasks]
     sums = [torch.zeros(size, width, dtype=torch.float64) for width in widths]
     totals = [torch.zeros(width, dtype=torch.float64) for width in widths]
     num_known = [0.0] * len(widths)  # rows with a known label of each task
@@ -47,7 +50,8 @@ def with_target_statistics(schema: Schema, parts: Iterable[Batch]) -> Schema:
             weight *= 1 if rows.known is None else rows.known[:, t : t + 1]
             num_known[t] += weight.sum().item()
             weight *= 1 if rows.weights is None else rows.weights[:, t : t + 1]
-            values = torch.cat([task.targets(rows.labels[:, t].double()) * weight, weight], 1)  # [N, K + 1]
+            numbers = task.target_numbers(rows.labels[:, t].double())  # [N, K]
+            values = torch.cat([numbers * weight, weight], 1)  # [N, K + 1]
             totals[t] += values.sum(0)
             for position in codes.unbind(1):
                 sums[t].index_add_(0, position, values)
@@ -55,8 +59,8 @@ def with_target_statistics(schema: Schema, parts: Iterable[Batch]) -> Schema:
     for task, own, total, count in zip(schema.tasks, sums, totals, num_known, strict=True):
         prior = PRIOR_ROWS * total / max(count, 1.0)  # [K + 1]
         means = (own + prior)[:, :-1] / (own + prior)[:, -1:].clamp(min=SMALLEST_WEIGHT)  # [L + 1, K]
-        statistics.append(task.statistics(means))
-    joined = torch.cat([*statistics, (1 + counts).log()[:, None]], 1)  # [L + 1, K of all tasks + 1]
+        statistics.append(task.target_statistics(means))
+    joined = torch.cat([*statistics, (1 + counts).log()[:, None]], 1)  # [L + 1, S]
     columns = []
     for i, column in enumerate(schema.categorical):
         place = slice(*schema.level_offsets[i : i + 2])
@@ -68,7 +72,7 @@ def with_target_statistics(schema: Schema, parts: Iterable[Batch]) -> Schema:
 
 
 def _standardised(values: Tensor, counts: Tensor) -> Tensor:
-    """The z-scores of values [L, K] over rows, where `counts` [L] are rows by code."""
+    """The z-scores of values [C, S] over rows, where `counts` [C] are rows by code."""
     shares = (counts / counts.sum().clamp(min=1))[:, None]
     mean = (values * shares).sum(0)
     std = ((values - mean).square() * shares).sum(0).sqrt()

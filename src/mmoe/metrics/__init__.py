@@ -2,4 +2,4 @@
 
 GROUPED_AUROC = "grouped_auroc"  # a metric that `group_by` adds
 CALIBRATION_BINS = 15  # of equal width
-SMALLEST = 1e-30  # smaller probabilities and counts are raised to this before a logarithm
+SMALLEST = 1e-30  # smaller probabilities and counts are replaced by this before a logarithm

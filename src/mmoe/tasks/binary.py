@@ -125,7 +125,7 @@ class Binary(Task):
         positive, negative = logsigmoid(logits) + shares, logsigmoid(-logits) + shares
         return positive.logsumexp(0) - negative.logsumexp(0)
 
-    def statistics(self, means: Tensor) -> Tensor:
+    def target_statistics(self, means: Tensor) -> Tensor:
         """The logit of the rate of positive labels."""
         return means.logit(SMALLEST_RATE)
 

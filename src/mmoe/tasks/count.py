@@ -68,10 +68,10 @@ class Count(Task):
 
     @staticmethod
     def average(logits: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The logarithm of the mean count divided by `mean`."""
+        """The logarithm of the ratio of the mean count to `mean`."""
         return (logits + log_shares(logits, weights)).logsumexp(0)
 
-    def statistics(self, means: Tensor) -> Tensor:
+    def target_statistics(self, means: Tensor) -> Tensor:
         """The logarithm of the mean count."""
         return means.clamp(min=SMALLEST_RATE).log()
 

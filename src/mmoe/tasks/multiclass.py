@@ -111,10 +111,10 @@ class Multiclass(Task):
         """The logarithm of the mean probabilities."""
         return (logits.log_softmax(-1) + log_shares(logits, weights)).logsumexp(0)
 
-    def targets(self, labels: Tensor) -> Tensor:
+    def target_numbers(self, labels: Tensor) -> Tensor:
         return one_hot(labels.long(), len(self.classes)).to(labels.dtype)
 
-    def statistics(self, means: Tensor) -> Tensor:
+    def target_statistics(self, means: Tensor) -> Tensor:
         """The logit of the rate of each class."""
         return means.logit(SMALLEST_RATE)
 

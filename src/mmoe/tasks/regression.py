@@ -93,7 +93,7 @@ class Regression(Task):
     def average(logits: Tensor, weights: Tensor | None = None) -> Tensor:
         return logits.mean(0) if weights is None else (logits * weights).sum(0)
 
-    def statistics(self, means: Tensor) -> Tensor:
+    def target_statistics(self, means: Tensor) -> Tensor:
         """The mean label."""
         return means
 

@@ -3,7 +3,7 @@
 A task owns its part of the logits, its loss, its predictions, its metrics and the names of its columns.
 
 B batch, N rows, T tasks, W outputs of a task (its columns among the logits), M members of an ensemble, K
-statistics of a level.
+target statistics of a level of an input column.
 """
 
 import math
@@ -169,13 +169,16 @@ class Task(ABC):
         The weights [M, ..., 1] of the members sum to 1; None: all are equal.
         """
 
-    def targets(self, labels: Tensor) -> Tensor:
-        """Turn labels [N] into numbers [N, K]. `statistics` takes their means over the rows of a level."""
+    def target_numbers(self, labels: Tensor) -> Tensor:
+        """Turn labels [N] into numbers [N, K], whose means `target_statistics` takes."""
         return labels[:, None]
 
     @abstractmethod
-    def statistics(self, means: Tensor) -> Tensor:
-        """Turn means [..., K] of `targets` into statistics [..., K] on the scale of logits."""
+    def target_statistics(self, means: Tensor) -> Tensor:
+        """Turn the means [..., K] over the rows with a level of an input column into statistics [..., K].
+
+        They are on the scale of logits; see `mmoe.data.target_statistics`.
+        """
 
     @abstractmethod
     def metrics(self, is_bounded: bool = False) -> "MetricCollection":

@@ -23,8 +23,8 @@ class EpochResults:
 
     Attributes:
         values: `{stage}/{task}/{metric}` of each stage's last epoch: scalars, or [R] for replicas.
-        num_rows: rows in the last epoch of `val` and `test`, in all processes. `train` has only the outputs
-            that are kept.
+        num_rows: the number of rows in the last epoch of `val` and `test`, in all processes. For `train`,
+            only outputs that are still kept are counted.
         logits: logits [N, L] or [R, N, L] of this process, by stage, from the last `validate` or `test`.
         running: statistics in place of logits, if a stage's last epoch had over `MAX_ROWS` rows.
     """

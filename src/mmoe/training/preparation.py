@@ -185,7 +185,7 @@ def prepare(config: DictConfig, folder: Path) -> Training:
     check_monitor(config.monitor, config.monitor_mode, validation_metrics(data.schema.tasks))
     if isinstance(data, DataModule):
         watched = {config.monitor, *(getattr(callback, "monitor", None) for callback in callbacks.values())}
-        fraction = getattr(getattr(data, "validation", None), "fraction", None)  # only tables have it
+        fraction = getattr(getattr(data, "validation", None), "fraction", None)  # only `TableData` has it
         check_known_labels(data.dataset, watched if trainer.limit_val_batches else (), fraction)
     learner = build_learner(config, data.schema)
     check_learner(config, learner, data.schema, trainer)

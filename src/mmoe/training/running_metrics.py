@@ -36,7 +36,7 @@ class RunningMetrics:
         self._generator = torch.Generator().manual_seed(0)
 
     def add(self, outputs: LabelledLogits, keeps_sample: bool) -> None:
-        """Add rows: logits [N, L], or [R, N, L] for replicas. Metrics leave out calls with bad logits."""
+        """Add rows: logits [N, L], or [R, N, L] for replicas. If one is not finite, no row counts."""
         self.num_rows += outputs.logits.shape[-2]
         bad = ~outputs.logits.isfinite().all(-2)
         self.bad = self.bad | bad.cpu()
