@@ -190,7 +190,8 @@ def test_other_decimal_points_of_rows_to_predict():
     Path("a.csv").write_text("a;b\n1,5;1.234,5\n2;7\n")
     assert read("a.csv", schema, format).to_numpy().tolist() == [["1,5", 1234.5], ["2", 7.0]]
     Path("a.csv").write_text("a;b\n1,5;1,5\n\n2;1.5\n")
-    with pytest.raises(UserError, match=r"^a.csv, line 4, column 2 \(b\): must be a number with csv.decimal=',', is '1.5'$"):
+    message = r"^a.csv, line 4, column 2 \(b\): must be a number with csv.decimal=',', is '1.5'$"
+    with pytest.raises(UserError, match=message):
         read("a.csv", schema, format)
 
 
