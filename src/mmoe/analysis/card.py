@@ -142,9 +142,12 @@ def _tasks(run: Run, test_labels: Mapping[str, np.ndarray]) -> Iterator[str]:
 
 
 def _gates(run: Run) -> Iterator[str]:
-    """Mean gate weights of the validation rows in the best epoch, from history.csv; nothing for replicas."""
+    """Mean gate weights of the validation rows in the best epoch, from history.csv.
+
+    Nothing for replicas, or for one expert.
+    """
     history, tasks = run.history, run.schema.tasks
-    if run.config.replicas > 1 or f"val/{tasks[0].name}/gate_0" not in history:
+    if run.config.replicas > 1 or f"val/{tasks[0].name}/gate_1" not in history:
         return
     best = history[history["epoch"] == run.metrics["epoch"]]
     if not len(best):
