@@ -131,7 +131,7 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
     assert script("bench", "read", "rows=20000", *small).code == 0
     assert results("read")["lines"][0]["rows a second"] > 1000
     assert script("bench", "vocabulary", "batches=8192", "buckets=10,5000", *small).code == 0
-    assert set(results("vocabulary")["samples_per_second"]["8192"]) == {"10 levels", "5,000 levels"}
+    assert set(results("vocabulary")["samples_per_second"]["8192"]) == {"10 buckets", "5,000 buckets"}
     assert script("bench", "balance", "batches=64", "strategies=pcgrad", "models=adatt", *QUICK).code == 0
     assert list(results("balance")["samples_per_second"]["64"]) == ["constant", "pcgrad", "adatt"]
     assert script("bench", "busy", "batches=64", *QUICK).code == 0

@@ -189,7 +189,7 @@ def test_own_classes_work_in_every_command(command: Callable, own: None, what: s
     overrides = ["experiment=smoke", "logger=none", "trainer.max_epochs=1", *BRING[what]]
     if "data" in what:
         overrides.remove("experiment=smoke")
-        overrides += ["objective.task_weights=null"]
+        overrides += ["objective.task_weights=null", "learner.scheduler=null"]
     done = train(*overrides, "hydra.run.dir=run", "figures=true")
     assert done.code == 0, done.err
     assert Path("run/figures/roc.png").exists()
