@@ -20,12 +20,10 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
         options += [f"+trainer.limit_train_batches={steps}", "+trainer.limit_val_batches=1"]
 
         def speeds(kind: str) -> dict[str, float]:
-            own = {
-                f"mmoe, threads={threads}, {kind}": bench.train(folder, f"threads={threads}", *options)[0][
-                    "steps"
-                ]
-                for threads in ("auto", 1, 2)
-            }
+            own = {}
+            for threads in ("auto", 1, 2):
+                clock, *_ = bench.train(folder, f"threads={threads}", *options)
+                own[f"mmoe, threads={threads}, {kind}"] = clock["steps_speed"]
             return own | {f"{name}, {kind}": speed for name, speed in bench.peers(batch).items()}
 
         found = speeds("quiet")
