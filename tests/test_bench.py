@@ -75,7 +75,7 @@ def test_a_training_takes_as_long_as_a_loop(
 
     def train(folder: Path, *overrides: str) -> tuple[dict[str, float], float, float]:
         given.extend(overrides)
-        return {"steps": 990.0, "fit": 980.0}, 0, 0
+        return {"steps_speed": 990.0, "fit_speed": 980.0}, 0, 0
 
     bench = SimpleNamespace(
         options={"seconds": "3.2"}, overrides=["data.source=sample"], run=run, train=train
