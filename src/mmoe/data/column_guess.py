@@ -6,7 +6,6 @@ integers may be codes or row numbers, and text may hold dates, or several levels
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ from mmoe.data.column_names import suggests_codes, suggests_numbers, suggests_ti
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.column_values import ColumnValues
 from mmoe.data.dates import AMBIGUOUS, DAY_FIRST, DateFormat, dates_of, find_order, guess_format
+from mmoe.data.number_spellings import find_marks, odd_spellings, remark_on_spellings
 
 MAX_CODES = 20  # integers with at most this many distinct values are codes
 FEW_CODES = 5  # the same limit if the name says that they are numbers; more codes get a remark
@@ -35,8 +35,6 @@ DATE = re.compile(
     r"|\d{1,2}[- ][A-Za-z]{3,9}[- ,]+\d{2,4}.*"
 )
 COMPACT_DATE = (19000101, 21001231)
-# The decimal point and the thousands separator: all pairs of them, and the decimal comma alone.
-MARKS = (*((point, mark) for mark in ",.' _" for point in ".," if point != mark), (",", ""))
 MAX_DATES = 200_000  # distinct dates that are parsed to make sure that they are dates
 
 
@@ -117,7 +115,7 @@ def _guess_text(found: Guess, is_csv: bool) -> None:
         found.reason = "nearly a level for each row"
     if num_levels > 2 and {text.lower() for text in texts} <= {"false", "true"}:
         found.remarks.append("true and false in several spellings, each of which is a level")
-    if marks := _find_marks(texts):
+    if marks := find_marks(texts):
         hint = f"numbers if csv has {marks}" if is_csv else f"numbers as text, with {marks}"
         found.remarks.append(hint)
         found.reason += f"; {hint}" if found.reason else ""
@@ -161,41 +159,6 @@ def _find_separator(values: ColumnValues) -> str | None:
         if is_list and "" not in parts and not is_number:
             return separator
     return None
-
-
-def _find_marks(texts: list[str]) -> str:
-    """The CSV options with which all texts are numbers, some with a decimal comma or a thousands separator.
-
-    Empty if there are none.
-    """
-    for decimal, thousands in MARKS:
-        digits = rf"[0-9]{{1,3}}({re.escape(thousands)}[0-9]{{3}})*" if thousands else "[0-9]+"
-        number = re.compile(rf"[+-]?{digits}({re.escape(decimal)}[0-9]+)?")
-        mark = thousands or decimal
-        if any(mark in text for text in texts) and all(map(number.fullmatch, texts)):
-            return f"decimal: {decimal!r}" + (f" and thousands: {thousands!r}" if thousands else "")
-    return ""
-
-
-def odd_spellings(values: ColumnValues) -> list[str] | None:
-    """The texts that are not numbers, if they are at most 3 and 9 of 10 rows hold numbers; else None.
-
-    A number may have a decimal comma.
-    """
-    is_number = np.array(
-        [re.fullmatch(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)", text) is not None for text in values.texts]
-    )
-    others = [text for text, is_one in zip(values.texts, is_number, strict=True) if not is_one]
-    if not others and any("," in text for text in values.texts):
-        return None  # see `_find_marks`
-    is_rare = values.counts[is_number].sum() >= 0.9 * values.num_known
-    return others if is_rare and (not others or (len(others) <= 3 < is_number.sum())) else None
-
-
-def remark_on_spellings(others: Sequence[str], is_csv: bool) -> str:
-    """A remark on numbers that are read as text because of a few other values."""
-    listed = ", ".join(map(repr, others))
-    return f"numbers and {listed}" + (": add to csv.missing for a numeric column" if is_csv else "")
 
 
 def _guess_number(found: Guess, is_csv: bool) -> None:

@@ -40,8 +40,7 @@ class Collected:
 
     Attributes:
         found: statistics of parts of the rows, for each column of `unfitted_columns` and for the label of
-            each task. A numeric column always has one part, because
-            its statistics are merged at once.
+            each task. A numeric column always has one part, because its statistics are merged at once.
         num_rows: rows by split.
     """
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmoe.data.column_guess import odd_spellings, remark_on_spellings
 from mmoe.data.column_values import ColumnValues
+from mmoe.data.number_spellings import odd_spellings, remark_on_spellings
 from mmoe.errors import UserError
 from mmoe.tasks.task import WHERE_LEVELS
 

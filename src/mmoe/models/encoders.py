@@ -144,14 +144,10 @@ class PiecewiseLinear(nn.Module):
             self.columns += [i] * len(width)
         self.num_outputs = len(self.columns)
         self.column = nn.Buffer(torch.tensor(self.columns, dtype=torch.long), persistent=False)
-        self.scale, self.shift = (
-            nn.Buffer(float32(scale), persistent=False),
-            nn.Buffer(float32(shift), persistent=False),
-        )
-        self.low, self.high = (
-            nn.Buffer(float32(low), persistent=False),
-            nn.Buffer(float32(high), persistent=False),
-        )
+        self.scale = nn.Buffer(float32(scale), persistent=False)
+        self.shift = nn.Buffer(float32(shift), persistent=False)
+        self.low = nn.Buffer(float32(low), persistent=False)
+        self.high = nn.Buffer(float32(high), persistent=False)
         self.origin = nn.Buffer(float32(origins), persistent=False)
 
     def forward(self, numbers: Tensor) -> Tensor:

@@ -85,9 +85,8 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
         chosen = f"epoch {metrics['epoch']}"
     chosen += f" of {metrics['epochs']}"
     is_last = "replicas" not in metrics and metrics["monitor"] and metrics["epoch"] == metrics["epochs"]
-    is_short = (
-        is_last and schema.row_origin == "custom"
-    )  # conf/experiment has tuned numbers of epochs for the others
+    # conf/experiment has tuned numbers of epochs for the other rows.
+    is_short = is_last and schema.row_origin == "custom"
     why = f"by {metrics['monitor']}" if metrics["monitor"] else "the last, because no validation chose one"
     shared = f" in {metrics['processes']} processes" if metrics["processes"] > 1 else ""
     threads = f"{metrics['threads']} thread{'s' if metrics['threads'] > 1 else ''}"

@@ -1,0 +1,46 @@
+"""Which texts of a column are numbers, and which options or spellings would make it a column of numbers."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmoe.data.column_values import ColumnValues
+
+# The decimal point and the thousands separator: all pairs of them, and the decimal comma alone.
+MARKS = (*((point, mark) for mark in ",.' _" for point in ".," if point != mark), (",", ""))
+
+
+def find_marks(texts: list[str]) -> str:
+    """The CSV options with which all texts are numbers, some with a decimal comma or a thousands separator.
+
+    Empty if there are none.
+    """
+    for decimal, thousands in MARKS:
+        digits = rf"[0-9]{{1,3}}({re.escape(thousands)}[0-9]{{3}})*" if thousands else "[0-9]+"
+        number = re.compile(rf"[+-]?{digits}({re.escape(decimal)}[0-9]+)?")
+        mark = thousands or decimal
+        if any(mark in text for text in texts) and all(map(number.fullmatch, texts)):
+            return f"decimal: {decimal!r}" + (f" and thousands: {thousands!r}" if thousands else "")
+    return ""
+
+
+def odd_spellings(values: ColumnValues) -> list[str] | None:
+    """The texts that are not numbers, if they are at most 3 and 9 of 10 rows hold numbers; else None.
+
+    A number may have a decimal comma.
+    """
+    is_number = np.array(
+        [re.fullmatch(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)", text) is not None for text in values.texts]
+    )
+    others = [text for text, is_one in zip(values.texts, is_number, strict=True) if not is_one]
+    if not others and any("," in text for text in values.texts):
+        return None  # see `find_marks`
+    is_rare = values.counts[is_number].sum() >= 0.9 * values.num_known
+    return others if is_rare and (not others or (len(others) <= 3 < is_number.sum())) else None
+
+
+def remark_on_spellings(others: Sequence[str], is_csv: bool) -> str:
+    """A remark on numbers that are read as text because of a few other values."""
+    listed = ", ".join(map(repr, others))
+    return f"numbers and {listed}" + (": add to csv.missing for a numeric column" if is_csv else "")
