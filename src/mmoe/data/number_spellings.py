@@ -36,8 +36,8 @@ def odd_spellings(values: ColumnValues) -> list[str] | None:
     others = [text for text, is_one in zip(values.texts, is_number, strict=True) if not is_one]
     if not others and any("," in text for text in values.texts):
         return None  # see `find_marks`
-    is_rare = values.counts[is_number].sum() >= 0.9 * values.num_known
-    return others if is_rare and (not others or (len(others) <= 3 < is_number.sum())) else None
+    are_most_numbers = values.counts[is_number].sum() >= 0.9 * values.num_known
+    return others if are_most_numbers and (not others or (len(others) <= 3 < is_number.sum())) else None
 
 
 def remark_on_spellings(others: Sequence[str], is_csv: bool) -> str:
