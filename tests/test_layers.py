@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import linear
 
 from mmoe.models.gating import mix, softmax
-from mmoe.models.layers import ACTIVATIONS, StackedLinear, activation_layers
+from mmoe.models.layers import ACTIVATIONS, Dropout, StackedLinear, activation_layers
 
 
 def test_equals_a_loop_of_linear_layers():
@@ -32,6 +32,21 @@ def test_activations_by_name():
     for dropout in (-0.1, 1.0):
         with pytest.raises(ValueError, match=f"^dropout={dropout}: must be a number in"):
             activation_layers("relu", dropout)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_the_expected_value(dtype: torch.dtype):
+    torch.manual_seed(0)
+    x, layer = torch.full((1000, 6, 30), 3.0, dtype=dtype, requires_grad=True), Dropout(0.4)
+    dropped = layer(x)
+    assert dropped.dtype == dtype
+    is_kept = dropped != 0
+    assert is_kept.float().mean().item() == pytest.approx(0.6, abs=0.01)
+    assert is_kept.float().mean(0).std() > 0.01  # units are dropped independently
+    torch.testing.assert_close(dropped[is_kept], (x / 0.6)[is_kept])
+    dropped.sum().backward()
+    assert torch.equal(x.grad != 0, is_kept)
+    assert torch.equal(layer.eval()(x), x)
 
 
 @pytest.mark.parametrize("rows", [255, 256])

@@ -34,11 +34,16 @@ def learners(count: int, *overrides: str):
     return together, alone, data
 
 
-def train(learner, data, steps: int) -> list[torch.Tensor]:
-    """The losses of the first steps, [] or [R]."""
+def train(learner, data, steps: int, is_encoded: bool = False) -> list[torch.Tensor]:
+    """The losses of the first steps, [] or [R], with or without rows that were encoded before."""
     optimizer = learner.configure_optimizers()["optimizer"]
     losses = []
-    for _, batch in zip(range(steps), data.train_dataloader(), strict=False):
+    learner._trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    loader = data.train_dataloader()
+    if is_encoded:
+        loader.rows = learner.encode_rows(loader.rows, data.batch_size)
+        assert loader.rows.sparse is not None
+    for _, batch in zip(range(steps), loader, strict=False):
         loss = learner.objective(*batch).loss
         optimizer.zero_grad()
         loss.sum().backward()
@@ -58,6 +63,22 @@ def test_every_method_trains_as_it_does_alone(overrides: list[str]):
     theirs = torch.stack([torch.stack(train(learner, data, 20)) for learner in alone])
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     assert len({round(loss, 4) for loss in ours[:, 0].tolist()}) == 3
+
+
+SPARSE = [one for one in MODELS if one != "tensor_factorization"]
+ENSEMBLE = ["model=ensemble", "model.size=2"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [*([f"model={one}"] for one in SPARSE), [HIDDEN], HIDDEN_IN_MEMBERS, ENSEMBLE],
+)
+def test_sparse_inputs_give_what_dense_ones_give(overrides: list[str]):
+    losses = []
+    for is_encoded in (True, False):
+        together, _, data = learners(3, *overrides, "data.batch_size=128")
+        losses.append(torch.stack(train(together, data, 20, is_encoded)))
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("overrides", [[HIDDEN], HIDDEN_IN_MEMBERS])

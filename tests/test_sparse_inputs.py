@@ -24,6 +24,7 @@ from mmoe.models.encoders import (
 from mmoe.models.inputs import Inputs, use_dense_inputs
 from mmoe.models.network import Network
 from mmoe.models.replicas import Replicas
+from mmoe.models.single_task import SingleTask
 from mmoe.models.sparse_inputs import SparseInputs, linear
 from mmoe.training.objective import Objective
 from mmoe.training.optimizers import RowAdam, build_optimizer
@@ -174,11 +175,10 @@ def test_a_gradient_reaches_numbers_that_require_one():
     assert numbers.grad.abs().sum() > 0
 
 
-def test_replicas_compiled_networks_and_other_models_have_dense_inputs(any_batch_is_sparse: None):
+def test_compiled_networks_and_other_models_have_dense_inputs(any_batch_is_sparse: None):
     inputs = Inputs(SCHEMA)
     assert isinstance(inputs(LEVELS, NUMBERS), SparseInputs)
     x = inputs.dense(LEVELS, NUMBERS)
-    assert isinstance(Replicas([inputs, Inputs(SCHEMA)]).stacked(LEVELS, NUMBERS), Tensor)
     assert torch.equal(torch.compile(inputs, backend="eager")(LEVELS, NUMBERS), x)
     assert torch.equal(Network(inputs, nn.Identity())(LEVELS, NUMBERS), x)
 
@@ -262,6 +262,24 @@ def test_columns_of_every_kind_give_the_same_inputs(
     assert_equal(x, dense)
     encoded = inputs.encode_rows(batch, 64)
     assert_equal(inputs(encoded.levels, encoded.numbers, encoded.sparse), dense)
+
+
+def test_replicas_with_learned_vectors_give_what_each_network_gives():
+    batch = mixed_rows()
+    networks = [Network(Inputs(MIXED), SingleTask(Inputs(MIXED).num_outputs, 2)) for _ in range(3)]
+    encoded = networks[0].inputs.encode_rows(batch, 64)
+    rows = encoded.levels, encoded.numbers, encoded.sparse
+    assert encoded.sparse is not None
+    together = Replicas(networks)
+    logits = together(*rows).logits
+    logits.square().sum().backward()
+    stacked = together.parameters_by_name()
+    for r, network in enumerate(networks):
+        own = network(batch.levels, batch.numbers).logits
+        torch.testing.assert_close(logits[r], own)
+        own.square().sum().backward()
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(stacked[name].grad[r], parameter.grad)
 
 
 def test_each_kind_of_column_equals_a_plain_loop():

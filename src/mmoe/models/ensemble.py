@@ -73,6 +73,7 @@ class Ensemble(nn.Module):
             raise ArgumentError(f"member={name}: must build a module that is not an ensemble")
         if getattr(members[0], "has_penalty", False):
             raise ArgumentError(f"member={name}: must have no penalty; set its factor to 0")
+        self.takes_sparse_inputs = getattr(members[0], "takes_sparse_inputs", False)
         self.members = Replicas(members)
 
     @staticmethod

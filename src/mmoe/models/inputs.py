@@ -110,7 +110,8 @@ class Inputs(nn.Module):
         are_known = all(type(part) in SPARSE_COUNTERPARTS for part, _ in self._number_parts)
         is_one_hot = type(self.categorical) is OneHot and self.categorical.num_outputs > 0
         self.may_be_sparse = is_one_hot and are_known
-        # None: `forward` checks each batch. `Replicas` stores the result of `check`; vmap cannot run it.
+        # None: `forward` checks each batch. `Replicas` stores the result of `check`. vmap can neither check
+        # nor encode rows, so the inputs of replicas are sparse only if `encode_rows` was called before.
         self.numbers_in_range: bool | None = None
         self._has_missing = len(missing) > 0
         self._may_be_missing = torch.tensor([column.has_missing for column in schema.numeric])
@@ -138,11 +139,12 @@ class Inputs(nn.Module):
         if sparse is not None and self.may_be_sparse:
             return self._sparse_inputs(levels, sparse)
         levels, numbers = self._convert(levels, numbers)
-        in_range = self.numbers_in_range
+        in_range, may_encode = self.numbers_in_range, False
+        drops = self.training and self.dropout.p > 0
         if in_range is None:
             in_range = self._check(levels, numbers)
-        drops = self.training and self.dropout.p > 0
-        if in_range and not drops and self._gives_sparse(levels.shape[0], numbers):
+            may_encode = in_range and not drops
+        if may_encode and self._gives_sparse(levels.shape[0], numbers):
             return self._sparse_inputs(levels, self._sparse_encoder.encode(levels, numbers))
         x = self.dense(levels, numbers, in_range)
         if drops:

@@ -74,6 +74,16 @@ class SharedInputLinear(nn.Module):
         return weight, self.bias.view(self.shape)  # [N, O]
 
 
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, but on a CPU it takes less than half the time, because it draws float32 numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or x.device.type != "cpu":
+            return super().forward(x)
+        is_kept = torch.rand_like(x, dtype=torch.float32) >= self.p
+        return x * (is_kept / (1 - self.p)).to(x.dtype)
+
+
 def activation_layers(activation: str, dropout: float) -> list[nn.Module]:
     """The activation, followed by a dropout layer unless `dropout` is 0.
 
@@ -83,7 +93,7 @@ def activation_layers(activation: str, dropout: float) -> list[nn.Module]:
     if activation not in ACTIVATIONS:
         raise ArgumentError(f"activation={activation}: must be one of {', '.join(ACTIVATIONS)}")
     (dropout,) = check_probabilities(dropout=dropout)
-    return [ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout else [])]
+    return [ACTIVATIONS[activation](), *([Dropout(dropout)] if dropout else [])]
 
 
 def deeper_layers(num_layers: int, widths: Sequence[int], activation: str, dropout: float) -> list[nn.Module]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from mmoe.models.inputs import Inputs, use_dense_inputs
+from mmoe.models.inputs import Inputs
 
 
 class Replicas(nn.Module):
@@ -41,7 +41,6 @@ class Replicas(nn.Module):
         for name, values in {**stacked, **own_buffers}.items():
             owner, _, leaf = name.rpartition(".")
             setattr(self.stacked.get_submodule(owner), leaf, values)
-        use_dense_inputs(self.stacked)
         for part in self.stacked.modules():
             if isinstance(part, nn.Embedding):
                 part.sparse = False  # vmap has no sparse gradients

@@ -56,10 +56,13 @@ class _SparseLinear(torch.autograd.Function):
     """`linear` of sparse inputs."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor, x: SparseInputs) -> Tensor:
-        ctx.x, ctx.mode_values = x, x.mode_values.to(weight.dtype)
-        product = torch.addmm(bias, ctx.mode_values, weight.index_select(0, x.mode_inputs))
+    def forward(weight: Tensor, bias: Tensor, x: SparseInputs) -> Tensor:
+        product = torch.addmm(bias, x.mode_values.to(weight.dtype), weight.index_select(0, x.mode_inputs))
         return product.add_(x.coefficients @ (x.basis @ weight))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, SparseInputs], output: Tensor) -> None:
+        *_, ctx.x = inputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -67,5 +70,14 @@ class _SparseLinear(torch.autograd.Function):
         x = ctx.x
         weight_gradient = x.basis.transposed @ (x.coefficients.transposed @ gradient.contiguous())
         # The inputs of the most frequent levels have no coefficients, so their rows are 0 until here.
-        weight_gradient.index_copy_(0, x.mode_inputs, ctx.mode_values.to(gradient.dtype).T @ gradient)
+        weight_gradient.index_copy_(0, x.mode_inputs, x.mode_values.to(gradient.dtype).T @ gradient)
         return weight_gradient, gradient.sum(0), None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int, int, Any], weight: Tensor, bias: Tensor, x: SparseInputs
+    ) -> tuple[Tensor, int]:
+        """The weights of replicas [R, I, O] become the columns of one matrix [I, R*O]."""
+        weight, bias = weight.movedim(in_dims[0], 1), bias.movedim(in_dims[1], 0)
+        product: Tensor = _SparseLinear.apply(weight.flatten(1), bias.flatten(), x)  # type: ignore[no-untyped-call]
+        return torch.unflatten(product, 1, bias.shape), 1

@@ -117,13 +117,13 @@ class ReplicaLearner(Learner):
         return self.objective.stacked  # type: ignore[return-value]
 
     def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
-        """Return the rows unchanged, because replicas use dense inputs."""
-        return rows
+        """As for one network; rows that differ by replica stay as they are."""
+        return rows if rows.labels.ndim == 3 else super().encode_rows(rows, batch_size)
 
     def _compute(self, batch: Batch, totals: Tensor | None = None) -> LossAndOutput | TaskLosses:
         """Losses, logits and gates of a batch, with R as first dimension; the batch's tensors may have it."""
         has_own_rows = batch.labels.ndim == 3
-        rows = (batch.levels, batch.numbers, batch.labels, batch.known, batch.weights, None)  # not sparse
+        rows = (batch.levels, batch.numbers, batch.labels, batch.known, batch.weights, batch.sparse)
         return self.objective(*rows, totals, own_rows=has_own_rows)  # type: ignore[no-any-return]
 
     def _step(self, batch: Batch, stage: str, number: int) -> Tensor:
