@@ -16,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 from commands import train_once
-from finished import check_settings
 from options import parse
+from stored_results import check_settings
 from tables import describe_rows, mean_text, table, write_report
 
 from mmoe.training.run_folder import read_metrics, read_schema

@@ -28,7 +28,7 @@ def run_command(name: str, *arguments: str, env: Mapping[str, str] | None = None
 
 
 def train_once(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:
-    """Train in a run folder, unless the run there has ended. A run that was stopped starts again."""
+    """Train in a run folder, unless the run there has ended. A stopped run starts from the beginning."""
     if not has_ended(folder):
         shutil.rmtree(folder, ignore_errors=True)
         run_command("train", *arguments, "logger=none", f"hydra.run.dir={folder}", env=env)

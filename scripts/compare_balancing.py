@@ -24,9 +24,9 @@ from typing import Any
 
 import pandas as pd
 from commands import allow_existing_keys, run_command, train_once
-from finished import check_settings, merged_settings
 from matplotlib.figure import Figure
 from options import parse, some_of, stop
+from stored_results import check_settings, merged_settings
 from tables import table
 
 from mmoe import CONF_DIR

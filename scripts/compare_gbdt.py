@@ -28,9 +28,9 @@ import numpy as np
 import pandas as pd
 import torch
 from commands import compose_config, train_once
-from finished import cached, check_settings
 from omegaconf import OmegaConf
 from options import parse, some_of, stop
+from stored_results import cached, check_settings
 from tables import describe_rows, mean_text, table, write_report
 from tqdm import tqdm
 
@@ -46,14 +46,8 @@ DEFAULTS = {
     "out": "docs/results/gbdt", "sample": "false",
 }  # fmt: skip
 LIGHTGBM = "LightGBM, one model per task"
-DECIDING_PARTS = (
-    "data",
-    "inputs",
-    "model",
-    "objective",
-    "learner",
-    "trainer",
-)  # of a configuration
+# The parts of a configuration that the results depend on.
+RESULT_PARTS = ("data", "inputs", "model", "objective", "learner", "trainer")
 PATIENCE = 100  # boosting rounds without a better validation AUROC
 NUM_TIMED = 5  # the time to predict is the median over this many predictions
 Results = dict[str, Any]  # test AUROC by task; seconds to train and to predict; bytes of the model
@@ -85,14 +79,14 @@ def main() -> None:
         for name in features:
             given = [f"features={name}", *overrides]
             tuned = cached(folder / name / "lightgbm.json", partial(tune, given, options))
-            for number in range(count):
-                trainings = {LIGHTGBM: ("lightgbm", partial(train_models, given, number, tuned, options))}
+            for run_number in range(count):
+                trainings = {LIGHTGBM: ("lightgbm", partial(train_models, given, run_number, tuned, options))}
                 for experiment in experiments:
-                    train = partial(train_mmoe, folder / name, given, number, experiment)
+                    train = partial(train_mmoe, folder / name, given, run_number, experiment)
                     trainings[f"mmoe, {experiment}"] = (experiment, train)
                 for label, (stem, train) in trainings.items():
-                    results = cached(folder / name / f"{stem}-{number}.json", train)
-                    found.append({"features": name, "model": label, "run": number} | results)
+                    results = cached(folder / name / f"{stem}-{run_number}.json", train)
+                    found.append({"features": name, "model": label, "run": run_number} | results)
                     bar.update()
     report(pd.DataFrame(found), options, overrides)
 
@@ -104,7 +98,7 @@ def settings_of(
     settings: dict[str, Any] = {name: options[name] for name in ("trials", "rounds", "threads")}
     for experiment in experiments:
         config = OmegaConf.to_container(compose_config(f"experiment={experiment}", *overrides), resolve=False)
-        settings[experiment] = {key: config[key] for key in DECIDING_PARTS}
+        settings[experiment] = {key: config[key] for key in RESULT_PARTS}
     return settings
 
 
@@ -153,13 +147,13 @@ def tune(overrides: Sequence[str], options: Mapping[str, str]) -> dict[str, Any]
 
 
 def train_models(
-    overrides: Sequence[str], number: int, tuned: dict[str, Any], options: Mapping[str, str]
+    overrides: Sequence[str], run_number: int, tuned: dict[str, Any], options: Mapping[str, str]
 ) -> Results:
     """Train one LightGBM model per task. Times and bytes are the totals of these models."""
-    data = dataset(overrides, number)
+    data = dataset(overrides, run_number)
     start = time.perf_counter()
     boosters = [
-        train_one(data, i, tuned[task.name]["parameters"], number, options)
+        train_one(data, i, tuned[task.name]["parameters"], run_number, options)
         for i, task in enumerate(data.schema.tasks)
     ]
     seconds, labels = time.perf_counter() - start, data.splits["test"].labels
@@ -176,11 +170,11 @@ def train_models(
     return found | {"train": seconds, "predict": seconds_to_predict, "bytes": size}
 
 
-def train_mmoe(folder: Path, overrides: Sequence[str], number: int, experiment: str) -> Results:
+def train_mmoe(folder: Path, overrides: Sequence[str], run_number: int, experiment: str) -> Results:
     """Train an experiment of mmoe."""
-    given = [f"data.split_seed={number}", f"seed={number}", "trainer=cpu", "figures=false"]
-    train_once(folder / f"{experiment}-{number}", f"experiment={experiment}", *overrides, *given)
-    run, rows = load(folder / f"{experiment}-{number}"), dataset(overrides, number).splits["test"]
+    given = [f"data.split_seed={run_number}", f"seed={run_number}", "trainer=cpu", "figures=false"]
+    train_once(folder / f"{experiment}-{run_number}", f"experiment={experiment}", *overrides, *given)
+    run, rows = load(folder / f"{experiment}-{run_number}"), dataset(overrides, run_number).splits["test"]
     network = run.network()
     with torch.inference_mode():
         _, seconds_to_predict = timed(lambda: network(rows.levels, rows.numbers))

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from commands import train_once
-from finished import check_settings
 from options import parse, stop
+from stored_results import check_settings
 from tables import mean_text, table, write_report
 
 from mmoe.data.census import read

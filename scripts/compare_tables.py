@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finished import cached, check_settings
 from join_movielens import join
 from omegaconf import OmegaConf
 from options import parse, some_of, stop
+from stored_results import cached, check_settings
 from table_contestants import Contestant, check_validation_rows, contestants, find_settings, labels_of
 from table_networks import Overrides, composed, encoded_rows
 from table_report import CONSTANT, MMOE, Results, compare, constant_prediction, write_report
@@ -42,14 +42,8 @@ DEFAULTS = {
 }  # fmt: skip
 SPLIT_SEED = 2026  # chosen before any model was trained on these splits
 CONFIGS = Path(__file__).parent / "other_tables"
-DECIDING_PARTS = (
-    "data",
-    "objective",
-    "learner",
-    "trainer",
-    "callbacks",
-    "activation",
-)  # of a configuration
+# The parts of a configuration that the results depend on.
+RESULT_PARTS = ("data", "objective", "learner", "trainer", "callbacks", "activation")
 
 
 def main() -> None:
@@ -69,7 +63,7 @@ def main() -> None:
     settings: dict[str, Any] = {"runs": options["runs"], "trials": options["trials"], "spaces": spaces}
     for name in names:
         config: Any = OmegaConf.to_container(composed(arguments[name]), resolve=False)
-        settings[name] = {key: config[key] for key in DECIDING_PARTS}
+        settings[name] = {key: config[key] for key in RESULT_PARTS}
     check_settings(folder / "options.json", settings, overrides)
     for name in names:
         check_validation_rows(name, encoded_rows(arguments[name]))

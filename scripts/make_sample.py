@@ -28,7 +28,9 @@ SEED = 20181
 WEIGHT = COLUMNS.index("instance_weight")
 NUM_ROWS = {"train": 20_000, "test": 10_000}
 MIN_LEAF_ROWS = 25  # real rows in each leaf of a tree
-MAX_CHANGE = 0.05  # of a weight; a weight with two decimals nearly identifies a real row
+MAX_CHANGE = (
+    0.05  # relative, of a drawn row's weight; a real weight with its decimals nearly identifies its row
+)
 # Columns that others depend on come first. The income comes early, so that many columns depend on it.
 ORDER = (
     "age", "sex", "education", "marital_status", "income", "household_and_family", "household_summary",

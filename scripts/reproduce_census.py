@@ -27,10 +27,10 @@ import numpy as np
 import pandas as pd
 from commands import allow_existing_keys, compose_config, run_command, train_once
 from filelock import FileLock
-from finished import check_settings, merged_settings
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from options import parse, some_of, stop
+from stored_results import check_settings, merged_settings
 from tables import describe_rows, mean_text, table
 
 from mmoe import Schema

@@ -27,9 +27,9 @@ from typing import Any
 
 import pandas as pd
 from commands import compose_config, train_once
-from finished import check_settings
 from omegaconf import OmegaConf
 from options import parse, stop
+from stored_results import check_settings
 from synthetic_figures import COMPARED, SECTIONS, Results, final_losses
 from tqdm import tqdm
 

@@ -3,7 +3,7 @@
 usage: python scripts/results.py data.dir=... [option=value ...]
 
     replicas=16                  runs of each experiment, except the one that follows PaddleRec
-    runs=census,...              some of the names in RUNS; by default all of them
+    experiments=census,...       some of the names in EXPERIMENTS; by default all of them
     folder=runs/results          run folders; finished ones are used again
     out=docs/results/official    folder for the table, every run as CSV, and the figure
     sample=false                 true: allow the bundled sample, which is synthetic
@@ -18,17 +18,17 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from commands import run_command, train_once
-from finished import check_settings
 from matplotlib.figure import Figure
 from options import parse, some_of
+from stored_results import check_settings
 from tables import describe_rows, table, write_report
 
 from mmoe.analysis.drawing import COLOURS, LINES
 from mmoe.intervals import half_interval
 from mmoe.training.run_folder import read_metrics, read_schema
 
-# The overrides of each run.
-RUNS = {
+# The overrides of each experiment.
+EXPERIMENTS = {
     "census": ["experiment=census"],
     "census_paper": ["experiment=census_paper"],
     "census_features_paddlerec": ["experiment=census", "features=paddlerec"],
@@ -75,7 +75,8 @@ PUBLISHED = (
 )  # fmt: skip
 PADDLEREC = {"income": 0.949, "marital": 0.99324}  # PaddleRec's README
 DEFAULTS = {
-    "replicas": "16", "runs": ",".join(RUNS), "folder": "runs/results", "out": "docs/results/official",
+    "replicas": "16", "experiments": ",".join(EXPERIMENTS),
+    "folder": "runs/results", "out": "docs/results/official",
     "sample": "false",
 }  # fmt: skip
 
@@ -83,7 +84,7 @@ DEFAULTS = {
 def main() -> None:
     """Train what is missing, and write the results."""
     options, overrides = parse(sys.argv[1:], DEFAULTS, {"sample": ("true", "false")}, {"replicas": 2})
-    names = some_of(options, "runs", RUNS)
+    names = some_of(options, "experiments", EXPERIMENTS)
     root, out = Path(options["folder"]), Path(options["out"])
     settings = {key: options[key] for key in ("replicas", "sample")}
     check_settings(root / "settings.json", settings, overrides)
@@ -91,7 +92,7 @@ def main() -> None:
     for number, name in enumerate(names, 1):
         print(f"[{number}/{len(names)}] {name}", flush=True)
         replicas = "1" if name == ONE_RUN else options["replicas"]
-        train_once(root / name, *RUNS[name], f"replicas={replicas}", "figures=false", *overrides)
+        train_once(root / name, *EXPERIMENTS[name], f"replicas={replicas}", "figures=false", *overrides)
     runs = pd.DataFrame([line for name in names for line in read_runs(root / name, name)])
     text = [
         "# Results on the census rows",
@@ -135,7 +136,12 @@ def result_table(runs: pd.DataFrame) -> str:
             half = f" ± {half_interval(values):.4f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.4f}{half}" if len(values) else "-")
         lines.append(
-            [f"`{' '.join(RUNS[str(name)])}`", *cells, str(len(group)), f"{group['parameters'].iloc[0]:,}"]
+            [
+                f"`{' '.join(EXPERIMENTS[str(name)])}`",
+                *cells,
+                str(len(group)),
+                f"{group['parameters'].iloc[0]:,}",
+            ]
         )
     return table(["command", *tasks, "runs", "parameters"], lines)
 

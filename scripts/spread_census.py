@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from commands import train_once
-from finished import check_settings
 from options import parse, stop
+from stored_results import check_settings
 from tables import describe_rows, mean_text, table, write_report
 
 from mmoe.training.run_folder import read_metrics, read_schema
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def components(areas: pd.DataFrame) -> dict[str, float]:
-    """Standard deviations due to the split, the seed, and the rest, from one value for each pair of them.
+    """Standard deviations due to the split, the seed, and the rest, from one value for each split and seed.
 
     These are the estimates of a two-way analysis of variance with random effects (Searle, Casella and
     McCulloch, Variance Components, 1992, section 4.3); a negative variance counts as 0.

@@ -45,7 +45,7 @@ class Results:
 
 
 def figure2(results: Results) -> list[str]:
-    """Correlation of the labels against the cosine. As in the paper, 100 generators draw 10,000 rows each."""
+    """Correlation of the labels against the cosine. As in the paper, 10,000 rows with each of 100 seeds."""
     arguments = {key: results.data[key] for key in ("c", "m", "a", "b", "d", "noise_variance")}
     rows = []
     for cosine in [0.0, 0.2, *PUBLISHED_CORRELATION]:
@@ -72,7 +72,7 @@ def figure2(results: Results) -> list[str]:
     residuals = [means["mean"][p] - correlation for p, correlation in PUBLISHED_CORRELATION.items()]
     return [
         "## Figure 2: correlation of the labels",
-        table(["p", "correlation", "sd over 100 trials", "paper, by eye", "residual"], cells),
+        table(["p", "correlation", "sd over 100 seeds", "paper, by eye", "residual"], cells),
         f"The root mean square of the residuals is {np.sqrt(np.mean(np.square(residuals))):.3f}.",
         "![correlation of the labels against the cosine](figure2.png)",
     ]
@@ -111,7 +111,7 @@ def figure4(results: Results) -> list[str]:
     choice = (
         "" if results.trials.empty else f", chosen by the mean final loss of {options['trials']} other runs"
     )
-    has_claimed = {0.5, 1.0} <= set(cosines)
+    has_both_cosines = {0.5, 1.0} <= set(cosines)
     return [
         "## Figure 4: three models of about the same size",
         loss_table(runs, results.out / "figure4.csv"),
@@ -119,7 +119,7 @@ def figure4(results: Results) -> list[str]:
         f" Learning rates are from {options['rates']}{choice}. The paper's 13,056 parameters are the weights"
         " of the experts and of the towers' hidden layers; our numbers include gates and biases.",
         *rate_table(results),
-        claim_table(final_losses(runs)) if has_claimed else "The claims need p = 0.5 and p = 1.",
+        claim_table(final_losses(runs)) if has_both_cosines else "The claims need p = 0.5 and p = 1.",
         f"Lines are means of {options['runs']} runs; bands are quartiles.",
         "![loss of three models during training](figure4.png)",
     ]

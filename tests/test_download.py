@@ -22,7 +22,7 @@ from conftest import config, sample_lines
 from mmoe.build import build
 from mmoe.data import archive, download
 from mmoe.data.archive import DownloadError
-from mmoe.data.census_files import NAMES, OFFICIAL_ROWS, find_files
+from mmoe.data.census_files import FILE_NAMES, OFFICIAL_ROWS, find_files
 from mmoe.data.download import fetch
 from mmoe.errors import UserError
 
@@ -82,7 +82,8 @@ def test_the_official_archive_is_fetched_once_and_used(served: tuple[Path, str, 
     folder, url, asked = served
     write_archive(
         folder / "census.zip",
-        {NAMES[k]: lines(OFFICIAL_ROWS[k], NAMES[k]) for k in NAMES} | {"census-income.names": b"|"},
+        {FILE_NAMES[k]: lines(OFFICIAL_ROWS[k], FILE_NAMES[k]) for k in FILE_NAMES}
+        | {"census-income.names": b"|"},
     )
     overrides = ["data.source=official", f"data.url={url}/census.zip"]
     dataset = build(config(*overrides), "data").dataset

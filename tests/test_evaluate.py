@@ -3,6 +3,8 @@
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,13 @@ from mmoe.training import stored_config
 @pytest.fixture
 def evaluate(command):
     return command("evaluate")
+
+
+def test_an_evaluation_from_python_prints_nothing(smoke_run: Path):
+    script = f"import mmoe; mmoe.load({str(smoke_run)!r}).evaluate(resamples=0)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "GPU" not in done.stdout
 
 
 @pytest.mark.parametrize("split", ["test", "val"])

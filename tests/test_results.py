@@ -11,8 +11,8 @@ from processes import SCRIPTS
 from mmoe import load
 
 QUICK = [
-    "runs=census,census_paddlerec,census_education", "replicas=2", "folder=work", "out=out", "sample=true",
-    "data.source=sample", "trainer.max_epochs=2", "+trainer.limit_train_batches=3",
+    "experiments=census,census_paddlerec,census_education", "replicas=2", "folder=work", "out=out",
+    "sample=true", "data.source=sample", "trainer.max_epochs=2", "+trainer.limit_train_batches=3",
 ]  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_a_command_that_fails_ends_a_script_with_its_exit_code(
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("runs=census,none", "runs=census,none: must be some of census, census_paper"),
+        ("experiments=census,none", "experiments=census,none: must be some of census, census_paper"),
         ("replicas=1", "replicas=1: must be an integer of at least 2"),
         ("sample=maybe", "sample=maybe: must be true or false"),
     ],

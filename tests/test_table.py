@@ -344,9 +344,9 @@ def test_a_run_is_evaluated_exported_and_resumed(
     assert train_mine("learner.scheduler=null").code == 0
     frame(80, 8).to_csv("later.csv", index=False)
     assert command("evaluate")("run=run", "resamples=20", "data.test=later.csv").code == 0
-    assert Path("run/evaluation_test_best_later.csv.json").exists()
+    assert Path("run/evaluation_test_best_later.json").exists()
     assert command("evaluate")("run=run", "resamples=0", "data.test=[later.csv,train.csv]").code == 0
-    assert Path("run/evaluation_test_best_later.csv_train.csv.json").exists()
+    assert Path("run/evaluation_test_best_later_train.json").exists()
     wrong = command("evaluate")("run=run", "data.dir=.")
     assert (wrong.code, wrong.err.count("\n")) == (2, 1)
     assert command("export")("run=run").code == 0
@@ -548,9 +548,13 @@ def test_tasks_may_be_a_list_of_columns():
 
 def test_a_training_that_still_improves_names_more_epochs(csv: Path, train_mine: Command, train: Command):
     write_yaml()
-    hint = "; more epochs may be better: trainer.max_epochs=..."
-    assert hint in train_mine().out
-    assert hint not in train("experiment=smoke", "trainer.max_epochs=1").out
+    hint = "ore epochs may be better: "
+    assert hint in train_mine("card=true").out
+    assert hint in Path("run/card.md").read_text()
+    assert (
+        hint not in train("experiment=smoke", "trainer.max_epochs=1", "card=true", "hydra.run.dir=smoke").out
+    )
+    assert hint not in Path("smoke/card.md").read_text()
 
 
 def test_a_table_without_an_input_is_refused(train_mine: Command):

@@ -139,7 +139,7 @@ def test_inputs_hold_the_statistics_of_each_level():
     torch.testing.assert_close(tags[~both_tags], table[0].expand(int((~both_tags).sum()), -1))
     assert inputs.column[8:].tolist() == [0] * width + [1] * width + [3] * width
     dense = [-3] * 2 + [-1] * width + [-2] * width + [-4] * width  # the column i has the number -1 - i
-    assert inputs.groups == [0, 0, 0, 1, 1, 4, *dense]
+    assert inputs.input_groups == [0, 0, 0, 1, 1, 4, *dense]
     x = inputs(batch.levels, batch.numbers)
     assert isinstance(x, SparseInputs)
     torch.testing.assert_close(x.dense, inputs.dense(batch.levels, batch.numbers)[:, 6:])

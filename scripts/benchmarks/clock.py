@@ -20,8 +20,8 @@ class Clock(pl.Callback):
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         self.rows = self.epochs = 0
-        self.training = 0.0
-        self.began = self.fit_began = 0.0
+        self.training_seconds = 0.0
+        self.began = self.second_epoch_began = 0.0
         self.first_step: float | None = None
 
     def on_train_epoch_start(self, *_: Any) -> None:
@@ -33,18 +33,18 @@ class Clock(pl.Callback):
         if self.epochs:
             self.rows += len(batch.labels) * trainer.world_size
         if trainer.is_last_batch and self.epochs:
-            self.training += time.perf_counter() - self.began
+            self.training_seconds += time.perf_counter() - self.began
 
     def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
         self.epochs += 1
         if self.epochs == 1:
-            self.fit_began = time.perf_counter()
+            self.second_epoch_began = time.perf_counter()
 
     def on_train_end(self, trainer: Any, *_: Any) -> None:
         if not trainer.is_global_zero:
             return
         found = {"first_step": self.first_step}
         if self.rows:
-            whole = time.perf_counter() - self.fit_began
-            found |= {"steps_speed": self.rows / self.training, "fit_speed": self.rows / whole}
+            whole = time.perf_counter() - self.second_epoch_began
+            found |= {"steps_speed": self.rows / self.training_seconds, "fit_speed": self.rows / whole}
         self.path.write_text(json.dumps(found))

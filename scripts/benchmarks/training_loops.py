@@ -52,7 +52,7 @@ class LoopedMMoE(nn.Module):
 
 
 def bare_loop(learner: Any, data: Any) -> Step:
-    """Our network and batches: rows encoded once, as `DataModule.train_dataloader` does with a trainer."""
+    """Our network and batches. The rows are encoded once before the loop, as in a training."""
     optimizer = torch.optim.Adam(learner.objective.parameters(), lr=3e-3, fused=True)
     loader = data.unencoded_train_loader()
     loader.rows = learner.objective.network.inputs.encode_rows(loader.rows, data.batch_size)

@@ -109,7 +109,7 @@ def _call(make: "partial[Any]", key: str) -> Any:
             _check_types(make, key)
         if isinstance(error, ImportError) and make.func in EXTRAS:
             raise UserError(f"{key}: needs pip install 'mmoe[{EXTRAS[make.func]}]'") from error
-        # torch and Lightning refuse arguments with many types of exceptions.
+        # torch and Lightning raise many types of exceptions for a wrong argument.
         is_library = package in ("torch", "pytorch_lightning", "lightning")
         if not is_library or isinstance(error, OSError | MemoryError):
             raise

@@ -6,6 +6,7 @@ N rows, T tasks, L logits of all tasks, E experts.
 import inspect
 import logging
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ from torch import nn
 
 from mmoe.build import build
 from mmoe.checks import check_integers, check_seeds
+from mmoe.cli.command import ignore_warnings
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule, in_memory, labels_of
 from mmoe.data.encode import count_unseen, decode, encode
@@ -41,12 +43,14 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Hide Lightning's advice on devices."""
+    """Hide Lightning's advice on devices, and warnings of libraries that no user can act on."""
     lightning = logging.getLogger("pytorch_lightning")
     level = lightning.level
     lightning.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            ignore_warnings()
+            yield
     finally:
         lightning.setLevel(level)
 
@@ -339,7 +343,8 @@ class Run:
             if key not in known:
                 raise UserError(f"data.{key}: {unknown_key(key, known)}")
             OmegaConf.update(config.data, key, value, merge=False, force_add=True)
-        if changes:  # the cache key then has the schema, so the rows cached in training are not used
+        # A schema without files becomes part of the cache key, so the rows cached in training are not used.
+        if changes:
             schema = replace(schema, files={})
         if "dir" in changes:  # never the bundled sample
             config.data.source = "official"
@@ -351,8 +356,8 @@ class Run:
         if not changes and (data.schema.files, data.schema.num_rows) != run_rows:
             key = "dir" if "dir" in config.data else "test"
             raise UserError(
-                f"data.{key}={config.data.get(key)}: the files have changed since the run (their SHA-256 is"
-                f" not that of schema.json); to evaluate on other files, give data.{key}"
+                f"data.{key}={config.data.get(key)}: the files have changed since the run (schema.json has"
+                f" another SHA-256 or number of rows); to evaluate on other files, give data.{key}"
             )
         return data
 

@@ -28,8 +28,8 @@ SETTINGS = (
     "data", "features", "inputs", "model", "objective", "learner", "trainer", "balance", "activation",
     "gate_temperature", "monitor", "monitor_mode", "threads",
 )  # fmt: skip
-# The command line may replace the rule of a split. The written experiment then has all keys of a rule,
-# because Hydra merges it with the rule that it replaces.
+# The command line may replace the rule of a split. Hydra merges the written experiment with the rule in the
+# data's own file, so the experiment then sets every key of a rule; `NO_RULE` has the empty values.
 SPLIT_RULES = ("data.test", "data.validation")
 NO_RULE = {**dict.fromkeys(("fraction", "last", "by", "column", "value")), "of": "train"}
 # Settings of a machine. Processes of a study may differ in them, and the written experiment lacks them.

@@ -24,8 +24,8 @@ MAX_COLUMNS = 3  # more would make the text small where a page scales the figure
 
 def panels(count: int, width: float, height: float, share_y: bool = False) -> tuple[Figure, list[Axes]]:
     """Make a figure with panels of this size in inches, in rows of at most `MAX_COLUMNS`."""
-    columns = min(count, MAX_COLUMNS)
-    rows = math.ceil(count / columns)
+    rows = math.ceil(count / MAX_COLUMNS)
+    columns = math.ceil(count / rows)
     # pyplot would keep every figure in memory and choose a window system.
     figure = Figure(figsize=(max(width * columns, 3.6), height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=share_y).flatten()

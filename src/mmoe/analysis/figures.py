@@ -14,7 +14,7 @@ from mmoe.run import Run
 
 
 def plots_of(run: Run) -> dict[str, Callable[[Run], Figure]]:
-    """Return the functions that draw a run's figures, by name. Replicas only have those by epoch."""
+    """Functions that draw a run's figures, by the figure's name. Replicas only have figures over epochs."""
     plots: dict[str, Callable[[Run], Figure]] = {}
     if len(run.history):  # it is empty if the run ended before its first validation
         plots["training_curves"] = plot_training_curves

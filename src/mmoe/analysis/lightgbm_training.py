@@ -89,10 +89,10 @@ def lightgbm_inputs(data: Dataset, task: int, split: str, prior: float | None = 
     labels = train.labels[known, task].double()
     weights = torch.ones_like(labels) if train.weights is None else train.weights[known, task].double()
     mean, size = float((labels * weights).sum() / weights.sum()), data.schema.num_levels + 1
-    positions = np.array(data.schema.level_positions)
+    column_of_position = np.array(data.schema.column_of_position)
     inputs = [rows.numbers]
     for i, column in enumerate(data.schema.categorical):
-        own = torch.from_numpy(np.flatnonzero(positions == i))
+        own = torch.from_numpy(np.flatnonzero(column_of_position == i))
         codes = rows.levels[:, own].long()
         if column.is_multi:
             first = data.schema.level_offsets[i]

@@ -14,6 +14,7 @@ from mmoe.intervals import ROUGH_RESAMPLES
 from mmoe.run import Run
 from mmoe.tasks import Task
 from mmoe.training.gate_statistics import COLLAPSED
+from mmoe.training.run_results import may_improve
 
 FEW_LABELS = 100  # with fewer labels of a class among the test rows, a metric is rough
 NAMED = 10  # tasks that a sentence names
@@ -24,7 +25,7 @@ ORIGINS = {
 
 
 def limits(run: Run, test_labels: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """A sentence or two for each limit. `test_labels` has the known ones by task; empty for replicas."""
+    """A sentence or two for each limit. `test_labels` has each task's known ones, or nothing for replicas."""
     metrics, schema, config = run.metrics, run.schema, run.config
     if schema.row_origin in ORIGINS:
         yield ORIGINS[schema.row_origin]
@@ -75,8 +76,8 @@ def _of_seeds(metrics: Mapping[str, Any], config: Any) -> Iterator[str]:
                 f" seed {config.seed}."
                 " `mmoe.evaluate` computes it from more resamples, and `replicas=8` trains with eight seeds."
             )
-        if metrics["monitor"] and metrics["epoch"] == metrics["epochs"]:
-            yield "The best epoch is the last one. A longer training may be better."
+        if may_improve(metrics):
+            yield "The best epoch is the last one. More epochs may be better: `trainer.max_epochs=...`."
     if metrics["monitor"] and "val" in metrics:
         yield "Validation rows chose the best epoch, so their metrics are a little too good."
     if not metrics["monitor"]:

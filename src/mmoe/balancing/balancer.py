@@ -69,7 +69,7 @@ class Balancer:
         self.means = {name: RunningMean() for name in ("weights", "cosines", "conflicting")}
         self._kept: tuple[Tensor, Tensor] | None = None  # the losses [R, T] and penalties for `backward`
         self._gradients: TaskGradients
-        self._over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor
+        self._mean_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
     @property
     def shares_nothing(self) -> bool:
@@ -77,17 +77,17 @@ class Balancer:
         return self._all_masked and not any(mask.any() for mask in self.masks.values())
 
     def start(
-        self, parameters: Mapping[str, nn.Parameter], over_processes: Callable[[Tensor], Tensor] | None
+        self, parameters: Mapping[str, nn.Parameter], mean_over_processes: Callable[[Tensor], Tensor] | None
     ) -> list[nn.Parameter]:
         """Prepare for a training of these parameters.
 
-        `over_processes` averages a tensor over all processes; None: there is one process.
+        `mean_over_processes` averages a tensor over all processes; None: there is one process.
 
         Returns:
             The parameters that the optimizer learns for the strategies.
         """
-        if over_processes:
-            self._over_processes = over_processes
+        if mean_over_processes:
+            self._mean_over_processes = mean_over_processes
         shared = {f"network.{name}": mask for name, mask in self.masks.items()}
         sparse = [f"network.{name}" for name in self.sparse]
         self._gradients = TaskGradients(parameters, shared, len(self.strategies), sparse)
@@ -111,9 +111,9 @@ class Balancer:
             return losses.sum(-1) + penalty
         if self.measure_every and self.strategies[0].calls % self.measure_every == 0:
             totals = by_network.sum(0).unbind()
-            jacobian = self._over_processes(self._gradients.jacobian(totals, keep_graph=True))
+            jacobian = self._mean_over_processes(self._gradients.jacobian(totals, keep_graph=True))
             self._compare(self._gradients.shared(jacobian))
-        means = self._over_processes(by_network.detach().clone())
+        means = self._mean_over_processes(by_network.detach().clone())
         found = [strategy.weigh(values) for strategy, values in zip(self.strategies, means, strict=True)]
         weights = torch.stack([weight for weight, _ in found])  # [R, T]
         self.means["weights"].add(torch.where(means != 0, weights, torch.nan))
@@ -128,7 +128,7 @@ class Balancer:
         totals = list(by_network.sum(0).unbind())  # T
         if penalty.requires_grad:
             totals.append(penalty.sum())
-        jacobian = self._over_processes(self._gradients.jacobian(totals))  # [T, R, P], or one row more
+        jacobian = self._mean_over_processes(self._gradients.jacobian(totals))  # [T, R, P], or one row more
         total = jacobian.sum(0)  # also the gradient of the entries that only one task reaches
         matrices = self._gradients.shared(jacobian[: len(self.names)])  # [R, T, P]
         gramians = self._compare(matrices)
@@ -154,7 +154,7 @@ class Balancer:
 
     def follow_step(self, losses: Tensor) -> None:
         """Give the strategies the losses [T] or [R, T] of the same rows after the optimizer's step."""
-        by_network = self._over_processes(losses.detach().clone()).view(-1, losses.shape[-1])
+        by_network = self._mean_over_processes(losses.detach().clone()).view(-1, losses.shape[-1])
         for strategy, values in zip(self.strategies, by_network, strict=True):
             strategy.follow_step(values)
 

@@ -22,7 +22,7 @@ from mmoe.cli.exits import (
     disk_message,
     errors_on_one_line,
     exit_with,
-    printed_by_hydra,
+    hydra_prints_bugs,
 )
 from mmoe.cli.sweep_jobs import in_sweep, run_job
 from mmoe.errors import DISK_ERROR, USER_ERROR, is_disk_error
@@ -69,7 +69,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                     remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
                     raise
 
-            with printed_by_hydra():
+            with hydra_prints_bugs():
                 if in_sweep():
                     run_job(job)
                 else:

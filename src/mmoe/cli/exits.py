@@ -32,7 +32,7 @@ from mmoe.errors import (
 )  # fmt: skip
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # environment variable; 1: Hydra raises errors and does not print them
-OWN_MARK = "MMOE_COMPOSES"  # environment variable; set: FULL_ERROR is set by us and not by the user
+OWN_MARK = "MMOE_COMPOSES"  # environment variable; if it exists, mmoe has set FULL_ERROR, not the user
 RAISING_ENVIRONMENT = {FULL_ERROR: "1", OWN_MARK: "1"}
 
 
@@ -91,7 +91,7 @@ def errors_on_one_line() -> Iterator[None]:
 def composition_errors_on_one_line() -> Iterator[None]:
     """Turn Hydra's errors about overrides and configuration files into one line and exit code 2.
 
-    Hydra itself would print several lines and exit with 1. A job runs in `printed_by_hydra`.
+    Hydra itself would print several lines and exit with 1. The job itself must run in `hydra_prints_bugs`.
     """
     if os.environ.get(FULL_ERROR) == "1":
         yield
@@ -106,7 +106,7 @@ def composition_errors_on_one_line() -> Iterator[None]:
 
 
 @contextmanager
-def printed_by_hydra() -> Iterator[None]:
+def hydra_prints_bugs() -> Iterator[None]:
     """Run a job so that Hydra prints the short traceback of a bug, even in `composition_errors_on_one_line`.
 
     `OWN_MARK` is in the environment, because a launcher of Hydra may run the job in another process.

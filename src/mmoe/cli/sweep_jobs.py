@@ -90,7 +90,7 @@ def run_alone(override: str, is_resumed: bool) -> None:
 
 
 class FailedJobs(Callback):
-    """At the end of a sweep, list the failed jobs and exit with code 2."""
+    """At the end of a sweep, list the failed jobs and exit with code 2, or name the next command."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)

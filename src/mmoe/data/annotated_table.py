@@ -16,7 +16,7 @@ from mmoe.data.column_values import values_of
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import CSV, file_kind, find_files
 from mmoe.data.draft import batch_size
-from mmoe.data.fraction_guess import USUAL
+from mmoe.data.fraction_guess import USUAL_FRACTIONS
 from mmoe.data.frames import table_of_frame
 from mmoe.data.split_rules import parse_split
 from mmoe.data.suspects import find_suspects
@@ -82,8 +82,8 @@ class Table:
         csv_options = CsvOptions.parse(csv)
         given_rows = {
             "train": train,
-            "validation": {"fraction": USUAL.validation} if validation is None else validation,
-            "test": {"fraction": USUAL.test} if test is None else test,
+            "validation": {"fraction": USUAL_FRACTIONS.validation} if validation is None else validation,
+            "test": {"fraction": USUAL_FRACTIONS.test} if test is None else test,
         }
         self._rows = {name: _parse_rows(name, rows) for name, rows in given_rows.items()}
         table = self._rows["train"]

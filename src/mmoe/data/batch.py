@@ -85,7 +85,7 @@ def concatenate(parts: Sequence[Batch]) -> Batch:
 def blank_rows(schema: Schema) -> Batch:
     """Two rows of unseen levels and zeros, for finding the shapes of a network's outputs."""
     return Batch(
-        torch.full((2, len(schema.level_positions)), schema.num_levels),
+        torch.full((2, len(schema.column_of_position)), schema.num_levels),
         torch.zeros(2, len(schema.numeric)),
         torch.zeros(2, len(schema.tasks)),
     )
@@ -93,7 +93,7 @@ def blank_rows(schema: Schema) -> Batch:
 
 def level_bounds(schema: Schema) -> tuple[Tensor, Tensor]:
     """The first and the last code at each position of a row's levels, [P] each."""
-    offsets, columns = torch.tensor(schema.level_offsets), torch.tensor(schema.level_positions).long()
+    offsets, columns = torch.tensor(schema.level_offsets), torch.tensor(schema.column_of_position).long()
     return offsets[:-1][columns], (offsets[1:] - 1)[columns]
 
 
@@ -112,8 +112,8 @@ def check_levels(levels: Tensor, schema: Schema) -> None:
     valid = (levels >= low) & (levels <= high) | (levels == other)
     if not valid.all():
         where = (~valid).nonzero()[0].tolist()
-        row, column = where[-2:]
-        rule = f"must be a code from {first[column]} to {last[column]}, or {unseen} for an unseen level"
-        name = schema.categorical[schema.level_positions[column]].name
+        row, position = where[-2:]
+        rule = f"must be a code from {first[position]} to {last[position]}, or {unseen} for an unseen level"
+        name = schema.categorical[schema.column_of_position[position]].name
         code = levels[tuple(where)].item()
         raise UserError(f"column {name}: {rule}; row {row} is {code}")

@@ -60,28 +60,28 @@ def load_or_build(folder: Path, name: str, key: dict[str, Any], build: Callable[
         UserError: `folder` cannot be a directory.
         OSError: the file cannot be written, or the disk cannot be read.
     """
-    request = _request(key)
+    key_text = _key_text(key)
     path = entry(folder, name, key).with_suffix(".npz")
     with suppress(CorruptFile):
-        if found := _read(path, request):  # this needs no lock, because files appear whole
+        if found := _read(path, key_text):  # this needs no lock, because files appear whole
             return found
     with lock(path):
         try:
-            if found := _read(path, request):  # another process may have written the file meanwhile
+            if found := _read(path, key_text):  # another process may have written the file meanwhile
                 return found
         except CorruptFile as error:
             log.warning("%s: the cached rows are corrupt (%s); rebuilding them", path, error)
         dataset = build()
-        write(path, partial(_save, dataset, request))
+        write(path, partial(_save, dataset, key_text))
         return dataset
 
 
 def entry(folder: Path, name: str, key: dict[str, Any]) -> Path:
     """The path of what is stored for this `key`."""
-    return folder / f"{name}-{hashlib.sha256(_request(key).encode()).hexdigest()[:16]}"
+    return folder / f"{name}-{hashlib.sha256(_key_text(key).encode()).hexdigest()[:16]}"
 
 
-def _request(key: dict[str, Any]) -> str:
+def _key_text(key: dict[str, Any]) -> str:
     return json.dumps([FORMAT, key], sort_keys=True)
 
 
@@ -105,17 +105,17 @@ def lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _save(dataset: Dataset, request: str, path: Path) -> None:
+def _save(dataset: Dataset, key_text: str, path: Path) -> None:
     arrays = {"schema": np.array(dataset.schema.to_json())}
     for split, rows in dataset.splits.items():
         given = {field: getattr(rows, field) for field in FIELDS}
         arrays |= {f"{split}.{field}": value.numpy() for field, value in given.items() if value is not None}
         arrays[f"{split}.positions"] = dataset.positions[split].numpy()
-    np.savez(path, allow_pickle=False, digest=np.array(_digest(request, arrays)), **arrays)
+    np.savez(path, allow_pickle=False, digest=np.array(_digest(key_text, arrays)), **arrays)
 
 
-def _read(path: Path, request: str) -> Dataset | None:
-    """Read the file that `_save` wrote for `request`; None if there is none.
+def _read(path: Path, key_text: str) -> Dataset | None:
+    """Read the file that `_save` wrote for this key; None if there is none.
 
     Raises:
         CorruptFile: the file holds anything else.
@@ -124,7 +124,7 @@ def _read(path: Path, request: str) -> Dataset | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        if str(arrays.pop("digest")) != _digest(request, arrays):
+        if str(arrays.pop("digest")) != _digest(key_text, arrays):
             raise CorruptFile("its digest is wrong")
         schema = Schema.from_json(str(arrays.pop("schema")))
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -143,9 +143,9 @@ def _read(path: Path, request: str) -> Dataset | None:
     return Dataset(schema, splits, positions)
 
 
-def _digest(request: str, arrays: Mapping[str, np.ndarray]) -> str:
-    """Digest of the request and of the names, types, shapes and values of the arrays."""
-    digest = hashlib.sha256(request.encode())
+def _digest(key_text: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """Digest of the key and of the names, types, shapes and values of the arrays."""
+    digest = hashlib.sha256(key_text.encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())

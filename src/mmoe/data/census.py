@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from mmoe.data import census_layout, headerless_csv
-from mmoe.data.census_files import COLUMNS, INCOME, NAMES, NUMERIC, OFFICIAL_ROWS, Files, find_files
+from mmoe.data.census_files import COLUMNS, FILE_NAMES, INCOME, NUMERIC, OFFICIAL_ROWS, Files, find_files
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.raw_rows import RowFormat
 from mmoe.data.schema import Schema
@@ -67,9 +67,9 @@ class CensusData(TableData):
         except ArgumentError as error:
             raise ArgumentError(f"level_{error}") from None
         super().__init__(
-            train=NAMES["train"],
+            train=FILE_NAMES["train"],
             validation={"fraction": 0.5, "of": "test"},
-            test=NAMES["test"],
+            test=FILE_NAMES["test"],
             columns={name: numeric if name in NUMERIC else categorical for name in features},
             tasks=tasks,
             main_task=main_task,

@@ -26,7 +26,7 @@ NUMERIC = (
     "number_worked_for", "own_business", "veterans_benefits", "weeks_worked", "year",
 )  # fmt: skip
 INCOME = ("- 50000.", "50000+.")
-NAMES = {"train": "census-income.data", "test": "census-income.test"}
+FILE_NAMES = {"train": "census-income.data", "test": "census-income.test"}
 OFFICIAL_ROWS = {"train": 199_523, "test": 99_762}
 SAMPLE_DIR = Path(__file__).parent / "sample"
 
@@ -54,7 +54,7 @@ def find_files(dir: str | None, source: str, url: str, cache_dir: Path) -> Files
         return Files(*_paths(cache.expand_folder("data.dir", dir)))
     target = cache_dir / "census-income"
     try:
-        download.fetch(url, target, {NAMES[k]: OFFICIAL_ROWS[k] for k in NAMES}, len(COLUMNS))
+        download.fetch(url, target, {FILE_NAMES[k]: OFFICIAL_ROWS[k] for k in FILE_NAMES}, len(COLUMNS))
         return Files(*_paths(target))
     except DownloadError as error:
         if source == "official":
@@ -70,10 +70,10 @@ def find_files(dir: str | None, source: str, url: str, cache_dir: Path) -> Files
 def _paths(folder: Path) -> tuple[Path, Path]:
     """The two files in a folder, compressed or not."""
     if not folder.is_dir():
-        rule = f"must be a directory with {' and '.join(NAMES.values())} (or .gz)"
+        rule = f"must be a directory with {' and '.join(FILE_NAMES.values())} (or .gz)"
         raise UserError(f"data.dir={folder}: {rule}")
     found = []
-    for name in NAMES.values():
+    for name in FILE_NAMES.values():
         path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
         if path is None:
             raise UserError(f"{folder / name}: missing (with or without .gz)")

@@ -43,7 +43,7 @@ def find_options(inputs: Sequence[str], path: str) -> CsvOptions:
 
 
 def _official_names(path: str, line: int, row: Sequence[str], delimiter: str) -> Sequence[str]:
-    """The names of the columns of UCI's format, from the first row."""
+    """The column names of UCI's format: its variant, with or without label, that fits the first row."""
     rule = f"must have {len(COLUMNS)} {DELIMITERS[delimiter]}-separated fields"
     possible = [names for names in OFFICIAL_FORMATS if len(names) == len(row)]
     if not possible:

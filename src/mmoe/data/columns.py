@@ -41,8 +41,8 @@ class Categorical:
         max_values: the largest number of levels in a row; 1 unless `is_multi`.
         encoding: `target`: the inputs are statistics of a row's level. `one_hot_and_target`: one input for
             each code, and these statistics. Empty: neither.
-        statistics: for each code, numbers computed from the labels and the number of its training rows; see
-            `target_statistics`. Empty without an encoding.
+        statistics: for each code, numbers computed from its training rows: from their labels and from how
+            many there are; see `target_statistics`. Empty without an encoding.
 
     Without `has_missing`, a missing value is encoded as unseen; without `has_rare`, an unseen level has no
     code, and all its inputs are 0.

@@ -78,7 +78,7 @@ def dates_of(values: pd.Series, how: DateFormat) -> np.ndarray:
         UserError: a value is not a date.
     """
     values = _plain(values).reset_index(drop=True)  # the index of a user's frame may repeat
-    if isinstance(values.dtype, pd.ArrowDtype):  # dates or times
+    if isinstance(values.dtype, pd.ArrowDtype):  # dates or timestamps
         seconds = pc.cast(array_of(values), pa.timestamp("s"), safe=False)
         return np.asarray(seconds.to_numpy(zero_copy_only=False))
     if _holds_unix_times(values):
@@ -114,7 +114,7 @@ def date_part(dates: np.ndarray, part: str) -> Levels:
 
 
 def _plain(values: pd.Series) -> pd.Series:
-    """The column with a dtype of pandas, unless Arrow holds dates or times."""
+    """The column with a dtype of pandas, unless Arrow holds dates or timestamps."""
     if not isinstance(values.dtype, pd.ArrowDtype):
         return values
     array: Any = array_of(values)
@@ -142,7 +142,7 @@ def _dates_of_unix_times(values: pd.Series, how: DateFormat) -> np.ndarray:
         wrong &= np.abs(seconds) > MAX_SECONDS
     if wrong.any():
         raise _not_a_date(values, int(wrong.argmax()), how.unit)
-    whole = np.floor(np.round(seconds, 9))  # dates are rounded to nanoseconds, as pandas does
+    whole = np.floor(np.round(seconds, 9))  # pandas rounds to nanoseconds too; then the fraction is dropped
     found = np.nan_to_num(whole).astype("datetime64[s]")
     return np.where(np.isnan(whole), np.datetime64("NaT"), found)
 

@@ -45,7 +45,7 @@ def encode(frame: pd.DataFrame, schema: Schema, may_be_missing: bool = True) -> 
         UserError: a column is missing, occurs twice or has the wrong type, a number is infinite, a value is
             missing, or a label or a weight is invalid.
     """
-    levels = torch.empty(len(frame), len(schema.level_positions), dtype=level_dtype(schema)).numpy()
+    levels = torch.empty(len(frame), len(schema.column_of_position), dtype=level_dtype(schema)).numpy()
     numbers = np.empty((len(frame), len(schema.numeric)), np.float32)
     jobs: list[Callable[[], None]] = []
     formats = {number.name: number.date_format for number in schema.numeric}
@@ -75,7 +75,7 @@ def level_dtype(schema: Schema) -> torch.dtype:
 def count_unseen(rows: Batch, schema: Schema) -> dict[str, int]:
     """For each column of one level per row: the rows whose level is unseen, or is missing and has no code."""
     counts = (rows.levels == schema.num_levels).sum(0).tolist()
-    columns = [schema.categorical[position] for position in schema.level_positions]
+    columns = [schema.categorical[i] for i in schema.column_of_position]
     return {one.name: count for one, count in zip(columns, counts, strict=True) if not one.is_multi}
 
 

@@ -187,7 +187,7 @@ def _blank(schema: Schema, has_groups: bool) -> Batch:
     is_weighted = any(task.weight for task in schema.tasks)
     has_groups = has_groups and any(task.group_by for task in schema.tasks)
     return Batch(
-        torch.empty(0, len(schema.level_positions), dtype=level_dtype(schema)),
+        torch.empty(0, len(schema.column_of_position), dtype=level_dtype(schema)),
         torch.empty(0, len(schema.numeric)),
         torch.empty(0, tasks),
         torch.empty(0, tasks, dtype=torch.bool),

@@ -28,7 +28,7 @@ class Fractions(NamedTuple):
     one_class: tuple[str, ...] = ()
 
 
-USUAL = Fractions(VALIDATION[0], TEST[0])
+USUAL_FRACTIONS = Fractions(VALIDATION[0], TEST[0])
 
 
 def guess_fractions(
@@ -36,13 +36,14 @@ def guess_fractions(
 ) -> Fractions:
     """The smallest shares for which the binary tasks have both classes in the rows of each split.
 
-    If not all tasks can have them, the main task goes first, then the number of tasks counts.
+    If no shares do this for all tasks, those that do it for the main task are preferred, then those that do
+    it for the most tasks.
     """
     names = [task.name for task in tasks if task.kind == "binary"]
-    best, found = USUAL, tasks_with_both_classes(tasks, USUAL, num_rows, has_test_file)
+    best, found = USUAL_FRACTIONS, tasks_with_both_classes(tasks, USUAL_FRACTIONS, num_rows, has_test_file)
     before = found
     if found is not None and len(found) == len(names):
-        return USUAL
+        return USUAL_FRACTIONS
     for test, validation in product(TEST[:1] if has_test_file else TEST, VALIDATION):
         candidate = Fractions(validation, test)
         now = tasks_with_both_classes(tasks, candidate, num_rows, has_test_file)
@@ -51,7 +52,7 @@ def guess_fractions(
     gained = [name for name in names if name in (found or ()) and name not in (before or ())]
     without = f"have only one class of {', '.join(gained)}" if gained else "be empty"
     return best._replace(
-        reason="" if best == USUAL else f"with less, a split would {without}",
+        reason="" if best == USUAL_FRACTIONS else f"with less, a split would {without}",
         one_class=tuple(name for name in names if name not in (found or ())),
     )
 

@@ -34,7 +34,7 @@ def numbers_of(values: pd.Series) -> np.ndarray:
         if is_text:
             numbers = _numbers_of_array(pa.array(values, from_pandas=True), values.name)
         elif isinstance(values.dtype, pd.CategoricalDtype) or kind_of(values) not in NUMBERS:
-            raise _not_a_number(values)
+            raise _not_numbers(values)
         else:
             numbers = values.to_numpy()
             if numbers.dtype.kind not in "iuf":
@@ -43,15 +43,15 @@ def numbers_of(values: pd.Series) -> np.ndarray:
     return numbers
 
 
-def _not_a_number(values: pd.Series) -> UserError:
+def _not_numbers(values: pd.Series) -> UserError:
     """The error for a column that does not hold numbers."""
     for row, value in enumerate(values.astype(object)):
         if isinstance(value, str | bytes):
-            return RowError(str(values.name), row, not_a_number(value))
+            return RowError(str(values.name), row, number_rule(value))
     return UserError(f"column {values.name}: must hold numbers, holds {kind_of(values)} values")
 
 
-def not_a_number(value: str | bytes) -> str:
+def number_rule(value: str | bytes) -> str:
     """The rule that text breaks if it is no number."""
     has_comma = isinstance(value, str) and DECIMAL_COMMA.fullmatch(value.strip())
     hint = "; csv.decimal=',' reads a decimal comma" if has_comma else ""
@@ -102,7 +102,7 @@ def _numbers_of_spellings(texts: pa.Array, name: Any) -> pa.Array:
     codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
     if wrong[codes].any():
         row = int(wrong[codes].argmax())
-        raise RowError(str(name), row, not_a_number(texts[row].as_py()))
+        raise RowError(str(name), row, number_rule(texts[row].as_py()))
     return pa.array(numbers, pa.float64()).take(encoded.indices)
 
 

@@ -71,7 +71,7 @@ class Schema:
         return self.level_offsets[-1]
 
     @property
-    def level_positions(self) -> list[int]:
+    def column_of_position(self) -> list[int]:
         """For each position in a row's levels, the number of its categorical column."""
         return [i for i, column in enumerate(self.categorical) for _ in range(column.max_values)]
 

@@ -24,7 +24,7 @@ from mmoe.data.encode_shards import load_or_encode
 from mmoe.data.encode_table import encode_table
 from mmoe.data.engine import check_engine, open_engine
 from mmoe.data.file_states import FileState
-from mmoe.data.fraction_guess import USUAL
+from mmoe.data.fraction_guess import USUAL_FRACTIONS
 from mmoe.data.memory import memory_size, memory_to_encode
 from mmoe.data.raw_column import column_of
 from mmoe.data.raw_rows import RowFormat
@@ -48,8 +48,9 @@ class TableData(DataModule):
         train: a file, a glob, a folder, or a list of these.
         validation, test: files as for `train`, or a rule that takes rows from the training or the test files;
             see `split_rules.SplitRule`.
-        columns: the kind of each input column, or a mapping with its options; see `ColumnOptions`. None: all
-            columns that no task or split uses, with the kinds that `describe` guesses.
+        columns: the kind of each input column, or a mapping with its options; see `ColumnOptions`. None: the
+            columns that no task or split uses, with the kinds that `describe` guesses. Constants, row
+            numbers, ids and empty columns are left out.
         tasks: for each task name, a mapping with the label's `column` and options; see `mmoe.tasks`. A task
             that is None is left out.
         main_task: the task that the others support; its validation metric chooses the epoch. None: the first.
@@ -110,7 +111,7 @@ class TableData(DataModule):
             raise ArgumentError(f"train={train}: must be a file or a list of files")
         self.train_files = given
         self.validation = parse_split(
-            "validation", {"fraction": USUAL.validation} if validation is None else validation
+            "validation", {"fraction": USUAL_FRACTIONS.validation} if validation is None else validation
         )
         self.test = parse_split("test", test)
         for name, rule in (("validation", self.validation), ("test", self.test)):

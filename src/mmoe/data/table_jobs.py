@@ -41,7 +41,7 @@ class Job:
     Attributes:
         number: the number of the partition among those of all sources, from 0.
         types: the types of the columns in the whole source.
-        total: the rows of the whole source.
+        total: the number of rows in the whole source.
         splits: for each row the number of its split in `SPLITS` [N]; None: `filters` decide.
         filters: for each split that a rule takes from this source, which rows it takes. The first wins.
         rest: the split of all other rows.

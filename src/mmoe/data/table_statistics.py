@@ -134,7 +134,7 @@ def _merged(parts: Sequence[Statistics], name: str) -> Statistics:
 def fit_statistics(
     parts: Iterable[Collected], request: Request, formats: Mapping[str, DateFormat]
 ) -> tuple[Schema, dict[str, int]]:
-    """The schema that fits the training rows, and the rows of the training files by split."""
+    """The schema that fits the training rows, and the number of rows of the training files in each split."""
     total = _nothing()
     for part in parts:
         total.add(part)

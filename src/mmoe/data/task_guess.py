@@ -135,8 +135,8 @@ def _remark_on_funnel(task: TaskGuess, tasks: Sequence[TaskGuess]) -> None:
         return
     around: list[tuple[int, TaskGuess]] = []
     for other in tasks:
-        # A numeric label may be other than 0 in exactly the positive rows of the other task. A binary label
-        # must have fewer positive rows; else each of the two tasks would depend on the other.
+        # A numeric label may be other than 0 in all positive rows of the other task. A binary label must have
+        # fewer positive rows than the other task. If they were the same rows, each would depend on the other.
         is_wider = other.kind == "binary" and (task.kind != "binary" or other.positive.sum() > active.sum())
         if other is not task and is_wider and not (active & ~other.positive).any():
             around.append((int(other.positive.sum()), other))

@@ -18,9 +18,9 @@ from mmoe.models.ple import PLE
 class FusionLevel(nn.Module):
     """Experts of every source, and for each source the sum of two mixtures: of all experts, and of its own.
 
-    A gate weighs all experts for each row. The residual weighs the source's own (native) experts with
-    learned weights that are the same for all rows. The last level has no mixture for the shared source, so
-    its outputs have T instead of S.
+    In the first mixture, a gate weighs all experts for each row. The second one, the paper's residual, weighs
+    the source's own (native) experts with learned weights that are the same for all rows. The last level
+    has no mixture for the shared source, so its outputs have T instead of S.
 
     Shape:
         x: [B, I] in the first level, [B, S, I] in the others; output: mixtures [B, S, H] and gates [B, S, E].

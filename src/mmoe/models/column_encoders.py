@@ -87,7 +87,7 @@ class TargetStatistics(nn.Module):
         self.num_outputs = width * len(columns)
         self.columns = [i for i in chosen for _ in range(width)]
         self.sizes = [column.max_values for column in columns]
-        positions = [p for p, i in enumerate(schema.level_positions) if i in set(chosen)]
+        positions = [p for p, i in enumerate(schema.column_of_position) if i in set(chosen)]
         table = torch.zeros(schema.num_levels + 1, width)  # the last row is an unseen level
         for i, column in zip(chosen, columns, strict=True):
             own = torch.tensor(column.statistics).view(column.num_codes, width)

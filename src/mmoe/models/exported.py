@@ -37,7 +37,7 @@ class ExportedNetwork(nn.Module):
 def random_inputs(schema: Schema, count: int) -> tuple[Tensor, Tensor]:
     """Levels and numbers of random rows: some levels are unseen, some numbers missing or outside the bins."""
     random = torch.Generator().manual_seed(0)
-    levels = torch.empty(count, len(schema.level_positions), dtype=torch.int64)
+    levels = torch.empty(count, len(schema.column_of_position), dtype=torch.int64)
     for i, (first, last) in enumerate(zip(*level_bounds(schema), strict=True)):
         drawn = torch.randint(int(first), int(last) + 2, (count,), generator=random)
         levels[:, i] = torch.where(drawn > last, schema.num_levels, drawn)

@@ -97,7 +97,7 @@ class Inputs(nn.Module):
         num_categorical = len(schema.categorical)
         self.num_columns = num_categorical + len(schema.numeric)
         self._schema = schema
-        self._row_shapes = (len(schema.level_positions),), (len(schema.numeric),)
+        self._row_shapes = (len(schema.column_of_position),), (len(schema.numeric),)
         levels, numbers, *dense = (torch.tensor(encoder.columns).long() for encoder in encoders)
         column = torch.cat([levels, num_categorical + numbers, num_categorical + missing, *dense])
         self.column = nn.Buffer(column, persistent=False)  # the column that each input is computed from
@@ -174,11 +174,14 @@ class Inputs(nn.Module):
         return rows._replace(sparse=self._sparse_encoder.encode(rows.levels, rows.numbers.float()))
 
     def check(self, levels: Tensor, numbers: Tensor) -> bool:
-        """Check the rows. Return True if every number is in range, or missing as in training rows."""
+        """Check the rows on a CPU. Return True if every number is in range, or missing as in training rows.
+
+        On other devices and in torch.compile, nothing is checked, and the result is False.
+        """
         return self._check(*self._convert(levels, numbers))
 
     @property
-    def groups(self) -> list[int]:
+    def input_groups(self) -> list[int]:
         """The number of each input's column, negative for `ColumnEmbeddings` and `TargetStatistics`."""
         num_dense = self.embeddings.num_outputs + self.statistics.num_outputs
         is_dense = torch.arange(self.num_outputs) >= self.num_outputs - num_dense

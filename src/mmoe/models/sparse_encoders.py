@@ -49,11 +49,11 @@ class SparseLevels:
         has_mode = [column.max_values == 1 and column.num_codes > 0 for column in columns]
         offsets = schema.level_offsets
         modes = [offsets[i] + c.mode if has_mode[i] else -1 for i, c in enumerate(columns)]
-        positions = [i for i in schema.level_positions if i < len(columns)]
-        self.modes = torch.tensor([modes[i] for i in positions], dtype=torch.long)  # [P], -1: none
+        own = [i for i in schema.column_of_position if i < len(columns)]
+        self.modes = torch.tensor([modes[i] for i in own], dtype=torch.long)  # [P], -1: none
         self.mode_positions = (self.modes >= 0).nonzero().flatten()  # [C]
         self.mode_inputs = self.modes[self.mode_positions]  # [C]
-        self.all_have_modes = len(self.mode_inputs) == len(schema.level_positions)
+        self.all_have_modes = len(self.mode_inputs) == len(schema.column_of_position)
         self.basis = scale * sparse.eye_array(offsets[len(columns)])
 
     def encode(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:

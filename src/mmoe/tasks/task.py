@@ -96,7 +96,7 @@ class Task(ABC):
 
     @property
     def main_metric(self) -> str:
-        """The metric that chooses the best epoch and that figures show."""
+        """The metric that figures show. That of the first task also chooses the best epoch by default."""
         return next(iter(self.METRICS))
 
     @property
@@ -175,9 +175,9 @@ class Task(ABC):
 
     @abstractmethod
     def target_statistics(self, means: Tensor) -> Tensor:
-        """Turn the means [..., K] over the rows with a level of an input column into statistics [..., K].
+        """Turn means of `target_numbers` [..., K] into statistics [..., K] on the scale of logits.
 
-        They are on the scale of logits; see `mmoe.data.target_statistics`.
+        Each mean is over the rows with one level of an input column; see `mmoe.data.target_statistics`.
         """
 
     @abstractmethod

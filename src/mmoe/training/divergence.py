@@ -57,7 +57,7 @@ def find_divergence(
     error then names the last training batch, and `bad` says which tasks are affected. With `is_weight`, `bad`
     is True for all tasks of a replica with bad weights, and the message names the weights. `num_before`
     and `num_after` count the training batches of the epoch before and after `batches`. `num_after` is given
-    only within a training step, and does not count its batch.
+    only within a training step, and does not count the batch of that step.
 
     Shape:
         logit_names: the task of each logit, L names.

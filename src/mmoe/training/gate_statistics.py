@@ -83,10 +83,10 @@ class GateStatistics:
         self._sums = tuple(a + b for a, b in zip(self._sums, sums, strict=True)) if self.rows else sums
         self.rows += gates.shape[-1]
 
-    def summary(self, over_processes: Callable[[Tensor], Tensor] = lambda sums: sums) -> GateSummary:
-        """Return the means and reset; `over_processes` sums a tensor over all processes."""
+    def summary(self, sum_over_processes: Callable[[Tensor], Tensor] = lambda sums: sums) -> GateSummary:
+        """Return the means and reset; `sum_over_processes` sums a tensor over all processes."""
         count = torch.tensor(float(self.rows), dtype=torch.float64, device=self._sums[0].device)
-        rows = over_processes(count)
-        summary = GateSummary(*(over_processes(sums) / rows for sums in self._sums))
+        rows = sum_over_processes(count)
+        summary = GateSummary(*(sum_over_processes(sums) / rows for sums in self._sums))
         self.rows = 0
         return summary

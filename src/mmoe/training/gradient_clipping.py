@@ -1,4 +1,4 @@
-"""Clip gradients where Lightning cannot: by the norm of each network, and sparse ones.
+"""Clip gradients where Lightning cannot: those of each network by their own norm, and sparse gradients.
 
 R replicas, M members of an ensemble.
 """

@@ -76,7 +76,7 @@ def _derived_arguments(config: DictConfig, key: str, schema: Schema, inputs: Any
     task_arguments = getattr(model, "task_arguments", None)
     arguments = dict(task_arguments(schema.tasks)) if task_arguments else {}
     if isinstance(inputs, Inputs):
-        arguments["input_groups"] = inputs.groups
+        arguments["input_groups"] = inputs.input_groups
     known = constructor_arguments(model)
     return {name: value for name, value in arguments.items() if name in known}
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from mmoe.cli.console import open_console
 from mmoe.data.schema import Schema
 from mmoe.tasks import Task
+from mmoe.training.run_results import may_improve
 
 ROW_ORIGINS = {
     "official": "official rows",
@@ -84,9 +85,7 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     else:
         chosen = f"epoch {metrics['epoch']}"
     chosen += f" of {metrics['epochs']}"
-    is_last = "replicas" not in metrics and metrics["monitor"] and metrics["epoch"] == metrics["epochs"]
-    # conf/experiment has tuned numbers of epochs for the other rows.
-    is_short = is_last and schema.row_origin == "custom"
+    advice = "; more epochs may be better: trainer.max_epochs=..." if may_improve(metrics) else ""
     why = f"by {metrics['monitor']}" if metrics["monitor"] else "the last, because no validation chose one"
     shared = f" in {metrics['processes']} processes" if metrics["processes"] > 1 else ""
     threads = f"{metrics['threads']} thread{'s' if metrics['threads'] > 1 else ''}"
@@ -97,7 +96,7 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
         console.print(table)
     console.print(
         f"rows: {counts}\n"
-        f"{chosen}, {why}{'; more epochs may be better: trainer.max_epochs=...' if is_short else ''}\n"
+        f"{chosen}, {why}{advice}\n"
         f"{metrics['steps']:,} steps of {metrics['global_batch']:,} rows{shared}, learning rate {rate}\n"
         f"{metrics['parameters']:,} parameters, {speed} samples/s with {threads},"
         f" {seconds} until the end of the test\n"

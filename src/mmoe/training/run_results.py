@@ -114,3 +114,12 @@ def predictions(
             for name, column in task.table(values[:, own].numpy()).items():
                 columns[f"{name}_{r}" if has_replicas else name] = column
     return pd.DataFrame(columns)
+
+
+def may_improve(metrics: Mapping[str, Any]) -> bool:
+    """Whether more epochs may be better: the best epoch of a run on the user's own rows is the last one.
+
+    For other rows, the experiments in conf have tuned numbers of epochs.
+    """
+    chosen_last = metrics["monitor"] and metrics["epoch"] == metrics["epochs"]
+    return bool("replicas" not in metrics and chosen_last and metrics["row_origin"] == "custom")

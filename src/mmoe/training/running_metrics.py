@@ -1,4 +1,4 @@
-"""The metrics of an epoch with more rows than are kept, and a random sample of these rows.
+"""The metrics of an epoch with too many rows to keep, and a random sample of its rows.
 
 N rows, L logits of all tasks, R replicas.
 """
@@ -36,7 +36,7 @@ class RunningMetrics:
         self._generator = torch.Generator().manual_seed(0)
 
     def add(self, outputs: LabelledLogits, keeps_sample: bool) -> None:
-        """Add rows: logits [N, L], or [R, N, L] for replicas. If one is not finite, no row counts."""
+        """Add rows: logits [N, L], or [R, N, L] for replicas. One that is not finite excludes all rows."""
         self.num_rows += outputs.logits.shape[-2]
         bad = ~outputs.logits.isfinite().all(-2)
         self.bad = self.bad | bad.cpu()

@@ -51,7 +51,8 @@ class ValidationStatistics:
     ) -> dict[str, Tensor]:
         """Compute all statistics by name. During training, warn of a collapsed gate or a dead task.
 
-        `first_rows` are the first validation rows; `outputs` are those of all of them, or None if not kept.
+        `first_rows` are the first validation rows. `outputs` are those of all validation rows, or None if
+        not kept.
         """
         share = share_of_dead_units(objective, first_rows, trainer.precision_plugin)
         values = {} if share is None else {"val/units/dead": share}

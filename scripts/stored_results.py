@@ -24,7 +24,7 @@ def cached(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def check_settings(
     path: Path, settings: Mapping[str, Any], overrides: Sequence[str], results: Sequence[Path] = ()
 ) -> None:
-    """Stop if the folder of `path` holds results of other settings or overrides. The file `path` keeps them.
+    """Stop if the folder of `path` holds results of other settings or overrides than the file `path` names.
 
     If the file is missing, the files `results` must be missing too. A setting that the file lacks is
     accepted. The settings of the machine are not compared, and overrides of them are not kept.
