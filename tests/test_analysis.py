@@ -19,6 +19,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from mmoe import analysis, load
 from mmoe.analysis.ablation import _masking, gate_layer
+from mmoe.analysis.drawing import panels
 from mmoe.analysis.gates import subgroups
 from mmoe.errors import UserError
 from mmoe.run import compute_outputs
@@ -194,6 +195,14 @@ def test_every_figure_is_drawn(known: Path):
     axes = analysis.plot_gate_weights(known).axes[0]
     share = analysis.gate_weights(known).loc["income", 1]
     assert f"{share:.2f}" in [text.get_text() for text in axes.texts]
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (3, 3), (4, 2), (5, 3), (7, 3)])
+def test_panels_fill_their_rows(count: int, columns: int):
+    figure, axes = panels(count, width=2, height=2)
+    figure.draw_without_rendering()
+    assert len(axes) == count
+    assert len({round(one.get_position().x0, 2) for one in axes}) == columns
 
 
 def test_figures_fit_their_values(smoke_run: Path, tmp_path: Path):
