@@ -20,7 +20,7 @@ from options import parse, stop
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from mmoe.data.census import read
-from mmoe.data.census_files import COLUMNS, NAMES, NUMERIC, SAMPLE_DIR, find_files
+from mmoe.data.census_files import COLUMNS, FILE_NAMES, NUMERIC, SAMPLE_DIR, find_files
 from mmoe.errors import UserError
 
 DEFAULTS = {"data.dir": None, "out": str(SAMPLE_DIR)}
@@ -28,9 +28,8 @@ SEED = 20181
 WEIGHT = COLUMNS.index("instance_weight")
 NUM_ROWS = {"train": 20_000, "test": 10_000}
 MIN_LEAF_ROWS = 25  # real rows in each leaf of a tree
-MAX_CHANGE = (
-    0.05  # relative, of a drawn row's weight; a real weight with its decimals nearly identifies its row
-)
+# A weight changes by at most this share, because a real weight with its decimals nearly identifies its row.
+MAX_CHANGE = 0.05
 # Columns that others depend on come first. The income comes early, so that many columns depend on it.
 ORDER = (
     "age", "sex", "education", "marital_status", "income", "household_and_family", "household_summary",
@@ -129,7 +128,7 @@ def main() -> None:
     for name, count in NUM_ROWS.items():
         text = "".join(f"{line}\n" for line in lines[start : start + count]).encode("latin-1")
         start += count
-        path = Path(options["out"]) / f"{NAMES[name]}.gz"
+        path = Path(options["out"]) / f"{FILE_NAMES[name]}.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(text, 9, mtime=0))
         print(f"{path}: {count:,} rows, {path.stat().st_size:,} bytes")

@@ -1,6 +1,7 @@
 """Modules import in one direction: nothing upstream imports what comes after it."""
 
 import ast
+import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import mmoe
 
 ROOT = Path(mmoe.__file__).parent
+REPOSITORY = Path(__file__).parent.parent
 # From upstream to downstream; the parts of one line may import each other.
 ORDER = (
     ("__init__", "errors", "checks", "atomic"),
@@ -82,3 +84,16 @@ def test_every_extra_that_is_named_exists():
                 found |= set(names.split(","))
     assert found <= set(extras)
     assert found >= {"tune", "export", "lightgbm"}
+
+
+def test_scripts_and_notebooks_import_names_that_exist():
+    found = 0
+    for path in [file for folder in ("scripts", "notebooks") for file in (REPOSITORY / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mmoe":
+                module = importlib.import_module(node.module)
+                for name in node.names:
+                    is_module = (Path(str(module.__file__)).parent / f"{name.name}.py").exists()
+                    assert hasattr(module, name.name) or is_module, f"{path}: {node.module}.{name.name}"
+                    found += 1
+    assert found > 50

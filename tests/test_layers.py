@@ -34,7 +34,7 @@ def test_activations_by_name():
             activation_layers("relu", dropout)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_dropout_keeps_the_expected_value(dtype: torch.dtype):
     torch.manual_seed(0)
     x, layer = torch.full((1000, 6, 30), 3.0, dtype=dtype, requires_grad=True), Dropout(0.4)

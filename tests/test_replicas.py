@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,16 +14,20 @@ import pytest
 import torch
 from conftest import config, models
 from pytorch_lightning.callbacks import EarlyStopping
+from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mmoe import Replicas, load
 from mmoe.build import build
+from mmoe.data.schema import Schema
+from mmoe.models.inputs import Inputs
 from mmoe.models.mmoe import MMoE
 from mmoe.train import main as train_main
 from mmoe.training import checkpoints
 from mmoe.training.preparation import build_learner
 
 MODELS = models("esmm")
+ON_CPU = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))  # a trainer
 
 
 def learners(count: int, *overrides: str):
@@ -38,7 +43,7 @@ def train(learner, data, steps: int, is_encoded: bool = False) -> list[torch.Ten
     """The losses of the first steps, [] or [R], with or without rows that were encoded before."""
     optimizer = learner.configure_optimizers()["optimizer"]
     losses = []
-    learner._trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    learner._trainer = ON_CPU
     loader = data.train_dataloader()
     if is_encoded:
         loader.rows = learner.encode_rows(loader.rows, data.batch_size)
@@ -79,6 +84,30 @@ def test_sparse_inputs_give_what_dense_ones_give(overrides: list[str]):
         together, _, data = learners(3, *overrides, "data.batch_size=128")
         losses.append(torch.stack(train(together, data, 20, is_encoded)))
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-4)
+
+
+class WrappedInputs(nn.Module):
+    """Inputs of a user's own, which take levels and numbers only."""
+
+    def __init__(self, schema: Schema, **options: Any) -> None:
+        super().__init__()
+        self.base = Inputs(schema, **options)
+        self.num_outputs, self.input_groups = self.base.num_outputs, self.base.input_groups
+
+    def forward(self, levels: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        return self.base(levels, numbers)
+
+
+def test_inputs_that_contain_others_stay_dense():
+    own = ["inputs._target_=test_replicas.WrappedInputs", "data.batch_size=128"]
+    together, alone, data = learners(2, *own)
+    for learner in (together, alone[0]):
+        learner._trainer = ON_CPU
+        loader = data.train_dataloader()
+        loader.rows = learner.encode_rows(loader.rows, data.batch_size)
+        batch = next(iter(loader))
+        assert batch.sparse is None
+        assert learner.objective(*batch).loss.isfinite().all()
 
 
 @pytest.mark.parametrize("overrides", [[HIDDEN], HIDDEN_IN_MEMBERS])

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -280,6 +281,28 @@ def test_replicas_with_learned_vectors_give_what_each_network_gives():
         own.square().sum().backward()
         for name, parameter in network.named_parameters():
             torch.testing.assert_close(stacked[name].grad[r], parameter.grad)
+
+
+@pytest.mark.parametrize("shared", ["weight", "bias"])
+def test_replicas_may_share_a_weight_or_a_bias(shared: str):
+    class Layer(nn.Module):
+        def __init__(self, inputs: Inputs) -> None:
+            super().__init__()
+            self.inputs = inputs
+            self.weight = nn.Parameter(torch.randn(inputs.num_outputs, 2))
+            self.bias = nn.Parameter(torch.randn(2))
+            same = torch.ones_like(getattr(self, shared))
+            delattr(self, shared)
+            self.register_buffer(shared, same)  # equal in all replicas, so they share it
+
+        def forward(self, *rows: Any) -> Tensor:
+            return linear(self.inputs(*rows), self.weight, self.bias)
+
+    batch, layers = mixed_rows(), [Layer(Inputs(MIXED)) for _ in range(3)]
+    encoded = layers[0].inputs.encode_rows(batch, 64)
+    together = Replicas(layers)(encoded.levels, encoded.numbers, encoded.sparse)
+    for r, layer in enumerate(layers):
+        torch.testing.assert_close(together[r], layer(batch.levels, batch.numbers))
 
 
 def test_each_kind_of_column_equals_a_plain_loop():

@@ -344,9 +344,9 @@ def test_a_run_is_evaluated_exported_and_resumed(
     assert train_mine("learner.scheduler=null").code == 0
     frame(80, 8).to_csv("later.csv", index=False)
     assert command("evaluate")("run=run", "resamples=20", "data.test=later.csv").code == 0
-    assert Path("run/evaluation_test_best_later.json").exists()
+    assert Path("run/evaluation_test_best_later.csv.json").exists()
     assert command("evaluate")("run=run", "resamples=0", "data.test=[later.csv,train.csv]").code == 0
-    assert Path("run/evaluation_test_best_later_train.json").exists()
+    assert Path("run/evaluation_test_best_later.csv_train.csv.json").exists()
     wrong = command("evaluate")("run=run", "data.dir=.")
     assert (wrong.code, wrong.err.count("\n")) == (2, 1)
     assert command("export")("run=run").code == 0

@@ -6,13 +6,15 @@ from typing import Any
 from options import stop
 
 from benchmarks.measurement import Bench, read_bytes
-from mmoe.data.census_files import NAMES
+from mmoe.data.census_files import FILE_NAMES
 
 
 def measure(bench: Bench, folder: Path) -> dict[str, Any]:
     """Peak memory and seconds of a training epoch: first with raw files to encode, then with cached rows."""
     given = bench.data_dir
-    files = {name: next(Path(given).glob(f"{name}*"), None) if given else None for name in NAMES.values()}
+    files = {
+        name: next(Path(given).glob(f"{name}*"), None) if given else None for name in FILE_NAMES.values()
+    }
     if None in files.values():
         stop(f"data.dir={given}: must hold {' and '.join(files)}")
     found = []

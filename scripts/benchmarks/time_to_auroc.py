@@ -15,7 +15,7 @@ from options import stop
 
 from benchmarks.measurement import Bench, read_bytes
 from mmoe.build import build
-from mmoe.data.census_files import NAMES, find_files
+from mmoe.data.census_files import FILE_NAMES, find_files
 
 AUROCS = (0.945, 0.949)  # the script measures the seconds until a validation reaches each of them
 PEERS = ("deepctr-torch", "torch-rechub")
@@ -114,6 +114,6 @@ def write_rows(overrides: Sequence[str], folder: Path) -> None:
     files = find_files(config.data.dir, config.data.source, config.data.url, folder)
     validated = build(config, "data").dataset.positions["val"].tolist()
     folder.mkdir()
-    (folder / NAMES["train"]).write_bytes(read_bytes(files.train))
+    (folder / FILE_NAMES["train"]).write_bytes(read_bytes(files.train))
     lines = read_bytes(files.test).splitlines(keepends=True)
-    (folder / NAMES["test"]).write_bytes(b"".join(lines[i] for i in validated))
+    (folder / FILE_NAMES["test"]).write_bytes(b"".join(lines[i] for i in validated))

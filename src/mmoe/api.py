@@ -6,7 +6,6 @@ scores = run.predict(new)
 """
 
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -18,7 +17,7 @@ from pyarrow import parquet
 
 from mmoe.atomic import write
 from mmoe.checks import check_argument
-from mmoe.cli.command import ignore_warnings
+from mmoe.cli.command import useless_warnings_hidden
 from mmoe.cli.composition import composed
 from mmoe.data.annotated_table import Table
 from mmoe.errors import UserError, is_disk_error
@@ -60,10 +59,9 @@ def fit(table: Table, folder: Path | str, *overrides: str) -> "Run":
         if path.exists():
             rule = f"must not hold {path.relative_to(folder)}, which the run writes"
             raise UserError(f"folder={folder}: {rule}; name another folder, or move it")
-    with warnings.catch_warnings(), composed(table.config(FOLDER), folder, overrides) as config:
-        ignore_warnings()
-        with _written(frames, folder):
-            run = train(config, folder, False, started)
+    configuration = composed(table.config(FOLDER), folder, overrides)
+    with useless_warnings_hidden(), configuration as config, _written(frames, folder):
+        run = train(config, folder, False, started)
     assert run is not None
     return run
 

@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
     run = load(str(config.run), config.trust)
     changes = {str(key): value for key, value in config.data.items() if value is not None}
     names = [name for value in changes.values() for name in as_names(value)]
-    suffix = "".join(f"_{Path(name).resolve().stem}" for name in names)
+    suffix = "".join(f"_{Path(name).resolve().name}" for name in names)
     out = Path(config.out or run.folder / f"evaluation_{config.split}_{config.checkpoint}{suffix}.json")
     check_not_run_file(run.folder, "out", out)
     evaluation = run.evaluate(config.split, config.checkpoint, changes, config.resamples, config.seed)

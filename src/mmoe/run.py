@@ -6,7 +6,6 @@ N rows, T tasks, L logits of all tasks, E experts.
 import inspect
 import logging
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +23,7 @@ from torch import nn
 
 from mmoe.build import build
 from mmoe.checks import check_integers, check_seeds
-from mmoe.cli.command import ignore_warnings
+from mmoe.cli.command import useless_warnings_hidden
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule, in_memory, labels_of
 from mmoe.data.encode import count_unseen, decode, encode
@@ -42,14 +41,13 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def quiet_lightning() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Hide Lightning's advice on devices, and warnings of libraries that no user can act on."""
     lightning = logging.getLogger("pytorch_lightning")
     level = lightning.level
     lightning.setLevel(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            ignore_warnings()
+        with useless_warnings_hidden():
             yield
     finally:
         lightning.setLevel(level)
@@ -243,7 +241,7 @@ class Run:
     def _table(self, output: Output, gates: bool) -> pd.DataFrame:
         return pd.DataFrame(prediction_columns(self.schema, output, gates))
 
-    @quiet_lightning()
+    @quiet_libraries()
     def evaluate(
         self,
         split: str = "test",

@@ -28,8 +28,8 @@ def expert_ablation(
 
     The table has a row for each masked expert and a column for each task. Masking sets the expert's gate
     weight to 0 and renormalises the others, without training. In a PLE and an AdaTT, it masks only in the
-    last level; the residual of an AdaTT keeps the expert. A gate of a
-    DSelectK may give one expert all the weight. If this expert is masked, all weights become 0.
+    last level; the residual of an AdaTT keeps the expert. A gate of a DSelectK may give one expert all the
+    weight. If this expert is masked, all weights become 0.
 
     Raises:
         UserError: the run's model has no gates, or only one expert.

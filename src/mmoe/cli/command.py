@@ -4,7 +4,8 @@ import gc
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,6 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         @wraps(main)
         def run(config: DictConfig) -> None:
             logging.captureWarnings(True)
-            ignore_warnings()
 
             def job() -> None:
                 try:
@@ -69,7 +69,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                     remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
                     raise
 
-            with hydra_prints_bugs():
+            with useless_warnings_hidden(), hydra_prints_bugs():
                 if in_sweep():
                     run_job(job)
                 else:
@@ -104,12 +104,15 @@ def import_libraries() -> None:
     gc.enable()
 
 
-def ignore_warnings() -> None:
+@contextmanager
+def useless_warnings_hidden() -> Iterator[None]:
     """Hide warnings of libraries that no user can act on."""
-    # Lightning 2.6 uses a name that torch 2.13 deprecates.
-    warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")
-    for message in IGNORED_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
+    with warnings.catch_warnings():
+        # Lightning 2.6 uses a name that torch 2.13 deprecates.
+        warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")
+        for message in IGNORED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
 
 
 class MakeRunFolder(Callback):

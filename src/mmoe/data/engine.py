@@ -78,9 +78,8 @@ class DaskEngine(Engine):
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """The results, in any order."""
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # Dask warns that jobs are large; each holds its rows' splits
+            # Dask warns of large jobs. They are large because each has the split of every row.
+            warnings.simplefilter("ignore", UserWarning)
             futures = self._client.map(function, items, pure=False)
         for future in self._distributed.as_completed(futures):
             yield future.result()

@@ -46,7 +46,8 @@ class Network(nn.Module):
         super().__init__()
         self.inputs = inputs
         self.model = model
-        if not getattr(model, "takes_sparse_inputs", False):
+        # Custom inputs may contain `Inputs`, but take no sparse rows.
+        if not (isinstance(inputs, Inputs) and getattr(model, "takes_sparse_inputs", False)):
             use_dense_inputs(inputs)
 
     def forward(self, levels: Tensor, numbers: Tensor, sparse: SparseMatrix | None = None) -> Output:

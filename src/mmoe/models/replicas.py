@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from mmoe.models.inputs import Inputs
+from mmoe.models.sparse_matrix import SparseMatrix
 
 
 class Replicas(nn.Module):
@@ -46,8 +47,9 @@ class Replicas(nn.Module):
                 part.sparse = False  # vmap has no sparse gradients
 
     def forward(self, *rows: Any, own_rows: bool = False) -> Any:
+        is_encoded = any(isinstance(one, SparseMatrix) for one in rows)  # after a check
         for part in self.stacked.modules():
-            if isinstance(part, Inputs):
+            if isinstance(part, Inputs) and not is_encoded:
                 levels, numbers = (tensor.flatten(0, 1) if own_rows else tensor for tensor in rows[:2])
                 part.numbers_in_range = part.check(levels, numbers)
         apply = partial(functional_call, self.stacked)

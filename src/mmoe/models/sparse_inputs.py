@@ -75,9 +75,16 @@ class _SparseLinear(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int, int, Any], weight: Tensor, bias: Tensor, x: SparseInputs
+        info: Any, in_dims: tuple[int | None, int | None, Any], weight: Tensor, bias: Tensor, x: SparseInputs
     ) -> tuple[Tensor, int]:
         """The weights of replicas [R, I, O] become the columns of one matrix [I, R*O]."""
-        weight, bias = weight.movedim(in_dims[0], 1), bias.movedim(in_dims[1], 0)
+
+        def per_replica(shared_or_own: Tensor, dim: int | None, to: int) -> Tensor:
+            if dim is not None:
+                return shared_or_own.movedim(dim, to)
+            repeated = shared_or_own.expand(info.batch_size, *shared_or_own.shape)
+            return repeated.movedim(0, to)
+
+        weight, bias = per_replica(weight, in_dims[0], 1), per_replica(bias, in_dims[1], 0)
         product: Tensor = _SparseLinear.apply(weight.flatten(1), bias.flatten(), x)  # type: ignore[no-untyped-call]
         return torch.unflatten(product, 1, bias.shape), 1

@@ -36,7 +36,10 @@ class RunningMetrics:
         self._generator = torch.Generator().manual_seed(0)
 
     def add(self, outputs: LabelledLogits, keeps_sample: bool) -> None:
-        """Add rows: logits [N, L], or [R, N, L] for replicas. One that is not finite excludes all rows."""
+        """Add rows: logits [N, L], or [R, N, L] for replicas.
+
+        If a logit is not finite, none of these rows count in the metrics or the sample.
+        """
         self.num_rows += outputs.logits.shape[-2]
         bad = ~outputs.logits.isfinite().all(-2)
         self.bad = self.bad | bad.cpu()

@@ -21,8 +21,7 @@ def num_threads(configured: Any, batch_size: int, network: nn.Module) -> int:
     """The threads for steps of `batch_size` rows; `configured` is their number, or `auto`.
 
     `auto` depends on the batch size and the network, so the same command computes the same bits on a busy
-    machine. It is at most torch's own number of threads. If OMP_NUM_THREADS is set, it is torch's
-    number.
+    machine. It is at most torch's own number of threads. With OMP_NUM_THREADS, it is that number.
 
     Raises:
         UserError: `configured` is neither.
