@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from itertools import product
@@ -17,10 +18,11 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics.functional.classification import binary_auroc
 
+import mmoe
 from mmoe import analysis, load
 from mmoe.analysis.ablation import _masking, gate_layer
 from mmoe.analysis.drawing import panels
-from mmoe.analysis.gates import subgroups
+from mmoe.analysis.gates import _with_dates, subgroups
 from mmoe.errors import UserError
 from mmoe.run import compute_outputs
 from mmoe.training import checkpoints, run_folder, stored_config
@@ -120,6 +122,8 @@ def test_bands_and_levels():
     assert counts.to_dict() == {"0": 90, "0 to 5.5": 5, "5.5 to 10": 5}
     close = pd.Series(1e6 + 0.1 * np.arange(10))
     assert subgroups(close, bands=5).value_counts().tolist() == [2] * 5
+    torque = pd.Series(np.float32([8.1, 31.7, 42.6, 50.2]).astype(np.float64))
+    assert list(subgroups(torque, bands=[8.1, 42.6, 51.0]).cat.categories) == ["8.1 to 42.6", "42.6 to 51"]
     assert subgroups(pd.Series(["a", None])).tolist() == ["a", "(missing or unseen)"]
     assert subgroups(pd.Series([1.0, np.nan, 0])).tolist() == ["1", "(missing)", "0"]
     some = pd.concat([ages, pd.Series([np.nan])], ignore_index=True)
@@ -128,6 +132,18 @@ def test_bands_and_levels():
         subgroups(ages, bands=0)
     with pytest.raises(ValueError, match=r"bands=\[0, 60\]: must reach from 0 to 70, as the values do"):
         subgroups(ages, bands=[0, 60])
+
+
+def test_subgroups_of_dates_are_named_by_dates(tmp_path: Path):
+    days = pd.date_range("2025-01-01", periods=400, freq="7h")
+    table = mmoe.Table(pd.DataFrame({"day": days, "click": np.arange(400) % 2}), tasks=["click"])
+    run = mmoe.fit(table, tmp_path / "run", "trainer.max_epochs=1", "figures=false", "logger=none")
+    names = list(analysis.gate_weights_by(run, "day", bands=2).index)
+    assert all(re.fullmatch(r"2025-\d\d-\d\d to 2025-\d\d-\d\d", name) for name in names)
+    assert names[0].startswith("2025-01-0")
+    hours = pd.Series([20000.1, 20000.2]).astype("category")
+    named = _with_dates(hours.cat.rename_categories(["20000.1", "20000.2"]))
+    assert list(named.cat.categories) == ["2024-10-04 02:24", "2024-10-04 04:48"]
 
 
 def test_similarity_by_hand(known: Path):

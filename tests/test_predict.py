@@ -5,7 +5,7 @@ import gzip
 import subprocess
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import sample_lines
 
+import mmoe
 from mmoe import load
 from mmoe.data.batch import Batch
 from mmoe.data.census_files import COLUMNS, NUMERIC
@@ -154,7 +155,7 @@ def test_a_run_warns_of_unseen_levels(smoke_run: Path, caplog: pytest.LogCapture
     frame = raw(LINES[:3]).assign(sex=["Male", "male", "Female"])
     load(smoke_run).predict(frame)
     assert [record.getMessage() for record in caplog.records] == [
-        "sex: 1 of 3 rows have no level, or one that training did not see"
+        "sex: 1 of 3 rows have no value, or a level that training did not see"
     ]
 
 
@@ -172,7 +173,8 @@ def test_unseen_levels_are_counted(predict, smoke_run: Path):
     result = predict(f"run={smoke_run}", f"input={write_lines('rows.csv', lines)}", "output=out.csv")
     assert result.code == 0
     assert (
-        f"class_of_worker: {count} of 200 rows have no level, or one that training did not see" in result.out
+        f"class_of_worker: {count} of 200 rows have no value, or a level that training did not see"
+        in result.out
     )
 
 
@@ -321,3 +323,32 @@ def test_memory_does_not_grow_with_the_file(smoke_run: Path):
         peaks.append(int(done.stdout.split()[-1]) / 1024)
         assert pq.ParquetFile("big_out.parquet").metadata.num_rows == groups * 1000
     assert peaks[1] - peaks[0] < 120  # MiB, for 600,000 rows more: all of them would take 160
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+nonsense=1", "nonsense: no such setting"),
+        ("checkpont=last", "checkpont: no such setting; did you mean checkpoint?"),
+        ("+csv.missing=[x]", "csv: no such setting"),
+    ],
+)
+def test_settings_that_the_command_does_not_have_are_refused(
+    command: Callable, smoke_run: Path, override: str, message: str
+):
+    given = [f"run={smoke_run}", "input=rows.csv", "output=scores.csv"]
+    done = command("predict")(*given, override)
+    assert (done.code, done.err) == (2, f"error: {message}\n")
+
+
+def test_a_missing_number_that_training_did_not_see_is_reported(
+    command: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    rows = pd.DataFrame({"x": np.arange(60.0), "some": np.arange(60.0), "click": np.arange(60) % 2})
+    rows.loc[::5, "some"] = np.nan
+    quick = ["trainer.max_epochs=1", "figures=false", "card=false", "logger=none"]
+    run = mmoe.fit(mmoe.Table(rows, tasks=["click"]), tmp_path / "run", *quick)
+    new = pd.DataFrame({"x": [1.0, np.nan], "some": [1.0, np.nan]})
+    assert run.predict(new)["click_probability"].between(0, 1).all()
+    assert "x: 1 of 2 rows have no value" in caplog.text
+    assert "some: " not in caplog.text

@@ -56,8 +56,9 @@ def first_line(error: BaseException) -> str:
 
 def did_you_mean(key: str, known: Sequence[str]) -> str:
     """Suggest, as the end of an error message, the known key that is most like `key`; empty if none is."""
-    nearest = get_close_matches(key, known, 1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    for nearest in get_close_matches(key, known, 1):
+        return f"; did you mean {repr(nearest) if nearest.endswith('?') else nearest}?"
+    return ""
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:

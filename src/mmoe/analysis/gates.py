@@ -6,7 +6,9 @@ UserError.
 N rows, T tasks, E experts.
 """
 
+import re
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from mmoe.analysis.drawing import HATCHES, LIGHT, MAX_COLUMNS, heat_map, legend_
 from mmoe.checks import check_integers
 from mmoe.errors import UserError
 from mmoe.run import Run, load
+
+FIRST_INEXACT = 2**24  # from here on, float32 cannot hold all integers
+NUMBER = re.compile(r"-?[0-9]+([.][0-9]+)?")
 
 
 def gate_weights(run: Run | Path | str, **which: Any) -> pd.DataFrame:
@@ -88,6 +93,8 @@ def gate_weights_by(
     weights = run.gate_weights(**which)
     values = run.column(column, which.get("split", "test"), which.get("replica"))
     groups = subgroups(values, bands, max_levels)
+    if any(one.name == column and one.is_datetime for one in run.schema.numeric):
+        groups = _with_dates(groups)
     table = pd.concat(
         {task: values.groupby(groups, observed=True).mean() for task, values in weights.items()}, axis=1
     )
@@ -147,9 +154,32 @@ def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, max_levels: i
         shown = np.array([lowest, lowest, *above])
     else:
         edges = shown = np.unique(np.quantile(values, np.linspace(0, 1, bands + 1)))
-    names = [f"{a:.10g} to {b:.10g}" if a < b else f"{a:.10g}" for a, b in pairwise(shown)]
+    names = [f"{_shown(a)} to {_shown(b)}" if a < b else _shown(a) for a, b in pairwise(shown)]
+    if len(set(names)) < len(names):
+        names = [f"{a:.10g} to {b:.10g}" if a < b else f"{a:.10g}" for a, b in pairwise(shown)]
     cut: pd.Series = pd.cut(values, list(edges), labels=names, include_lowest=True)
     return cut
+
+
+def _shown(number: float) -> str:
+    """A number without the digits that float32, in which rows are stored, adds to it."""
+    if abs(number) >= FIRST_INEXACT:
+        return f"{number:.10g}"
+    return np.format_float_positional(np.float32(number), trim="-")
+
+
+def _with_dates(groups: pd.Series) -> pd.Series:
+    """Subgroups of dates, named by dates instead of days since 1970; with times if the days do not differ."""
+
+    def date(days: re.Match[str], length: int) -> str:
+        minute = np.datetime64(round(float(days[0]) * 24 * 60), "m")
+        return str(minute)[:length].replace("T", " ")
+
+    for length in (len("2025-12-31"), len("2025-12-31T23:59")):
+        names = [NUMBER.sub(partial(date, length=length), name) for name in groups.cat.categories]
+        if len(set(names)) == len(names):
+            return groups.cat.rename_categories(names)
+    return groups
 
 
 def gate_similarity(run: Run | Path | str, **which: Any) -> pd.DataFrame:

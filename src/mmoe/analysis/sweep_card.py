@@ -56,12 +56,13 @@ def cell(line: Mapping[Any, Any], name: str, option_text: Callable[[Any], str] =
 
 def _limits(compared: pd.DataFrame) -> Iterator[str]:
     seeds = int(compared["seeds"].min())
+    which = "All lines have" if seeds == int(compared["seeds"].max()) else "Some lines have"
     if seeds < 2:
-        yield "Some lines have one seed, and no interval. Their order may change with the seed."
+        yield f"{which} one seed, and no interval. Their order may change with the seed."
     if compared["seeds"].max() > 1:
         yield "± is half of a 95 % interval for the mean over the seeds (Student's t)."
         if 1 < seeds < FEW_SEEDS:
-            yield f"Some lines have {seeds} seeds, so that their intervals are wide."
+            yield f"{which} {seeds} seeds, so that their intervals are wide."
     if len(compared) > 1:
         yield (
             "The best of several validation metrics is a little too good, because it was chosen. Choose a"

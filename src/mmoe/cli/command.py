@@ -26,9 +26,10 @@ from mmoe.cli.exits import (
     hydra_prints_bugs,
 )
 from mmoe.cli.sweep_jobs import in_sweep, run_job
-from mmoe.errors import DISK_ERROR, USER_ERROR, is_disk_error
+from mmoe.errors import DISK_ERROR, USER_ERROR, UserError, did_you_mean, is_disk_error
 
 DEFAULT_EXPERIMENT = "census"  # that of conf/train.yaml
+TRAINING_COMMANDS = ("train", "tune")  # their configurations build objects, which take further arguments
 # Warnings of Lightning and torch that need no action.
 IGNORED_WARNINGS = (
     "The number of training batches",  # it is smaller than the logging interval on small data
@@ -54,6 +55,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
 
     Errors are printed on one line, and the run folder is removed if it stays empty.
     """
+    may_add = config_name in TRAINING_COMMANDS
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
         @wraps(main)
@@ -63,6 +65,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
             def job() -> None:
                 try:
                     with errors_on_one_line():
+                        if not may_add:
+                            check_settings(config, OmegaConf.load(CONF_DIR / f"{config_name}.yaml"))
                         import_libraries()
                         main(config)
                 except BaseException:
@@ -82,7 +86,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
             with errors_on_one_line():
                 check_groups(sys.argv[1:])
                 check_config_files(sys.argv[1:])
-            with composition_errors_on_one_line():
+            with composition_errors_on_one_line(may_add):
                 compose(run)()
 
         return check_and_run
@@ -113,6 +117,24 @@ def useless_warnings_hidden() -> Iterator[None]:
         for message in IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         yield
+
+
+def check_settings(config: DictConfig, own: Any) -> None:
+    """Raise UserError for a setting that is not in a command's own configuration file.
+
+    `data` is an exception, because `Run.evaluate` knows what may stand there.
+    """
+    for key in map(str, config):
+        _check_key(key, "", own)
+        if key != "data" and isinstance(own.get(key), DictConfig):
+            for name in map(str, config[key]):
+                _check_key(name, f"{key}.", own[key])
+
+
+def _check_key(key: str, prefix: str, known: DictConfig) -> None:
+    names = list(map(str, known))  # `in` would not find a setting that must be given
+    if key not in names:
+        raise UserError(f"{prefix}{key}: no such setting{did_you_mean(key, names)}")
 
 
 class MakeRunFolder(Callback):

@@ -88,8 +88,10 @@ def errors_on_one_line() -> Iterator[None]:
 
 
 @contextmanager
-def composition_errors_on_one_line() -> Iterator[None]:
+def composition_errors_on_one_line(may_add: bool) -> Iterator[None]:
     """Turn Hydra's errors about overrides and configuration files into one line and exit code 2.
+
+    `may_add`: whether the command reads settings that are not in its configuration file.
 
     Hydra itself would print several lines and exit with 1. The job itself must run in `hydra_prints_bugs`.
     """
@@ -100,7 +102,7 @@ def composition_errors_on_one_line() -> Iterator[None]:
     try:
         yield
     except CompactHydraException as error:
-        exit_with(USER_ERROR, composition_message(error))
+        exit_with(USER_ERROR, composition_message(error, may_add))
     finally:
         _stop_raising()
 
@@ -124,7 +126,7 @@ def _stop_raising() -> None:
         os.environ.pop(name, None)
 
 
-def composition_message(error: CompactHydraException) -> str:
+def composition_message(error: CompactHydraException, may_add: bool = True) -> str:
     """Return one line about a wrong override or configuration file, with a hint if a name is close."""
     cause = error.__cause__
     lines = [line.strip() for line in str(error).splitlines()]
@@ -141,7 +143,8 @@ def composition_message(error: CompactHydraException) -> str:
         return lines[0] + (f"; there are {', '.join(error.options)}" if error.options else "")
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
         hint = did_you_mean(str(cause.key), list(map(str, cause.parent_node)))
-        text = f"{cause.full_key}: no such setting (+{cause.full_key}=... would add it){hint}"
+        addition = f" (+{cause.full_key}=... would add it)" if may_add else ""
+        text = f"{cause.full_key}: no such setting{addition}{hint}"
         mapping = str(cause.full_key).rpartition(".")[0]
         if mapping in ("data.validation", "data.test"):  # a rule of another kind must replace the whole rule
             text += f"; '~{mapping}' '+{mapping}={{...}}' would replace all of {mapping}"

@@ -73,10 +73,16 @@ def level_dtype(schema: Schema) -> torch.dtype:
 
 
 def count_unseen(rows: Batch, schema: Schema) -> dict[str, int]:
-    """For each column of one level per row: the rows whose level is unseen, or is missing and has no code."""
+    """The rows of each column whose value training did not see: a level, or a missing value without an input.
+
+    Columns with several levels in a row are left out.
+    """
     counts = (rows.levels == schema.num_levels).sum(0).tolist()
     columns = [schema.categorical[i] for i in schema.column_of_position]
-    return {one.name: count for one, count in zip(columns, counts, strict=True) if not one.is_multi}
+    found = {one.name: count for one, count in zip(columns, counts, strict=True) if not one.is_multi}
+    missing = rows.numbers.isnan().sum(0).tolist()
+    numeric = zip(schema.numeric, missing, strict=True)
+    return found | {one.name: count for one, count in numeric if not one.has_missing}
 
 
 def find_levels(frame: pd.DataFrame, column: Categorical, date_format: DateFormat | None) -> Levels:

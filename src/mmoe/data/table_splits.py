@@ -215,4 +215,7 @@ def _check_present(
 ) -> None:
     wrong = np.flatnonzero(is_missing) if available is None else available[is_missing[available]]
     if len(wrong):
-        raise RowError(column, int(wrong[0]), f"must have a value, because data.{name}.by needs one")
+        rule = (
+            f"must have a value, because data.{name}.by needs one; fill the gaps, or split by another column"
+        )
+        raise RowError(column, int(wrong[0]), rule)
