@@ -78,7 +78,7 @@ class FirstStep(Exception):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "encoded"), [((), True), (("compile=true",), False), (("replicas=2",), False)]
+    ("overrides", "encoded"), [((), True), (("compile=true",), False), (("replicas=2",), True)]
 )
 def test_training_rows_are_encoded_once(overrides: tuple[str, ...], encoded: bool):
     composed = config("experiment=smoke", "data.batch_size=256", *overrides)

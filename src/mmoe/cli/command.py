@@ -66,7 +66,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                 try:
                     with errors_on_one_line():
                         if not may_add:
-                            check_settings(config, OmegaConf.load(CONF_DIR / f"{config_name}.yaml"))
+                            check_settings(config, config_name)
                         import_libraries()
                         main(config)
                 except BaseException:
@@ -119,22 +119,22 @@ def useless_warnings_hidden() -> Iterator[None]:
         yield
 
 
-def check_settings(config: DictConfig, own: Any) -> None:
-    """Raise UserError for a setting that is not in a command's own configuration file.
+def check_settings(config: DictConfig, config_name: str) -> None:
+    """Raise UserError for a setting that is not in the command's configuration file.
 
     `data` is an exception, because `Run.evaluate` knows what may stand there.
     """
+    own: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / f"{config_name}.yaml"), resolve=False)
     for key in map(str, config):
         _check_key(key, "", own)
-        if key != "data" and isinstance(own.get(key), DictConfig):
+        if key != "data" and isinstance(own[key], dict):
             for name in map(str, config[key]):
                 _check_key(name, f"{key}.", own[key])
 
 
-def _check_key(key: str, prefix: str, known: DictConfig) -> None:
-    names = list(map(str, known))  # `in` would not find a setting that must be given
-    if key not in names:
-        raise UserError(f"{prefix}{key}: no such setting{did_you_mean(key, names)}")
+def _check_key(key: str, prefix: str, known: Mapping[str, Any]) -> None:
+    if key not in known:
+        raise UserError(f"{prefix}{key}: no such setting{did_you_mean(key, list(known))}")
 
 
 class MakeRunFolder(Callback):
