@@ -56,9 +56,11 @@ def first_line(error: BaseException) -> str:
 
 def did_you_mean(key: str, known: Sequence[str]) -> str:
     """Suggest, as the end of an error message, the known key that is most like `key`; empty if none is."""
-    for nearest in get_close_matches(key, known, 1):
-        return f"; did you mean {repr(nearest) if nearest.endswith('?') else nearest}?"
-    return ""
+    nearest = get_close_matches(key, known, 1)
+    if not nearest:
+        return ""
+    (name,) = nearest
+    return f"; did you mean {repr(name) if name.endswith('?') else name}?"
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:

@@ -154,14 +154,15 @@ def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, max_levels: i
         shown = np.array([lowest, lowest, *above])
     else:
         edges = shown = np.unique(np.quantile(values, np.linspace(0, 1, bands + 1)))
-    names = [f"{_shown(a)} to {_shown(b)}" if a < b else _shown(a) for a, b in pairwise(shown)]
-    if len(set(names)) < len(names):
-        names = [f"{a:.10g} to {b:.10g}" if a < b else f"{a:.10g}" for a, b in pairwise(shown)]
+    for text in (_float32_text, "{:.10g}".format):
+        names = [f"{text(a)} to {text(b)}" if a < b else text(a) for a, b in pairwise(shown)]
+        if len(set(names)) == len(names):
+            break
     cut: pd.Series = pd.cut(values, list(edges), labels=names, include_lowest=True)
     return cut
 
 
-def _shown(number: float) -> str:
+def _float32_text(number: float) -> str:
     """A number without the digits that float32, in which rows are stored, adds to it."""
     if abs(number) >= FIRST_INEXACT:
         return f"{number:.10g}"

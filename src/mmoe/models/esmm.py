@@ -35,8 +35,7 @@ class ESMM(SharedBottom):
 
     Args:
         parents: for each task the number of the task that its label depends on, or -1; None: each task
-            depends on the one before it. A task with a parent, and this
-            parent, must have one logit each.
+            depends on the one before it. A task with a parent, and this parent, must have one logit each.
         Other arguments: see `SharedBottom`.
 
     Raises:

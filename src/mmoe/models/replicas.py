@@ -27,8 +27,8 @@ class Replicas(nn.Module):
         modules: R modules that differ only in the values of their parameters and buffers.
 
     Shape:
-        rows: tensors that all replicas share, or None. With `own_rows`, tensors [R, ...] with one slice for
-            each replica.
+        rows: tensors or a `SparseMatrix` that all replicas share, or None. With `own_rows`, tensors
+            [R, ...] with one slice for each replica.
         output: the output of a module, with R as an additional first dimension.
     """
 
@@ -47,7 +47,7 @@ class Replicas(nn.Module):
                 part.sparse = False  # vmap has no sparse gradients
 
     def forward(self, *rows: Any, own_rows: bool = False) -> Any:
-        is_encoded = any(isinstance(one, SparseMatrix) for one in rows)  # after a check
+        is_encoded = any(isinstance(one, SparseMatrix) for one in rows)  # such rows were checked before
         for part in self.stacked.modules():
             if isinstance(part, Inputs) and not is_encoded:
                 levels, numbers = (tensor.flatten(0, 1) if own_rows else tensor for tensor in rows[:2])

@@ -79,12 +79,9 @@ class _SparseLinear(torch.autograd.Function):
     ) -> tuple[Tensor, int]:
         """The weights of replicas [R, I, O] become the columns of one matrix [I, R*O]."""
 
-        def per_replica(shared_or_own: Tensor, dim: int | None, to: int) -> Tensor:
-            if dim is not None:
-                return shared_or_own.movedim(dim, to)
-            repeated = shared_or_own.expand(info.batch_size, *shared_or_own.shape)
-            return repeated.movedim(0, to)
+        def by_replica(tensor: Tensor, dim: int | None) -> Tensor:  # dim None: all replicas share the tensor
+            return tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
-        weight, bias = per_replica(weight, in_dims[0], 1), per_replica(bias, in_dims[1], 0)
+        weight, bias = by_replica(weight, in_dims[0]).movedim(0, 1), by_replica(bias, in_dims[1])
         product: Tensor = _SparseLinear.apply(weight.flatten(1), bias.flatten(), x)  # type: ignore[no-untyped-call]
         return torch.unflatten(product, 1, bias.shape), 1
