@@ -16,8 +16,8 @@ usage: python scripts/bench.py train|busy|experts|start|memory|ranks|replicas|vo
     stream     speed and memory of encoding in shards and of training from disk, beside training from memory
     time_to_auroc  seconds from a command to a validation AUROC of income: mmoe and other libraries
 
-    batches=32,256,1024,8192   batch sizes of `train`, `busy`, `ranks`, `vocabulary`, `balance` and
-                               `time_to_auroc`
+    batch_sizes=32,256,1024,8192   batch sizes of `train`, `busy`, `ranks`, `vocabulary`, `balance` and
+                                   `time_to_auroc`
     batch=32                   batch size of `experts` and `replicas`
     strategies=                strategies of `balance` beside `constant`, such as pcgrad,famo; empty: all
     models=dselect_k,adatt,stem,aitm   models of `balance` beside mmoe, with constant weights; empty: none
@@ -68,7 +68,7 @@ from benchmarks.result_table import result_table, speed_figure
 from options import parse, stop
 
 DEFAULTS = {
-    "batches": "32,256,1024,8192", "batch": "32", "experts": "1,2,4,8,16,32,64,128", "repeats": "1,5,20",
+    "batch_sizes": "32,256,1024,8192", "batch": "32", "experts": "1,2,4,8,16,32,64,128", "repeats": "1,5,20",
     "buckets": "1000,1000000", "rows": "10000000", "streamed_rows": "50000000", "resident_rows": "2000000",
     "dask_rows": "8000000",
     "rounds": "3", "seconds": "2", "threads": "2", "replicas": "16", "peers": "", "peers_script": "",

@@ -80,7 +80,7 @@ def write_files(folder: Path, order: str, options: dict[str, str]) -> Path:
         name: str(folder / f"{name}.parquet") for name in ("train", "validation", "test")
     }
     values |= {
-        "_target_": "mmoe.data.table.TableData", "tasks": TASKS, "cache_dir": str(folder / "cache"),
+        "_target_": "mmoe.data.table_data.TableData", "tasks": TASKS, "cache_dir": str(folder / "cache"),
         "stream": "auto", "batch_size": 1024, "seed": "${seed}",
         "columns": {name: "numeric" if name in NUMERIC else "categorical" for name in inputs},
     }  # fmt: skip

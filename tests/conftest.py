@@ -122,7 +122,7 @@ def balanced_table(missing: bool = True) -> None:
     rows.to_csv("train.csv", index=False)
     where = {"where": "shown"} if missing else {}
     config = {
-        "_target_": "mmoe.data.table.TableData", "train": "train.csv",
+        "_target_": "mmoe.data.table_data.TableData", "train": "train.csv",
         "validation": {"fraction": 0.2}, "test": {"fraction": 0.2},
         "columns": {"amount": "numeric", "city": "categorical"},
         "tasks": {"click": {"column": "clicked"}, "buy": {"column": "bought", **where}},

@@ -97,7 +97,7 @@ def write_funnel(where: bool = False) -> None:
     pd.DataFrame(rows).to_csv("funnel.csv", index=False)
     buy = {"column": "bought"} | ({"where": "clicked"} if where else {})
     data = {
-        "_target_": "mmoe.data.table.TableData", "train": "funnel.csv", "validation": {"fraction": 0.3},
+        "_target_": "mmoe.data.table_data.TableData", "train": "funnel.csv", "validation": {"fraction": 0.3},
         "test": {"fraction": 0.3}, "columns": {"number": "numeric"},
         "tasks": {"click": {"column": "clicked"}, "buy": buy}, "main_task": "buy", "num_bins": 4,
         "batch_size": 64,

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 import mmoe
 from mmoe.cli.overrides import quote_override
-from mmoe.data.table import TableData, default_settings
+from mmoe.data.table_data import TableData, default_settings
 from mmoe.describe import train_command
 from mmoe.errors import ArgumentError, UserError
 

@@ -34,7 +34,7 @@ def results(name: str) -> dict:
 @pytest.mark.slow
 def test_training_is_compared_with_loops_and_other_libraries(script: Callable[..., Result]):
     Path("peers.py").write_text(FAKE_PEERS)
-    options = ["batches=64,2048", f"peers={sys.executable}", "peers_script=peers.py"]
+    options = ["batch_sizes=64,2048", f"peers={sys.executable}", "peers_script=peers.py"]
     done = script("bench", "train", *QUICK, *options)
     assert done.code == 0, done.err
     speeds = results("train")["samples_per_second"]
@@ -89,7 +89,7 @@ def test_a_training_takes_as_long_as_a_loop(
 def test_the_time_to_an_auroc(script: Callable[..., Result]):
     """A peer validates on the rows of mmoe. It reaches its own best in its second validation."""
     Path("peers.py").write_text(FAKE_PEERS)
-    options = ["batches=256", f"peers={sys.executable}", "peers_script=peers.py", "trainer.max_epochs=2"]
+    options = ["batch_sizes=256", f"peers={sys.executable}", "peers_script=peers.py", "trainer.max_epochs=2"]
     done = script("bench", "time_to_auroc", *QUICK, *options)
     assert done.code == 0, done.err
     found = results("time_to_auroc")
@@ -125,16 +125,16 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
     one, three = results("memory")["lines"]
     assert (one["rows"], three["rows"]) == (1800, 5400)
     assert one["encoded rows: MB"] > 50
-    assert script("bench", "ranks", "batches=64", *QUICK).code == 0
+    assert script("bench", "ranks", "batch_sizes=64", *QUICK).code == 0
     assert set(results("ranks")["samples_per_second"]["64"]) == {"one process", "two processes"}
     small = ["rounds=1", "threads=1", "out=out"]
     assert script("bench", "read", "rows=20000", *small).code == 0
     assert results("read")["lines"][0]["rows a second"] > 1000
-    assert script("bench", "vocabulary", "batches=8192", "buckets=10,5000", *small).code == 0
+    assert script("bench", "vocabulary", "batch_sizes=8192", "buckets=10,5000", *small).code == 0
     assert set(results("vocabulary")["samples_per_second"]["8192"]) == {"10 buckets", "5,000 buckets"}
-    assert script("bench", "balance", "batches=64", "strategies=pcgrad", "models=adatt", *QUICK).code == 0
+    assert script("bench", "balance", "batch_sizes=64", "strategies=pcgrad", "models=adatt", *QUICK).code == 0
     assert list(results("balance")["samples_per_second"]["64"]) == ["constant", "pcgrad", "adatt"]
-    assert script("bench", "busy", "batches=64", *QUICK).code == 0
+    assert script("bench", "busy", "batch_sizes=64", *QUICK).code == 0
     kinds = {f"mmoe, threads={n}, {kind}" for n in ("auto", 1, 2) for kind in ("quiet", "busy")}
     assert set(results("busy")["samples_per_second"]["64"]) == kinds
     options = ["replicas=2", "batch=512", "trainer.max_epochs=1"]
@@ -148,7 +148,7 @@ def test_memory_ranks_and_replicas(script: Callable[..., Result], census_dir: Pa
         ([], "usage: bench.py train|busy|experts|start|memory|ranks|replicas|vocabulary"),
         (["nothing"], "usage: bench.py train|busy|experts|start|memory|ranks|replicas|vocabulary"),
         (["train", "rounds=0"], "rounds=0: must be an integer of at least 1"),
-        (["train", "batches=32,x"], "batches=32,x: must be integers of at least 1"),
+        (["train", "batch_sizes=32,x"], "batch_sizes=32,x: must be integers of at least 1"),
         (["train", "peers=no/python"], "peers=no/python: must be a Python program"),
         (["train", "seconds=x"], "seconds=x: must be a number above 0"),
         (["experts", "batch=32,64"], "batch=32,64: must be an integer of at least 1"),

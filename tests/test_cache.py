@@ -15,7 +15,7 @@ from conftest import config
 from mmoe.build import build
 from mmoe.data import cache, census
 from mmoe.data.splits import Dataset
-from mmoe.data.table import TableData
+from mmoe.data.table_data import TableData
 from mmoe.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -6,7 +6,7 @@ import torch
 from conftest import config, sample_lines
 
 from mmoe.build import build
-from mmoe.data import download
+from mmoe.data import census_download
 from mmoe.data.batch import Batch
 from mmoe.data.census_files import COLUMNS, NUMERIC, SAMPLE_DIR, find_files
 from mmoe.data.splits import split_in_half
@@ -26,7 +26,7 @@ OFFICIAL_LEVELS = {
 
 def test_rows_are_encoded_in_memory_whatever_its_size(monkeypatch: pytest.MonkeyPatch):
     """`headerless_csv` reads the files of UCI in memory alone."""
-    monkeypatch.setattr("mmoe.data.table.memory_size", lambda: 10_000)
+    monkeypatch.setattr("mmoe.data.table_data.memory_size", lambda: 10_000)
     data = build(config("data.source=sample"), "data")
     assert isinstance(data.dataset.splits["train"], Batch)
 
@@ -68,7 +68,7 @@ def test_the_files_have_42_columns_of_which_11_are_numeric():
 def test_the_features_of_paddlerec_give_499_inputs(official_levels: Path):
     c = config("features=paddlerec", "inputs=standard", f"data.dir={official_levels}")
     schema = build(c, "data").schema
-    assert schema.num_levels == 488
+    assert schema.num_codes == 488
     assert len(schema.numeric) == 11
     assert build(c, "inputs", schema=schema).num_outputs == 499
 
@@ -154,7 +154,7 @@ def test_a_directory_is_not_replaced_by_a_download(census_dir: Path, monkeypatch
     def fetch(*_: object, **__: object) -> None:
         raise AssertionError("downloaded")
 
-    monkeypatch.setattr(download, "fetch", fetch)
+    monkeypatch.setattr(census_download, "fetch", fetch)
     (census_dir / "census-income.test").unlink()
     with pytest.raises(ValueError, match=r"census-income\.test: missing"):
         find_files(str(census_dir), "auto", "", Path())

@@ -27,7 +27,7 @@ from mmoe.data.dates import (
 from mmoe.data.encode import decode, encode
 from mmoe.data.fit_schema import fit_schema
 from mmoe.data.schema import Schema
-from mmoe.data.table import TableData
+from mmoe.data.table_data import TableData
 from mmoe.errors import UserError
 
 DAYS = pd.Series(pd.date_range("2001-01-01", "2025-12-31", periods=500), name="when").dt.floor("s")

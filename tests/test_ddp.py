@@ -270,7 +270,7 @@ def test_groups_that_two_processes_share_count_once(train: Callable):
     rows.to_csv("train.csv", index=False)
     Path("conf/data").mkdir(parents=True)
     config = {
-        "_target_": "mmoe.data.table.TableData", "train": "train.csv", "test": {"fraction": 0.3},
+        "_target_": "mmoe.data.table_data.TableData", "train": "train.csv", "test": {"fraction": 0.3},
         "columns": {"amount": "numeric"}, "tasks": {"click": {"column": "clicked"}}, "group_by": "user",
         "batch_size": 32,
     }  # fmt: skip

@@ -404,7 +404,7 @@ def test_a_complete_configuration_is_drafted(command: Callable, suffix: str):
     }
     assert (raw["train"], raw["main_task"], raw["weight"]) == (source, "clicked", None)
     assert (raw["validation"], raw["test"]) == ({"fraction": 0.1}, {"fraction": 0.2})
-    assert raw["_target_"] == "mmoe.data.table.TableData"
+    assert raw["_target_"] == "mmoe.data.table_data.TableData"
     assert raw["seed"] == "${seed}"
     assert raw.get("csv", {}).get("delimiter") == ("," if suffix == "csv" else None)
     assert "# row: numeric                          # left out: row numbers" in text

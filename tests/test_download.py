@@ -20,10 +20,10 @@ import pytest
 from conftest import config, sample_lines
 
 from mmoe.build import build
-from mmoe.data import archive, download
-from mmoe.data.archive import DownloadError
+from mmoe.data import census_archive, census_download
+from mmoe.data.census_archive import DownloadError
+from mmoe.data.census_download import fetch
 from mmoe.data.census_files import FILE_NAMES, OFFICIAL_ROWS, find_files
-from mmoe.data.download import fetch
 from mmoe.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -325,7 +325,7 @@ def test_a_long_gzip_header_of_the_inner_archive(
 ):
     folder, url, _ = served
     _large_name(folder / "census.zip")
-    monkeypatch.setattr(archive, "MAX_ARCHIVE_BYTES", 2**18)
+    monkeypatch.setattr(census_archive, "MAX_ARCHIVE_BYTES", 2**18)
     with pytest.raises(DownloadError, match=r"census\.tar\.gz must have at most 262,144 bytes"):
         fetch(f"{url}/census.zip", Path("kept"), ROWS, 42)
 
@@ -454,7 +454,7 @@ def _no_http(handler: BaseHTTPRequestHandler) -> None:
 def test_a_server_that_cannot_be_trusted(
     answering: Callable[[Answer], str], monkeypatch: pytest.MonkeyPatch, answer: Answer, message: str
 ):
-    monkeypatch.setattr(download, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(census_download, "READ_TIMEOUT_S", 0.5)
     url = answering(answer)
     started = time.monotonic()
     with pytest.raises(DownloadError, match=message):
@@ -500,7 +500,7 @@ def test_the_next_download_removes_the_files_of_a_killed_one(
     folder, url, _ = served
     hung = answering(lambda handler: _head(handler) or time.sleep(60))
     script = (
-        "from pathlib import Path; from mmoe.data.download import fetch\n"
+        "from pathlib import Path; from mmoe.data.census_download import fetch\n"
         f"fetch({hung!r}, Path('c/kept'), {ROWS}, 42)"
     )
     process = subprocess.Popen([sys.executable, "-c", script])
@@ -555,7 +555,7 @@ def test_a_disk_error_is_not_a_broken_archive(
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(f"mmoe.data.archive.{where}", fail)
+    monkeypatch.setattr(f"mmoe.data.census_archive.{where}", fail)
     with pytest.raises(OSError, match=os.strerror(number)) as caught:
         fetch(f"{url}/census.zip", Path("kept/census"), ROWS, 42)
     assert (caught.value.errno, caught.value.filename) == (number, "kept/census")

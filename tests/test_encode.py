@@ -88,9 +88,9 @@ def test_values_in_ten_rows_are_frequent():
     (money,) = fit_schema(
         pd.DataFrame({"money": [5.0] * 10 + [1.0] * 9 + [0.25] * 30}), ["money"], (), 4
     ).numeric
-    assert money.values == (0.25, 5.0)
+    assert money.frequent_values == (0.25, 5.0)
     (flat,) = fit_schema(pd.DataFrame({"flat": [5.0] * 10}), ["flat"], (), 4).numeric
-    assert flat.values == (5.0,)
+    assert flat.frequent_values == (5.0,)
 
 
 def test_modes_are_the_most_frequent_levels_of_the_training_rows():

@@ -13,14 +13,14 @@ from test_describe import values
 
 import mmoe
 from mmoe.data.fraction_guess import Fractions, guess_fractions, tasks_with_both_classes
-from mmoe.data.table import TableData
+from mmoe.data.table_data import TableData
 from mmoe.data.task_guess import TaskGuess, guess_task
 
 USUAL = Fractions(0.1, 0.2)
 
 
 FEW = """
-_target_: mmoe.data.table.TableData
+_target_: mmoe.data.table_data.TableData
 train: rows.csv
 validation: {column: part, value: val}
 test: {column: part, value: test}

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from sklearn.metrics import roc_auc_score
 
 import mmoe
-from mmoe.data.table import TableData
+from mmoe.data.table_data import TableData
 from mmoe.errors import ArgumentError, UserError
 from mmoe.metrics.grouped_auroc import GroupedAUROC, grouped_auroc
 
@@ -90,7 +90,7 @@ def train_mine(train: Command) -> Command:
 
 def write_yaml(**changes: Any) -> None:
     Path("conf/data").mkdir(parents=True, exist_ok=True)
-    config = {"_target_": "mmoe.data.table.TableData", **options(**changes)}
+    config = {"_target_": "mmoe.data.table_data.TableData", **options(**changes)}
     OmegaConf.save(OmegaConf.create(config), "conf/data/mine.yaml")
 
 
@@ -123,7 +123,7 @@ def test_a_training_measures_and_monitors_it(train_mine: Command, command: Any):
 
 def test_evaluate_groups_the_rows_of_a_training_without_groups(train_mine: Command):
     config = {key: value for key, value in options().items() if key != "group_by"}
-    text = OmegaConf.to_yaml(OmegaConf.create({"_target_": "mmoe.data.table.TableData", **config}))
+    text = OmegaConf.to_yaml(OmegaConf.create({"_target_": "mmoe.data.table_data.TableData", **config}))
     Path("conf/data/mine.yaml").write_text(text)
     assert train_mine().code == 0
     run = mmoe.load("run")

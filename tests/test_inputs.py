@@ -106,8 +106,8 @@ def test_frequent_values_have_their_own_inputs():
 OWN = replace(  # columns with encodings of their own; the first has the encoding of `Inputs`
     SCHEMA,
     numeric=(
-        replace(SCHEMA.numeric[0], values=(6.0,)),
-        replace(SCHEMA.numeric[1], encoding="piecewise_linear_and_values", values=(4.0, 9.0)),
+        replace(SCHEMA.numeric[0], frequent_values=(6.0,)),
+        replace(SCHEMA.numeric[1], encoding="piecewise_linear_and_values", frequent_values=(4.0, 9.0)),
         replace(SCHEMA.numeric[2], encoding="standard"),
     ),
 )

@@ -26,7 +26,7 @@ def train_mine(train: Command) -> Command:
     frame.assign(z=np.sin(label), w=1 + label / 1000).to_csv("rows.csv", index=False)
     Path("conf/data").mkdir(parents=True)
     config = {
-        "_target_": "mmoe.data.table.TableData", "train": "rows.csv", "test": {"fraction": 0.3},
+        "_target_": "mmoe.data.table_data.TableData", "train": "rows.csv", "test": {"fraction": 0.3},
         "columns": {"x": "numeric"}, "weight": "w",
         "tasks": {
             "y": {"column": "y", "kind": "multiclass"}, "x": {"column": "z", "kind": "regression"},

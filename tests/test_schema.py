@@ -33,7 +33,7 @@ def test_modes_are_optional_and_not_compared():
 
 
 def test_unseen_code_follows_all_levels():
-    assert SCHEMA.num_levels == 3
+    assert SCHEMA.num_codes == 3
 
 
 def test_a_task_needs_a_positive_level():
@@ -102,7 +102,7 @@ def changed(path: str, value: Any) -> str:
         ("numeric.0.bins", [-3e38, 3e38], "numeric.age.bins: must be bins whose width"),
         ("numeric.0.bins", [0, "1"], r"numeric.age.bins\[1\]='1': must be a finite number"),
         ("numeric.0.bins", 5, "numeric.age.bins=5: must be a list"),
-        ("numeric.0.values", [2, 1], "numeric.age.values: must increase"),
+        ("numeric.0.frequent_values", [2, 1], "numeric.age.frequent_values: must increase"),
         (
             "tasks.0.kind",
             "ordinal",

@@ -32,7 +32,7 @@ from mmoe.data.loader import RowLoader
 from mmoe.data.number_statistics import NumberStatistics, is_in_sample
 from mmoe.data.shard_loader import ShardLoader
 from mmoe.data.splits import Dataset
-from mmoe.data.table import TableData
+from mmoe.data.table_data import TableData
 from mmoe.errors import UserError
 
 N = 400
@@ -302,7 +302,7 @@ def test_auto_streams_what_does_not_fit_into_memory(tmp_path: Path, monkeypatch:
         files = write_files(tmp_path / ending, 2, ending)
         assert isinstance(table(train=files).dataset.splits["train"], Batch)
         with monkeypatch.context() as patch:
-            patch.setattr("mmoe.data.table.memory_size", lambda: 10_000)
+            patch.setattr("mmoe.data.table_data.memory_size", lambda: 10_000)
             assert not isinstance(table(train=files).dataset.splits["train"], Batch)
 
 
@@ -574,7 +574,7 @@ def test_a_divergence_in_many_rows_is_found_where_it_began(
 def test_the_encoding_says_when_it_begins_and_ends(train: Command):
     pd.DataFrame({"a": [0.5, 2, 7, 1.5] * 50, "y": [0, 1] * 100}).to_csv("rows.csv", index=False)
     Path("conf/data").mkdir(parents=True)
-    text = "_target_: mmoe.data.table.TableData\ntrain: rows.csv\ntest: {fraction: 0.2}\n"
+    text = "_target_: mmoe.data.table_data.TableData\ntrain: rows.csv\ntest: {fraction: 0.2}\n"
     text += "tasks: {y: {column: y}}\nstream: true\ncache_dir: cache\n"
     Path("conf/data/mine.yaml").write_text(text)
     arguments = ["--config-dir", "conf", "data=mine", "logger=none", "trainer.max_epochs=1"]

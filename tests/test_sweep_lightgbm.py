@@ -40,7 +40,7 @@ def test_levels_are_ranked_by_known_weighted_labels():
     assert np.argsort(ranks[:3, 0]).tolist() == [1, 0, 2]  # the unknown label does not count
     assert ranks[:, 1:].tolist() == [[1, 1], [0, 1], [0, 0], [1, 0]]
     # With the prior, a level without rows has the weighted mean label, 5.8, which is above 5 and -3.
-    unseen = schema.num_levels
+    unseen = schema.num_codes
     test = rows._replace(levels=torch.tensor([[0, 3, 4], [1, 3, 4], [2, 3, 4], [unseen, 3, 4]]))
     data.splits["test"] = test
     assert np.argsort(lightgbm_inputs(data, 0, "test", prior=10)[:, 0]).tolist() == [1, 0, 3, 2]
@@ -51,7 +51,7 @@ def test_levels_are_ranked_by_known_weighted_labels():
 
 
 KINDS = """
-_target_: mmoe.data.table.TableData
+_target_: mmoe.data.table_data.TableData
 train: rows.csv
 validation: {fraction: 0.2}
 test: {fraction: 0.2}

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 import mmoe
 from mmoe.cli.command import run_name
 from mmoe.data.encode import decode, encode
-from mmoe.data.table import TableData
+from mmoe.data.table_data import TableData
 from mmoe.errors import ArgumentError, UserError
 
 random = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def options(**changes: Any) -> dict[str, Any]:
 def write_yaml(**changes: Any) -> None:
     folder = Path("conf/data")
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"_target_": "mmoe.data.table.TableData", **options(**changes)}
+    config = {"_target_": "mmoe.data.table_data.TableData", **options(**changes)}
     (folder / "mine.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
 
 
@@ -482,7 +482,7 @@ def test_awkward_columns_are_encoded():
     assert by_name["lists"].levels == ("0", "1", "2", "5")
     assert by_name["empty"].levels == ()
     codes = encode(pd.DataFrame({**rows.iloc[:2].to_dict("list"), "flag": ["true", "false"]}), dataset.schema)
-    assert (codes.levels[:, 2] < dataset.schema.num_levels).all()
+    assert (codes.levels[:, 2] < dataset.schema.num_codes).all()
     assert mmoe.Inputs(dataset.schema)(codes.levels, codes.numbers).isfinite().all()
 
 

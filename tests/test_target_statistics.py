@@ -19,7 +19,7 @@ from mmoe import load
 from mmoe.data.batch import Batch
 from mmoe.data.columns import Categorical, Numeric
 from mmoe.data.schema import Schema
-from mmoe.data.table import TableData
+from mmoe.data.table_data import TableData
 from mmoe.data.target_statistics import PRIOR_ROWS, with_target_statistics
 from mmoe.errors import ArgumentError, UserError
 from mmoe.models.inputs import Inputs
@@ -92,7 +92,7 @@ def test_statistics_equal_those_of_a_plain_loop(parts: int):
     schema = with_target_statistics(SCHEMA, cut)
     assert Schema.from_json(schema.to_json()) == schema
     for i, column in enumerate(schema.categorical):
-        codes = range(*schema.level_offsets[i : i + 2])
+        codes = range(*schema.code_offsets[i : i + 2])
         assert len(column.statistics) == (len(codes) if column.encoding else 0)
         if column.encoding:
             raw = torch.tensor([by_hand(batch, code) for code in codes], dtype=torch.float64)
@@ -131,7 +131,7 @@ def test_inputs_hold_the_statistics_of_each_level():
     for column, found, codes in ((0, both, batch.levels[:, 0]), (3, alone, batch.levels[:, 4])):
         table = torch.tensor(schema.categorical[column].statistics)
         table = torch.cat([table, torch.zeros(1, width)])  # an unseen level
-        place = torch.where(codes == 9, len(table) - 1, codes - schema.level_offsets[column])
+        place = torch.where(codes == 9, len(table) - 1, codes - schema.code_offsets[column])
         torch.testing.assert_close(found, table[place])
     table = torch.tensor(schema.categorical[1].statistics)
     both_tags = batch.levels[:, 2] == 4

@@ -102,7 +102,7 @@ def test_a_search_is_resumed_and_its_result_trains(train):
 
 
 TABLE = """
-_target_: mmoe.data.table.TableData
+_target_: mmoe.data.table_data.TableData
 train: rows.csv
 validation: {fraction: 0.2}
 test: {fraction: 0.2}

@@ -22,4 +22,4 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
             name: bench.train(folder, choice, *options)[0]["steps_speed"] for name, choice in choices.items()
         }
 
-    return speeds_by("batch size", bench.integers("batches"), bench, speeds_at)
+    return speeds_by("batch size", bench.integers("batch_sizes"), bench, speeds_at)

@@ -30,7 +30,7 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
         with busy_core():
             return found | speeds("busy")
 
-    return speeds_by("batch size", bench.integers("batches"), bench, speeds_at)
+    return speeds_by("batch size", bench.integers("batch_sizes"), bench, speeds_at)
 
 
 @contextmanager

@@ -17,4 +17,4 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
             for name, trainer in trainers.items()
         }
 
-    return speeds_by("batch size per process", bench.integers("batches"), bench, speeds_at)
+    return speeds_by("batch size per process", bench.integers("batch_sizes"), bench, speeds_at)

@@ -15,7 +15,7 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
     write_table(path, count, 15, [5, 10, 20, 50, 100, 200, 500, 1000, 2, 3, 4, 8, 16, 32, 64])
     code = (
         "import sys, time; from mmoe.data.csv_options import CsvOptions\n"
-        "from mmoe.data.table import TableData; from mmoe.data.table_files import read_batches\n"
+        "from mmoe.data.table_data import TableData; from mmoe.data.table_files import read_batches\n"
         "path, cache = sys.argv[1:]; start = time.perf_counter()\n"
         "for part in read_batches([path], CsvOptions()): pass\n"
         "read = time.perf_counter(); columns = [f'number_{i}' for i in range(15)]\n"

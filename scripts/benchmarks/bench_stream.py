@@ -28,7 +28,7 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
     labels = ("income", "marital_status")
     inputs = [name for name in COLUMNS if name not in (*labels, "instance_weight")]
     values = {
-        "_target_": "mmoe.data.table.TableData", "train": files,
+        "_target_": "mmoe.data.table_data.TableData", "train": files,
         "validation": {"fraction": 0.02}, "test": {"fraction": 0.02},
         "columns": {name: "numeric" if name in NUMERIC else "categorical" for name in inputs}
         | {"user_id": "categorical"},
@@ -40,7 +40,7 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
     config.parent.mkdir()
     config.write_text(json.dumps(values))
     encode = (
-        "import json, sys; from mmoe.data.table import TableData\n"
+        "import json, sys; from mmoe.data.table_data import TableData\n"
         "values = json.loads(sys.argv[1]); values.pop('_target_')\n"
         "print(sum(TableData(**values).dataset.schema.num_rows.values()))"
     )

@@ -15,7 +15,7 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
     def speeds_at(batch: int) -> dict[str, float]:
         return mmoe_and_loops(bench, folder, batch) | (bench.peers(batch) if batch <= 1024 else {})
 
-    return speeds_by("batch size", bench.integers("batches"), bench, speeds_at)
+    return speeds_by("batch size", bench.integers("batch_sizes"), bench, speeds_at)
 
 
 def mmoe_and_loops(bench: Bench, folder: Path, batch: int, *overrides: str) -> dict[str, float]:

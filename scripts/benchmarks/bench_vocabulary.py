@@ -23,7 +23,7 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
             column = {"kind": "categorical", "encoding": "hash", "buckets": count, "size": 16}
             tasks = {name: {"column": name} for name in ("first", "second")}
             values = {
-                "_target_": "mmoe.data.table.TableData", "train": str(folder / "rows.parquet"),
+                "_target_": "mmoe.data.table_data.TableData", "train": str(folder / "rows.parquet"),
                 "test": {"fraction": 0.1}, "columns": kinds | {"level_3": column}, "tasks": tasks,
                 "main_task": "first", "cache_dir": str(folder),
             }  # fmt: skip
@@ -37,4 +37,4 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
             speeds[f"{count:,} buckets"] = clock["steps_speed"]
         return speeds
 
-    return speeds_by("batch size", bench.integers("batches"), bench, speeds_at)
+    return speeds_by("batch size", bench.integers("batch_sizes"), bench, speeds_at)

@@ -38,12 +38,12 @@ class ValidationTimes(pl.Callback):
 
 def measure(bench: Bench, folder: Path) -> dict[str, Any]:
     """The results of all programs, one line each; a cold start of mmoe has no encoded rows yet."""
-    batches = bench.integers("batches")
+    batch_sizes = bench.integers("batch_sizes")
     rows = folder / "rows"
     write_rows(bench.overrides, rows)
     found: dict[str, list[Validations]] = {}
     for _ in bench.rounds:
-        for batch in batches:
+        for batch in batch_sizes:
             with tempfile.TemporaryDirectory(dir=folder) as cache:
                 for start in ("cold", "warm"):
                     name = f"mmoe, batches of {batch}, {start}"

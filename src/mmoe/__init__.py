@@ -39,7 +39,7 @@ _PUBLIC = {
     "SharedBottom": "mmoe.models.shared_bottom",
     "SingleTask": "mmoe.models.single_task",
     "StackedLinear": "mmoe.models.layers",
-    "Table": "mmoe.data.annotated_table",
+    "Table": "mmoe.data.table",
     "Task": "mmoe.tasks",
     "TensorFactorization": "mmoe.models.tensor_factorization",
     "fit": "mmoe.api",

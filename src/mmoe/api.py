@@ -19,7 +19,7 @@ from mmoe.atomic import write
 from mmoe.checks import check_argument
 from mmoe.cli.command import useless_warnings_hidden
 from mmoe.cli.composition import composed
-from mmoe.data.annotated_table import Table
+from mmoe.data.table import Table
 from mmoe.errors import UserError, is_disk_error
 from mmoe.training.run_folder import CARDS, FILES, FOLDERS
 from mmoe.training.stored_config import FOLDER, holds_runs

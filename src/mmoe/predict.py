@@ -144,7 +144,7 @@ class Chunk(NamedTuple):
 def find_format(run: "Run") -> "RowFormat":
     """The format of raw rows for the run: that of its table, or the default if it has no table."""
     from mmoe.data.raw_rows import default_format
-    from mmoe.data.table import TableData
+    from mmoe.data.table_data import TableData
 
     try:
         run.check_trust("data")

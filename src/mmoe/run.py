@@ -25,7 +25,7 @@ from mmoe.build import build
 from mmoe.checks import check_integers, check_seeds
 from mmoe.cli.command import useless_warnings_hidden
 from mmoe.data.batch import Batch
-from mmoe.data.datamodule import DataModule, in_memory, labels_of
+from mmoe.data.datamodule import DataModule, labels_of, load_rows
 from mmoe.data.encode import count_unseen, decode, encode
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError, did_you_mean, unknown_key
@@ -138,7 +138,7 @@ class Run:
         splits = self.data.dataset.splits
         if split not in splits:
             raise UserError(f"split={split}: must be one of {', '.join(splits)}")
-        rows = in_memory(splits[split], MAX_ANALYSED_ROWS)
+        rows = load_rows(splits[split], MAX_ANALYSED_ROWS)
         if rows.labels.ndim == 3:  # each replica has different rows
             checkpoints.check_replica(self.config.replicas, replica)
             rows = rows.map(lambda tensor: tensor[replica])

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from mmoe.atomic import remove_abandoned
 from mmoe.cli.command import command
 from mmoe.cli.overrides import quote_override
-from mmoe.cli.sweep_jobs import in_sweep, run_alone
+from mmoe.cli.sweep_jobs import is_sweep_job, run_alone
 from mmoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) ->
         take_weights(training.learner, str(config.init_from))
     is_rank_zero, schema = training.trainer.is_global_zero, training.data.schema
     # Lightning would start the other processes with the command line of the whole sweep.
-    if in_sweep() and training.trainer.strategy.launcher and training.trainer.world_size > 1:
+    if is_sweep_job() and training.trainer.strategy.launcher and training.trainer.world_size > 1:
         folder_override = quote_override("resume" if is_resumed else "hydra.run.dir", str(folder))
         run_alone(folder_override, is_resumed)
         return None

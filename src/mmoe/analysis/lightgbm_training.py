@@ -88,20 +88,20 @@ def lightgbm_inputs(data: Dataset, task: int, split: str, prior: float | None = 
     known = torch.from_numpy(known_rows(train, task))
     labels = train.labels[known, task].double()
     weights = torch.ones_like(labels) if train.weights is None else train.weights[known, task].double()
-    mean, size = float((labels * weights).sum() / weights.sum()), data.schema.num_levels + 1
+    mean, size = float((labels * weights).sum() / weights.sum()), data.schema.num_codes + 1
     column_of_position = np.array(data.schema.column_of_position)
     inputs = [rows.numbers]
     for i, column in enumerate(data.schema.categorical):
         own = torch.from_numpy(np.flatnonzero(column_of_position == i))
         codes = rows.levels[:, own].long()
         if column.is_multi:
-            first = data.schema.level_offsets[i]
+            first = data.schema.code_offsets[i]
             levels = torch.arange(first, first + column.num_codes)
             inputs.append((codes[:, :, None] == levels).any(1).float())
             continue
         if prior is None:
-            is_seen = codes < data.schema.num_levels
-            inputs.append(torch.where(is_seen, codes - data.schema.level_offsets[i], -1).float())
+            is_seen = codes < data.schema.num_codes
+            inputs.append(torch.where(is_seen, codes - data.schema.code_offsets[i], -1).float())
             continue
         seen = train.levels[known][:, own[0]].long()
         count = torch.bincount(seen, weights, size) + prior  # the last code is an unseen level

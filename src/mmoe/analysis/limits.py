@@ -29,20 +29,20 @@ def limits(run: Run, test_labels: Mapping[str, np.ndarray]) -> Iterator[str]:
     metrics, schema, config = run.metrics, run.schema, run.config
     if schema.row_origin in ORIGINS:
         yield ORIGINS[schema.row_origin]
-    yield from _of_rows(metrics, schema.num_rows)
-    yield from _of_split(config.data.get("test"))
-    yield from _of_seeds(metrics, config)
-    yield from _of_labels(schema.tasks, test_labels, metrics["num_rows"].get("test", 0))
+    yield from _row_limits(metrics, schema.num_rows)
+    yield from _split_limits(config.data.get("test"))
+    yield from _seed_limits(metrics, config)
+    yield from _label_limits(schema.tasks, test_labels, metrics["num_rows"].get("test", 0))
     if shifted := [task for task in schema.tasks if task.shifts_probabilities]:
         why = "with class weights or a focal loss, so predicted probabilities differ from observed rates"
         yield f"These tasks were trained {why}: {_names(shifted)}."
     if weighted := [task for task in schema.tasks if task.weight]:
         yield f"The loss of these tasks weighs rows; the metrics do not: {_names(weighted)}."
-    yield from _of_gates(run)
+    yield from _gate_limits(run)
     yield "Each metric is one number for all test rows. It may be much worse for a subgroup of them."
 
 
-def _of_rows(metrics: Mapping[str, Any], counts: Mapping[str, int]) -> Iterator[str]:
+def _row_limits(metrics: Mapping[str, Any], counts: Mapping[str, int]) -> Iterator[str]:
     for split, name in HELD_OUT_NAMES.items():
         used, count = metrics["num_rows"].get(split, 0), counts.get(split)
         if not used:
@@ -51,7 +51,7 @@ def _of_rows(metrics: Mapping[str, Any], counts: Mapping[str, int]) -> Iterator[
             yield f"The metrics cover the first {used:,} of {count:,} {name} rows."
 
 
-def _of_split(rule: Any) -> Iterator[str]:
+def _split_limits(rule: Any) -> Iterator[str]:
     """`rule` is how the test rows of a table were chosen; None for other data."""
     if not isinstance(rule, Mapping):  # a list of files
         return
@@ -62,7 +62,7 @@ def _of_split(rule: Any) -> Iterator[str]:
         yield f"The test rows {origin}. Later rows, or rows from elsewhere, may be predicted less well."
 
 
-def _of_seeds(metrics: Mapping[str, Any], config: Any) -> Iterator[str]:
+def _seed_limits(metrics: Mapping[str, Any], config: Any) -> Iterator[str]:
     if "replicas" in metrics:
         yield (
             f"± is half of a 95 % interval for the mean over {metrics['replicas']} replicas (Student's t)."
@@ -84,7 +84,7 @@ def _of_seeds(metrics: Mapping[str, Any], config: Any) -> Iterator[str]:
         yield "No validation chose an epoch. The weights are those of the last step."
 
 
-def _of_labels(
+def _label_limits(
     tasks: tuple[Task, ...], test_labels: Mapping[str, np.ndarray], num_rows: int
 ) -> Iterator[str]:
     few, partial = [], []
@@ -103,7 +103,7 @@ def _of_labels(
         yield f"The label is unknown in some test rows, which their metrics leave out: {_names(partial)}."
 
 
-def _of_gates(run: Run) -> Iterator[str]:
+def _gate_limits(run: Run) -> Iterator[str]:
     history, epoch = run.history, run.metrics["epoch"]
     if f"val/{run.schema.tasks[0].name}/gate_1" not in history:
         return

@@ -25,7 +25,7 @@ from mmoe.cli.exits import (
     exit_with,
     hydra_prints_bugs,
 )
-from mmoe.cli.sweep_jobs import in_sweep, run_job
+from mmoe.cli.sweep_jobs import is_sweep_job, run_job
 from mmoe.errors import DISK_ERROR, USER_ERROR, UserError, did_you_mean, is_disk_error
 
 DEFAULT_EXPERIMENT = "census"  # that of conf/train.yaml
@@ -74,7 +74,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                     raise
 
             with useless_warnings_hidden(), hydra_prints_bugs():
-                if in_sweep():
+                if is_sweep_job():
                     run_job(job)
                 else:
                     job()

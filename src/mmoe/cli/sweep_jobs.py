@@ -21,7 +21,7 @@ ERROR = "error.txt"  # file in a failed job's folder with its overrides, then th
 UNWRITTEN: dict[Path, str] = {}  # the text of each error file that could not be written
 
 
-def in_sweep() -> bool:
+def is_sweep_job() -> bool:
     """Whether this is the first process of a job in a sweep with the callback `failed_jobs`."""
     hydra = HydraConfig.get()
     return (

@@ -23,7 +23,7 @@ class Batch(NamedTuple):
 
     Shape:
         levels: [N, P], integers. The codes of all columns are numbered in one sequence, column by column; an
-            unseen level is `schema.num_levels` in every column. A column has one position, or `max_values`
+            unseen level is `schema.num_codes` in every column. A column has one position, or `max_values`
             positions if it is multi-valued; those that a row does not use hold the code of an unseen level.
         numbers: [N, M], float32, unscaled as in the file, less the column's origin; NaN where missing.
         labels: [N, T], float32: 0 or 1 for a binary task, the number of the class for a multiclass task, the
@@ -85,7 +85,7 @@ def concatenate(parts: Sequence[Batch]) -> Batch:
 def blank_rows(schema: Schema) -> Batch:
     """Two rows of unseen levels and zeros, for finding the shapes of a network's outputs."""
     return Batch(
-        torch.full((2, len(schema.column_of_position)), schema.num_levels),
+        torch.full((2, len(schema.column_of_position)), schema.num_codes),
         torch.zeros(2, len(schema.numeric)),
         torch.zeros(2, len(schema.tasks)),
     )
@@ -93,7 +93,7 @@ def blank_rows(schema: Schema) -> Batch:
 
 def level_bounds(schema: Schema) -> tuple[Tensor, Tensor]:
     """The first and the last code at each position of a row's levels, [P] each."""
-    offsets, columns = torch.tensor(schema.level_offsets), torch.tensor(schema.column_of_position).long()
+    offsets, columns = torch.tensor(schema.code_offsets), torch.tensor(schema.column_of_position).long()
     return offsets[:-1][columns], (offsets[1:] - 1)[columns]
 
 
@@ -103,7 +103,7 @@ def check_levels(levels: Tensor, schema: Schema) -> None:
     Raises:
         UserError: names the column and its first invalid code.
     """
-    (first, last), unseen = level_bounds(schema), schema.num_levels
+    (first, last), unseen = level_bounds(schema), schema.num_codes
     # Comparing in the dtype of the levels is several times faster than converting them to int64.
     dtype = levels.dtype if unseen <= torch.iinfo(levels.dtype).max else torch.int64
     # The unseen code is a tensor, because torch wraps a plain number around to the range of the levels' type.

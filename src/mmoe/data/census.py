@@ -15,7 +15,7 @@ from mmoe.data.census_files import COLUMNS, FILE_NAMES, INCOME, NUMERIC, OFFICIA
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.raw_rows import RowFormat
 from mmoe.data.schema import Schema
-from mmoe.data.table import TableData
+from mmoe.data.table_data import TableData
 from mmoe.data.table_source import Source
 from mmoe.errors import ArgumentError, RowError, UserError
 

@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from mmoe.data import cache, download
-from mmoe.data.archive import DownloadError
+from mmoe.data import cache, census_download
+from mmoe.data.census_archive import DownloadError
 from mmoe.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,9 @@ def find_files(dir: str | None, source: str, url: str, cache_dir: Path) -> Files
         return Files(*_paths(cache.expand_folder("data.dir", dir)))
     target = cache_dir / "census-income"
     try:
-        download.fetch(url, target, {FILE_NAMES[k]: OFFICIAL_ROWS[k] for k in FILE_NAMES}, len(COLUMNS))
+        census_download.fetch(
+            url, target, {FILE_NAMES[k]: OFFICIAL_ROWS[k] for k in FILE_NAMES}, len(COLUMNS)
+        )
         return Files(*_paths(target))
     except DownloadError as error:
         if source == "official":

@@ -130,7 +130,7 @@ class Numeric:
         name: the name of the column.
         mean, std: the mean and the population standard deviation.
         bins: the increasing edges of the quantile bins: N + 1 edges make N bins.
-        values: the frequent values, sorted.
+        frequent_values: the frequent values, sorted.
         origin: a number that is subtracted before a number is rounded to float32, and before the statistics
             are computed. It is 0, unless float32 would round different large numbers to the same number.
         has_missing: training rows had missing numbers. One more input is 1 where the number is missing.
@@ -150,7 +150,7 @@ class Numeric:
     mean: float
     std: float
     bins: tuple[float, ...]
-    values: tuple[float, ...] = ()
+    frequent_values: tuple[float, ...] = ()
     origin: float = 0.0
     has_missing: bool = False
     is_datetime: bool = False
@@ -168,7 +168,7 @@ class Numeric:
             "mean": check.number,
             "std": check.positive_number,
             "bins": check.bins,
-            "values": check.increasing,
+            "frequent_values": check.increasing,
             "origin": check.number,
         }
         flags = dict.fromkeys(("has_missing", "is_datetime", "day_first"), check.flag)

@@ -156,9 +156,9 @@ def loader_of(
     return kind(rows, batch_size, seed, rank, world_size)  # type: ignore[arg-type]
 
 
-def in_memory(rows: Batch | ShardedRows, count: int) -> Batch:
-    """All rows if they are in memory; the first `count` rows if they are in shards."""
-    return rows if isinstance(rows, Batch) else rows.first(count)
+def load_rows(rows: Batch | ShardedRows, max_from_shards: int) -> Batch:
+    """All rows if they are in memory; the first `max_from_shards` rows if they are in shards."""
+    return rows if isinstance(rows, Batch) else rows.first(max_from_shards)
 
 
 def count_rows(rows: Batch | ShardedRows) -> int:
@@ -172,7 +172,7 @@ def labels_of(data: Any, split: str, count: int) -> tuple[Tensor, Tensor | None]
     The labels are not rounded to the trainer's precision.
     """
     if isinstance(data, DataModule):
-        rows = in_memory(data.dataset.splits[split], count)
+        rows = load_rows(data.dataset.splits[split], count)
     else:
         rows = concatenate([batch.map(Tensor.cpu) for batch in getattr(data, f"{split}_dataloader")()])
     known = None if rows.known is None else rows.known[..., :count, :]

@@ -12,7 +12,7 @@ from mmoe.data.column_names import suggests_groups, suggests_weights
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import name_files
 from mmoe.data.fraction_guess import Fractions, guess_fractions
-from mmoe.data.table import default_settings
+from mmoe.data.table_data import default_settings
 from mmoe.data.task_guess import TaskGuess
 
 COMMENT_COLUMN = 42  # where comments begin, as in conf/
@@ -73,7 +73,7 @@ def draft(table: Description, main_task: str, shares: Fractions, command: str | 
         f"# {name_files(files)}: {table.rows}, {count} columns. Drafted by mmoe.describe;"
         " check the kinds of the columns and of the tasks.",
         *([f"# {command}"] if command else []),
-        "_target_: mmoe.data.table.TableData",
+        "_target_: mmoe.data.table_data.TableData",
         f"train: {to_yaml(table.source)}",
         _line(
             f"validation: {{fraction: {shares.validation}}}", shares.reason or _validation_hint(table.inputs)

@@ -50,11 +50,11 @@ def encode(frame: pd.DataFrame, schema: Schema, may_be_missing: bool = True) -> 
     jobs: list[Callable[[], None]] = []
     formats = {number.name: number.date_format for number in schema.numeric}
     position = 0
-    for column, offset in zip(schema.categorical, schema.level_offsets, strict=False):
+    for column, offset in zip(schema.categorical, schema.code_offsets, strict=False):
         target = levels[:, position : position + column.max_values]
         date_format, needed = formats.get(column.raw_name), not (may_be_missing or column.has_missing)
         jobs.append(
-            partial(_encode_levels, frame, column, date_format, offset, schema.num_levels, target, needed)
+            partial(_encode_levels, frame, column, date_format, offset, schema.num_codes, target, needed)
         )
         position += column.max_values
     for i, number in enumerate(schema.numeric):
@@ -69,7 +69,7 @@ def encode(frame: pd.DataFrame, schema: Schema, may_be_missing: bool = True) -> 
 
 def level_dtype(schema: Schema) -> torch.dtype:
     """int16 if it holds the codes of all columns and the code of an unseen level, else int32."""
-    return torch.int16 if schema.num_levels <= torch.iinfo(torch.int16).max else torch.int32
+    return torch.int16 if schema.num_codes <= torch.iinfo(torch.int16).max else torch.int32
 
 
 def count_unseen(rows: Batch, schema: Schema) -> dict[str, int]:
@@ -77,7 +77,7 @@ def count_unseen(rows: Batch, schema: Schema) -> dict[str, int]:
 
     Columns with several levels in a row are left out.
     """
-    counts = (rows.levels == schema.num_levels).sum(0).tolist()
+    counts = (rows.levels == schema.num_codes).sum(0).tolist()
     columns = [schema.categorical[i] for i in schema.column_of_position]
     found = {one.name: count for one, count in zip(columns, counts, strict=True) if not one.is_multi}
     missing = rows.numbers.isnan().sum(0).tolist()

@@ -99,7 +99,7 @@ def _with_bins(
     bins = _drop_narrow_bins(edges.tolist())
     if len(bins) == 1:
         std, bins = 1.0, _bin_of_constant(mean)
-    return replace(column, mean=mean, std=std, bins=bins, values=tuple(frequent.tolist()))
+    return replace(column, mean=mean, std=std, bins=bins, frequent_values=tuple(frequent.tolist()))
 
 
 def _origin(values: np.ndarray) -> float:

@@ -61,14 +61,14 @@ class Schema:
             raise ArgumentError(f"row_origin={self.row_origin}: must be one of {', '.join(ORIGINS)}")
 
     @property
-    def level_offsets(self) -> list[int]:
-        """The first code of each categorical column, followed by `num_levels`."""
+    def code_offsets(self) -> list[int]:
+        """The first code of each categorical column, followed by `num_codes`."""
         return [0, *accumulate(column.num_codes for column in self.categorical)]
 
     @property
-    def num_levels(self) -> int:
-        """Number of codes in all categorical columns; also the code of an unseen level."""
-        return self.level_offsets[-1]
+    def num_codes(self) -> int:
+        """The number of codes of all categorical columns; also the code of an unseen level."""
+        return self.code_offsets[-1]
 
     @property
     def column_of_position(self) -> list[int]:

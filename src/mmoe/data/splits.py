@@ -46,7 +46,7 @@ def assemble(schema: Schema, train: Batch, held_out: Batch, split_seed: int) -> 
 
 def with_modes(schema: Schema, levels: Tensor) -> Schema:
     """The schema with each column's most frequent code in the training rows `levels` [N, P]."""
-    counts = torch.bincount(levels.flatten(), minlength=schema.num_levels)[: schema.num_levels]
+    counts = torch.bincount(levels.flatten(), minlength=schema.num_codes)[: schema.num_codes]
     by_column = torch.split(counts, [column.num_codes for column in schema.categorical])
     categorical = tuple(
         replace(column, mode=int(column_counts.argmax()) if column.num_codes else 0)

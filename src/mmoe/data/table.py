@@ -1,314 +1,239 @@
-"""The data module of a table: CSV, Parquet or Arrow files with one row for each example.
+"""A table of DataFrames or files, for use from Python, with the kinds of its columns and its tasks."""
 
-The YAML that `python -m mmoe.describe` writes has every argument, with comments.
-"""
-
-import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from mmoe.checks import check_integers, check_seeds
-from mmoe.data import cache
-from mmoe.data.column_guess import guess
-from mmoe.data.column_options import ColumnOptions, column_options, to_plain
+from mmoe.checks import check_argument
+from mmoe.data.column_guess import Guess, guess
+from mmoe.data.column_options import column_options
 from mmoe.data.column_values import values_of
 from mmoe.data.csv_options import CsvOptions
-from mmoe.data.data_files import find_files, name_files
-from mmoe.data.datamodule import DataModule
-from mmoe.data.encode_shards import load_or_encode
-from mmoe.data.encode_table import encode_table
-from mmoe.data.engine import check_engine, open_engine
-from mmoe.data.file_states import FileState
+from mmoe.data.data_files import CSV, file_kind, find_files
+from mmoe.data.draft import batch_size
 from mmoe.data.fraction_guess import USUAL_FRACTIONS
-from mmoe.data.memory import memory_size, memory_to_encode
-from mmoe.data.raw_column import column_of
-from mmoe.data.raw_rows import RowFormat
-from mmoe.data.schema import Schema
-from mmoe.data.split_rules import SplitRule, parse_split
-from mmoe.data.splits import Dataset
-from mmoe.data.table_files import locate, read_names, read_table
-from mmoe.data.table_request import Request, text_rules
-from mmoe.data.table_source import Source, states_of
-from mmoe.errors import ArgumentError, UserError
-from mmoe.tasks import Task, with_groups
-from mmoe.tasks.serialization import task_from_config, task_to_json
+from mmoe.data.frames import table_of_frame
+from mmoe.data.split_rules import parse_split
+from mmoe.data.suspects import find_suspects
+from mmoe.data.table_data import default_settings
+from mmoe.data.table_files import read_table
+from mmoe.data.task_guess import TaskGuess, guess_task
+from mmoe.errors import ArgumentError, UserError, unknown_key
+from mmoe.tasks import Task
+from mmoe.tasks.serialization import task_from_config, task_to_config
 
-MAX_GUESSED_ROWS = 2**18  # the kinds of the columns of streamed rows are guessed from this many rows
+Rows = pd.DataFrame | str | Path | Sequence[str]
+# Fields of tasks that are set elsewhere.
+NOT_IN_TASKS = {
+    "classes": "they are those of the training rows",
+    "group_by": "it is an argument of the Table",
+}
 
 
-class TableData(DataModule):
-    """Data module of a table.
+class Table:
+    """Rows with the kinds of their columns and the tasks to learn. `repr` shows both, with remarks.
 
     Args:
-        train: a file, a glob, a folder, or a list of these.
-        validation, test: files as for `train`, or a rule that takes rows from the training or the test files;
-            see `split_rules.SplitRule`.
-        columns: the kind of each input column, or a mapping with its options; see `ColumnOptions`. None: the
-            columns that no task or split uses, with the kinds that `describe` guesses. Constants, row
-            numbers, ids and empty columns are left out.
-        tasks: for each task name, a mapping with the label's `column` and options; see `mmoe.tasks`. A task
-            that is None is left out.
-        main_task: the task that the others support; its validation metric chooses the epoch. None: the first.
-        weight: a column with the weight of each row in the loss of the tasks that have none of their own.
-        group_by: a column with the group of each validation and test row, such as a user's id. Binary tasks
-            then have the metric `grouped_auroc`; see `mmoe.metrics.grouped_auroc`.
-        csv: how CSV files are written; see `CsvOptions`.
-        num_bins: upper limit for the quantile bins of a numeric column.
-        split_seed: seed of random splits.
-        cache_dir: directory for encoded rows; None is the user's cache directory.
-        stream: whether rows are encoded in shards and read from disk during training: true, false, or `auto`,
-            which streams them if they might not fit into memory.
-        engine: what encodes the shards: `local`, the cores of this machine, or `dask`.
-        dask_address: the address of a Dask scheduler, such as tcp://host:8786; None starts one here.
-        schema: the schema of a run, to encode with; None fits one to the training rows.
-        batch_size, eval_batch_size, resident, seed: see `DataModule`.
+        train: training rows: a DataFrame, or files as in the `train` of a configuration.
+        tasks: a mapping from the name of each task to a task, such as `Regression("spend")`, or to the
+            column of its label; the kind of the task is then guessed. A list of columns makes tasks with the
+            names of their columns.
+        test, validation: rows as for `train`, or a rule that takes them from the training rows, such as
+            `{"fraction": 0.1, "by": "user_id"}`; see `mmoe.data.split_rules.SplitRule`. The default
+            fractions are 0.2 for the test and 0.1 for validation.
+        columns: kinds by column, as in a configuration; None leaves a column out. The kinds of the other
+            columns are guessed, but a column that a task or a rule names is no input unless it is given here.
+        main_task: the task whose validation metric chooses the epoch; by default the first.
+        weight: a column with the weight of each row in the loss.
+        group_by: a column with the group of each row, such as a user's id, for the metric `grouped_auroc`.
+        csv: how CSV files are written, as in a configuration.
 
     Raises:
-        ArgumentError: an argument breaks a rule.
+        UserError: the rows cannot be read, or an argument breaks a rule.
     """
-
-    takes_schema = True
 
     def __init__(
         self,
-        *,
-        train: str | Sequence[str],
-        test: Any,
-        tasks: Mapping[str, Mapping[str, Any] | None] | None,
-        validation: Any = None,
+        train: Rows,
+        tasks: Mapping[str, str | Task] | Sequence[str],
+        test: Rows | Mapping[str, Any] | None = None,
+        validation: Rows | Mapping[str, Any] | None = None,
         columns: Mapping[str, Any] | None = None,
         main_task: str | None = None,
         weight: str | None = None,
         group_by: str | None = None,
         csv: Mapping[str, Any] | None = None,
-        num_bins: int = 48,
-        split_seed: int = 0,
-        cache_dir: str | None = None,
-        stream: bool | str = "auto",
-        engine: str = "local",
-        dask_address: str | None = None,
-        schema: Schema | None = None,
-        batch_size: int = 256,
-        eval_batch_size: int = 8192,
-        resident: bool = True,
-        seed: int = 0,
     ) -> None:
-        super().__init__(self._load_or_encode, batch_size, eval_batch_size, resident, seed)
-        if not isinstance(stream, bool) and stream != "auto":
-            raise ArgumentError(f"stream={stream}: must be true, false or auto")
-        check_engine(engine, dask_address)
-        self.stream, self.engine, self.dask_address = stream, engine, dask_address
-        self.tasks = _parse_tasks(tasks, main_task, weight)
-        if group_by is not None:
-            self.tasks = with_groups(self.tasks, group_by)
-        given = parse_split("train", train)
-        if isinstance(given, SplitRule):
-            raise ArgumentError(f"train={train}: must be a file or a list of files")
-        self.train_files = given
-        self.validation = parse_split(
-            "validation", {"fraction": USUAL_FRACTIONS.validation} if validation is None else validation
+        by_name = _parse_tasks(tasks)
+        is_task = isinstance(main_task, str) and main_task in by_name
+        check_argument(
+            main_task is None or is_task, "main_task", main_task, f"must be one of {', '.join(by_name)}"
         )
-        self.test = parse_split("test", test)
-        for name, rule in (("validation", self.validation), ("test", self.test)):
-            if isinstance(rule, SplitRule) and rule.of == "test" and not isinstance(self.test, list):
-                raise ArgumentError(f"{name}.of=test: needs a test file")
-        if columns is not None and not isinstance(columns, Mapping):
-            raise ArgumentError(f"columns={columns}: must map names of columns to their kinds")
-        self.columns = None
-        if columns is not None:
-            given_columns = {name: one for name, one in columns.items() if one is not None}
-            self.columns = {name: column_options(name, one) for name, one in given_columns.items()}
-            if not self.columns:
-                raise ArgumentError("columns={}: must name at least one column")
-            self._check_inputs(self.columns)
-        self.csv = CsvOptions.parse(csv)
-        check_integers(2, num_bins=num_bins)
-        check_seeds(split_seed=split_seed)
-        self.num_bins, self.split_seed = num_bins, split_seed
-        self.cache_dir = cache.directory(cache_dir)
-        self.given_schema = schema
-
-    @property
-    def cache_name(self) -> str:
-        """How names of cache files begin."""
-        return "table"
-
-    def raw_column(self, name: str, split: str) -> pd.Series | None:
-        """A column of the files for a split's rows; None if it does not exist or the rows are in shards."""
-        sources = self._sources()
-        source = sources[self._request(sources).source_of(split)]
-        if name not in source.names() or split not in self.dataset.positions:
-            return None
-        column = column_of(source.read([name]), name)
-        return column.iloc[self.dataset.positions[split].numpy()].reset_index(drop=True)
-
-    def _request(self, sources: Mapping[str, Source]) -> Request:
-        """The table to be encoded."""
-        given = {"test": self.test, "val": self.validation}
-        return Request(
-            {name: list(source.files.values()) for name, source in sources.items()},
-            {split: rule for split, rule in given.items() if isinstance(rule, SplitRule)},
-            self.csv,
-            self.columns or {},
-            self.tasks,
-            self.num_bins,
-            self.split_seed,
-            self.given_schema,
-        )
-
-    def _sources(self) -> dict[str, Source]:
-        """The sources by name: `train`, and `validation` and `test` if they have files of their own."""
-        given = {"train": self.train_files, "validation": self.validation, "test": self.test}
-        sources = {}
-        for name, patterns in given.items():
-            if isinstance(patterns, SplitRule):
-                continue
-            try:
-                files = find_files(patterns)
-            except UserError as error:
-                raise UserError(f"data.{name}: {error}") from None
-            # Without folders, so that a folder may move; with them if two files have the same name.
-            short = [Path(file).name for file in files]
-            keys = short if len(set(short)) == len(files) else files
-            named = {f"{name}/{key}": file for key, file in zip(keys, files, strict=True)}
-            names, read = partial(read_names, files, self.csv), partial(self._read, files)
-            place = partial(locate, files, self.csv)
-            sources[name] = Source(name_files(files), named, names, read, place)
-        return sources
-
-    def _read(self, files: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-        """The columns as a frame of Arrow arrays. Levels stay text as written in CSV."""
-        rules = text_rules(self.csv, self.columns or {}, self.tasks)
-        table = read_table(files, self.csv, columns, rules.text, rules.numbers)
-        frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype)
-        return frame
-
-    @classmethod
-    def row_format(cls, config: Mapping[str, Any], schema: Schema) -> RowFormat:
-        """How rows to predict are written, for a run with these arguments and this schema."""
-        csv = CsvOptions.parse(config.get("csv"))
-        return RowFormat(lambda _: csv, may_be_missing=True)
-
-    def _load_or_encode(self) -> Dataset:
-        """The encoded rows, from the cache if the same files were encoded before with the same options."""
-        sources = self._sources()
-        is_streamed = self._is_streamed(sources)
-        if self.columns is None:
-            self.columns = self._guess_columns(sources, MAX_GUESSED_ROWS if is_streamed else None)
-        states = states_of(sources)
-        digests = {name: state.digest for name, state in states.items()}
-        key = self._cache_key(states, digests)
-        if not is_streamed:
-            build = partial(self._encode, sources, digests)
-            return cache.load_or_build(self.cache_dir, self.cache_name, key, build)
-        folder = cache.entry(self.cache_dir, f"{self.cache_name}-shards", key)
-        engine = partial(open_engine, self.engine, self.dask_address)
-        return load_or_encode(folder, self._request(sources), digests, engine)
-
-    def _encode(self, sources: Mapping[str, Source], digests: Mapping[str, str]) -> Dataset:
-        """The rows, encoded in memory."""
-        dataset = encode_table(sources, self._request(sources))
-        origin = self._row_origin(dataset.schema.num_rows)
-        schema = replace(dataset.schema, row_origin=origin, files=dict(digests))
-        return replace(dataset, schema=schema)
-
-    def _cache_key(self, states: Mapping[str, FileState], digests: Mapping[str, str]) -> dict[str, Any]:
-        """All that the encoded rows depend on."""
-        assert self.columns is not None
-        key: dict[str, Any] = {
-            "files": [[name, *state] for name, state in states.items()],
-            "splits": [str(self.validation), str(self.test), self.split_seed],
-            "columns": [*to_plain(self.columns).items()],  # inputs have this order
-            "tasks": [task_to_json(task) for task in self.tasks],
-            "csv": str(self.csv),
-            "num_bins": self.num_bins,
+        for name, options in (("columns", columns), ("csv", csv)):
+            check_argument(isinstance(options, Mapping | None), name, options, "must be a mapping")
+        kinds: dict[str, Any] = _without_numpy(columns or {})
+        csv = _without_numpy(csv)
+        self._options = {"main_task": main_task, "weight": weight, "group_by": group_by, "csv": csv or None}
+        csv_options = CsvOptions.parse(csv)
+        given_rows = {
+            "train": train,
+            "validation": {"fraction": USUAL_FRACTIONS.validation} if validation is None else validation,
+            "test": {"fraction": USUAL_FRACTIONS.test} if test is None else test,
         }
-        # A schema that was fitted to these files is left out, so that the entry from training is found.
-        if self.given_schema and self.given_schema.files != digests:
-            key["schema"] = self.given_schema.to_json()
-        return key
+        self._rows = {name: _parse_rows(name, rows) for name, rows in given_rows.items()}
+        table = self._rows["train"]
+        self._is_csv = False
+        if not isinstance(table, pa.Table):
+            files = find_files(table)
+            self._is_csv = file_kind(files[0]) == CSV
+            table = read_table(files, csv_options)
+        self.num_rows = len(table)
+        self._values = {name: values_of(name, table[name]) for name in table.column_names}
+        for name, column in (("weight", weight), ("group_by", group_by)):
+            if column is not None:
+                self._check_column(name, column)
+        for name, kind in kinds.items():
+            self._check_column("columns", name)
+            if kind is not None:
+                column_options(name, kind)
+        guessed = {name: self._guess_task(name, task) for name, task in by_name.items()}
+        named = self._named_tasks(by_name, guessed)
+        self.tasks = {name: task_to_config(task) for name, task in named.items()}
+        # A task that is given as a task needs no remark about its kind.
+        remarks = {
+            name: one.remarks for name, one in guessed.items() if one and isinstance(by_name[name], str)
+        }
+        self._task_remarks: dict[str, list[str]] = {name: [] for name in by_name} | remarks
+        used = {name for task in named.values() for name in (task.column, task.where, task.weight)}
+        used |= {weight} if weight else set()
+        for rule in (validation, test):
+            if isinstance(rule, Mapping):
+                used |= {str(rule[key]) for key in ("column", "by") if key in rule}
+        free = [values for name, values in self._values.items() if name not in used | kinds.keys()]
+        self._guesses = [guess(values, self._is_csv) for values in free]
+        inputs = [one.values for one in self._guesses if not one.reason]
+        self.suspects = find_suspects([one for one in guessed.values() if one], inputs)
+        found = {one.values.name: one.to_plain() for one in self._guesses if self._is_input(one)}
+        kinds = found | kinds
+        self.columns = {name: kinds[name] for name in self._values if kinds.get(name) is not None}
 
-    def _is_streamed(self, sources: Mapping[str, Source]) -> bool:
-        """Whether the rows are encoded in shards."""
-        if self.stream == "auto":
-            count = len(self.columns or sources["train"].names())
-            files = [path for source in sources.values() for path in source.files.values()]
-            return memory_to_encode(files, count) > memory_size() / 2
-        return bool(self.stream)
+    def __repr__(self) -> str:
+        width = max(map(len, self._values))
+        lines = [f"Table of {self.num_rows:,} rows"]
+        for name, task in self.tasks.items():
+            others = {key: value for key, value in task.items() if key not in ("column", "kind")}
+            text = f"task {name}: {task['kind']}{_in_brackets(others)}"
+            lines.append(f"  {task['column']:<{width}}  {text}{_as_comment(self._task_remarks[name])}")
+        remarks = {one.values.name: one.remarks for one in self._guesses}
+        for name, kind in self.columns.items():
+            options = dict(kind) if isinstance(kind, Mapping) else {"kind": kind}
+            text = f"{options.pop('kind', '')}{_in_brackets(options)}"
+            lines.append(f"  {name:<{width}}  {text}{_as_comment(remarks.get(name, ()))}")
+        for one in self._guesses:
+            if not self._is_input(one):
+                reason = one.reason or f"gives a label away: {self.suspects[one.values.name]}"
+                lines.append(f"  {one.values.name:<{width}}  left out: {reason}")
+        return "\n".join(lines)
 
-    def _row_origin(self, num_rows: Mapping[str, int]) -> str:
-        """The `row_origin` of the schema, judged by the number of rows in each split."""
-        return "custom"
+    def config(self, folder: str) -> dict[str, Any]:
+        """The configuration of the data module. DataFrames are named as files in `folder`, the run folder."""
+        rows = {}
+        for name, given in self._rows.items():
+            rows[name] = f"{folder}/data/{name}.parquet" if isinstance(given, pa.Table) else given
+        return {
+            "_target_": "mmoe.data.table_data.TableData", **default_settings(), **rows, **self._options,
+            "batch_size": batch_size(self.num_rows),
+            "columns": self.columns, "tasks": self.tasks,
+        }  # fmt: skip
 
-    def _guess_columns(
-        self, sources: Mapping[str, Source], max_rows: int | None = None
-    ) -> dict[str, ColumnOptions]:
-        """The kinds of all columns that no task or split uses, from the first `max_rows` rows or from all."""
-        train, request = sources["train"], self._request(sources)
-        others = {name for rule in request.rules.values() for name in rule.needed_columns}
-        others |= set(request.other_columns("train"))
-        names = [name for name in train.names() if name not in others]
-        if self.given_schema:  # which was perhaps fitted with other split rules
-            names = [name for name in names if name in self.given_schema.input_columns]
-        if not names:
-            raise UserError(f"{train.name}: must have a column that no task or split uses")
-        if max_rows is None:
-            frame = train.read(names)
-        else:
-            table = read_table(list(train.files.values()), self.csv, names, max_rows=max_rows)
-            frame = table.to_pandas(types_mapper=pd.ArrowDtype)
-        guesses = [guess(values_of(name, frame[name].array.__arrow_array__())) for name in names]
-        inputs = [one for one in guesses if not one.reason]
-        if not inputs:
-            left_out = f"column {guesses[0].values.name} is left out: {guesses[0].reason}"
-            raise UserError(f"{train.name}: must have a column that is an input; {left_out}")
-        found = {one.values.name: column_options(one.values.name, one.to_plain()) for one in inputs}
-        if self.given_schema:
-            # An input of the schema is not in `found` if it is constant in these rows, or if a rule names it.
-            found = {name: ColumnOptions(kind) for name, kind in _kinds(self.given_schema).items()} | found
-        return {name: found[name] for name in train.names() if name in found}
+    def frames(self, folder: Path) -> dict[Path, pa.Table]:
+        """The DataFrames, by the files in the run folder that `config` names."""
+        tables = {name: given for name, given in self._rows.items() if isinstance(given, pa.Table)}
+        return {folder / "data" / f"{name}.parquet": table for name, table in tables.items()}
 
-    def _check_inputs(self, columns: Iterable[str]) -> None:
-        for task in self.tasks:
-            if task.column in columns:
-                what = f"the column that the label of task {task.name} is made from"
-                raise ArgumentError(f"columns: {task.column!r} is {what}, so it must not be an input")
+    def _check_column(self, argument: str, name: Any) -> None:
+        is_column = isinstance(name, str) and name in self._values
+        check_argument(is_column, argument, name, unknown_key(str(name), list(self._values)))
 
+    def _guess_task(self, name: str, task: str | Task) -> TaskGuess | None:
+        """What the values say about a task; None if its kind is given and the values cannot be a label."""
+        column = task if isinstance(task, str) else task.column
+        if column not in self._values:
+            raise ArgumentError(f"tasks.{name}: column {column!r} {unknown_key(column, list(self._values))}")
+        try:
+            return guess_task(name, self._values[column], self._is_csv)
+        except UserError:
+            if isinstance(task, str):
+                raise
+            return None
 
-def _kinds(schema: Schema) -> dict[str, str]:
-    """The kinds of a schema's input columns."""
-    kinds = {}
-    for column in schema.categorical:
-        kind = "multi" if column.is_multi else "categorical"
-        kinds[column.raw_name] = "datetime" if column.part else kind
-    return kinds | {one.name: "datetime" if one.is_datetime else "numeric" for one in schema.numeric}
+    def _named_tasks(self, tasks: Mapping[str, str | Task], guessed: Mapping[str, Any]) -> dict[str, Task]:
+        """Each task with its name. A task that is given as a column is the guessed one."""
+        named = {}
+        for name, task in tasks.items():
+            if isinstance(task, Task):
+                named[name] = replace(task, name=name)
+            else:
+                named[name] = task_from_config(name, guessed[name].to_plain())
+        return named
 
-
-def _parse_tasks(
-    tasks: Mapping[str, Mapping[str, Any] | None] | None, main_task: str | None, weight: str | None
-) -> list[Task]:
-    """The tasks, the main task first."""
-    if tasks is not None and not isinstance(tasks, Mapping):
-        raise ArgumentError(f"tasks={tasks}: must map names of tasks to options, such as {{column: clicked}}")
-    found = [task_from_config(name, one) for name, one in (tasks or {}).items() if one is not None]
-    if not found:
-        raise ArgumentError("tasks={}: must name at least one task")
-    names = [task.name for task in found]
-    if main_task is not None and main_task not in names:
-        raise ArgumentError(f"main_task={main_task}: must be one of {', '.join(names)}")
-    if weight:
-        found = [task if task.weight else replace(task, weight=weight) for task in found]
-    return sorted(found, key=lambda task: task.name != main_task) if main_task else found
+    def _is_input(self, one: Guess) -> bool:
+        return not one.reason and one.values.name not in self.suspects
 
 
-def default_settings() -> dict[str, Any]:
-    """The settings of a table that have a default, as they stand in a configuration."""
-    parameters = inspect.signature(TableData).parameters.values()
-    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
-    del defaults["schema"]  # not a setting: `evaluate` and `predict` give a run's schema
-    return defaults | {"cache_dir": "${oc.env:MMOE_CACHE_DIR,null}", "seed": "${seed}"}
+def _parse_rows(name: str, given: Any) -> Any:
+    """Rows as a configuration has them: a list of files, or a rule. A DataFrame becomes an Arrow table."""
+    if isinstance(given, pd.DataFrame):
+        try:
+            return table_of_frame(given)
+        except UserError as error:
+            raise ArgumentError(f"{name}: {error}") from None
+    if isinstance(given, Mapping) and name != "train":
+        rule = _without_numpy(given)
+        parse_split(name, rule)
+        return rule
+    files = [given] if isinstance(given, str | Path) else given
+    are_files = isinstance(files, list | tuple) and all(isinstance(f, str | Path) and str(f) for f in files)
+    rule = "must be a DataFrame, a file or a list of files"
+    rule += "" if name == "train" else ", or a mapping such as {'fraction': 0.1}"
+    check_argument(are_files and len(files) > 0, name, given, rule)
+    return [str(file) for file in files]
+
+
+def _without_numpy(value: Any) -> Any:
+    """A copy of an option's value with plain numbers and lists, because configurations hold nothing else."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _without_numpy(one) for key, one in value.items()}
+    return [_without_numpy(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _parse_tasks(tasks: Any) -> Mapping[str, str | Task]:
+    """The tasks by name."""
+    is_list = isinstance(tasks, list | tuple) and all(isinstance(name, str) for name in tasks)
+    by_name = {name: name for name in tasks} if is_list else tasks
+    is_mapping = isinstance(by_name, Mapping) and all(isinstance(name, str) and name for name in by_name)
+    rule = "must map names of tasks to tasks or columns, or be a list of columns; all names are text"
+    check_argument(is_mapping and len(by_name) > 0, "tasks", tasks, rule)
+    for name, task in by_name.items():
+        for key, where in NOT_IN_TASKS.items():
+            given = getattr(task, key, None)
+            check_argument(not given, f"tasks.{name}.{key}", given, f"must be left out; {where}")
+        rule = f"must be a column's name, or a task such as mmoe.Regression({name!r})"
+        check_argument(isinstance(task, str | Task), f"tasks.{name}", task, rule)
+    return by_name
+
+
+def _in_brackets(options: Mapping[str, Any]) -> str:
+    listed = ", ".join(f"{key} {value}" for key, value in options.items())
+    return f" ({listed})" if listed else ""
+
+
+def _as_comment(remarks: Sequence[str]) -> str:
+    return f"  # {'; '.join(remarks)}" if remarks else ""

@@ -35,7 +35,7 @@ def with_target_statistics(schema: Schema, parts: Iterable[Batch]) -> Schema:
     the labels of its rows. The last statistic is the logarithm of 1 + the level's number of rows. Each is
     standardised over the training rows.
     """
-    size = schema.num_levels + 1  # the last code is an unseen level, and an unused position
+    size = schema.num_codes + 1  # the last code is an unseen level, and an unused position
     counts = torch.zeros(size, dtype=torch.float64)
     # For each task, the sums of targets and weights by code [L + 1, K + 1], and of all rows [K + 1].
     widths = [task.target_numbers(torch.zeros(1)).shape[1] + 1 for task in schema.tasks]
@@ -63,7 +63,7 @@ def with_target_statistics(schema: Schema, parts: Iterable[Batch]) -> Schema:
     joined = torch.cat([*statistics, (1 + counts).log()[:, None]], 1)  # [L + 1, S]
     columns = []
     for i, column in enumerate(schema.categorical):
-        place = slice(*schema.level_offsets[i : i + 2])
+        place = slice(*schema.code_offsets[i : i + 2])
         if column.encoding:
             table = _standardised(joined[place], counts[place]).tolist()
             column = replace(column, statistics=tuple(map(tuple, table)))

@@ -38,7 +38,7 @@ class ColumnEmbeddings(nn.Module):
         self.sizes = [column.max_values for column in columns]
         start = sum(column.max_values for column in schema.categorical[:first])
         self.positions = slice(start, start + sum(self.sizes))
-        self.offsets = schema.level_offsets[first : first + len(columns)]
+        self.offsets = schema.code_offsets[first : first + len(columns)]
         self.tables = nn.ModuleList(_table(column.num_codes, column.size) for column in columns)
 
     def forward(self, levels: Tensor) -> Tensor:
@@ -88,10 +88,10 @@ class TargetStatistics(nn.Module):
         self.columns = [i for i in chosen for _ in range(width)]
         self.sizes = [column.max_values for column in columns]
         positions = [p for p, i in enumerate(schema.column_of_position) if i in set(chosen)]
-        table = torch.zeros(schema.num_levels + 1, width)  # the last row is an unseen level
+        table = torch.zeros(schema.num_codes + 1, width)  # the last row is an unseen level
         for i, column in zip(chosen, columns, strict=True):
             own = torch.tensor(column.statistics).view(column.num_codes, width)
-            table[slice(*schema.level_offsets[i : i + 2])] = own
+            table[slice(*schema.code_offsets[i : i + 2])] = own
         # The buffers follow from the schema, so a checkpoint need not hold them.
         self.positions = nn.Buffer(torch.tensor(positions, dtype=torch.long), persistent=False)
         self.table = nn.Buffer(table, persistent=False)

@@ -167,8 +167,8 @@ class PiecewiseLinearAndValues(nn.Module):
     def __init__(self, schema: Schema) -> None:
         super().__init__()
         self.bins = PiecewiseLinear(schema)
-        columns = [i for i, numeric in enumerate(schema.numeric) for _ in numeric.values]
-        values = [value for numeric in schema.numeric for value in numeric.values]
+        columns = [i for i, numeric in enumerate(schema.numeric) for _ in numeric.frequent_values]
+        values = [value for numeric in schema.numeric for value in numeric.frequent_values]
         self.column = nn.Buffer(torch.tensor(columns, dtype=torch.long), persistent=False)
         self.value = nn.Buffer(float32(values), persistent=False)
         self.num_outputs = self.bins.num_outputs + len(values)

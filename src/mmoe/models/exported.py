@@ -40,7 +40,7 @@ def random_inputs(schema: Schema, count: int) -> tuple[Tensor, Tensor]:
     levels = torch.empty(count, len(schema.column_of_position), dtype=torch.int64)
     for i, (first, last) in enumerate(zip(*level_bounds(schema), strict=True)):
         drawn = torch.randint(int(first), int(last) + 2, (count,), generator=random)
-        levels[:, i] = torch.where(drawn > last, schema.num_levels, drawn)
+        levels[:, i] = torch.where(drawn > last, schema.num_codes, drawn)
     low = torch.tensor([column.bins[0] for column in schema.numeric])
     high = torch.tensor([column.bins[-1] for column in schema.numeric])
     share = 1.2 * torch.rand(count, len(schema.numeric), generator=random) - 0.1

@@ -169,7 +169,7 @@ class Inputs(nn.Module):
         possible = self._gives_sparse(batch_size, rows.numbers) and not self.dropout.p
         if not possible or not self.check(rows.levels, rows.numbers):
             return rows
-        if torch.iinfo(rows.levels.dtype).max < self._schema.num_levels:
+        if torch.iinfo(rows.levels.dtype).max < self._schema.num_codes:
             return rows  # `SparseEncoder.inputs` casts the most frequent codes to this dtype; they do not fit
         return rows._replace(sparse=self._sparse_encoder.encode(rows.levels, rows.numbers.float()))
 

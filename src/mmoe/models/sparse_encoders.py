@@ -47,7 +47,7 @@ class SparseLevels:
         self.scale = scale
         columns = schema.categorical[: schema.num_one_hot]
         has_mode = [column.max_values == 1 and column.num_codes > 0 for column in columns]
-        offsets = schema.level_offsets
+        offsets = schema.code_offsets
         modes = [offsets[i] + c.mode if has_mode[i] else -1 for i, c in enumerate(columns)]
         own = [i for i in schema.column_of_position if i < len(columns)]
         self.modes = torch.tensor([modes[i] for i in own], dtype=torch.long)  # [P], -1: none
@@ -133,9 +133,9 @@ class SparseValues:
     """Frequent values of numbers: one basis row for each, with a single 1."""
 
     def __init__(self, schema: Schema) -> None:
-        self.first = _starts([len(column.values) for column in schema.numeric])
-        self.values = _padded([float32(column.values) for column in schema.numeric])
-        self.basis = sparse.eye_array(sum(len(column.values) for column in schema.numeric))
+        self.first = _starts([len(column.frequent_values) for column in schema.numeric])
+        self.values = _padded([float32(column.frequent_values) for column in schema.numeric])
+        self.basis = sparse.eye_array(sum(len(column.frequent_values) for column in schema.numeric))
 
     def encode(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """A coefficient of 1 where a number is one of the frequent values, else 0."""

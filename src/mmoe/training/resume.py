@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import CSVLogger
 from mmoe.atomic import remove_if_empty
 from mmoe.build import locate
 from mmoe.cli.overrides import quote_override
-from mmoe.cli.sweep_jobs import in_sweep
+from mmoe.cli.sweep_jobs import is_sweep_job
 from mmoe.data.schema import Schema
 from mmoe.errors import Stopped, UserError, exit_code
 from mmoe.training import checkpoints, run_folder, stored_config
@@ -41,7 +41,7 @@ def run_to_train(config: DictConfig) -> tuple[Path, DictConfig, bool]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.get("resume") is not None:
         return *resume(Path(str(config.resume)), folder, HydraConfig.get().overrides.task, config), True
-    starts_again = in_sweep() or int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    starts_again = is_sweep_job() or int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
     return folder, config, starts_again and stored_config.is_run_of(folder, config)
 
 

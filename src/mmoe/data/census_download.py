@@ -13,8 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mmoe.atomic import sync
-from mmoe.data.archive import BLOCK_BYTES, MAX_ARCHIVE_BYTES, DownloadError, unpack
 from mmoe.data.cache import lock
+from mmoe.data.census_archive import BLOCK_BYTES, MAX_ARCHIVE_BYTES, DownloadError, unpack
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 60
 MIN_BYTES_PER_S = 10_000  # the average speed must not be lower, after READ_TIMEOUT_S of grace
