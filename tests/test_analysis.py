@@ -4,7 +4,9 @@ import json
 import math
 import re
 import shutil
+import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from torchmetrics.functional.classification import binary_auroc
 import mmoe
 from mmoe import analysis, load
 from mmoe.analysis.ablation import _masking, gate_layer
-from mmoe.analysis.drawing import panels
+from mmoe.analysis.drawing import fit_name, panels
 from mmoe.analysis.gates import _with_dates, subgroups
 from mmoe.errors import UserError
 from mmoe.run import compute_outputs
@@ -219,6 +221,53 @@ def test_panels_fill_their_rows(count: int, columns: int):
     figure.draw_without_rendering()
     assert len(axes) == count
     assert len({round(one.get_position().x0, 2) for one in axes}) == columns
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("income", "income"),
+        ("", ""),
+        ("Will_buy_next_year", "Will_buy_next_year"),
+        ("rare event of the customer", "rare event of the\ncustomer"),
+        ("bought_in_the_next_twelve_months", "bought_in_the_next_\ntwelve_months"),
+        ("x" * 45, f"{'x' * 20}\n{'x' * 20}\n{'x' * 5}"),
+        ("x" * 99, f"{'x' * 20}\n{'x' * 20}\n{'x' * 17}..."),
+        ("from $5 to $6", r"from \$5 to \$6"),
+    ],
+)
+def test_names_fit_into_figures(name: str, expected: str):
+    assert fit_name(name) == expected
+
+
+def test_long_names_leave_room_for_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=300)
+    names = ["rare_event_of_the_customer_in_the_next_twelve_months", "bought_something_in_the_shop_or_online"]
+    labels = {name: (x + rng.normal(size=300) > 0.3).astype(int) for name in names}
+    prices = rng.choice([r"from $5 to $6", r"$\frac above $7", "none"], 300)
+    tags = rng.choice(["a|b", "b|c", "a"], 300)
+    frame = pd.DataFrame({"x": x, "price": prices, "tags": tags, **labels})
+    table = mmoe.Table(
+        frame,
+        names,
+        columns={"x": "numeric", "tags": {"kind": "multi", "separator": "|"}, "price": "categorical"},
+    )
+    run = mmoe.fit(table, "run", "trainer.max_epochs=1")
+    plots = [analysis.plot_roc, analysis.plot_precision_recall, analysis.plot_calibration]
+    plots += [analysis.plot_gate_weights, analysis.plot_gate_distributions, analysis.plot_gate_similarity]
+    plots += [analysis.plot_training_curves, analysis.plot_expert_ablation]
+    plots += [partial(analysis.plot_gate_weights_by, column=column) for column in ("price", "tags")]
+    for plot in plots:
+        figure = plot(run)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # such as "axes sizes collapsed to zero"
+            figure.draw_without_rendering()
+        for axes in figure.axes:
+            if axes.get_label() != "<colorbar>":
+                assert min(axes.get_position().size * figure.get_size_inches()) > 0.8  # inches
+    assert {"a, b", "b, c", "a"} == set(analysis.gate_weights_by(run, "tags").index)
 
 
 def test_figures_fit_their_values(smoke_run: Path, tmp_path: Path):

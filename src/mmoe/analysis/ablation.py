@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from mmoe.analysis.drawing import HATCHES, LIGHT, metric_name, panels, rows_name
+from mmoe.analysis.drawing import HATCHES, LIGHT, fit_name, metric_name, panels, rows_name
 from mmoe.errors import UserError
 from mmoe.run import Run, compute_outputs, load
 from mmoe.training.task_metrics import TaskMetrics
@@ -72,8 +72,8 @@ def plot_expert_ablation(run: Run | Path | str, **which: Any) -> Figure:
         for place, (i, task) in enumerate(tasks):
             positions = np.arange(len(table)) + (place - (len(tasks) - 1) / 2) * width
             axes.bar(
-                positions, table[task.name], width, label=task.name, color=LIGHT[i % 4], hatch=HATCHES[i % 4],
-                edgecolor="black",
+                positions, table[task.name], width, label=fit_name(task.name), color=LIGHT[i % 4],
+                hatch=HATCHES[i % 4], edgecolor="black",
             )  # fmt: skip
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xticks(range(len(table)), [str(e) for e in table.index])

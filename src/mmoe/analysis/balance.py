@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mmoe.analysis.drawing import draw_line, panels
+from mmoe.analysis.drawing import draw_line, fit_name, panels
 from mmoe.errors import UserError
 from mmoe.run import Run, load
 
@@ -56,7 +56,7 @@ def plot_balance(run: Run | Path | str) -> Figure:
     figure, all_axes = panels(len(kinds), width=3.8, height=3.0)
     for axes, kind in zip(all_axes, kinds, strict=True):
         for i, name in enumerate(name for name in names if name.startswith(kind)):
-            draw_line(axes, table, name, i, name.partition("/")[2])
+            draw_line(axes, table, name, i, fit_name(name.partition("/")[2]))
         axes.set(title=titles[kind], xlabel="epoch")
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

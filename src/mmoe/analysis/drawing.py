@@ -1,6 +1,7 @@
 """Panels, heat maps and styles for all figures."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +40,9 @@ def heat_map(axes: Axes, table: pd.DataFrame, label: str | None, largest: float 
     values = table.to_numpy(float)
     largest = largest or float(values.max())
     image = axes.imshow(values, cmap="Greys", vmin=0, vmax=largest, aspect="auto")
-    axes.set_xticks(range(len(table.columns)), [str(name) for name in table.columns])
+    names = [str(name) for name in table.columns]
+    slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 8 else {}
+    axes.set_xticks(range(len(names)), names, **slanted)
     axes.set_yticks(range(len(table)), [str(name) for name in table.index])
     if values.shape[1] <= 16:
         for i, j in np.ndindex(*values.shape):
@@ -59,6 +62,20 @@ def draw_line(axes: Axes, table: pd.DataFrame, column: str, style: int, label: s
     marker, colour = MARKERS[style] if len(mean) < 30 else "", COLOURS[style]
     axes.plot(mean.index, mean, LINES[style], marker=marker, color=colour, label=label, mfc="white")
     axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=LIGHT[style], alpha=0.5)
+
+
+def fit_name(name: object, width: int = 20, max_lines: int = 3) -> str:
+    """A name from the data, on at most `max_lines` lines of `width` characters; dots replace the rest."""
+    words = re.findall(r"[^\s_]*[\s_]+|[^\s_]+", str(name))  # a line may also end after an underscore
+    lines = [""]
+    for part in (word[i : i + width] for word in words for i in range(0, len(word), width)):
+        if len((lines[-1] + part).rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    if len(lines) > max_lines:
+        lines[max_lines - 1 :] = [f"{lines[max_lines - 1][: width - 3]}..."]
+    # Matplotlib would read text between two dollar signs as a formula.
+    return "\n".join(line.strip() for line in lines).replace("$", r"\$")
 
 
 def legend_beside(axes: Axes) -> None:

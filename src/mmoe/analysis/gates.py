@@ -17,7 +17,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mmoe.analysis.drawing import HATCHES, LIGHT, MAX_COLUMNS, heat_map, legend_beside, panels, rows_name
+from mmoe.analysis.drawing import (
+    HATCHES,
+    LIGHT,
+    MAX_COLUMNS,
+    fit_name,
+    heat_map,
+    legend_beside,
+    panels,
+    rows_name,
+)
 from mmoe.checks import check_integers
 from mmoe.errors import UserError
 from mmoe.run import Run, load
@@ -33,8 +42,10 @@ def gate_weights(run: Run | Path | str, **which: Any) -> pd.DataFrame:
 
 def plot_gate_weights(run: Run | Path | str, **which: Any) -> Figure:
     """Draw `gate_weights` as a heat map."""
-    table = gate_weights(run, **which)
-    figure, (axes,) = panels(1, width=1.4 + 0.55 * len(table.columns), height=1.5 + 0.45 * len(table))
+    table = gate_weights(run, **which).rename(fit_name)
+    longest = max(len(line) for name in table.index for line in name.split("\n"))
+    width = 1 + 0.08 * longest + 0.55 * len(table.columns)
+    figure, (axes,) = panels(1, width=width, height=1.5 + 0.45 * len(table))
     heat_map(axes, table, "mean gate weight", _darkest(float(table.to_numpy().max()), len(table.columns)))
     axes.set(xlabel="expert", ylabel="task", title=f"Gate weights, {rows_name(which)}")
     return figure
@@ -63,7 +74,7 @@ def plot_gate_distributions(run: Run | Path | str, **which: Any) -> Figure:
         )  # fmt: skip
         for box in boxes["boxes"]:
             box.set(facecolor=LIGHT[i % 4], hatch=HATCHES[i % 4])
-        boxes["boxes"][0].set_label(task)
+        boxes["boxes"][0].set_label(fit_name(task))
     axes.set_xticks(np.arange(num_experts), [str(e) for e in range(num_experts)])
     top = max(float(weights.quantile(0.95).max()) for weights in weights_by_task.values())
     axes.set(xlabel="expert", ylabel="gate weight", ylim=(0, 1.05 * top))
@@ -98,7 +109,7 @@ def gate_weights_by(
     table = pd.concat(
         {task: values.groupby(groups, observed=True).mean() for task, values in weights.items()}, axis=1
     )
-    table.insert(0, "rows", groups.value_counts().reindex(table.index))
+    table.insert(0, ("rows", ""), groups.value_counts().reindex(table.index))
     table.index.name = column
     return table
 
@@ -108,7 +119,7 @@ def plot_gate_weights_by(run: Run | Path | str, column: str, **options: Any) -> 
     table = gate_weights_by(run, column, **options)
     tasks = [name for name in table.columns.get_level_values(0).unique() if name != "rows"]
     counts = table["rows"].to_numpy().ravel()
-    labels = [f"{name} ({count:,})" for name, count in zip(table.index, counts, strict=True)]
+    labels = [f"{fit_name(name, 40, 1)} ({count:,})" for name, count in zip(table.index, counts, strict=True)]
     num_experts = table[tasks[0]].shape[1]
     margin = (2.2 + 0.08 * max(map(len, labels))) / min(len(tasks), MAX_COLUMNS)  # of the labels, in inches
     height = 1.6 + 0.33 * len(table)
@@ -117,15 +128,15 @@ def plot_gate_weights_by(run: Run | Path | str, column: str, **options: Any) -> 
     for axes, task in zip(all_axes, tasks, strict=True):
         part = pd.DataFrame(table[task]).set_axis(labels)
         heat_map(axes, part, "mean gate weight" if axes is all_axes[-1] else None, largest)
-        axes.set(xlabel="expert", title=task)
-    all_axes[0].set_ylabel(f"{column.replace('_', ' ')} (rows)")
+        axes.set(xlabel="expert", title=fit_name(task))
+    all_axes[0].set_ylabel(f"{fit_name(column.replace('_', ' '))} (rows)")
     return figure
 
 
 def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, max_levels: int = 12) -> pd.Series:
     """Assign each row to a subgroup. The categories are in the order of the figure; see `gate_weights_by`."""
     if not pd.api.types.is_numeric_dtype(values):
-        named = values.astype(object).where(values.notna(), "(missing or unseen)").astype(str)
+        named = values.astype(object).where(values.notna(), "(missing or unseen)").map(_level_name)
         counts = named.value_counts()
         kept = list(counts.index[:max_levels])
         rest = ["(other)"] if len(counts) > max_levels else []
@@ -162,6 +173,11 @@ def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, max_levels: i
     return cut
 
 
+def _level_name(level: Any) -> str:
+    """A level as text. The lists of a multi-valued column have commas between their levels."""
+    return ", ".join(map(str, level)) if isinstance(level, list | tuple | np.ndarray) else str(level)
+
+
 def _float32_text(number: float) -> str:
     """A number without the digits that float32, in which rows are stored, adds to it."""
     if abs(number) >= FIRST_INEXACT:
@@ -192,7 +208,7 @@ def gate_similarity(run: Run | Path | str, **which: Any) -> pd.DataFrame:
 
 def plot_gate_similarity(run: Run | Path | str, **which: Any) -> Figure:
     """Draw `gate_similarity` as a heat map."""
-    table = gate_similarity(run, **which)
+    table = gate_similarity(run, **which).rename(index=fit_name, columns=fit_name)
     size = 2.2 + 0.8 * len(table)
     figure, (axes,) = panels(1, width=size + 0.8, height=size)
     heat_map(axes, table, "mean cosine of gate weights", 1.0)

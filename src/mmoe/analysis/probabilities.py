@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy.integrate import trapezoid
 from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
 
-from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, legend_beside, panels
+from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, fit_name, legend_beside, panels
 from mmoe.errors import UserError
 from mmoe.run import Run, load
 from mmoe.training.checkpoints import check_replica
@@ -35,7 +35,9 @@ def plot_roc(run: Run | Path | str, replica: int | None = None) -> Figure:
     figure, (axes,) = panels(1, width=4.2, height=4)
     for i, (task, table) in enumerate(roc(run, replica).items()):
         x, y = table["false_positive_rate"], table["true_positive_rate"]
-        axes.plot(x, y, LINES[i % 4], color=COLOURS[i % 4], label=f"{task}: area {trapezoid(y, x):.4f}")
+        axes.plot(
+            x, y, LINES[i % 4], color=COLOURS[i % 4], label=f"{fit_name(task)}: area {trapezoid(y, x):.4f}"
+        )
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
     axes.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC, test rows")
     axes.grid(alpha=0.3)
@@ -58,7 +60,9 @@ def plot_precision_recall(run: Run | Path | str, replica: int | None = None) -> 
     """Draw precision against recall for each binary task, and the share of positive labels as a thin line."""
     figure, (axes,) = panels(1, width=5.4, height=4)
     for i, (task, table) in enumerate(precision_recall(run, replica).items()):
-        axes.plot(table["recall"], table["precision"], LINES[i % 4], color=COLOURS[i % 4], label=task)
+        axes.plot(
+            table["recall"], table["precision"], LINES[i % 4], color=COLOURS[i % 4], label=fit_name(task)
+        )
         share = table["precision"].iloc[0]  # at the lowest threshold, all rows count as positive
         axes.axhline(share, linestyle=LINES[i % 4], color=COLOURS[i % 4], linewidth=0.7)
     axes.set(xlabel="recall", ylabel="precision (thin line: chance)", ylim=(0, 1.02))
@@ -91,7 +95,9 @@ def plot_calibration(run: Run | Path | str, bins: int = 10, replica: int | None 
         largest = float(max(x.max(), y.max()))  # the probabilities of a rare label are far below 1
         axes.plot([0, largest], [0, largest], color="0.6", linewidth=0.8)
         axes.plot(x, y, marker=MARKERS[0], color=COLOURS[0], markerfacecolor="white")
-        axes.set(xlabel="mean predicted probability", ylabel="observed share of positives", title=task)
+        axes.set(
+            xlabel="mean predicted probability", ylabel="observed share of positives", title=fit_name(task)
+        )
         axes.grid(alpha=0.3)
     figure.suptitle(f"Calibration, test rows in {bins} groups", fontsize="medium")
     return figure

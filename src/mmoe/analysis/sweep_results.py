@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, metric_name, panels
+from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, fit_name, metric_name, panels
 from mmoe.analysis.sweep_runs import sweep_runs
 from mmoe.errors import UserError
 from mmoe.intervals import half_interval
@@ -64,7 +64,9 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
     figure, all_axes = panels(len(tasks), width=3.9, height=3.3)
     for axes, (task, metric) in zip(all_axes, tasks.items(), strict=True):
         for style, (setting, part) in enumerate(lines):
-            name = ", ".join(f"{k.split('.')[-1]} {v}" for k, v in zip(others, setting, strict=True))
+            name = fit_name(
+                ", ".join(f"{k.split('.')[-1]} {v}" for k, v in zip(others, setting, strict=True)), 40
+            )
             column = f"{split}/{task}/{metric}"
             groups = {i: part.loc[part[key] == v, column] for i, v in enumerate(values)}
             groups = {i: group for i, group in groups.items() if len(group)}
@@ -81,9 +83,9 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
                 label=name or ("mean, 95 % interval" if has_intervals else "one seed"),
             )  # fmt: skip
         rotation = 30 if any(len(str(value)) > 6 for value in values) else 0
-        axes.set_xticks(range(len(values)), [str(value) for value in values], rotation=rotation)
+        axes.set_xticks(range(len(values)), [fit_name(value) for value in values], rotation=rotation)
         label = key.split(".")[-1].replace("num_", "number of ").replace("_", " ")
-        axes.set(title=task, xlabel=label, ylabel=f"{split} {metric_name(metric)}")
+        axes.set(title=fit_name(task), xlabel=label, ylabel=f"{split} {metric_name(metric)}")
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(alpha=0.3)
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mmoe.analysis.drawing import draw_line, legend_beside, metric_name, panels
+from mmoe.analysis.drawing import draw_line, fit_name, legend_beside, metric_name, panels
 from mmoe.errors import UserError
 from mmoe.run import Run, load
 
@@ -35,10 +35,10 @@ def plot_training_curves(run: Run | Path | str) -> Figure:
     for axes, task in zip(all_axes, measured, strict=False):
         metric = task.main_metric
         draw_line(axes, table, f"val/{task.name}/{metric}", 0)
-        axes.set(title=task.name, ylabel=f"validation {metric_name(metric)}")
+        axes.set(title=fit_name(task.name), ylabel=f"validation {metric_name(metric)}")
     if has_gates:
         for i, task in enumerate(tasks):
-            draw_line(all_axes[-1], table, f"val/{task.name}/effective_experts", i, task.name)
+            draw_line(all_axes[-1], table, f"val/{task.name}/effective_experts", i, fit_name(task.name))
         all_axes[-1].set(title="gates", ylabel="effective experts, exp(H)")
         legend_beside(all_axes[-1])
     for axes in all_axes:
