@@ -17,8 +17,8 @@ from typing import Any
 import pandas as pd
 from commands import train_once
 from options import parse
-from stored_results import check_settings
-from tables import describe_rows, mean_text, table, write_report
+from report_text import describe_rows, mean_text, table, write_report
+from stored_results import store_settings
 
 from mmoe.training.run_folder import read_metrics, read_schema
 
@@ -45,7 +45,7 @@ def main() -> None:
     """Train each step, and write the table."""
     options, overrides = parse(sys.argv[1:], DEFAULTS, {}, {"runs": 2})
     settings = {key: options[key] for key in ("runs", "experiment")}
-    check_settings(Path(options["folder"]) / "settings.json", settings, overrides)
+    store_settings(Path(options["folder"]) / "settings.json", settings, overrides)
     lines: list[dict[str, Any]] = []
     changes: list[str] = []
     for number, (step, own) in enumerate(STEPS):

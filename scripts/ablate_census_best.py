@@ -17,8 +17,8 @@ from typing import Any
 import pandas as pd
 from commands import train_once
 from options import integers, parse, stop
-from stored_results import check_settings
-from tables import describe_rows, mean_text, table, write_report
+from report_text import describe_rows, mean_text, table, write_report
+from stored_results import store_settings
 
 from mmoe.training.run_folder import read_metrics, read_schema
 
@@ -50,7 +50,7 @@ def main() -> None:
         if len(set(values)) < len(values):
             stop(f"{name}={options[name]}: must be different integers")
     folder = Path(options["folder"]).absolute()
-    check_settings(folder / "settings.json", {}, overrides)
+    store_settings(folder / "settings.json", {}, overrides)
     lines: list[dict[str, Any]] = []
     for seed in seeds:
         for split in splits:

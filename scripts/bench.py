@@ -28,13 +28,13 @@ usage: python scripts/bench.py train|busy|experts|start|memory|ranks|replicas|vo
     dask_rows=8000000          rows that `stream` encodes with one Dask worker and with two; 0: none
     experts=1,2,4,8,16,32,64,128   numbers of experts for `experts`
     repeats=1,5,20             `memory` trains on this many copies of the rows
-    rounds=3                   repetitions. The tables show medians; `read` and `stream` have a line for each,
-                               and `memory` and `replicas` ignore it
+    rounds=3                   repetitions. The tables show medians; `read` and the trainings of `stream` on
+                               `resident_rows` have a line for each, and `memory` and `replicas` ignore it
     seconds=2                  duration of each training and each loop in a round of `train` and `experts`
     threads=2                  threads of each process; `busy` compares threads=auto, 1 and 2
     replicas=16                number of replicas in `replicas`
     peers=                     `train`, `busy`, `time_to_auroc`: a Python for scripts/peers.py; empty: none
-    peers_script=              another script instead of scripts/peers.py, with its arguments and output
+    peers_script=              a script instead of scripts/peers.py; it must take and print the same
     out=                       folder for NAME.json, NAME.md and, if speeds are measured, NAME.png
 
 All other arguments are overrides for the training, such as data.dir=/path/to/census.

@@ -11,9 +11,9 @@ frequencies, which rises until one or two sines match all values within the read
 from collections.abc import Sequence
 
 import numpy as np
+from report_text import table
 from scipy.optimize import least_squares
 from synthetic_figures import PUBLISHED_CORRELATION
-from tables import table
 
 NOISE_VARIANCE = 0.01
 PRECISION = 0.02  # the error of a value that is read from the figure
@@ -23,8 +23,9 @@ NUM_STARTS = 20  # random starting points of each fit
 def covariance(p: np.ndarray, c: float, a: Sequence[float], b: Sequence[float]) -> np.ndarray:
     """Covariance of two tasks' labels without noise, at each p.
 
-    The weighted inputs s_1 and s_2 are normal with variance c^2 and covariance p c^2. The products of sines
-    follow from E sin(u) = sin(mean) exp(-variance / 2), and the products of a sine and s from Stein's lemma.
+    The weighted inputs s_1 and s_2 are normal with variance c^2 and covariance p c^2. Products of
+    sines are differences of cosines, with E cos(u) = cos(mean) exp(-variance / 2), and E sin(u) is alike.
+    Products of a sine and s follow from Stein's lemma.
     """
     p = np.asarray(p)[:, None, None]
     a, b = np.asarray(a), np.asarray(b)

@@ -26,8 +26,8 @@ import pandas as pd
 from commands import allow_existing_keys, run_command, train_once
 from matplotlib.figure import Figure
 from options import parse, some_of, stop
-from stored_results import check_settings, merged_settings
-from tables import table
+from report_text import table
+from stored_results import check_settings, store_settings
 
 from mmoe import CONF_DIR
 from mmoe.atomic import write_text
@@ -70,9 +70,9 @@ def main() -> None:
     out = Path(options["out"])
     settings = {key: options[key] for key in ("seeds", "trials")}
     kept = [out / f"{dataset}.csv" for dataset in DATASETS]
-    merged_settings(out / "settings.json", settings, overrides, kept)  # stops before anything is written
+    check_settings(out / "settings.json", settings, overrides, kept)  # stops before anything is written
     for folder in (Path(options["folder"]), out):
-        check_settings(folder / "settings.json", settings, overrides)
+        store_settings(folder / "settings.json", settings, overrides)
     census = [override for override in overrides if override.startswith(("data.dir=", "data.source="))]
     others = [override for override in overrides if override not in census]
     for dataset in datasets:
@@ -85,7 +85,7 @@ def main() -> None:
                 folder = Path(options["folder"]).absolute() / dataset / name
                 new = pd.DataFrame(results(folder, dataset, name, given, options))
                 files = {f"files of {dataset}": dict(read_schema(folder / "run").files)}
-                check_settings(out / "settings.json", settings | files, overrides)
+                store_settings(out / "settings.json", settings | files, overrides)
                 runs = pd.concat([runs, new]) if len(runs) else new
                 runs = runs.sort_values("contestant", key=lambda names: names.map(known.index), kind="stable")
                 write_text(out / f"{dataset}.csv", runs.to_csv(index=False, float_format="%.6f"))

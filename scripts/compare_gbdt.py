@@ -30,8 +30,8 @@ import torch
 from commands import compose_config, train_once
 from omegaconf import OmegaConf
 from options import parse, some_of, stop
-from stored_results import cached, check_settings
-from tables import describe_rows, mean_text, table, write_report
+from report_text import describe_rows, mean_text, table, write_report
+from stored_results import cached, store_settings
 from tqdm import tqdm
 
 from mmoe import CONF_DIR, load
@@ -72,7 +72,7 @@ def main() -> None:
     experiments = options["experiments"].split(",")
     if not set(experiments) <= {path.stem for path in (CONF_DIR / "experiment").glob("census*.yaml")}:
         stop(f"experiments={options['experiments']}: must be experiments on census rows")
-    check_settings(folder / "options.json", settings_of(options, experiments, overrides), overrides)
+    store_settings(folder / "options.json", settings_of(options, experiments, overrides), overrides)
     count = int(options["runs"])
     found: list[Results] = []
     with tqdm(total=len(features) * count * (1 + len(experiments)), unit="run") as bar:
@@ -80,7 +80,9 @@ def main() -> None:
             given = [f"features={name}", *overrides]
             tuned = cached(folder / name / "lightgbm.json", partial(tune, given, options))
             for run_number in range(count):
-                trainings = {LIGHTGBM: ("lightgbm", partial(train_models, given, run_number, tuned, options))}
+                trainings = {
+                    LIGHTGBM: ("lightgbm", partial(train_boosters, given, run_number, tuned, options))
+                }
                 for experiment in experiments:
                     train = partial(train_mmoe, folder / name, given, run_number, experiment)
                     trainings[f"mmoe, {experiment}"] = (experiment, train)
@@ -109,7 +111,7 @@ def dataset(overrides: Sequence[str], split_seed: int) -> Dataset:
     return build(config, "data").dataset  # type: ignore[no-any-return]
 
 
-def train_one(
+def train_booster(
     data: Dataset, task: int, parameters: Mapping[str, Any], seed: int, options: Mapping[str, str]
 ) -> Any:
     """LightGBM's model of one task. The validation AUROC chooses the number of rounds."""
@@ -136,7 +138,7 @@ def tune(overrides: Sequence[str], options: Mapping[str, str]) -> dict[str, Any]
                 "max_bin": trial.suggest_categorical("max_bin", [255, 1023]),
             }
             trial.set_user_attr("parameters", parameters)
-            booster = train_one(data, number, parameters, 0, options)
+            booster = train_booster(data, number, parameters, 0, options)
             return float(booster.best_score["valid_0"]["auc"])
 
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
@@ -146,14 +148,14 @@ def tune(overrides: Sequence[str], options: Mapping[str, str]) -> dict[str, Any]
     return best
 
 
-def train_models(
+def train_boosters(
     overrides: Sequence[str], run_number: int, tuned: dict[str, Any], options: Mapping[str, str]
 ) -> Results:
     """Train one LightGBM model per task. Times and bytes are the totals of these models."""
     data = dataset(overrides, run_number)
     start = time.perf_counter()
     boosters = [
-        train_one(data, i, tuned[task.name]["parameters"], run_number, options)
+        train_booster(data, i, tuned[task.name]["parameters"], run_number, options)
         for i, task in enumerate(data.schema.tasks)
     ]
     seconds, labels = time.perf_counter() - start, data.splits["test"].labels

@@ -22,8 +22,8 @@ import numpy as np
 import pandas as pd
 from commands import train_once
 from options import parse, stop
-from stored_results import check_settings
-from tables import mean_text, table, write_report
+from report_text import mean_text, table, write_report
+from stored_results import store_settings
 
 from mmoe.data.census import read
 from mmoe.data.census_files import COLUMNS, NUMERIC, find_files
@@ -45,7 +45,7 @@ def main() -> None:
     if not options["data.dir"]:
         stop("data.dir: must be the folder of the official files")
     folder = Path(options["folder"]).absolute() / options["rows"]
-    check_settings(folder / "settings.json", {}, overrides)
+    store_settings(folder / "settings.json", {}, overrides)
     runs = []
     for order in ("random", "by age"):
         config = write_files(folder / order.replace(" ", "_"), order, options)

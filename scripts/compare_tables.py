@@ -10,8 +10,8 @@ usage: MMOE_TABLES_DIR=... python scripts/compare_tables.py [option=value ...] [
     out=docs/results/tables      folder for the tables and the results of all runs
 
 MMOE_TABLES_DIR is the folder of the tables. All contestants have the same training, validation and test rows,
-and as many trials. Validation rows alone choose settings. A stopped script continues when it is started
-again. All other arguments are overrides for the networks. It needs pip install 'mmoe[bench]'.
+and the same number of trials. Validation rows alone choose settings. A stopped script continues when it is
+started again. All other arguments are overrides for the networks. It needs pip install 'mmoe[bench]'.
 
 R seeds, N rows, W outputs of a task.
 """
@@ -27,7 +27,7 @@ import numpy as np
 from join_movielens import join
 from omegaconf import OmegaConf
 from options import parse, some_of, stop
-from stored_results import cached, check_settings
+from stored_results import cached, store_settings
 from table_contestants import Contestant, check_validation_rows, contestants, find_settings, labels_of
 from table_networks import Overrides, composed, encoded_rows
 from table_report import CONSTANT, MMOE, Results, compare, constant_prediction, write_report
@@ -64,7 +64,7 @@ def main() -> None:
     for name in names:
         config: Any = OmegaConf.to_container(composed(arguments[name]), resolve=False)
         settings[name] = {key: config[key] for key in RESULT_PARTS}
-    check_settings(folder / "options.json", settings, overrides)
+    store_settings(folder / "options.json", settings, overrides)
     for name in names:
         check_validation_rows(name, encoded_rows(arguments[name]))
 

@@ -87,7 +87,7 @@ def _settings(
         if name == "hydra":
             continue
         is_block = isinstance(value, yaml.CollectionNode) and not value.flow_style
-        # A comment beside a block follows the block's key.
+        # The comment of a block stands on the line of its key.
         is_text = isinstance(value, yaml.ScalarNode) and value.style in ("|", ">")
         end = key.end_mark if is_block or is_text else value.end_mark
         comment = [*_above(lines, key.start_mark, first), *_beside(lines, end, key.start_mark.column)]

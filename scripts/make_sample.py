@@ -28,7 +28,7 @@ SEED = 20181
 WEIGHT = COLUMNS.index("instance_weight")
 NUM_ROWS = {"train": 20_000, "test": 10_000}
 MIN_LEAF_ROWS = 25  # real rows in each leaf of a tree
-# A weight changes by at most this share, because a real weight with its decimals nearly identifies its row.
+# Weights are changed, by at most this share, because a real weight with its decimals nearly identifies a row.
 MAX_CHANGE = 0.05
 # Columns that others depend on come first. The income comes early, so that many columns depend on it.
 ORDER = (
@@ -87,7 +87,7 @@ def to_lines(rows: pd.DataFrame, levels: dict[str, list[str]]) -> list[str]:
     return [", ".join(row) for row in zip(*fields, strict=True)]
 
 
-def values(line: str) -> tuple[str, ...]:
+def fields_of(line: str) -> tuple[str, ...]:
     """The fields of a line in one spelling; the official files write 10.00 as 10 and add some spaces."""
     fields = [field.strip() for field in line.split(",")]
     fields[WEIGHT] = f"{float(fields[WEIGHT]):.2f}"
@@ -95,10 +95,10 @@ def values(line: str) -> tuple[str, ...]:
 
 
 def read_rows(path: Path) -> set[tuple[str, ...]]:
-    """The rows of a file, which may be compressed, as `values`."""
+    """The rows of a file, which may be compressed, each as its fields."""
     content = path.read_bytes()
     text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("latin-1")
-    return set(map(values, text.splitlines()))
+    return set(map(fields_of, text.splitlines()))
 
 
 def main() -> None:
@@ -122,7 +122,7 @@ def main() -> None:
         change = random.uniform(-MAX_CHANGE, MAX_CHANGE, total)
         drawn["instance_weight"] = np.where(is_real, weights * (1 + change), drawn["instance_weight"])
         lines = to_lines(drawn, levels)
-        is_real = np.array([values(line) in real_rows for line in lines])
+        is_real = np.array([fields_of(line) in real_rows for line in lines])
         print(f"{is_real.sum():,} rows equal a real row and get another weight")
     start = 0
     for name, count in NUM_ROWS.items():

@@ -6,7 +6,7 @@ usage: python scripts/reproduce_census.py group=1 data.dir=... [option=value ...
     seeds=20           runs of each method, a multiple of chunk; if you raise it, runs are added
     chunk=10           runs that are trained at once, as replicas
     trials=30          trials in each method's search
-    budget=tuned       matched: set each method's width so that it has as many parameters as the tuned mmoe
+    budget=tuned       matched: set each method's width for about as many parameters as the tuned mmoe has
     methods=paper      the paper's methods and PLE; all: the descendants of MMoE too; or names: mmoe,ple
     folder=runs/reproduce_census   studies and run folders; finished ones are used again
     out=docs/results/census        folder for the tables, the figure, the results of all runs and the tuned
@@ -30,8 +30,8 @@ from filelock import FileLock
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from options import parse, some_of, stop
-from stored_results import check_settings, merged_settings
-from tables import describe_rows, mean_text, table
+from report_text import describe_rows, mean_text, table
+from stored_results import check_settings, store_settings
 
 from mmoe import Schema
 from mmoe.atomic import write_text
@@ -94,16 +94,16 @@ def main() -> None:
     kept_settings = out / f"group{group}_settings.json"
     kept = [out / f"group{group}.csv", out / f"group{group}_matched.csv"]
     kept += [tuned_file(out, group, method) for method in METHODS]
-    merged_settings(kept_settings, settings, overrides, kept)  # stops before anything is written
+    check_settings(kept_settings, settings, overrides, kept)  # stops before anything is written
     for path in (root / "settings.json", kept_settings):
-        check_settings(path, settings, overrides)
+        store_settings(path, settings, overrides)
     for method in [*(["mmoe"] if is_matched and "mmoe" not in methods else []), *methods]:
         tune(root, out, method, options, overrides)
     try:
         schema: Schema = build(config, "data").schema
     except UserError as error:
         stop(str(error))
-    check_settings(kept_settings, settings | {"files": dict(schema.files)}, overrides)
+    store_settings(kept_settings, settings | {"files": dict(schema.files)}, overrides)
     chunk = int(options["chunk"])
     results = out / (f"group{group}_matched.csv" if is_matched else f"group{group}.csv")
     for first in range(0, int(options["seeds"]), chunk):
@@ -229,7 +229,9 @@ def write_report(results: Path, schema: Schema, options: dict[str, str]) -> None
 def describe(schema: Schema, options: dict[str, str]) -> str:
     """Sentences about the rows, the search and the training."""
     matched = options["budget"] == "matched"
-    width = " Widths are then set so that every method has as many parameters as mmoe." if matched else ""
+    width = (
+        " Widths are then set so that every method has about as many parameters as mmoe." if matched else ""
+    )
     return (
         f"{describe_rows(schema)} Each method is tuned in {options['trials']} trials of a Gaussian-process"
         f" search for the best validation AUROC of the main task; the ranges are in conf/space/paper.yaml."
@@ -270,13 +272,13 @@ def result_table(frame: pd.DataFrame, group: str) -> str:
 
 def difference_table(frame: pd.DataFrame, column: str) -> str:
     """The mean difference of each method from single_task and from mmoe, paired by seed."""
-    areas = frame.pivot(index="seed", columns="method", values=column)
-    baselines = [baseline for baseline in ("single_task", "mmoe") if baseline in areas]
+    aurocs = frame.pivot(index="seed", columns="method", values=column)
+    baselines = [baseline for baseline in ("single_task", "mmoe") if baseline in aurocs]
     lines = []
     for method in frame["method"].unique():
         cells = []
         for baseline in baselines:
-            difference = (areas[method] - areas[baseline]).dropna()
+            difference = (aurocs[method] - aurocs[baseline]).dropna()
             half = half_interval(difference)
             note = " (not significant)" if abs(difference.mean()) <= half else ""
             cells.append("-" if method == baseline else f"{difference.mean():+.4f} ± {half:.4f}{note}")

@@ -8,7 +8,7 @@ usage: python scripts/reproduce_synthetic.py figure=2|3|4|5|all [option=value ..
     figure=5           histograms of the final losses of figure 4's runs
     runs=200           runs of each model and cosine; each has its own data and initialisation
     rates=1e-4,1e-3,1e-2   the paper's learning rates, from which the best is chosen
-    trials=20          runs of each rate that choose the best one, if there are several; they have other seeds
+    trials=20          runs of each rate, with other seeds, to choose the best of several rates
     cosines=0.5,0.9,1  values of p, the cosine of the tasks' weights
     chunk=50           runs trained side by side in one process
     jobs=1             number of processes at a time
@@ -29,7 +29,7 @@ import pandas as pd
 from commands import compose_config, train_once
 from omegaconf import OmegaConf
 from options import parse, stop
-from stored_results import check_settings
+from stored_results import store_settings
 from synthetic_figures import COMPARED, SECTIONS, Results, final_losses
 from tqdm import tqdm
 
@@ -93,7 +93,7 @@ def main() -> None:
     models = list(dict.fromkeys(model for figure in figures for model in FIGURE_MODELS[figure]))
     runs = trials = pd.DataFrame()
     if models:
-        check_settings(root / "settings.json", settings, overrides)
+        store_settings(root / "settings.json", settings, overrides)
         runs, trials = train_models(models, options, root, overrides)
     results = Results(data, runs, trials, options, out)
     out.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 usage: python scripts/results.py data.dir=... [option=value ...]
 
-    replicas=16                  runs of each experiment, except the one that follows PaddleRec
+    replicas=16                  runs of each experiment; `census_paddlerec` has one
     experiments=census,...       some of the names in EXPERIMENTS; by default all of them
     folder=runs/results          run folders; finished ones are used again
     out=docs/results/official    folder for the table, every run as CSV, and the figure
@@ -20,8 +20,8 @@ import pandas as pd
 from commands import run_command, train_once
 from matplotlib.figure import Figure
 from options import parse, some_of
-from stored_results import check_settings
-from tables import describe_rows, table, write_report
+from report_text import describe_rows, table, write_report
+from stored_results import store_settings
 
 from mmoe.analysis.drawing import COLOURS, LINES
 from mmoe.intervals import half_interval
@@ -87,7 +87,7 @@ def main() -> None:
     names = some_of(options, "experiments", EXPERIMENTS)
     root, out = Path(options["folder"]), Path(options["out"])
     settings = {key: options[key] for key in ("replicas", "sample")}
-    check_settings(root / "settings.json", settings, overrides)
+    store_settings(root / "settings.json", settings, overrides)
     overrides.append(f"data.source={'auto' if options['sample'] == 'true' else 'official'}")
     for number, name in enumerate(names, 1):
         print(f"[{number}/{len(names)}] {name}", flush=True)

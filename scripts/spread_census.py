@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from commands import train_once
 from options import parse, stop
-from stored_results import check_settings
-from tables import describe_rows, mean_text, table, write_report
+from report_text import describe_rows, mean_text, table, write_report
+from stored_results import store_settings
 
 from mmoe.training.run_folder import read_metrics, read_schema
 
@@ -37,8 +37,8 @@ def main() -> None:
     options, overrides = parse(sys.argv[1:], DEFAULTS, {}, {"splits": 2, "runs": 2})
     counts = options["rows"].split(",")
     if ALL not in counts or not all(count.isdigit() and int(count) for count in counts if count != ALL):
-        stop(f"rows={options['rows']}: must be numbers of rows and all, separated by commas")
-    check_settings(Path(options["folder"]) / "settings.json", {"runs": options["runs"]}, overrides)
+        stop(f"rows={options['rows']}: must be numbers of rows and the word all, separated by commas")
+    store_settings(Path(options["folder"]) / "settings.json", {"runs": options["runs"]}, overrides)
     lines: list[dict[str, Any]] = []
     for split in range(int(options["splits"])):
         for count in counts:
@@ -56,13 +56,13 @@ def main() -> None:
     report(pd.DataFrame(lines), describe_rows(read_schema(run)), Path(options["out"]))
 
 
-def components(areas: pd.DataFrame) -> dict[str, float]:
+def components(aurocs: pd.DataFrame) -> dict[str, float]:
     """Standard deviations due to the split, the seed, and the rest, from one value for each split and seed.
 
     These are the estimates of a two-way analysis of variance with random effects (Searle, Casella and
     McCulloch, Variance Components, 1992, section 4.3); a negative variance counts as 0.
     """
-    values = areas.to_numpy()
+    values = aurocs.to_numpy()
     splits, seeds = values.shape
     by_split, by_seed = values.mean(1), values.mean(0)
     rest = values - by_split[:, None] - by_seed[None, :] + values.mean()
@@ -81,8 +81,8 @@ def report(runs: pd.DataFrame, rows: str, out: Path) -> None:
     for task in [name for name in runs if name.endswith("_auroc")]:
         with_all = runs[runs["rows"] == ALL].set_index(["split", "seed"])[task]
         for count, own in runs.groupby("rows", sort=False):
-            areas = own.pivot(index="split", columns="seed", values=task)
-            found = components(areas)
+            aurocs = own.pivot(index="split", columns="seed", values=task)
+            found = components(aurocs)
             # The seeds of a split share its rows, so the splits are the independent values.
             change = (own.set_index(["split", "seed"])[task] - with_all).groupby("split").mean()
             lines.append([

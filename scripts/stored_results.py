@@ -21,43 +21,48 @@ def cached(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return json.loads(path.read_text())  # type: ignore[no-any-return]
 
 
-def check_settings(
+def store_settings(
     path: Path, settings: Mapping[str, Any], overrides: Sequence[str], results: Sequence[Path] = ()
 ) -> None:
-    """Stop if the folder of `path` holds results of other settings or overrides than the file `path` names.
+    """Write settings and overrides to the file `path`, unless `check_settings` stops."""
+    write_json(path, check_settings(path, settings, overrides, results))
+
+
+def check_settings(
+    path: Path, settings: Mapping[str, Any], overrides: Sequence[str], results: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """Stop if the file `path`, which describes the results in its folder, has other settings or overrides.
 
     If the file is missing, the files `results` must be missing too. A setting that the file lacks is
     accepted. The settings of the machine are not compared, and overrides of them are not kept.
+
+    Returns:
+        The content of the file with the given settings and overrides.
     """
-    write_json(path, merged_settings(path, settings, overrides, results))
-
-
-def merged_settings(
-    path: Path, settings: Mapping[str, Any], overrides: Sequence[str], results: Sequence[Path] = ()
-) -> dict[str, Any]:
-    """The new content of the file `path`; stop as `check_settings` does."""
     for result in results:
         if result.exists() and not path.is_file():
             stop(f"{result}: has results of unknown settings; give another out=..., or remove it")
-    given = {**settings, "overrides": deciding_overrides(overrides)}
+    given = {**settings, "overrides": without_machine_overrides(overrides)}
     stored = json.loads(path.read_text()) if path.is_file() else {}
     before = {**given, **stored}
-    differ = [key for key in settings if deciding_values(before[key]) != deciding_values(settings[key])]
-    if deciding_overrides(before["overrides"]) != given["overrides"]:
+    differ = [
+        key for key in settings if without_machine_keys(before[key]) != without_machine_keys(settings[key])
+    ]
+    if without_machine_overrides(before["overrides"]) != given["overrides"]:
         differ.append("overrides")
     if differ:
         stop(f"{path.parent}: holds results of other settings: {', '.join(differ)}")
     return {**before, **given}
 
 
-def deciding_values(setting: Any) -> Any:
+def without_machine_keys(setting: Any) -> Any:
     """A setting, which may be a configuration, without the keys of the machine."""
     if not isinstance(setting, Mapping):
         return setting
-    return {key: deciding_values(value) for key, value in setting.items() if key not in MACHINE_KEYS}
+    return {key: without_machine_keys(value) for key, value in setting.items() if key not in MACHINE_KEYS}
 
 
-def deciding_overrides(overrides: Sequence[str]) -> list[str]:
+def without_machine_overrides(overrides: Sequence[str]) -> list[str]:
     """The overrides that results depend on, sorted."""
     return sorted(one for one in overrides if one.partition("=")[0].lstrip("+") not in MACHINE_OVERRIDES)
 

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tables import mean_text, table
+from report_text import mean_text, table
 
 from mmoe.data.synthetic_generator import RowGenerator
 from mmoe.intervals import half_interval

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tables import table
+from report_text import table
 
 from mmoe.intervals import draw_rows, half_interval
 from mmoe.tasks import Task

@@ -145,7 +145,9 @@ def test_the_printed_command_trains_with_the_replaced_split(command, train, tabl
 def test_a_deletion_cannot_be_kept(command, table_options: list[str], deleted: list[str]):
     done = command("tune")(*table_options, *deleted, "folder=tune")
     assert done.code == 2
-    assert done.err.startswith(f"error: {deleted[0]}: a search cannot keep a deletion; put the settings into")
+    assert done.err.startswith(
+        f"error: {deleted[0]}: a search cannot delete a setting; write an experiment without it"
+    )
 
 
 def test_chosen_features_are_kept(command):
@@ -371,7 +373,7 @@ def test_a_trial_that_diverges_does_not_end_the_search():
                 "data.features=[age]",
                 "+data.tasks.jobs={column: number_worked_for, kind: count}",
             ],
-            "error: balance: DWA needs losses above 0, and the loss of the count jobs may be negative",
+            "error: balance: DWA needs losses above 0, and the loss of task jobs (count) may be negative",
         ),
         (["balance=pcgrad", "compile=true"], "error: balance: PCGrad needs the gradient of each task"),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from tables import table
+from report_text import table
 
 THICK, DOTTED = "mmoe", "first layer's products alone"  # programs whose lines in the figure stand out
 

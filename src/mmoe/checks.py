@@ -1,7 +1,7 @@
 """Checks of arguments and options.
 
-A wrong argument raises ArgumentError with its name, its value and the rule. A check accepts numpy numbers and
-returns plain Python numbers, because checkpoints hold nothing else.
+A wrong argument raises ArgumentError with its name, its value and the rule. Checks of numbers accept numpy
+numbers and return plain Python numbers, because checkpoints hold nothing else.
 """
 
 import math

@@ -203,7 +203,7 @@ class Run:
         return {task.name: pd.DataFrame(gates[:, i].numpy(), columns=columns) for i, task in tasks}
 
     def column(self, name: str, split: str = "test", replica: int | None = None) -> pd.Series:
-        """A column of a split's raw rows. With rows in memory, it need not be an input."""
+        """A column of a split's raw rows: an input, or any column of the files if rows are in memory."""
         inputs = [c.name for c in self.schema.categorical] + [n.name for n in self.schema.numeric]
         if name in inputs:
             return decode(self.rows(split, replica), self.schema)[name]
@@ -341,7 +341,8 @@ class Run:
             if key not in known:
                 raise UserError(f"data.{key}: {unknown_key(key, known)}")
             OmegaConf.update(config.data, key, value, merge=False, force_add=True)
-        # A schema without files becomes part of the cache key, so the rows cached in training are not used.
+        # The cache key leaves out a schema whose `files` are those on disk. Without `files`, the schema is
+        # part of the key, so the rows cached in training are not used.
         if changes:
             schema = replace(schema, files={})
         if "dir" in changes:  # never the bundled sample

@@ -28,8 +28,8 @@ SETTINGS = (
     "data", "features", "inputs", "model", "objective", "learner", "trainer", "balance", "activation",
     "gate_temperature", "monitor", "monitor_mode", "threads",
 )  # fmt: skip
-# The command line may replace the rule of a split. Hydra merges the written experiment with the rule in the
-# data's own file, so the experiment then sets every key of a rule; `NO_RULE` has the empty values.
+# The command line may replace the rule of a split. The written experiment then sets every key of the rule,
+# because Hydra would keep keys of the old rule from the data's own file. `NO_RULE` has each key's default.
 SPLIT_RULES = ("data.test", "data.validation")
 NO_RULE = {**dict.fromkeys(("fraction", "last", "by", "column", "value")), "of": "train"}
 # Settings of a machine. Processes of a study may differ in them, and the written experiment lacks them.
@@ -95,7 +95,7 @@ def main(config: DictConfig) -> None:
     study = open_study(Path(config.folder), config.sampler, config.prune, config.seed, direction, identity)
     run_trials(study, objective, config.trials)
     path = write_experiment(Path(config.folder), study, space, choices, settings)
-    print(f"best {config.monitor}: {study.best_value:.4f} of {count_ended(study)} trials")
+    print(f"best {config.monitor} of {count_ended(study)} trials: {study.best_value:.4f}")
     machine = {key: given[key] for key in OF_THIS_MACHINE if given.get(key) is not None}
     command = ["python", "-m", "mmoe.train", "--config-dir", str(path.parents[1]), *searchpath_override()]
     command += [f"experiment={path.stem}"]
@@ -120,7 +120,9 @@ def given_settings(config: DictConfig) -> dict[str, Any]:
         key = override.removeprefix("~").partition("=")[0]
         if override.startswith("~") and key in values:
             if key not in SPLIT_RULES or not isinstance(values[key], dict):
-                rule = "a search cannot keep a deletion; put the settings into an experiment of your own"
+                rule = (
+                    "a search cannot delete a setting; write an experiment without it, and search with that"
+                )
                 raise UserError(f"{override}: {rule}")
             values[key] = {**NO_RULE, **values[key]}
     return values

@@ -41,8 +41,11 @@ def heat_map(axes: Axes, table: pd.DataFrame, label: str | None, largest: float 
     largest = largest or float(values.max())
     image = axes.imshow(values, cmap="Greys", vmin=0, vmax=largest, aspect="auto")
     names = [str(name) for name in table.columns]
-    slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 8 else {}
-    axes.set_xticks(range(len(names)), names, **slanted)
+    axes.set_xticks(range(len(names)), names)
+    if max(map(len, names)) > 8:
+        axes.tick_params("x", labelrotation=30)
+        for tick in axes.get_xticklabels():
+            tick.set(ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(table)), [str(name) for name in table.index])
     if values.shape[1] <= 16:
         for i, j in np.ndindex(*values.shape):

@@ -1,7 +1,7 @@
 """Strategies that combine the tasks' gradients: TorchJD's aggregators.
 
 The rows of the matrix J [T, P] are the tasks' gradients, with zeros in the entries that one task alone
-reaches. An aggregator returns one vector [P]; most return weights w [T], and the vector is w J.
+reaches. An aggregator returns one vector [P]. For most, it is w J with weights w [T].
 
 T tasks, K tasks with a gradient other than 0, P entries of the parameters.
 """
@@ -47,7 +47,7 @@ class Aggregation(Strategy):
         self.weights = torch.ones(num_tasks)  # of the last step that had all tasks
 
     def combine(self, jacobian: Tensor, gramian: Tensor) -> tuple[Tensor, Tensor]:
-        """Combine gradients J [T, P] with the Gramian J J^T [T, T], which is on the CPU in float64.
+        """Combine the gradients J [T, P]. Their Gramian J J^T [T, T] is given on the CPU in float64.
 
         Returns:
             The vector [P], and the weights [T] of the tasks: NaN for a task whose gradient is 0. If the
@@ -58,7 +58,7 @@ class Aggregation(Strategy):
         is_complete = len(rows) == self.num_tasks
         weights = torch.full((self.num_tasks,), torch.nan)
         with self.own_randomness(jacobian.device):
-            is_finite = bool(gramian.isfinite().all())  # a divergence is found at the end of the epoch
+            is_finite = bool(gramian.isfinite().all())  # if not, the check at the end of the epoch reports it
             if is_finite and not is_complete and self.has_memory:
                 weights[rows] = self.weights[rows]
                 return self.weights.to(jacobian) @ jacobian, weights
@@ -126,7 +126,7 @@ class CAGrad(Aggregation):
 
 
 class NashMTL(Aggregation):
-    """Nash bargaining: weights w with G w = 1 / w for the Gramian G.
+    """Nash bargaining: weights w with G w = 1 / w for the Gramian G divided by its norm.
 
     Navon et al., ICML 2022, algorithm 1. The solver starts at the last solution, or at w = 1
     in the first step. If it fails, as it does where an entry of G w is 0, the last solution stays.

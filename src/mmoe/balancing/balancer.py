@@ -129,7 +129,7 @@ class Balancer:
         if penalty.requires_grad:
             totals.append(penalty.sum())
         jacobian = self._mean_over_processes(self._gradients.jacobian(totals))  # [T, R, P], or one row more
-        total = jacobian.sum(0)  # also the gradient of the entries that only one task reaches
+        total = jacobian.sum(0)  # right for entries that only one task reaches; `put` replaces the others
         matrices = self._gradients.shared(jacobian[: len(self.names)])  # [R, T, P]
         gramians = self._compare(matrices)
         of_penalty = self._gradients.shared(jacobian[-1:])[:, 0] if penalty.requires_grad else None  # [R, P]

@@ -28,8 +28,8 @@ def check_balance(config: DictConfig, learner: Any, tasks: Sequence[Task], train
         raise UserError(f"objective.task_weights.{unused[0]}=0: {rule}")
     negative = [task for task in tasks if task.loss_may_be_negative]
     if strategy.needs_positive_losses and negative:
-        task = f"{negative[0].kind} {negative[0].name}"
-        rule = f"needs losses above 0, and the loss of the {task} may be negative"
+        task = f"task {negative[0].name} ({negative[0].kind})"
+        rule = f"needs losses above 0, and the loss of {task} may be negative"
         raise UserError(f"balance: {strategy.name} {rule}")
     if not (balancer.aggregates or balancer.measure_every):
         return

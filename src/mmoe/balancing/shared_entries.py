@@ -31,7 +31,7 @@ def shared_entries(network: nn.Module, columns: Sequence[slice]) -> dict[str, Te
         columns: the columns of each task in the logits [B, L].
 
     Returns:
-        A mask for each parameter of the model, by its name in the network and in its shape. Other parameters,
+        A mask of the shape of each parameter of the model, by the name in the network. Other parameters,
         such as learned vectors, are upstream of the model, and all tasks share them.
     """
     if not isinstance(network, Network):

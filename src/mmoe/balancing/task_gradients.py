@@ -1,7 +1,7 @@
-"""The gradients of the tasks' losses as matrices, and back.
+"""Collect the gradients of the tasks in matrices, and give combined gradients to the parameters.
 
 T tasks, R networks (1, or the number of replicas), P entries of the parameters of one network, N rows of a
-table of learned vectors.
+table of learned vectors that a batch reads.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""How every command starts: its configuration, its run folder, and the libraries that it imports."""
+"""How a command with a Hydra configuration starts: its configuration, run folder and imports."""
 
 import gc
 import logging
@@ -55,7 +55,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
 
     Errors are printed on one line, and the run folder is removed if it stays empty.
     """
-    may_add = config_name in TRAINING_COMMANDS
+    accepts_new_keys = config_name in TRAINING_COMMANDS
 
     def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
         @wraps(main)
@@ -65,7 +65,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
             def job() -> None:
                 try:
                     with errors_on_one_line():
-                        if not may_add:
+                        if not accepts_new_keys:
                             check_settings(config, config_name)
                         import_libraries()
                         main(config)
@@ -86,7 +86,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
             with errors_on_one_line():
                 check_groups(sys.argv[1:])
                 check_config_files(sys.argv[1:])
-            with composition_errors_on_one_line(may_add):
+            with composition_errors_on_one_line(accepts_new_keys):
                 compose(run)()
 
         return check_and_run

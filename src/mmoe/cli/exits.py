@@ -88,10 +88,10 @@ def errors_on_one_line() -> Iterator[None]:
 
 
 @contextmanager
-def composition_errors_on_one_line(may_add: bool) -> Iterator[None]:
+def composition_errors_on_one_line(accepts_new_keys: bool) -> Iterator[None]:
     """Turn Hydra's errors about overrides and configuration files into one line and exit code 2.
 
-    `may_add`: whether the command reads settings that are not in its configuration file.
+    `accepts_new_keys`: whether the command reads settings that are not in its configuration file.
 
     Hydra itself would print several lines and exit with 1. The job itself must run in `hydra_prints_bugs`.
     """
@@ -102,7 +102,7 @@ def composition_errors_on_one_line(may_add: bool) -> Iterator[None]:
     try:
         yield
     except CompactHydraException as error:
-        exit_with(USER_ERROR, composition_message(error, may_add))
+        exit_with(USER_ERROR, composition_message(error, accepts_new_keys))
     finally:
         _stop_raising()
 
@@ -126,7 +126,7 @@ def _stop_raising() -> None:
         os.environ.pop(name, None)
 
 
-def composition_message(error: CompactHydraException, may_add: bool = True) -> str:
+def composition_message(error: CompactHydraException, accepts_new_keys: bool = True) -> str:
     """Return one line about a wrong override or configuration file, with a hint if a name is close."""
     cause = error.__cause__
     lines = [line.strip() for line in str(error).splitlines()]
@@ -143,7 +143,7 @@ def composition_message(error: CompactHydraException, may_add: bool = True) -> s
         return lines[0] + (f"; there are {', '.join(error.options)}" if error.options else "")
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
         hint = did_you_mean(str(cause.key), list(map(str, cause.parent_node)))
-        addition = f" (+{cause.full_key}=... would add it)" if may_add else ""
+        addition = f" (+{cause.full_key}=... would add it)" if accepts_new_keys else ""
         text = f"{cause.full_key}: no such setting{addition}{hint}"
         mapping = str(cause.full_key).rpartition(".")[0]
         if mapping in ("data.validation", "data.test"):  # a rule of another kind must replace the whole rule

@@ -43,7 +43,7 @@ def find_options(inputs: Sequence[str], path: str) -> CsvOptions:
 
 
 def _official_names(path: str, line: int, row: Sequence[str], delimiter: str) -> Sequence[str]:
-    """The column names of UCI's format: its variant, with or without label, that fits the first row."""
+    """The column names of UCI's format, with or without row numbers and label, as the first row has them."""
     rule = f"must have {len(COLUMNS)} {DELIMITERS[delimiter]}-separated fields"
     possible = [names for names in OFFICIAL_FORMATS if len(names) == len(row)]
     if not possible:
@@ -56,8 +56,8 @@ def _official_names(path: str, line: int, row: Sequence[str], delimiter: str) ->
 
     names = next(filter(fits, possible), possible[0])
     if names[0] == INDEX and row[0] not in ("0", "1"):
-        what = f"after the row number, which must be 0 or 1 in the first row; it is {row[0][:40]!r}"
-        raise UserError(f"{path}, line {line}: {rule} {what}")
+        what = f"the row number must be 0 or 1 in the first row, is {row[0][:40]!r}"
+        raise UserError(f"{path}, line {line}: {what}")
     return names
 
 

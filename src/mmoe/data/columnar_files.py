@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from mmoe.data.csv_options import check_names
-from mmoe.data.data_files import PARQUET, file_kind, name_files, open_file, reading
+from mmoe.data.data_files import PARQUET, file_errors, file_kind, name_files, open_file
 from mmoe.data.raw_column import is_number_type
 from mmoe.errors import UserError
 
@@ -34,7 +34,7 @@ class ColumnarFile:
         self.path = path
         self.is_parquet = file_kind(path) == PARQUET
         self._text: list[str] = []  # columns that are read as dictionaries
-        with reading(path), open_file(path) as file:
+        with file_errors(path), open_file(path) as file:
             if self.is_parquet:
                 reader = self._reader(file)
                 schema, self._num_rows = reader.schema_arrow, reader.metadata.num_rows
@@ -54,7 +54,7 @@ class ColumnarFile:
             parts = list(self.batches(columns))
             types = [(name, self.types[self.names.index(name)]) for name in columns]
             return pa.concat_tables(parts) if parts else pa.schema(types).empty_table()
-        with reading(self.path), open_file(self.path) as file:
+        with file_errors(self.path), open_file(self.path) as file:
             return self._checked(self._reader(file).read(self._stored(columns)), columns)
 
     def batches(
@@ -64,7 +64,7 @@ class ColumnarFile:
 
         `groups` are the numbers of the wanted row groups of Parquet or record batches of Arrow; None: all.
         """
-        with reading(self.path), open_file(self.path) as file:
+        with file_errors(self.path), open_file(self.path) as file:
             if self.is_parquet:
                 wanted = None if groups is None else list(groups)
                 reader = self._reader(file)
@@ -93,9 +93,9 @@ class ColumnarFile:
                 raise UserError(f"{self.path}, column {name}: damaged, or not UTF-8 text ({what})") from None
         return table
 
-    def group_rows(self) -> list[int]:
+    def rows_per_group(self) -> list[int]:
         """The number of rows of each row group of Parquet, or of each record batch of Arrow."""
-        with reading(self.path), open_file(self.path) as file:
+        with file_errors(self.path), open_file(self.path) as file:
             if self.is_parquet:
                 footer = self._reader(file).metadata
                 return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
@@ -196,7 +196,7 @@ def _check_types(schema: pa.Schema, metadata: parquet.FileMetaData) -> None:
     for field in schema:
         kind, other = field.type, types.get(field.name, field.type)
         if pa.types.is_dictionary(other) and not pa.types.is_dictionary(kind):
-            other = other.value_type  # Parquet restores dictionaries of text alone
+            other = other.value_type  # Parquet only restores dictionaries of text
         if pa.types.is_decimal(kind) and pa.types.is_decimal(other):
             differ = kind.scale != other.scale
         else:

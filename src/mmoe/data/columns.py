@@ -27,8 +27,9 @@ class Categorical:
     Attributes:
         name: the name of the column.
         levels: the vocabulary: the levels in the training rows, sorted as text or as integers.
-        mode: the most frequent code in the training rows, counted from 0. For rows in shards, it is that of
-            the most frequent level, or 0 with `buckets`. Results do not depend on it, except for rounding.
+        mode: the most frequent code in the training rows, counted from 0. For rows in shards,
+            missing and rare values are not counted, and `buckets` have mode 0. Results do not depend on it,
+            except for rounding.
         source: the column of the raw rows; empty if it has the same `name`.
         part: the part of a date and time that is the level: `year`, `month`, `weekday` or `hour`.
         buckets: if above 0, there is no vocabulary: a hash of the level is its code.
@@ -139,7 +140,8 @@ class Numeric:
         day_first: in a column of dates, 1/2/2025 is the first of February.
         encoding: one of `NUMBER_ENCODINGS`; empty: the encoding that `Inputs` gives to all other numbers.
 
-    A constant or empty column has std 1 and a single bin, which begins at its value.
+    A constant column has std 1 and a single bin, which begins at its value. An empty one has std 1 and the
+    bin from 0 to 1.
 
     Raises:
         ArgumentError: a value has the wrong type or is not finite, `std` is not above 0, or the edges or the

@@ -24,7 +24,7 @@ from mmoe.data.csv_start import (
     read_start,
     utf8_stream,
 )
-from mmoe.data.data_files import open_stream, reading
+from mmoe.data.data_files import file_errors, open_stream
 from mmoe.errors import UserError
 
 BLOCK_BYTES = 1 << 22  # a row must be shorter
@@ -68,7 +68,8 @@ class CsvFile:
         """The column names of a file with these first two rows."""
         if not self.options.header:
             return [f"column_{i}" for i in range(1, len(first) + 1)]
-        # R gives its row numbers no name, so the header is one field short. pandas calls them `Unnamed: 0`.
+        # R leaves out the name of its row numbers, so the header is one field short. As in pandas, a column
+        # without a name becomes `Unnamed: 0`.
         has_row_numbers = len(second) == len(first) + 1 and second[0] in FIRST_ROW_NUMBERS
         names = ["", *first] if has_row_numbers and not self.options.ragged else first
         return [name.strip() or f"Unnamed: {i}" for i, name in enumerate(names)]
@@ -112,7 +113,7 @@ class CsvFile:
             null_values=[] if self.options.ragged else list(self.options.missing),
             strings_can_be_null=True,
         )
-        with reading(self.path), utf8_stream(self.path, self.encoding) as stream:
+        with file_errors(self.path), utf8_stream(self.path, self.encoding) as stream:
             stream.read(self._header_bytes)
             with arrow_csv.open_csv(stream, read, parse, convert) as reader:
                 for batch in reader:
@@ -148,7 +149,7 @@ class CsvFile:
         Raises:
             UserError: a field is too long, or a quote is not closed.
         """
-        with reading(self.path), open_stream(self.path) as stream:
+        with file_errors(self.path), open_stream(self.path) as stream:
             # A byte that is not valid UTF-8 becomes a surrogate.
             errors = "surrogateescape" if is_utf8(self.encoding) else "strict"
             text = io.TextIOWrapper(stream, self.encoding, errors, newline="")
@@ -201,7 +202,7 @@ class CsvFile:
         ends = ['"' + value.replace('"', '""') for value in values]
         starts = (self.delimiter, "\n", "\r")
         size = (max(map(len, ends), default=0) + 1) * 4  # a character takes up to 4 bytes
-        with reading(self.path), open_stream(self.path) as stream:
+        with file_errors(self.path), open_stream(self.path) as stream:
             tail = b""
             if stream.seekable():
                 stream.seek(max(0, stream.size() - size) // 4 * 4)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from mmoe.data.data_files import is_tsv, open_stream, reading
+from mmoe.data.data_files import file_errors, is_tsv, open_stream
 from mmoe.data.text_blocks import ENCODINGS
 from mmoe.errors import UserError
 
@@ -41,7 +41,7 @@ def read_start(path: str, encoding: str | None) -> Start:
     Raises:
         UserError: the file cannot be read, is empty, or has NUL bytes.
     """
-    with reading(path), open_stream(path) as stream:
+    with file_errors(path), open_stream(path) as stream:
         raw = stream.read(START_BYTES)
     marked = next((name for mark, name in ENCODINGS.items() if raw.startswith(mark)), None)
     encoding = marked or encoding or next(name for name in FALLBACKS if _is_valid(raw, name))
@@ -57,7 +57,7 @@ def read_start(path: str, encoding: str | None) -> Start:
 
 
 def utf8_stream(path: str, encoding: str) -> pa.NativeFile:
-    """Open a file of text as UTF-8. Call it within `reading`.
+    """Open a file of text as UTF-8. Call it within `file_errors`.
 
     Text in another encoding is converted in memory, or into a temporary file if it is long. Arrow could
     convert it, but its background threads would then call Python. If Python exits while they read, the

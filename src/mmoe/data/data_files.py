@@ -66,7 +66,7 @@ def name_files(files: Sequence[str]) -> str:
 
 
 def open_stream(path: str) -> pa.NativeFile:
-    """Open a file to be read from the start, decompressed. Call it within `reading`."""
+    """Open a file to be read from the start, decompressed. Call it within `file_errors`."""
     file = open_file(path)
     start = file.read(4)
     file.seek(0)
@@ -76,7 +76,7 @@ def open_stream(path: str) -> pa.NativeFile:
 
 
 def open_file(path: str) -> pa.NativeFile:
-    """Open a file for random access. Call it within `reading`."""
+    """Open a file for random access. Call it within `file_errors`."""
     if not _is_remote(path):
         return pa.OSFile(str(expand_home(path)), "rb")
     return pa.PythonFile(fsspec.open(path, "rb").open(), mode="r")
@@ -88,7 +88,7 @@ def file_size(path: str) -> int:
     Raises:
         UserError: the file cannot be read.
     """
-    with reading(path):
+    with file_errors(path):
         system, name = system_of(path)
         return int(system.info(name)["size"])
 
@@ -113,7 +113,7 @@ def expand_home(path: str) -> Path:
 
 
 @contextmanager
-def reading(path: str) -> Iterator[None]:
+def file_errors(path: str) -> Iterator[None]:
     """Turn errors of a file into UserError. The body should only open, read and decode the file.
 
     Backends of fsspec raise errors of their own classes, so any error while a remote file is
@@ -175,7 +175,7 @@ def _expand_remote(source: str) -> list[str]:
         raise UserError(f"{source}: {hint}") from None
     except ValueError as error:
         raise UserError(f"{source}: {_reason(error)}") from None
-    with reading(source):
+    with file_errors(source):
         if file_kind(source) and system.exists(path) and not _is_remote_folder(system, path):
             return [source]
         if glob.has_magic(path):

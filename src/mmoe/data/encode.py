@@ -73,8 +73,10 @@ def level_dtype(schema: Schema) -> torch.dtype:
 
 
 def count_unseen(rows: Batch, schema: Schema) -> dict[str, int]:
-    """The rows of each column whose value training did not see: a level, or a missing value without an input.
+    """For each column, the number of rows whose value has no input because training did not see it.
 
+    That is a level or a missing value with the code of an unseen level, or a missing number in a column that
+    had none in training. Unseen levels with the code of rare levels or of a hash bucket are not counted.
     Columns with several levels in a row are left out.
     """
     counts = (rows.levels == schema.num_codes).sum(0).tolist()

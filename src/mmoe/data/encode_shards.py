@@ -1,4 +1,4 @@
-"""Encode a table in bounded memory: statistics of all partitions, then a shard of encoded rows for each.
+"""Encode a table in bounded memory: statistics of the training rows, then a shard for each partition.
 
 An interrupted encoding resumes with the shards that are missing.
 """

@@ -78,7 +78,7 @@ class DaskEngine(Engine):
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """The results, in any order."""
         with warnings.catch_warnings():
-            # Dask warns of large jobs. They are large because each has the split of every row.
+            # Dask warns of large jobs. They are large because each has the splits of its rows.
             warnings.simplefilter("ignore", UserWarning)
             futures = self._client.map(function, items, pure=False)
         for future in self._distributed.as_completed(futures):

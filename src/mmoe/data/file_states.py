@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mmoe.data.data_files import file_size, reading, system_of
+from mmoe.data.data_files import file_errors, file_size, system_of
 
 MAX_HASHED_BYTES = 2**32  # if files are larger in total, only some of their bytes are compared
 COMPARED_BYTES = 2**16  # at the start and at the end of a file
@@ -16,7 +16,7 @@ def sha256(path: str) -> str:
     Raises:
         UserError: the file cannot be read.
     """
-    with reading(path):
+    with file_errors(path):
         system, name = system_of(path)
         with system.open(name, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -45,7 +45,7 @@ def file_states(paths: Sequence[str]) -> list[FileState]:
 
 
 def _quick_state(path: str) -> FileState:
-    with reading(path):
+    with file_errors(path):
         system, name = system_of(path)
         info = system.info(name)
         digest = hashlib.sha256(str(info["size"]).encode())

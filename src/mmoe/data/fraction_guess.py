@@ -74,8 +74,8 @@ def tasks_with_both_classes(
     for task in tasks:
         if task.kind == "binary":
             known = task.values.codes >= 0
-            shares = [task.positive[split][known[split]] for split in splits.values()]
-            if all(share.any() and not share.all() for share in shares):
+            by_split = [task.positive[rows][known[rows]] for rows in splits.values()]
+            if all(positive.any() and not positive.all() for positive in by_split):
                 found.add(task.name)
     return found
 

@@ -23,7 +23,7 @@ def memory_to_encode(files: Sequence[str], num_columns: int) -> float:
             is_compressed = file.lower().endswith(tuple(COMPRESSIONS))
             total += file_size(file) * CSV_FACTOR * (COMPRESSION if is_compressed else 1)
         else:
-            total += sum(ColumnarFile(file).group_rows()) * num_columns * BYTES_PER_VALUE
+            total += sum(ColumnarFile(file).rows_per_group()) * num_columns * BYTES_PER_VALUE
     return total
 
 

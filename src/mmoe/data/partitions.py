@@ -42,7 +42,7 @@ class FileScan:
     """What a first look at a file finds: the rows of each of its groups, and the types of its columns."""
 
     path: str
-    group_rows: tuple[int, ...]
+    rows_per_group: tuple[int, ...]
     names: tuple[str, ...]
     types: tuple[pa.DataType, ...]
 
@@ -55,7 +55,7 @@ def scan_file(file: str, rules: TextRules, columns: Sequence[str]) -> FileScan:
     """
     opened = open_checked(file, rules.csv, columns)
     if not isinstance(opened, CsvFile):
-        return FileScan(file, tuple(opened.group_rows()), tuple(opened.names), tuple(opened.types))
+        return FileScan(file, tuple(opened.rows_per_group()), tuple(opened.names), tuple(opened.types))
     found = {name: ColumnType(rules.csv) for name in columns if name not in rules.text}
     num_rows = 0
     for part in opened.batches(columns):
@@ -73,10 +73,10 @@ def cut_partitions(source: str, scans: Sequence[FileScan]) -> list[Partition]:
     for found in scans:
         groups: list[int] = []
         file_row = count = 0
-        for number, rows in enumerate(found.group_rows):
+        for number, rows in enumerate(found.rows_per_group):
             groups.append(number)
             count += rows
-            is_last = number == len(found.group_rows) - 1
+            is_last = number == len(found.rows_per_group) - 1
             if count >= PARTITION_ROWS or (is_last and count):
                 place = (first_row, file_row, count)
                 partitions.append(Partition(source, found.path, tuple(groups), *place))

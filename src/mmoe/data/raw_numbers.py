@@ -69,7 +69,7 @@ def check_finite_column(name: str, values: np.ndarray) -> None:
 
 
 def _numbers_of_array(array: pa.Array, name: Any) -> np.ndarray:
-    """The numbers of an array, NaN where missing: float32 for floats of up to 32 bits, else float64."""
+    """The numbers of an array, NaN if missing; in float32 for floats of up to 32 bits, else in float64."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if pa.types.is_null(array.type):

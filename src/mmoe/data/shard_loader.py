@@ -56,7 +56,7 @@ class ShardLoader(Loader):
         """
         before = state.get("world_size", self.world_size)
         if before != self.world_size and 0 < state["step"] < state.get("num_steps", len(self)):
-            rule = f"must be {before} to resume within an epoch from disk"
+            rule = f"must be {before} to resume in the middle of an epoch with rows on disk"
             raise UserError(f"trainer.devices: the number of processes {rule}, is {self.world_size}")
         super().load_state_dict(state)
 

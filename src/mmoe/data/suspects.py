@@ -116,7 +116,7 @@ def _area_by_level(column: ColumnValues, positive: np.ndarray) -> float:
 
 
 def _unusual_rows_agree(column: ColumnValues, positive: np.ndarray, claim: str) -> str:
-    """Say if the rows in which the column has an unusual value are nearly all positive, or hold all of them.
+    """Say if nearly all rows with an unusual value are positive, or if all positive rows have one.
 
     For example, a kind of failure is a part of "any failure".
     """

@@ -1,6 +1,6 @@
 """AdaTT-sp (Li et al., KDD 2023): adaptive task-to-task fusion with task-specific and shared experts.
 
-B batch, I inputs, T tasks, S sources (the T tasks, then the shared part; the paper's units), E all experts, H
+B batch, I inputs, T tasks, S sources (the T tasks, then the shared part), E all experts, H
 expert width, L logits of all tasks.
 """
 

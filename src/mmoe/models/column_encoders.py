@@ -1,6 +1,6 @@
 """Encoders that the schema chooses for single columns; see `encoders` for what an encoder has.
 
-B batch, P level slots of a row, C categorical columns, M numeric columns, K positions of one column.
+B batch, P level slots of a row, C encoded categorical columns, M numeric columns, K positions of one column.
 """
 
 from collections.abc import Callable, Iterable

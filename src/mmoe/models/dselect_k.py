@@ -32,7 +32,7 @@ class SelectorGates(nn.Module):
         alpha: [B, T, K]; z: [B, T, K, M]; output: weights [B, T, E], which sum to 1.
     """
 
-    returns_weights = True  # not logits, as other gates; `mmoe.analysis.expert_ablation` asks for it
+    returns_weights = True  # other gates return logits; `mmoe.analysis.expert_ablation` reads this
 
     def __init__(self, num_experts: int, gamma: float) -> None:
         super().__init__()
@@ -68,8 +68,8 @@ class DSelectK(nn.Module):
 
     If E is not a power of 2, some codes have no expert of their own. The authors' program adds a penalty on
     the weight of these codes. Here code c selects expert c mod E, so the weights always sum to 1 and no
-    penalty is needed. As in the authors' program, the logits z of the bits start near 0, in
-    [-gamma/100, gamma/100].
+    penalty is needed. As in the authors' program, the weights and biases of the logits z of the
+    bits, or z itself if `is_static`, start in [-gamma/100, gamma/100].
 
     Args:
         num_inputs, num_tasks: I and T.

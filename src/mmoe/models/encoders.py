@@ -2,7 +2,7 @@
 
 An encoder has `num_outputs`, and `columns`: the column that each output is computed from.
 
-B batch, P level slots of a row, C categorical columns, M numeric columns, L codes of one-hot columns.
+B batch, P level slots of a row, C encoded categorical columns, M numeric columns, L codes of one-hot columns.
 """
 
 import math

@@ -87,9 +87,9 @@ class Ensemble(nn.Module):
         return Output(logits.flatten(0, -3) if self.training else self._mean(logits), gates)
 
     def output_logits(self, logits: Tensor) -> Tensor:
-        """Average the members' logits in the training output of `forward`. The result is [B, L]."""
+        """Average the members in the training output of `forward`. The result is [B, L]."""
         return self._mean(torch.unflatten(logits, 0, (self.size, -1))[:, 0])
 
     def _mean(self, logits: Tensor) -> Tensor:
-        """Average the members' logits [M, B, L]."""
+        """Average the members, given their logits [M, B, L]."""
         return self.mean(logits) if self.averages_predictions else logits.mean(0)

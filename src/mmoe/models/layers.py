@@ -1,4 +1,4 @@
-"""The layers that models share. Stacked layers are N linear layers with one weight, applied in one call.
+"""The layers that models share. Stacked layers are N linear layers, applied in one call.
 
 B batch, N layers, I inputs, O outputs.
 """

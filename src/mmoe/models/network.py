@@ -19,7 +19,8 @@ class Output(NamedTuple):
 
     Shape:
         logits: [B, L]: those of the first task, then those of the second, and so on. A task of several
-            classes has a logit for each; other tasks have one, and L is T if there are only these.
+            classes has a logit for each; other tasks have one, and L is T if there are only these. In
+            training, ensembles and expert heads add a dimension in front: the logits of each loss.
         gates: [B, T, E]; the E weights of a task sum to 1. A model without gates has E = 0.
     """
 

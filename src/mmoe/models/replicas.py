@@ -27,8 +27,8 @@ class Replicas(nn.Module):
         modules: R modules that differ only in the values of their parameters and buffers.
 
     Shape:
-        rows: tensors or a `SparseMatrix` that all replicas share, or None. With `own_rows`, tensors
-            [R, ...] with one slice for each replica.
+        rows: tensors, `SparseInputs` or a `SparseMatrix` that all replicas share, or None. With
+            `own_rows`, tensors [R, ...] with one slice for each replica.
         output: the output of a module, with R as an additional first dimension.
     """
 

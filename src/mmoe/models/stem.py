@@ -25,8 +25,8 @@ class STEM(nn.Module):
     the task's embedding and the shared one, as in the authors' program.
 
     The paper has a table of vectors for each column, once for each task and once shared. A model here gets
-    the encoded inputs x, so an embedding is a linear map of x to D units. On one-hot levels it adds up a
-    learned vector of each level, and a numeric column has a vector that its inputs scale. Vectors that
+    the encoded inputs x, so an embedding is a linear map of x to D units. It adds up a learned
+    vector for each input, multiplied by the input. So each one-hot level has a vector. Vectors that
     `inputs` learns by itself, such as those of `inputs=embedding`, are shared by all tasks. There is one
     level of experts.
 

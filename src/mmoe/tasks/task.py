@@ -138,7 +138,7 @@ class Task(ABC):
         """
 
     def decode(self, labels: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
-        """Labels [N] as the user knows them, NaN where they are unknown; the inverse of `encode`."""
+        """Labels [N] for a table: 0 or 1, the class, or the number; missing where they are unknown."""
         return labels if known is None else np.where(known, labels, np.float32(np.nan))
 
     @abstractmethod
@@ -175,7 +175,7 @@ class Task(ABC):
 
     @abstractmethod
     def target_statistics(self, means: Tensor) -> Tensor:
-        """Turn means of `target_numbers` [..., K] into statistics [..., K] on the scale of logits.
+        """Turn means of `target_numbers` [..., K] into statistics [..., K], such as logits of rates.
 
         Each mean is over the rows with one level of an input column; see `mmoe.data.target_statistics`.
         """

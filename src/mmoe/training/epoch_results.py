@@ -71,7 +71,7 @@ class EpochResults:
             self._divergence = error, bad
 
     def _add_to_running(self, stage: str, trainer: pl.Trainer) -> None:
-        """Replace the outputs that are kept by statistics of them."""
+        """Replace the kept outputs with their statistics."""
         outputs = self._outputs.take(stage, trainer.strategy.root_device, trainer.world_size == 1)
         if stage not in self.running:
             self.running[stage] = RunningMetrics(self._tasks, self._num_replicas)

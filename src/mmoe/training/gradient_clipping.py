@@ -58,7 +58,7 @@ def clip_grad_norm_per_copy(parameters: Sequence[Tensor], max_norm: float, stack
 
 
 def _gradient_values(parameter: Tensor) -> Tensor:
-    """The gradient, or the values of a sparse one, which is coalesced first; they share their memory."""
+    """The gradient, or the values of a sparse one, which is coalesced first. Both may be changed in place."""
     gradient = parameter.grad
     assert gradient is not None
     if gradient.is_sparse:
