@@ -16,6 +16,7 @@ from mmoe import load
 from mmoe.analysis import lightgbm_training
 from mmoe.analysis.lightgbm_training import level_inputs, lightgbm_inputs
 from mmoe.analysis.sweep_lightgbm import FILE
+from mmoe.analysis.sweep_results import plot_sweep
 from mmoe.data.batch import Batch, take
 from mmoe.data.columns import Categorical
 from mmoe.data.schema import Schema
@@ -96,7 +97,8 @@ def test_lightgbm_is_a_line_beside_the_methods(sweep: str, command: Callable[[st
     done = command("compare")(sweep, "--lightgbm")
     assert done.code == 0, done.err
     table = pd.read_csv("sweep/compare.csv").set_index("model")
-    assert sorted(table.index) == ["LightGBM", "MMoE", "SharedBottom"]
+    assert {*table.index[:2]} == {"MMoE", "SharedBottom"}
+    assert table.index[2] == "LightGBM"
     assert table.loc["LightGBM", "seeds"] == 2
     assert np.isnan(table.loc["LightGBM", "parameters"])
     assert "LightGBM" in done.out
@@ -121,6 +123,28 @@ def test_lightgbm_is_a_line_beside_the_methods(sweep: str, command: Callable[[st
         done = command("compare")(sweep, *flags)
         assert "LightGBM" in done.out
         assert Path("sweep", FILE).read_text() == before
+
+
+def test_lightgbm_is_a_horizontal_line_beside_an_option(train: Command, command: Callable[[str], Command]):
+    Path("conf/data").mkdir(parents=True)
+    Path("conf/data/kinds.yaml").write_text(KINDS)
+    rows(600).to_csv("rows.csv", index=False)
+    options = ["model.num_experts=2,3", "model.gate_temperature=1.0,5.0", "hydra.sweep.dir=sweep"]
+    assert train("--config-dir", "conf", "-m", *QUICK, *options).code == 0
+    done = command("compare")("sweep", "--lightgbm")
+    assert done.code == 0, done.err
+    assert "Best on the validation rows first, LightGBM last; your own rows" in done.out
+    table = pd.read_csv("sweep/compare.csv")
+    assert table["model"].tolist() == ["MMoE"] * 4 + ["LightGBM"]
+    assert table.loc[4, ["model.gate_temperature", "model.num_experts"]].tolist() == ["-", "-"]
+    figure = plot_sweep("sweep", "model.num_experts")
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["gate temperature 1.0", "gate temperature 5.0", "LightGBM"]
+    for axes, task in zip(figure.axes, ("click", "spend", "genre", "visits"), strict=True):
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "3"]
+        name = next(name for name in table if name.startswith(f"test/{task}/"))
+        assert list(axes.lines[-1].get_ydata()) == [pytest.approx(table.loc[4, name])] * 2
 
 
 def test_its_metrics_are_those_of_scikit_learn(sweep: str, command: Callable[[str], Command]):

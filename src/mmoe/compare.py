@@ -67,10 +67,11 @@ def print_table(table: "pd.DataFrame") -> None:
     from mmoe.training.report import ROW_ORIGINS
 
     order = "Best on the validation rows first" if table.attrs["is_sorted"] else "In the order of the runs"
+    order += ", LightGBM last" if table.attrs["has_lightgbm"] else ""
     printed = Table(title=f"{order}; {ROW_ORIGINS[table.attrs['row_origin']]}", title_justify="left")
     names = shown_columns(table)
     for name in names:
-        printed.add_column(name.replace("/", " "), justify="right", no_wrap="/" not in name)
+        printed.add_column(name.replace("/", " "), justify="right", no_wrap="/" not in name, overflow="fold")
     for line in table.to_dict("records"):
         printed.add_row(*(escape(cell(line, name)) for name in names))
     open_console().print(printed)

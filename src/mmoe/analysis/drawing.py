@@ -43,9 +43,7 @@ def heat_map(axes: Axes, table: pd.DataFrame, label: str | None, largest: float 
     names = [str(name) for name in table.columns]
     axes.set_xticks(range(len(names)), names)
     if max(map(len, names)) > 8:
-        axes.tick_params("x", labelrotation=30)
-        for tick in axes.get_xticklabels():
-            tick.set(ha="right", rotation_mode="anchor")
+        slant_names(axes)
     axes.set_yticks(range(len(table)), [str(name) for name in table.index])
     if values.shape[1] <= 16:
         for i, j in np.ndindex(*values.shape):
@@ -56,6 +54,12 @@ def heat_map(axes: Axes, table: pd.DataFrame, label: str | None, largest: float 
             )  # fmt: skip
     if label:
         axes.figure.colorbar(image, ax=axes, label=label, shrink=0.9)
+
+
+def slant_names(axes: Axes) -> None:
+    """Turn the names below an axis, so that long ones do not overlap."""
+    for tick in axes.get_xticklabels():
+        tick.set(rotation=30, ha="right", rotation_mode="anchor")
 
 
 def draw_line(axes: Axes, table: pd.DataFrame, column: str, style: int, label: str | None = None) -> None:

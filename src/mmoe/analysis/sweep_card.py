@@ -22,6 +22,7 @@ def write_sweep_card(folder: Path, compared: pd.DataFrame) -> None:
     name = "/".join(folder.absolute().parts[-2:])
     facts = compared.attrs
     order = f"by {code(facts['monitor'])}, best first" if facts["is_sorted"] else "in the order of the runs"
+    order += ", LightGBM last" if facts["has_lightgbm"] else ""
     text = f"# Comparison: {code(name)}\n\n"
     text += f"{number_of(len(facts['runs']), 'run')} ({ROW_ORIGINS[facts['row_origin']]}), {order}."
     text += " Metrics are means over seeds.\n\n"

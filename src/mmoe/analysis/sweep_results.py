@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, fit_name, metric_name, panels
-from mmoe.analysis.sweep_runs import sweep_runs
+from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, fit_name, metric_name, panels, slant_names
+from mmoe.analysis.sweep_runs import LIGHTGBM, sweep_runs
 from mmoe.errors import UserError
 from mmoe.intervals import half_interval
 
@@ -18,7 +18,8 @@ def sweep_table(folder: Path | str) -> pd.DataFrame:
 
     For each task's main metric on validation and test rows, the table has the mean and, as `±`, half its 95 %
     interval (nan for one seed). The best line by the monitored metric comes first. If metrics.json lacks that
-    metric (such as `train/loss`), the lines keep the order of the runs.
+    metric (such as `train/loss`), the lines keep the order of the runs. LightGBM comes last, because its
+    validation metrics are not chosen as those of the runs are.
     """
     frame = sweep_runs(folder)
     varied, monitor = frame.attrs["varied"], frame.attrs["monitor"]
@@ -34,8 +35,11 @@ def sweep_table(folder: Path | str) -> pd.DataFrame:
         lines.append(line | ({MONITORED: group[monitor].mean()} if monitor in frame else {}))
     table = pd.DataFrame(lines)
     if monitor in frame:
-        table = table.sort_values(MONITORED, ascending=not frame.attrs["larger_is_better"], ignore_index=True)
+        table = table.sort_values(MONITORED, ascending=not frame.attrs["larger_is_better"])
         table = table.drop(columns=MONITORED)
+    if "model" in table:
+        table = table.sort_values("model", key=lambda names: names == LIGHTGBM, kind="stable")
+    table = table.reset_index(drop=True)
     table.attrs = frame.attrs | {"is_sorted": monitor in frame}
     return table
 
@@ -44,7 +48,8 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
     """Draw each task's main metric against a config key: every seed, and the mean with its 95 % interval.
 
     `key`, such as `model.num_experts`, is by default the first that differs. If other keys differ too, each
-    combination of their values has its own line. `split` is `test` or `val`.
+    combination of their values has its own line. LightGBM is a horizontal line, unless `key` is `model`.
+    `split` is `test` or `val`.
 
     Raises:
         UserError: see `sweep_runs`, or the key does not differ.
@@ -56,37 +61,56 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
         raise UserError(f"key={key}: must be one of {', '.join(varied)}")
     if not any(str(name).startswith(f"{split}/") for name in frame):
         raise UserError(f"{folder}: its runs have no {split} rows")
-    values = sorted(frame[key].unique(), key=lambda v: (isinstance(v, str), v))
-    others = [name for name in varied if name != key]
-    lines = list(frame.groupby(others, sort=False)) if others else [((), frame)]
+    is_baseline = (frame["run"] == LIGHTGBM) & (key != "model")
+    baseline, runs = frame[is_baseline], frame[~is_baseline]
+    values = sorted(runs[key].unique(), key=lambda v: (v == LIGHTGBM, isinstance(v, str), v))
+    others = [name for name in varied if name != key and runs[name].nunique() > 1]
+    lines = list(runs.groupby(others, sort=False)) if others else [((), runs)]
     tasks = frame.attrs["tasks"]
     has_intervals = len(frame) > len(frame.drop_duplicates(varied))  # some line has two seeds
+    step = min(0.1, 0.6 / len(lines))  # between the points of two lines at one value
     figure, all_axes = panels(len(tasks), width=3.9, height=3.3)
     for axes, (task, metric) in zip(all_axes, tasks.items(), strict=True):
+        column = f"{split}/{task}/{metric}"
         for style, (setting, part) in enumerate(lines):
-            name = fit_name(
-                ", ".join(f"{k.split('.')[-1]} {v}" for k, v in zip(others, setting, strict=True)), 40
-            )
-            column = f"{split}/{task}/{metric}"
-            groups = {i: part.loc[part[key] == v, column] for i, v in enumerate(values)}
-            groups = {i: group for i, group in groups.items() if len(group)}
-            colour = COLOURS[style % 4] if others else "black"
-            for i, group in groups.items():
-                axes.plot([i] * len(group), group, "o", markersize=3.5, mfc="none", mec="0.55")
+            pairs = [(k, v) for k, v in zip(others, setting, strict=True) if v != "-"]
+            name = fit_name(", ".join(f"{_short(k)} {v}" for k, v in pairs), 40)
+            groups = {
+                i + (style - (len(lines) - 1) / 2) * step: part.loc[part[key] == value, column]
+                for i, value in enumerate(values)
+                if (part[key] == value).any()
+            }
+            for x, group in groups.items():
+                axes.plot([x] * len(group), group, "o", markersize=3.5, mfc="none", mec="0.55")
             # A line from one name to the next, such as from one method to another, would make no sense.
-            line = "" if any(isinstance(values[i], str) for i in groups) else LINES[style % 4]
+            is_named = any(isinstance(value, str) for value in part[key])
             axes.errorbar(
                 list(groups), [group.mean() for group in groups.values()],
                 [half_interval(group) if len(group) > 1 else 0.0 for group in groups.values()],
-                linestyle=line, marker=MARKERS[style % 4], color=colour, ms=4,
+                linestyle="" if is_named else LINES[style % 4], marker=MARKERS[style % 4], ms=4,
+                color=COLOURS[(style + style // 4) % 4] if others else "black",
                 capsize=4 * has_intervals,
                 label=name or ("mean, 95 % interval" if has_intervals else "one seed"),
             )  # fmt: skip
-        rotation = 30 if any(len(str(value)) > 6 for value in values) else 0
-        axes.set_xticks(range(len(values)), [fit_name(value) for value in values], rotation=rotation)
-        label = key.split(".")[-1].replace("num_", "number of ").replace("_", " ")
-        axes.set(title=fit_name(task), xlabel=label, ylabel=f"{split} {metric_name(metric)}")
+        if len(baseline):
+            mean = baseline[column].mean()
+            axes.axhline(mean, color="0.4", linestyle="--", linewidth=1, label=LIGHTGBM)
+            if len(baseline) > 1:
+                half = half_interval(baseline[column])
+                axes.axhspan(mean - half, mean + half, color="0.4", alpha=0.15, linewidth=0)
+        axes.set_xticks(range(len(values)), [fit_name(value) for value in values])
+        if any(len(str(value)) > 6 for value in values):
+            slant_names(axes)
+        axes.set(title=fit_name(task), xlabel=_short(key), ylabel=f"{split} {metric_name(metric)}")
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(alpha=0.3)
-    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    if others or has_intervals or len(baseline):
+        entries = zip(*all_axes[0].get_legend_handles_labels(), strict=True)
+        handles, names = zip(*sorted(entries, key=lambda entry: entry[1] == LIGHTGBM), strict=True)
+        figure.legend(handles, names, loc="outside lower center", ncols=3)
     return figure
+
+
+def _short(key: str) -> str:
+    """The last part of a config key, in words."""
+    return key.split(".")[-1].replace("num_", "number of ").replace("_", " ")

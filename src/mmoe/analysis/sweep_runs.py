@@ -28,7 +28,7 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
     The columns are `run`, `seed`, each config key that differs, `parameters`, the best `epoch`, and the
     metrics `{split}/{task}/{metric}`. If no key differs, one column `all runs` holds a dash, so that the
     table still has something to group by. The results of LightGBM in lightgbm.json are lines too, without
-    `parameters` and `epoch`.
+    `parameters` and `epoch`; their `model` is `LightGBM`.
 
     Raises:
         UserError: no run has finished, or the runs differ in tasks, rows or the monitored metric.
@@ -39,11 +39,15 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
     schemas = [run_folder.read_schema(path) for path in finished]
     all_metrics = [run_folder.read_metrics(path) for path in finished]
     _check_comparable(finished, schemas, all_metrics)
+    baseline = read_baseline(folder, Run(finished[0]))
     options = _with_class_names([dict(_flatten(config)) for config in configs])
-    varied = _varied(options) or ["all runs"]
+    varied = _varied(options)
+    if baseline and "model" not in varied:
+        options = [option | {"model": _class_name(option["model._target_"])} for option in options]
+        varied.append("model")
+    varied = varied or ["all runs"]
     names = [str(path.relative_to(folder)) for path in finished]
     lines = list(_run_lines(names, options, all_metrics, varied))
-    baseline = read_baseline(folder, Run(finished[0]))
     lines += _baseline_lines(baseline, varied)
     frame = pd.DataFrame(lines).drop_duplicates([*varied, "seed"], ignore_index=True)  # repeated runs
     frame = frame.astype({"parameters": "Int64", "epoch": "Int64"})
@@ -116,9 +120,8 @@ def _run_lines(
 
 def _baseline_lines(results: Iterable[Mapping[str, Any]], varied: Sequence[str]) -> Iterator[dict[str, Any]]:
     """A line of the table for each seed of LightGBM."""
-    method = "model" if "model" in varied else varied[0]
     for found in results:
-        line = {"run": LIGHTGBM, "seed": found["seed"], **dict.fromkeys(varied, "-"), method: LIGHTGBM}
+        line = {"run": LIGHTGBM, "seed": found["seed"], **dict.fromkeys(varied, "-"), "model": LIGHTGBM}
         yield line | _metric_columns(found)
 
 
@@ -146,7 +149,7 @@ def _with_class_names(options: list[dict[str, Any]]) -> list[dict[str, Any]]:
     keys = sorted({key for option in options for key in option if key.endswith("._target_")}, key=len)
     for key in keys:
         part = key.removesuffix("._target_")
-        classes = [str(option.get(key, "-")).rpartition(".")[-1] for option in options]
+        classes = [_class_name(option.get(key, "-")) for option in options]
         if len(set(classes)) == 1:
             continue
         for name in {name for option in options for name in option if name.startswith(f"{part}.")}:
@@ -157,6 +160,10 @@ def _with_class_names(options: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 options = [{k: v for k, v in option.items() if k != name} for option in options]
         options = [{part: own, **option} for own, option in zip(classes, options, strict=True)]
     return options
+
+
+def _class_name(path: Any) -> str:
+    return str(path).rpartition(".")[-1]
 
 
 def _varied(options: list[dict[str, Any]]) -> list[str]:
