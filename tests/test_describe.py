@@ -132,6 +132,30 @@ def test_a_column_that_is_left_out_may_hold_numbers_with_marks():
     assert kind_of("x", [f"v{n},5" for n in range(50)] * 10).remarks == []
 
 
+@pytest.mark.parametrize(
+    ("form", "unit"),
+    [
+        ("€ {:,.2f}", "€"), ("${}", "$"), ("EUR {}", "EUR"), ("-{} €", "€"), ("{} km", "km"), ("{}%", "%"),
+        ("v{}", ""), ("{}", ""), ("A {}", ""), ("{}-{}", ""),
+    ],
+)  # fmt: skip
+def test_numbers_with_a_unit_get_a_remark(form: str, unit: str):
+    texts = [form.format(n * 1.5, n) for n in range(1, 60)] * 9
+    remark = f"numbers with {unit!r}; remove it from the file for a column of numbers"
+    assert (remark in kind_of("x", texts).remarks) == bool(unit)
+    assert (remark in guess_task("x", values("x", texts)).remarks) == bool(unit)
+    found = kind_of("x", texts[:59])
+    assert found.reason in ("", f"a level for each row; {remark}" if unit else "a level for each row")
+    assert remark not in kind_of("x", [*texts, form.format(1, 2) + " more"]).remarks
+
+
+def test_a_task_with_another_name_than_its_column_gets_a_remark():
+    labels = values("Will buy?", [0, 1] * 50)
+    (task,) = guess_tasks(["Will buy?"], {"Will buy?": labels})
+    assert task.name == "Will_buy"
+    assert task.remarks[-1] == "named Will_buy: a task's name is unique, of letters, digits and underscores"
+
+
 def test_numbers_with_an_odd_spelling_are_no_lists():
     data = [f"{n % 40},{n % 7}" for n in range(300)] + ["-"]
     found = kind_of("x", data)

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -349,6 +350,14 @@ def test_a_run_is_evaluated_exported_and_resumed(
     assert Path("run/evaluation_test_best_later.csv_train.csv.json").exists()
     wrong = command("evaluate")("run=run", "data.dir=.")
     assert (wrong.code, wrong.err.count("\n")) == (2, 1)
+    shutil.copy("train.csv", "copy.csv")
+    for split, key in (("test", "test"), ("val", "validation")):
+        trained = command("evaluate")(
+            "run=run", "resamples=0", f"split={split}", f"data.{key}=[later.csv,copy.csv]"
+        )
+        assert trained.code == 0, trained.err
+        assert "copy.csv: has the rows that the run was trained on" in trained.out + trained.err
+        assert "later.csv: has the rows" not in trained.out + trained.err
     assert command("export")("run=run").code == 0
     assert train("resume=run", "trainer.max_epochs=2").code == 0
     frame(seed=3).to_csv("train.csv", index=False)

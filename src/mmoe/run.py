@@ -270,6 +270,8 @@ class Run:
         if group_by := (data or {}).get("group_by"):
             schema = replace(schema, tasks=tuple(with_groups(schema.tasks, group_by)))
         module = self._data_module(data, schema) if data else self.data
+        if data:
+            self._warn_of_training_files(module.schema.files, split)
         learner = build_learner(OmegaConf.merge(self.config, {"balance": None}), schema)
         trainer = self._trainer()
         found = []
@@ -298,6 +300,14 @@ class Run:
             "resamples": resamples,
             "checkpoints": found,
         }
+
+    def _warn_of_training_files(self, files: Mapping[str, str], split: str) -> None:
+        """Log a warning if a split of a table has a file that the run was trained on, under any name."""
+        trained = {digest for name, digest in self.schema.files.items() if name.startswith("train/")}
+        folder = "validation/" if split == "val" else "test/"
+        for name, digest in files.items():
+            if name.startswith(folder) and digest in trained:
+                log.warning("%s: has the rows that the run was trained on", name.removeprefix(folder))
 
     def _intervals(
         self, learner: Any, data: Any, split: str, resamples: int, seed: int

@@ -17,7 +17,7 @@ from mmoe.data.column_names import suggests_codes, suggests_numbers, suggests_ti
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.column_values import ColumnValues
 from mmoe.data.dates import AMBIGUOUS, DAY_FIRST, DateFormat, dates_of, find_order, guess_format
-from mmoe.data.number_spellings import find_marks, odd_spellings, remark_on_spellings
+from mmoe.data.number_spellings import find_marks, odd_spellings, remark_on_spellings, remark_on_unit
 
 MAX_CODES = 20  # integers with at most this many distinct values are codes
 FEW_CODES = 5  # the limit if the column's name says that they are numbers; otherwise, more get a remark
@@ -119,6 +119,9 @@ def _guess_text(found: Guess, is_csv: bool) -> None:
         hint = f"numbers if csv has {marks}" if is_csv else f"numbers as text, with {marks}"
         found.remarks.append(hint)
         found.reason += f"; {hint}" if found.reason else ""
+    elif unit := remark_on_unit(texts):
+        found.remarks.append(unit)
+        found.reason += f"; {unit}" if found.reason else ""
     if others:
         found.remarks.append(remark_on_spellings(others, is_csv))
     elif others == []:

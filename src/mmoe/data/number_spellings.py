@@ -9,6 +9,10 @@ from mmoe.data.column_values import ColumnValues
 
 # The decimal point and the thousands separator: all pairs of them, and the decimal comma alone.
 MARKS = (*((point, mark) for mark in ",.' _" for point in ".," if point != mark), (",", ""))
+# Before a number may stand a currency: a sign, or letters and a space as in EUR 5. A1 is a code.
+NUMBER_WITH_UNIT = re.compile(
+    r"(?P<before>([$€£¥₹]|[A-Z]{3} ) *|)[+-]?[0-9][0-9.,' _]*(?P<after>[^0-9.,' _][^0-9]{0,4}|)"
+)
 
 
 def find_marks(texts: list[str]) -> str:
@@ -23,6 +27,16 @@ def find_marks(texts: list[str]) -> str:
         if any(mark in text for text in texts) and all(map(number.fullmatch, texts)):
             return f"decimal: {decimal!r}" + (f" and thousands: {thousands!r}" if thousands else "")
     return ""
+
+
+def remark_on_unit(texts: list[str]) -> str:
+    """A remark if all texts are numbers with the same unit, as in "$ 5" or "5 km"; else empty."""
+    first = NUMBER_WITH_UNIT.fullmatch(texts[0])
+    if not first or not (unit := (first["before"] + first["after"]).strip()):
+        return ""
+    alike = re.compile(rf"{re.escape(first['before'])}[+-]?[0-9][0-9.,' _]*{re.escape(first['after'])}")
+    is_unit = all(map(alike.fullmatch, texts))
+    return f"numbers with {unit!r}; remove it from the file for a column of numbers" if is_unit else ""
 
 
 def odd_spellings(values: ColumnValues) -> list[str] | None:

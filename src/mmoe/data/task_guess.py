@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmoe.data.column_values import ColumnValues
-from mmoe.data.number_spellings import odd_spellings, remark_on_spellings
+from mmoe.data.number_spellings import odd_spellings, remark_on_spellings, remark_on_unit
 from mmoe.errors import UserError
 from mmoe.tasks.task import WHERE_LEVELS
 
@@ -75,7 +75,10 @@ def guess_tasks(
         while name in taken:
             name += "_"
         taken.add(name)
-        tasks.append(guess_task(name, columns[column], is_csv))
+        task = guess_task(name, columns[column], is_csv)
+        if name != column:
+            task.remarks.append(f"named {name}: a task's name is unique, of letters, digits and underscores")
+        tasks.append(task)
     for task in tasks:
         _remark_on_funnel(task, tasks)
     return tasks
@@ -98,6 +101,8 @@ def _guess_kind(name: str, values: ColumnValues, is_csv: bool) -> TaskGuess:
         task = TaskGuess(name, values, "multiclass", {}, [f"{count:,} classes"])
         if others := odd_spellings(values):
             task.remarks.append(remark_on_spellings(others, is_csv))
+        elif unit := remark_on_unit(values.texts):
+            task.remarks.append(unit)
         if count > values.num_known / 10:
             task.remarks.append("fewer than ten rows for each class on average")
         return task
