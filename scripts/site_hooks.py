@@ -1,7 +1,8 @@
 """What MkDocs does for this site besides its usual steps. `mkdocs.yml` names this file.
 
 - The README is the first page, and the reference of the configuration is generated from conf/.
-- A link to a file that is no page becomes one to the repository if `repo_url` is set, else the file's path.
+- A link to a file that is not a page leads to the repository if `repo_url` is set. Otherwise it becomes text
+  with the file's path.
 - Equations become MathML, which browsers show without a script.
 """
 

@@ -92,7 +92,9 @@ def test_the_folder_may_be_part_of_another_interpolation(whole: str, monkeypatch
     changed = OmegaConf.create(whole)
     changed.data.dir = "${oc.env:ML,${hydra:runtime.output_dir}/ml}"
     monkeypatch.delenv("ML", raising=False)
-    assert stored(stored_config.portable_yaml(changed))["data"]["dir"] == f"{stored_config.FOLDER}/ml"
+    assert (
+        stored(stored_config.portable_yaml(changed))["data"]["dir"] == f"{stored_config.RUN_FOLDER_TEXT}/ml"
+    )
     monkeypatch.setenv("ML", "elsewhere")
     assert stored(stored_config.portable_yaml(changed))["data"]["dir"] == "elsewhere"
 

@@ -22,7 +22,7 @@ from mmoe.cli.composition import composed
 from mmoe.data.table import Table
 from mmoe.errors import UserError, is_disk_error
 from mmoe.training.run_folder import CARDS, FILES, FOLDERS
-from mmoe.training.stored_config import FOLDER, holds_runs
+from mmoe.training.stored_config import RUN_FOLDER_TEXT, holds_runs
 
 if TYPE_CHECKING:
     from mmoe.run import Run
@@ -37,8 +37,7 @@ def fit(table: Table, folder: Path | str, *overrides: str) -> "Run":
         overrides: of the configuration, such as `"model.num_experts=4"` or `"model=ple"`.
 
     Raises:
-        UserError: the folder holds one of these, an override or a value of the table is invalid, or training
-            diverges.
+        UserError: the folder is not free, an override or the table is invalid, or training diverges.
     """
     from mmoe.train import train
 
@@ -59,7 +58,7 @@ def fit(table: Table, folder: Path | str, *overrides: str) -> "Run":
         if path.exists():
             rule = f"must not hold {path.relative_to(folder)}, which the run writes"
             raise UserError(f"folder={folder}: {rule}; name another folder, or move it")
-    configuration = composed(table.config(FOLDER), folder, overrides)
+    configuration = composed(table.config(RUN_FOLDER_TEXT), folder, overrides)
     with useless_warnings_hidden(), configuration as config, _written(frames, folder):
         run = train(config, folder, False, started)
     assert run is not None

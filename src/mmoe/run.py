@@ -351,8 +351,8 @@ class Run:
             if key not in known:
                 raise UserError(f"data.{key}: {unknown_key(key, known)}")
             OmegaConf.update(config.data, key, value, merge=False, force_add=True)
-        # The cache key leaves out a schema whose `files` are those on disk. Without `files`, the schema is
-        # part of the key, so the rows cached in training are not used.
+        # Without `files`, the schema is part of the cache key; see `TableData._cache_key`. Otherwise the rows
+        # that were cached in training could be used.
         if changes:
             schema = replace(schema, files={})
         if "dir" in changes:  # never the bundled sample
@@ -364,9 +364,10 @@ class Run:
         run_rows = (self.schema.files, self.schema.num_rows)
         if not changes and (data.schema.files, data.schema.num_rows) != run_rows:
             key = "dir" if "dir" in config.data else "test"
+            where = f"data.dir={config.data.dir}" if key == "dir" else "data"
             raise UserError(
-                f"data.{key}={config.data.get(key)}: the files have changed since the run (schema.json has"
-                f" another SHA-256 or number of rows); to evaluate on other files, give data.{key}"
+                f"{where}: the files have changed since the run (schema.json has another SHA-256 or number of"
+                f" rows); to evaluate on other files, give data.{key}"
             )
         return data
 

@@ -28,7 +28,7 @@ from mmoe.tasks import Task
 from mmoe.tasks.task import percent
 from mmoe.training.gate_statistics import POLARISED
 from mmoe.training.report import ROW_ORIGINS, metric_text
-from mmoe.training.stored_config import FOLDER
+from mmoe.training.stored_config import RUN_FOLDER_TEXT
 from mmoe.training.trust import ALLOWED_BASES, built_packages
 
 MAX_EXPERTS, MAX_LINES = 16, 400  # that the card lists
@@ -221,7 +221,7 @@ def _configuration(run: Run) -> Iterator[str]:
     plain: Any = OmegaConf.to_container(run.config)
     columns = plain["data"].pop("columns", None)  # the data section lists them
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-    text = text.replace(str(run.folder.absolute()), FOLDER)
+    text = text.replace(str(run.folder.absolute()), RUN_FOLDER_TEXT)
     lines = text.splitlines()
     without = ", without `data.columns`" if columns else ""
     cut = f" These are its first {MAX_LINES} of {len(lines)} lines." if len(lines) > MAX_LINES else ""

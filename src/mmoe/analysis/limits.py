@@ -25,7 +25,7 @@ ORIGINS = {
 
 
 def limits(run: Run, test_labels: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """A sentence or two for each limit. `test_labels` has each task's known ones, or nothing for replicas."""
+    """A sentence or two for each limit. `test_labels` has the known labels by task, none for replicas."""
     metrics, schema, config = run.metrics, run.schema, run.config
     if schema.row_origin in ORIGINS:
         yield ORIGINS[schema.row_origin]

@@ -64,6 +64,7 @@ def _limits(compared: pd.DataFrame) -> Iterator[str]:
         yield "± is half of a 95 % interval for the mean over the seeds (Student's t)."
         if 1 < seeds < FEW_SEEDS:
             yield f"{which} {seeds} seeds, so that their intervals are wide."
+        yield "The intervals do not cover the choice of the test rows, which all runs share."
     if len(compared) > 1:
         yield (
             "The best of several validation metrics is a little too good, because it was chosen. Choose a"
@@ -75,7 +76,6 @@ def _limits(compared: pd.DataFrame) -> Iterator[str]:
             " number of trees is chosen for each task, but a network's epoch for the main task alone. So"
             " compare LightGBM by its test metrics."
         )
-    yield "The intervals do not cover the choice of the test rows, which all runs share."
     if count := len(compared.attrs["unfinished"]):
         yield f"{number_of(count, 'unfinished run')} {'is' if count == 1 else 'are'} left out."
 

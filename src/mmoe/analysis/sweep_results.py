@@ -19,7 +19,7 @@ def sweep_table(folder: Path | str) -> pd.DataFrame:
     For each task's main metric on validation and test rows, the table has the mean and, as `±`, half its 95 %
     interval (nan for one seed). The best line by the monitored metric comes first. If metrics.json lacks that
     metric (such as `train/loss`), the lines keep the order of the runs. LightGBM comes last, because its
-    validation metrics are not chosen as those of the runs are.
+    validation metrics cannot be compared with those of the runs: its number of trees is chosen for each task.
     """
     frame = sweep_runs(folder)
     varied, monitor = frame.attrs["varied"], frame.attrs["monitor"]

@@ -40,7 +40,8 @@ class Strategy:
         is_random: whether it draws random numbers.
         needs_positive_losses: whether it needs losses above 0, for example to take their logarithm.
         follows_steps: whether `follow_step` needs the losses after each optimizer step.
-        measure_every: steps between two comparisons of the tasks' gradients; 0: no comparison.
+        measure_every: for a strategy that weighs losses, the steps between two comparisons of the tasks'
+            gradients; 0: no comparison. Others compare them in every step.
     """
 
     aggregates: ClassVar[bool] = False

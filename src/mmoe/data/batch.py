@@ -15,16 +15,16 @@ from mmoe.data.schema import Schema
 from mmoe.errors import UserError
 
 LEVEL_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32)
-FIELDS = ("levels", "numbers", "labels", "known", "weights", "groups")  # of a Batch, as files store them
+FIELDS = ("levels", "numbers", "labels", "known", "weights", "groups")  # of a Batch that files store
 
 
 class Batch(NamedTuple):
     """Rows as tensors. If each of R replicas has its own rows, each tensor has R as its first dimension.
 
     Shape:
-        levels: [N, P], integers. The codes of all columns are numbered in one sequence, column by column; an
-            unseen level is `schema.num_codes` in every column. A column has one position, or `max_values`
-            positions if it is multi-valued; those that a row does not use hold the code of an unseen level.
+        levels: [N, P], integers. The codes of all columns are numbered in one sequence, column by column; a
+            level for which its column has no code is `schema.num_codes`. A column has one position, or
+            `max_values` if it is multi-valued; those that a row does not use hold `schema.num_codes` too.
         numbers: [N, M], float32, unscaled as in the file, less the column's origin; NaN where missing.
         labels: [N, T], float32: 0 or 1 for a binary task, the number of the class for a multiclass task, the
             number in its own unit for a regression or a count, and 0 where a label is unknown.

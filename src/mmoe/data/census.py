@@ -108,7 +108,7 @@ class CensusData(TableData):
         return sources
 
     def _is_streamed(self, sources: Mapping[str, Source]) -> bool:
-        return False  # the rows fit into any memory, and `headerless_csv` has no other way
+        return False  # the rows fit into any memory, and `headerless_csv` only reads whole files
 
     def _row_origin(self, num_rows: Mapping[str, int]) -> str:
         if self.files.is_sample:

@@ -9,7 +9,7 @@ from mmoe.data.column_values import ColumnValues
 
 # The decimal point and the thousands separator: all pairs of them, and the decimal comma alone.
 MARKS = (*((point, mark) for mark in ",.' _" for point in ".," if point != mark), (",", ""))
-# Before a number may stand a currency: a sign, or letters and a space as in EUR 5. A1 is a code.
+# A currency may stand before the number: a sign, or letters and a space, as in EUR 5. A1 does not match.
 NUMBER_WITH_UNIT = re.compile(
     r"(?P<before>([$€£¥₹]|[A-Z]{3} ) *|)[+-]?[0-9][0-9.,' _]*(?P<after>[^0-9.,' _][^0-9]{0,4}|)"
 )

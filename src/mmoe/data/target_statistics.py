@@ -3,7 +3,7 @@
 They are those of Micci-Barreca, SIGKDD Explorations 2001.
 
 N rows, P level slots of a row, L codes of all columns, C codes of one column, K numbers that a task makes of
-a label (`Task.target_numbers`), S statistics of a level (the K of every task, and one of its number of rows).
+a label (`Task.target_numbers`), S statistics of a level (K for each task, and one for its number of rows).
 """
 
 from collections.abc import Iterable

@@ -39,13 +39,13 @@ class OneHot(nn.Module):
         self.num_outputs = sum(column.num_codes for column in columns)
         self.columns = [i for i, column in enumerate(columns) for _ in range(column.num_codes)]
         self.num_positions = sum(column.max_values for column in columns)
-        self.is_whole = len(columns) == len(schema.categorical)
+        self.encodes_all_columns = len(columns) == len(schema.categorical)
 
     def forward(self, levels: Tensor) -> Tensor:
         if not self.num_outputs:
             return levels[:, :0].float()  # [B, 0]; vmap has no batching rule for what follows
         codes = levels.long()
-        if not self.is_whole:
+        if not self.encodes_all_columns:
             codes = codes[:, : self.num_positions].clamp(max=self.num_outputs)
         # Unseen levels have the code L: they set an additional input, which is then cut off.
         x = levels.new_zeros(levels.shape[0], self.num_outputs + 1, dtype=torch.float32)

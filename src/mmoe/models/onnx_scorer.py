@@ -289,7 +289,7 @@ def _seconds(value: Any, where: str, day_first: bool) -> int | None:
         return int((date.replace(tzinfo=None) - EPOCH - offset) // SECOND)
     if isinstance(date, datetime.date):
         return (date - EPOCH.date()).days * 86400
-    rule = "must be a date: text such as 2024-01-31T12:00:00 or 31/12/2024, an object, or a Unix time"
+    rule = "must be a date: text such as 2024-01-31T12:00:00 or 31/12/2024, or a date object"
     raise ValueError(f"{where}: {rule}; is {str(value)[:40]!r}")
 
 

@@ -43,7 +43,7 @@ def check_known_labels(
             if split == "val" and is_watched and not missing and isinstance(rows, Batch):
                 few = number
                 if task.probability_column and f"val/{task.name}/log_loss" not in watched:
-                    few = task.count_rarest(labels.numpy())  # an area compares rows of the two classes
+                    few = task.count_rarest(labels.numpy())  # AUROC compares rows of the two classes
                 if few < FEW_VALIDATION_LABELS:
                     what = f"only {few} validation labels{' of the rarer class' if few < number else ''}"
                     so = "so the epoch is chosen nearly by chance; validate on more rows, or change monitor"

@@ -10,8 +10,8 @@ from mmoe.atomic import write_text
 from mmoe.checks import check_integers
 from mmoe.errors import UserError, first_line
 
-FOLDER = "${hydra:runtime.output_dir}"  # config.yaml has this text instead of the run folder's path
-FOLDER_PLACEHOLDER = "__folder_qkzvxwjhbp__"  # stands for FOLDER while OmegaConf resolves the rest
+RUN_FOLDER_TEXT = "${hydra:runtime.output_dir}"  # config.yaml has this text instead of the run folder's path
+FOLDER_PLACEHOLDER = "__folder_qkzvxwjhbp__"  # stands for RUN_FOLDER_TEXT while OmegaConf resolves the rest
 END = "# end"  # last line of config.yaml; without it, a truncated file could pass as valid YAML
 REQUIRED_PARTS = ("inputs", "model", "data", "objective", "learner", "trainer")  # of every configuration
 
@@ -23,15 +23,17 @@ def write_config(folder: Path, config: str) -> None:
 
 
 def portable_yaml(config: DictConfig) -> str:
-    """Resolve a configuration and return it as YAML. `FOLDER` stands for the run folder, which may move.
+    """Resolve a configuration and return it as YAML, with `RUN_FOLDER_TEXT` for the run folder.
 
     Raises:
         UserError: a resolved value still looks like an interpolation.
     """
     raw = OmegaConf.to_container(config, resolve=False)
-    marked = OmegaConf.create(_map_strings(raw, lambda _, text: text.replace(FOLDER, FOLDER_PLACEHOLDER)))
+    marked = OmegaConf.create(
+        _map_strings(raw, lambda _, text: text.replace(RUN_FOLDER_TEXT, FOLDER_PLACEHOLDER))
+    )
     resolved = _map_strings(OmegaConf.to_container(marked, resolve=True), _refuse_interpolation)
-    portable = _map_strings(resolved, lambda _, text: text.replace(FOLDER_PLACEHOLDER, FOLDER))
+    portable = _map_strings(resolved, lambda _, text: text.replace(FOLDER_PLACEHOLDER, RUN_FOLDER_TEXT))
     return to_yaml(OmegaConf.create(portable))
 
 
@@ -60,7 +62,7 @@ def is_run_of(folder: Path, config: DictConfig) -> bool:
 
 
 def read_config(folder: Path) -> DictConfig:
-    """Read config.yaml and replace `FOLDER` by the folder's path. No interpolation is resolved.
+    """Read config.yaml and replace `RUN_FOLDER_TEXT` by the folder's path. No interpolation is resolved.
 
     Raises:
         UserError: the file is missing or damaged, or the folder's path contains ${.
@@ -69,7 +71,7 @@ def read_config(folder: Path) -> DictConfig:
     absolute = str(folder.absolute())
     if "${" in absolute:
         raise UserError(f"{absolute}: must not hold ${{, which begins an interpolation; rename the folder")
-    with_path = _map_strings(config, lambda _, text: text.replace(FOLDER, absolute))
+    with_path = _map_strings(config, lambda _, text: text.replace(RUN_FOLDER_TEXT, absolute))
     read: DictConfig = OmegaConf.create(with_path, flags={"allow_objects": False})
     return read
 
@@ -96,7 +98,9 @@ def read_plain_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged ({first_line(error)})") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: damaged (it must be a mapping)")
-    _map_strings(config, lambda key, text: _refuse_interpolation(f"{path}, {key}", text.replace(FOLDER, "")))
+    _map_strings(
+        config, lambda key, text: _refuse_interpolation(f"{path}, {key}", text.replace(RUN_FOLDER_TEXT, ""))
+    )
     try:
         _check_parts(config)
     except UserError as error:
@@ -119,7 +123,7 @@ def _map_strings(node: Any, change: Callable[[str, str], str], key: str = "") ->
 
 def _refuse_interpolation(key: str, text: str) -> str:
     if "${" in text:
-        rule = f"must not hold an interpolation; the only one allowed in a config.yaml is {FOLDER}"
+        rule = f"must not hold an interpolation; the only one allowed in a config.yaml is {RUN_FOLDER_TEXT}"
         raise UserError(f"{key}={text}: {rule}")
     return text
 
