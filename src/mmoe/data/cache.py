@@ -24,7 +24,7 @@ from mmoe.errors import ArgumentError, UserError, is_disk_error
 
 log = logging.getLogger(__name__)
 
-FORMAT = 15  # increment this when the same files and options are stored or encoded differently
+FORMAT = 16  # increment this when the same files and options are stored or encoded differently
 # errno values of a missing file, and of a path that is not a directory and cannot become one.
 NOT_A_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
 
