@@ -83,7 +83,7 @@ def main() -> None:
             if dataset in ONLY_FOR.get(name, DATASETS) and name not in set(runs["contestant"]):
                 print(f"{dataset}: {name}", flush=True)
                 folder = Path(options["folder"]).absolute() / dataset / name
-                new = pd.DataFrame(results(folder, dataset, name, given, options))
+                new = pd.DataFrame(tune_and_train(folder, dataset, name, given, options))
                 files = {f"files of {dataset}": dict(read_schema(folder / "run").files)}
                 store_settings(out / "settings.json", settings | files, overrides)
                 runs = pd.concat([runs, new]) if len(runs) else new
@@ -99,10 +99,10 @@ def read_runs(out: Path, dataset: str) -> pd.DataFrame:
     return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["contestant"])
 
 
-def results(
+def tune_and_train(
     folder: Path, dataset: str, name: str, overrides: list[str], options: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """The test metrics of all seeds of a contestant, one line for each task and seed."""
+    """Tune and train a contestant. Return the test metrics, one line for each task and seed."""
     is_model = name in DESCENDANTS
     choice = [f"model={name if is_model else 'mmoe'}", f"balance={BASELINE if is_model else name}"]
     study = folder / "study"

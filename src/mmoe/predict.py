@@ -70,7 +70,7 @@ def predict(
         ids: columns of the rows that are copied to the output, before the predictions.
         chunk_rows: the most rows to read at once.
 
-    A warning for each column gives the number of rows whose level is missing or was not seen in training.
+    For each column, a warning gives the number of rows whose value training did not see; see `count_unseen`.
 
     Returns:
         The number of rows, and the seconds without start-up.
@@ -162,7 +162,7 @@ def encode_rows(
     unseen: Counter[str],
     may_be_missing: bool,
 ) -> Generator[Chunk]:
-    """Encode each part. Add to `unseen`, by column, the number of rows whose level is missing or unseen."""
+    """Encode each part. Add to `unseen` what `count_unseen` counts."""
     from mmoe.data.encode import count_unseen, encode
 
     with closing(parts):

@@ -56,7 +56,7 @@ def _rule(rule: Any, is_after_test: bool) -> str:
         chosen = f"the values of {code(by)} in {source}" if by else f"the rows of {source}"
         return f"a random {rule.fraction:.3g} of {chosen}{rest}"
     if rule.get("last") is not None:
-        return f"the {rule.last:.3g} of the rows of {source} with the largest {code(by)}{rest}"
+        return f"of the rows of {source}, the share {rule.last:.3g} with the largest {code(by)}{rest}"
     return f"those of {source} where {code(rule.get('column'))} is {code(rule.get('value'))}{rest}"
 
 

@@ -72,7 +72,7 @@ class TaskGradients:
         parts = []
         for i, table in enumerate(self.parameters[self.num_dense :]):
             gradient = gradients[self.num_dense + i]
-            if gradient is None:  # as of a penalty that does not depend on the inputs
+            if gradient is None:  # for example, for a penalty that is independent of the inputs
                 values = table.new_zeros(self._rows[i].shape[1], table.shape[1])
             else:
                 gradient = gradient.coalesce()

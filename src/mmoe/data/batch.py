@@ -15,7 +15,8 @@ from mmoe.data.schema import Schema
 from mmoe.errors import UserError
 
 LEVEL_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32)
-FIELDS = ("levels", "numbers", "labels", "known", "weights", "groups")  # of a Batch that files store
+# The fields of a Batch that are stored in files.
+FIELDS = ("levels", "numbers", "labels", "known", "weights", "groups")
 
 
 class Batch(NamedTuple):

@@ -43,7 +43,7 @@ def find_options(inputs: Sequence[str], path: str) -> CsvOptions:
 
 
 def _official_names(path: str, line: int, row: Sequence[str], delimiter: str) -> Sequence[str]:
-    """The column names of UCI's format, with or without row numbers and label, as the first row has them."""
+    """The names of UCI's columns, with row numbers and the label only if the first row has these."""
     rule = f"must have {len(COLUMNS)} {DELIMITERS[delimiter]}-separated fields"
     possible = [names for names in OFFICIAL_FORMATS if len(names) == len(row)]
     if not possible:

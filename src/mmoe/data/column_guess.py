@@ -20,7 +20,7 @@ from mmoe.data.dates import AMBIGUOUS, DAY_FIRST, DateFormat, dates_of, find_ord
 from mmoe.data.number_spellings import find_marks, odd_spellings, remark_on_spellings, remark_on_unit
 
 MAX_CODES = 20  # integers with at most this many distinct values are codes
-FEW_CODES = 5  # the limit if the name suggests numbers; under other names, more codes get a remark
+FEW_CODES = 5  # the limit if the name suggests numbers; otherwise, columns above it get a remark
 MIN_ROWS_PER_CODE = 5  # integers with fewer rows for each distinct value are numbers
 MANY_LEVELS = 1_000_000  # more levels are hashed
 TEXT_ID_SHARE = 0.9  # text with more levels than this share of the rows identifies the row

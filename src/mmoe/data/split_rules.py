@@ -14,9 +14,10 @@ class SplitRule:
     """How rows are chosen. One of `fraction`, `last` and `column` must be given.
 
     Attributes:
-        fraction: a random share of the rows; with `by`, of the groups of rows that are equal in a column.
+        fraction: a random share of the rows. With `by`, a random share of the groups that have the same value
+            in this column.
         last: the share of rows with the largest values in the column `by`, such as the latest dates.
-        by: see `fraction` and `last`.
+        by: the column of the groups for `fraction`, or of the order for `last`.
         column, value: the rows that hold `value` in `column`; `value` may be a list.
         of: `train` to take the rows from the training file, or `test` from the test file.
 

@@ -47,7 +47,8 @@ class Table:
             `{"fraction": 0.1, "by": "user_id"}`; see `mmoe.data.split_rules.SplitRule`. The default
             fractions are 0.2 for the test and 0.1 for validation.
         columns: kinds by column, as in a configuration; None leaves a column out. The kinds of the other
-            columns are guessed, but a column that a task or a rule names is no input unless it is given here.
+            columns are guessed. A label is no input, and another column that a task or a rule names is an
+            input only if it is given here.
         main_task: the task whose validation metric chooses the epoch; by default the first.
         weight: a column with the weight of each row in the loss.
         group_by: a column with the group of each row, such as a user's id, for the metric `grouped_auroc`.

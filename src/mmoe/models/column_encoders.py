@@ -66,8 +66,8 @@ def _table(num_codes: int, size: int) -> nn.Embedding:
 class TargetStatistics(nn.Module):
     """The target statistics that the schema has for the level of a row; see `data.target_statistics`.
 
-    An unseen level gives zeros, which are the means over the training rows. A multi-valued column gives the
-    mean of its levels.
+    The statistics are standardised, so an unseen level gives zeros, their means over the training rows. A
+    multi-valued column gives the mean of its levels.
 
     Shape:
         levels: [B, P]; output: [B, number of statistics of all columns].

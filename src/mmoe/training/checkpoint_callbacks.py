@@ -69,7 +69,7 @@ class Last(Checkpoint):
             return
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         # A run that resumes from a checkpoint right before a validation would skip that validation.
-        counts_all = trainer.check_val_every_n_epoch is None  # then all epochs' batches count
+        counts_all = trainer.check_val_every_n_epoch is None  # then Lightning counts batches across epochs
         seen = (trainer.fit_loop.epoch_loop.total_batch_idx if counts_all else batch_idx) + 1
         validates = trainer.is_last_batch or seen % (trainer.val_check_batch or math.inf) == 0
         if stepped and not validates:

@@ -69,7 +69,7 @@ def open_study(
     for key, text in texts.items():
         if stored.get(key, text) != text:
             raise UserError(
-                f"{journal}: must have the {key} of this search, or give another folder; it has {stored[key]}"
+                f"{journal}: must have the {key} of this search; it has {stored[key]}. Give another folder to start anew"
             )
     _remove_unfinished_line(journal, lock)
     study = study or optuna.create_study(

@@ -171,7 +171,7 @@ class ReplicaLearner(Learner):
 
     @property
     def chosen_epochs(self) -> Tensor:
-        """[R], the epoch (from 1) of each replica's best weights, or the last one without validations."""
+        """[R], the epoch (from 1) of each replica's best weights; without validations, the last epoch."""
         now = torch.full_like(self.best_epoch, self.current_epoch)
         return torch.where(self.best_epoch > 0, self.best_epoch, now)
 

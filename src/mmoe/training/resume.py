@@ -71,20 +71,20 @@ def resume(run: Path, hydra_folder: Path, overrides: list[str], given: DictConfi
     run_folder.read_schema(run)  # raises if it is missing or damaged
     parts = (*stored_config.REQUIRED_PARTS, "balance", "callbacks", "logger")
     check_folder(run, parts, given.get("trust") or ())
-    longer = {key: given.trainer[key] for key in LENGTH if f"trainer.{key}" in names}
+    lengths = {key: given.trainer[key] for key in LENGTH if f"trainer.{key}" in names}
     if run_folder.has_ended(run):
         run_folder.read_metrics(run)  # raises if the file is damaged
-        if longer:
-            _check_longer(run, longer, config)
-    elif longer:
-        _check_reached(run, longer)
+        if lengths:
+            _check_longer(run, lengths, config)
+    elif lengths:
+        _check_reached(run, lengths)
     remove_if_empty(hydra_folder)
     folder = run.absolute()
     for key in HARDWARE:
         if "trainer" in names or f"trainer.{key}" in names:
             config.trainer.pop(key, None)
             config.trainer.update({key: given.trainer[key]} if key in given.trainer else {})
-    config.trainer.update(longer)
+    config.trainer.update(lengths)
     _rename_csv_logs(config.get("logger"))
     return folder, config
 
