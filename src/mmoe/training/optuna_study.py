@@ -69,7 +69,8 @@ def open_study(
     for key, text in texts.items():
         if stored.get(key, text) != text:
             raise UserError(
-                f"{journal}: must have the {key} of this search; it has {stored[key]}. Give another folder to start anew"
+                f"{journal}: must have the {key} of this search; it has {stored[key]}. Give another folder to"
+                " start anew"
             )
     _remove_unfinished_line(journal, lock)
     study = study or optuna.create_study(
