@@ -27,6 +27,7 @@ th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-alig
   vertical-align: top; }
 td { font-variant-numeric: tabular-nums; }
 td[style*="right"] { white-space: nowrap; }
+.table code { display: inline-block; max-width: 14rem; overflow-wrap: break-word; }
 code { font-size: 0.9em; background: var(--soft); padding: 0.1em 0.3em; border-radius: 3px; }
 pre { overflow: auto; max-height: 32rem; padding: 0.7rem; background: var(--soft); font-size: 0.85rem; }
 pre code { background: none; padding: 0; }
