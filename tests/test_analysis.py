@@ -199,6 +199,7 @@ def test_curves(smoke_run: Path):
         assert table["recall"].iloc[-1] == 0
     predictions = pd.read_parquet(smoke_run / "predictions.parquet")
     table = analysis.calibration(smoke_run, bins=4)["income"]
+    assert ((table["low"] <= table["observed"]) & (table["observed"] <= table["high"])).all()
     assert table["rows"].tolist() == [1250] * 4
     lowest = predictions.nsmallest(1250, "income_probability", keep="first")
     assert table.loc[0, "predicted"] == pytest.approx(lowest["income_probability"].mean())
@@ -232,12 +233,17 @@ def test_panels_fill_their_rows(count: int, columns: int):
         ("rare event of the customer", "rare event of the\ncustomer"),
         ("bought_in_the_next_twelve_months", "bought_in_the_next_\ntwelve_months"),
         ("x" * 45, f"{'x' * 20}\n{'x' * 20}\n{'x' * 5}"),
-        ("x" * 99, f"{'x' * 20}\n{'x' * 20}\n{'x' * 17}..."),
+        ("x" * 90 + "y" * 5, f"{'x' * 20}\n{'x' * 17}...\n{'x' * 10}{'y' * 5}"),
         ("from $5 to $6", r"from \$5 to \$6"),
     ],
 )
 def test_names_fit_into_figures(name: str, expected: str):
     assert fit_name(name) == expected
+
+
+def test_a_long_name_on_one_line_keeps_its_ends():
+    assert fit_name("state_of_the_order_last_year", 20, 1) == "state_of...ast_year"
+    assert fit_name("state_of_the_order", 20, 1) == "state_of_the_order"
 
 
 def test_long_names_leave_room_for_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -382,7 +388,7 @@ def test_a_sweep(sweep: Path, command: Callable):
 def test_one_run_is_no_sweep(smoke_run: Path, command: Callable):
     done = command("compare")(str(smoke_run))
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "must be a folder with several runs, but is one run" in done.err
+    assert "must be a folder with several runs, such as a sweep's, but is one run" in done.err
     assert not (smoke_run / "compare.csv").exists()
 
 

@@ -25,6 +25,19 @@ def rows(ties: bool = True) -> tuple[np.ndarray, np.ndarray]:
     return logits, np.stack([positive, logits[:, 1] + random.normal(size=400)], 1).astype(np.float32)
 
 
+@pytest.mark.parametrize(
+    ("share", "count", "expected"),
+    [
+        (0.1, 100, (0.0552, 0.1744)),
+        (0.0, 10, (0.0, 0.2775)),
+        (1.0, 10, (0.7225, 1.0)),
+        (1.0, 1, (0.2065, 1.0)),
+    ],
+)
+def test_wilsons_interval(share: float, count: int, expected: tuple[float, float]):
+    assert intervals.wilson_interval(share, count) == pytest.approx(expected, abs=5e-5)
+
+
 def test_the_half_interval_is_students():
     # Student's t with 2 degrees of freedom: 4.303.
     values = pd.Series([1.0, 2.0, 4.0])

@@ -601,10 +601,10 @@ def test_only_census_data_has_features(train: Train):
             "model.num_expert: no such setting (+model.num_expert=... would add it); did ",
         ),
         ("trainer.foo=1", "trainer.foo: no such setting (+trainer.foo=... would add it)"),
-        ("model.num_experts=[1", "model.num_experts=[1: must have the form key=value; text with "),
+        ("model.num_experts=[1", "model.num_experts=[1: cannot be read as key=value; text with "),
         ("data.columns={" + "a: b, " * 99, "data.columns={a: b, a: b"),  # longer than the name of a file
-        ("++", "++: must have the form key=value; text with special characters needs quotes"),
-        ("csv.delimiter=,", "csv.delimiter=,: must have the form key=value; text with special characters"),
+        ("++", "++: cannot be read as key=value; text with special characters needs quotes"),
+        ("csv.delimiter=,", "csv.delimiter=,: cannot be read as key=value; text with special characters"),
         ("experiment=[smoke,nothing]", "In 'train': Could not load 'experiment/nothing'."),
         ("model.expert_units={a: 1}", "model.expert_units: must be a list, such as [a,b]"),
         ("callbacks=[a]", "callbacks: must be a mapping, such as {key: value}"),

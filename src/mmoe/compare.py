@@ -12,6 +12,7 @@ from mmoe.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.table import Table
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def compare(folder: Path, key: str | None = None, lightgbm: bool = False) -> Non
     from mmoe.analysis.sweep_runs import sweep_runs
 
     if (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: must be a folder with several runs, but is one run")
+        raise UserError(f"{folder}: must be a folder with several runs, such as a sweep's, but is one run")
     if lightgbm:
         check_installed()
         runs = sweep_runs(folder)
@@ -59,22 +60,41 @@ def compare(folder: Path, key: str | None = None, lightgbm: bool = False) -> Non
 
 
 def print_table(table: "pd.DataFrame") -> None:
-    """Print the result of `sweep_table`, with each mean and its half interval in one cell."""
-    from rich.markup import escape
-    from rich.table import Table
+    """Print the result of `sweep_table`, with each mean and its half interval in one cell.
 
-    from mmoe.analysis.sweep_card import cell, shown_columns
+    If the console is too narrow for all tasks side by side, each task has a table of its own.
+    """
+    from mmoe.analysis.sweep_card import shown_columns
     from mmoe.training.report import ROW_ORIGINS
 
     order = "Best on the validation rows first" if table.attrs["is_sorted"] else "In the order of the runs"
     order += ", LightGBM last" if table.attrs["has_lightgbm"] else ""
-    printed = Table(title=f"{order}; {ROW_ORIGINS[table.attrs['row_origin']]}", title_justify="left")
-    names = shown_columns(table)
+    title = f"{order}; {ROW_ORIGINS[table.attrs['row_origin']]}"
+    names, console = shown_columns(table), open_console()
+    whole = _printed(table, names, title)
+    if console.measure(whole, options=console.options.update(max_width=10_000)).maximum <= console.width:
+        console.print(whole)
+        return
+    console.print(title)
+    for task in table.attrs["tasks"]:
+        own = [name for name in names if "/" not in name or name.split("/")[1] == task]
+        console.print(_printed(table, own, task))
+
+
+def _printed(table: "pd.DataFrame", names: list[str], title: str) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    from mmoe.analysis.sweep_card import cell
+
+    printed = Table(title=Text(title), title_justify="left")
     for name in names:
-        printed.add_column(name.replace("/", " "), justify="right", no_wrap="/" not in name, overflow="fold")
+        is_metric = "/" in name
+        header = name.replace("/", " ").replace(f" {title} ", " ")  # the title may be the task
+        printed.add_column(Text(header), justify="right", no_wrap=not is_metric)
     for line in table.to_dict("records"):
-        printed.add_row(*(escape(cell(line, name)) for name in names))
-    open_console().print(printed)
+        printed.add_row(*(Text(cell(line, name)) for name in names))
+    return printed
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ K resamples, R replicas, N rows, T tasks, L logits of all tasks.
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 from tqdm import tqdm
 
 from mmoe.metrics.resampled import ResampledMetrics
@@ -25,6 +26,14 @@ def half_interval(values: pd.Series) -> float:
     if len(values) < 2:
         return float("nan")
     return float(stdtrit(len(values) - 1, 0.975) * values.std() / np.sqrt(len(values)))
+
+
+def wilson_interval(share: Any, count: Any) -> tuple[Any, Any]:
+    """The limits of Wilson's interval (1927) for a share in `count` draws; arrays give arrays."""
+    z2 = float(ndtri(0.975)) ** 2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = np.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
+    return np.clip(middle - half, 0, share), np.clip(middle + half, share, 1)
 
 
 def bootstrap_intervals(

@@ -65,7 +65,7 @@ def plot_expert_ablation(run: Run | Path | str, **which: Any) -> Figure:
     run = load(run)
     table = expert_ablation(run, **which)
     metrics = list(dict.fromkeys(task.main_metric for task in run.schema.tasks))
-    figure, all_axes = panels(len(metrics), width=2 + 0.75 * len(table), height=3.2)
+    figure, all_axes = panels(len(metrics), width=2 + 0.75 * len(table), height=3.2, max_columns=1)
     for axes, metric in zip(all_axes, metrics, strict=True):
         tasks = [(i, task) for i, task in enumerate(run.schema.tasks) if task.main_metric == metric]
         width = 0.8 / len(tasks)

@@ -35,8 +35,8 @@ MAX_EXPERTS, MAX_LINES = 16, 400  # that the card lists
 # The figures that a card shows, in this order, and how to read them.
 CAPTIONS = {
     "training_curves": "Validation metrics and the effective number of experts of each task, by epoch.",
-    "gate_weights": "The mean weight of each expert for each task. Each row sums to 1.",
-    "gate_distributions": "How much the gate weights differ between rows.",
+    "gate_weights": "The mean weight of each expert for each task, over the test rows. Each row sums to 1.",
+    "gate_distributions": "How much the gate weights differ between test rows.",
     "balance": "Weights of the tasks and, if they were measured, cosines of their gradients, by epoch.",
     "roc": "ROC curves. A curve further up and to the left is better.",
     "precision_recall": "Precision and recall for all thresholds. A curve further up is better.",

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
 
 from mmoe.analysis.page import code, number_of, table
@@ -27,16 +28,22 @@ def data_section(run: Run) -> Iterator[str]:
         yield table(["file", "SHA-256 begins with"], lines) + "\n"
         yield _more(len(schema.files), MAX_FILES, "file")
     columns: list[Categorical | Numeric] = [*schema.categorical, *schema.numeric]
-    yield f"Inputs: {len(schema.categorical):,} categorical and {len(schema.numeric):,} numeric columns.\n\n"
+    has_parts = any(one.part for one in schema.categorical)
+    of_dates = " A date has several: the date itself, and its parts." if has_parts else ""
+    counted = number_of(len(schema.numeric), "numeric column")
+    yield f"Inputs: {len(schema.categorical):,} categorical and {counted}.{of_dates}\n\n"
     yield table(["column", "kind", "training rows"], map(_column, columns[:MAX_COLUMNS])) + "\n"
     yield _more(len(columns), MAX_COLUMNS, "column")
 
 
 def _column(column: Categorical | Numeric) -> list[str]:
     if isinstance(column, Numeric):
-        mean = f"{column.mean + column.origin:.4g}"
-        kind = "date, in days since 1970" if column.is_datetime else "numeric"
-        facts = f"mean {mean}, standard deviation {column.std:.4g}"
+        mean = column.mean + column.origin
+        if column.is_datetime:
+            kind = "date"
+            facts = f"mean {np.datetime64(round(mean), 'D')}, standard deviation {column.std:.4g} days"
+        else:
+            kind, facts = "numeric", f"mean {mean:.4g}, standard deviation {column.std:.4g}"
     else:
         kind = f"{column.part} of {code(column.source)}" if column.part else "categorical"
         facts = f"{column.buckets} hash buckets" if column.buckets else f"{len(column.levels):,} levels"

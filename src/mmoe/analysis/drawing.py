@@ -23,9 +23,11 @@ METRIC_NAMES = {
 MAX_COLUMNS = 3  # more would make the text small where a page scales the figure to its width
 
 
-def panels(count: int, width: float, height: float, share_y: bool = False) -> tuple[Figure, list[Axes]]:
-    """Make a figure with panels of this size in inches, in rows of at most `MAX_COLUMNS`."""
-    rows = math.ceil(count / MAX_COLUMNS)
+def panels(
+    count: int, width: float, height: float, share_y: bool = False, max_columns: int = MAX_COLUMNS
+) -> tuple[Figure, list[Axes]]:
+    """Make a figure with panels of this size in inches, in rows of at most `max_columns`."""
+    rows = math.ceil(count / max_columns)
     columns = math.ceil(count / rows)
     # pyplot would keep every figure in memory and choose a window system.
     figure = Figure(figsize=(max(width * columns, 3.6), height * rows), layout="constrained")
@@ -72,15 +74,22 @@ def draw_line(axes: Axes, table: pd.DataFrame, column: str, style: int, label: s
 
 
 def fit_name(name: object, width: int = 20, max_lines: int = 3) -> str:
-    """A name from the data, on at most `max_lines` lines of `width` characters; dots replace the rest."""
-    words = re.findall(r"[^\s_]*[\s_]+|[^\s_]+", str(name))  # a line may also end after an underscore
+    """A name from the data, on at most `max_lines` lines of `width` characters.
+
+    Dots replace the middle of a longer name, because long names often differ in their ends.
+    """
+    text = str(name)
+    words = re.findall(r"[^\s_]*[\s_]+|[^\s_]+", text)  # a line may also end after an underscore
     lines = [""]
     for part in (word[i : i + width] for word in words for i in range(0, len(word), width)):
         if len((lines[-1] + part).rstrip()) > width:
             lines.append("")
         lines[-1] += part
-    if len(lines) > max_lines:
-        lines[max_lines - 1 :] = [f"{lines[max_lines - 1][: width - 3]}..."]
+    if len(lines) > max_lines == 1:
+        half = (width - 3) // 2
+        lines = [f"{text[:half]}...{text[-half:]}"]
+    elif len(lines) > max_lines:
+        lines[max_lines - 2 : -1] = [f"{lines[max_lines - 2][: width - 3]}..."]
     # Matplotlib would read text between two dollar signs as a formula.
     return "\n".join(line.strip() for line in lines).replace("$", r"\$")
 

@@ -208,7 +208,7 @@ def gate_similarity(run: Run | Path | str, **which: Any) -> pd.DataFrame:
 
 def plot_gate_similarity(run: Run | Path | str, **which: Any) -> Figure:
     """Draw `gate_similarity` as a heat map."""
-    table = gate_similarity(run, **which).rename(index=fit_name, columns=fit_name)
+    table = gate_similarity(run, **which).rename(index=fit_name, columns=partial(fit_name, max_lines=1))
     size = 2.2 + 0.8 * len(table)
     figure, (axes,) = panels(1, width=size + 0.8, height=size)
     heat_map(axes, table, "mean cosine of gate weights", 1.0)

@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import binary_precision_recall_curve
 
 from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, fit_name, legend_beside, panels
 from mmoe.errors import UserError
+from mmoe.intervals import wilson_interval
 from mmoe.run import Run, load
 from mmoe.training.checkpoints import check_replica
 
@@ -60,9 +61,11 @@ def plot_precision_recall(run: Run | Path | str, replica: int | None = None) -> 
     """Draw precision against recall for each binary task, and the share of positive labels as a thin line."""
     figure, (axes,) = panels(1, width=5.4, height=4)
     for i, (task, table) in enumerate(precision_recall(run, replica).items()):
+        measured = table.iloc[:-1]  # the last point has no rows, and precision 1 by definition
         axes.plot(
-            table["recall"], table["precision"], LINES[i % 4], color=COLOURS[i % 4], label=fit_name(task)
-        )
+            measured["recall"], measured["precision"], LINES[i % 4], color=COLOURS[i % 4],
+            label=fit_name(task),
+        )  # fmt: skip
         share = table["precision"].iloc[0]  # at the lowest threshold, all rows count as positive
         axes.axhline(share, linestyle=LINES[i % 4], color=COLOURS[i % 4], linewidth=0.7)
     axes.set(xlabel="recall", ylabel="precision (thin line: chance)", ylim=(0, 1.02))
@@ -75,31 +78,37 @@ def plot_precision_recall(run: Run | Path | str, replica: int | None = None) -> 
 def calibration(run: Run | Path | str, bins: int = 10, replica: int | None = None) -> dict[str, pd.DataFrame]:
     """For each binary task, sort the rows by probability and cut them into `bins` groups of equal size.
 
-    The columns are `predicted` (mean probability), `observed` (share of positive labels) and `rows`.
+    The columns are `predicted` (mean probability), `observed` (share of positive labels), `rows`, and the
+    limits `low` and `high` of Wilson's 95 % interval for the share.
     """
     tables = {}
     for task, probability, label in _binary_tasks(run, replica):
         group = np.empty(len(label), np.int64)
         group[np.argsort(probability, kind="stable")] = np.arange(len(label)) * bins // len(label)
         frame = pd.DataFrame({"predicted": probability, "observed": label}).groupby(group).mean()
-        tables[task] = frame.assign(rows=np.bincount(group, minlength=bins)[frame.index])
+        frame["rows"] = np.bincount(group, minlength=bins)[frame.index]
+        frame["low"], frame["high"] = wilson_interval(frame["observed"], frame["rows"])
+        tables[task] = frame
     return tables
 
 
 def plot_calibration(run: Run | Path | str, bins: int = 10, replica: int | None = None) -> Figure:
-    """Draw the calibration of each binary task in a panel with its own range."""
+    """Draw the calibration of each binary task in a panel with its own range, with the intervals as bars."""
     tables = calibration(run, bins, replica)
     figure, grid = panels(len(tables), width=3.8, height=3.6)
     for axes, (task, table) in zip(grid, tables.items(), strict=True):
         x, y = table["predicted"], table["observed"]
         largest = float(max(x.max(), y.max()))  # the probabilities of a rare label are far below 1
         axes.plot([0, largest], [0, largest], color="0.6", linewidth=0.8)
-        axes.plot(x, y, marker=MARKERS[0], color=COLOURS[0], markerfacecolor="white")
+        axes.errorbar(
+            x, y, [y - table["low"], table["high"] - y], marker=MARKERS[0], color=COLOURS[0], mfc="white",
+            elinewidth=0.8, capsize=2,
+        )  # fmt: skip
         axes.set(
             xlabel="mean predicted probability", ylabel="observed share of positives", title=fit_name(task)
         )
         axes.grid(alpha=0.3)
-    figure.suptitle(f"Calibration, test rows in {bins} groups", fontsize="medium")
+    figure.suptitle(f"Calibration, test rows in {bins} groups (bars: 95 % intervals)", fontsize="medium")
     return figure
 
 

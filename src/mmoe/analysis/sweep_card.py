@@ -29,7 +29,9 @@ def write_sweep_card(folder: Path, compared: pd.DataFrame) -> None:
     text += _table(compared)
     if (folder / "compare.png").is_file():
         text += "\n![metrics by option](compare.png)\n"
-        text += "\nEach circle is one seed, and the filled markers are means.\n"
+        has_means = compared["seeds"].max() > 1
+        what = "circle is one seed, and the filled markers are means" if has_means else "marker is one run"
+        text += f"\nEach {what}.\n"
     text += "\n## Limits\n\n" + "".join(f"- {one}\n" for one in _limits(compared))
     text += "\n## Runs\n\n" + "".join(_runs(folder, facts["runs"], facts["unfinished"]))
     write_page(folder, "compare", f"Comparison: {name}", text)

@@ -135,7 +135,7 @@ def composition_message(error: CompactHydraException, accepts_new_keys: bool = T
         is_run = os.path.isfile(Path(error.override) / "config.yaml")  # noqa: PTH113
         hint = f"; did you mean run={error.override} or resume={error.override}?" if is_run else ""
         rule = (
-            "must have the form key=value; text with special characters needs quotes, as in \"key='a,b'\" or"
+            "cannot be read as key=value; text with special characters needs quotes, as in \"key='a,b'\" or"
             " \"key=['größe',b]\""
         )
         return f"{error.override}: {rule}{hint}"

@@ -131,7 +131,8 @@ def _unusual_rows_agree(column: ColumnValues, positive: np.ndarray, claim: str) 
     precision = float(positive[active].mean())
     is_chance = count * np.log10(base) > LARGEST_LOG_CHANCE
     if precision >= MIN_PART_PRECISION and not is_chance:
-        return f"{claim} in nearly all {count:,} rows where this is not {column.texts[usual]}"
+        share = "all" if precision == 1 else "nearly all"
+        return f"{claim} in {share} {count:,} rows where this is not {column.texts[usual]}"
     is_rare = count <= MAX_WHOLE_SHARE * len(positive) and precision >= MIN_WHOLE_PRECISION
     if is_rare and not positive[~active].any():
         return f"{claim} in no row where this is {column.texts[usual]}"

@@ -38,8 +38,8 @@ def metric_tables(metrics: Mapping[str, Any], tasks: Sequence[Task]) -> list[Tab
     tables = []
     for names in dict.fromkeys(tuple(task.metric_names) for task in tasks):
         table = Table(title_justify="left")
-        for column in ("task", "rows"):
-            table.add_column(column)
+        table.add_column("task", overflow="fold")
+        table.add_column("rows")
         for name in names:
             table.add_column(name.replace("_", " "), justify="right")
         for task in (task for task in tasks if tuple(task.metric_names) == names):
@@ -57,7 +57,10 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
     title = f"{found['num_rows']:,} {found['split']} rows, {ROW_ORIGINS[found['row_origin']]}"
     table = Table(title=title, title_justify="left")
     for name in ("checkpoint", "epoch", "task", "metric", "value", "95 % interval"):
-        table.add_column(name, justify="right" if name in ("epoch", "value") else "left")
+        table.add_column(
+            name, justify="right" if name in ("epoch", "value") else "left", overflow="fold",
+            no_wrap=name != "task",
+        )  # fmt: skip
     for line in found["checkpoints"]:
         for task, values in line["metrics"].items():
             for name, value in values.items():
