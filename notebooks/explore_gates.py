@@ -116,13 +116,13 @@ def _(column, run, split):
 
 @app.cell
 def _(by_group, column, expert, task):
-    weights = by_group[(task.value, expert.value)]
+    weights = by_group[(task.value, expert.value)].astype(float).round(3)
     table = weights.rename("mean weight").to_frame().assign(rows=by_group["rows"].to_numpy().ravel())
     table.index = table.index.astype(str)
     mo.vstack(
         [
             mo.md(f"## Expert {expert.value} in the gate of {code(task.value)}"),
-            mo.ui.table(table.reset_index(names=column.value).round(3), selection=None),
+            mo.ui.table(table.reset_index(names=column.value), selection=None),
         ]
     )
     return (table,)
