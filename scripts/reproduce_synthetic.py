@@ -73,7 +73,7 @@ class Job:
         train_once(self.folder(root), "experiment=synthetic", *given, *overrides, env=env)
 
     def losses(self, root: Path) -> pd.DataFrame:
-        """The loss of each run and validation, as the mean over tasks."""
+        """The loss of each run at each validation, averaged over the tasks."""
         history = read_table(self.folder(root), "history.csv")
         tasks = [name for name in history if name.startswith("val/") and name.endswith("/mse")]
         parameters = read_metrics(self.folder(root))["parameters"]

@@ -119,7 +119,9 @@ def figure4(results: Results) -> list[str]:
         f" Learning rates are from {options['rates']}{choice}. The paper's 13,056 parameters are the weights"
         " of the experts and of the towers' hidden layers; our numbers include gates and biases.",
         *rate_table(results),
-        claim_table(final_losses(runs)) if has_both_cosines else "The claims need p = 0.5 and p = 1.",
+        claim_table(final_losses(runs))
+        if has_both_cosines
+        else "The table of the paper's claims needs runs at p = 0.5 and p = 1.",
         f"Lines are means of {options['runs']} runs; bands are quartiles.",
         "![loss of three models during training](figure4.png)",
     ]

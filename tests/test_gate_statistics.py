@@ -79,7 +79,7 @@ def test_a_collapse_gives_one_warning(train: Train, monkeypatch: pytest.MonkeyPa
     result = train("experiment=smoke")
     assert result.code == 0
     assert (result.out + result.err).count("gives expert") == 1
-    assert "model.gate_temperature (such as 10) or model.gate_dropout=0.1 makes it use" in result.out
+    assert "model.gate_temperature or model.gate_dropout=0.1 makes it use" in result.out
 
 
 def test_one_task_and_one_expert(train: Train):

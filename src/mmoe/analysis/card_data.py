@@ -49,7 +49,7 @@ def _column(column: Categorical | Numeric) -> list[str]:
         facts = f"{column.buckets} hash buckets" if column.buckets else f"{len(column.levels):,} levels"
         facts += f", vectors of {column.size}" if column.size else ""
         facts += ", target statistics of the training labels" if column.encoding else ""
-        facts += f", at most {column.max_values} in a row" if column.is_multi else ""
+        facts += f", at most {column.max_values} per row" if column.is_multi else ""
     return [code(column.name), kind, facts + (", some missing" if column.has_missing else "")]
 
 
@@ -63,7 +63,7 @@ def _rule(rule: Any, is_after_test: bool) -> str:
         chosen = f"the values of {code(by)} in {source}" if by else f"the rows of {source}"
         return f"a random {rule.fraction:.3g} of {chosen}{rest}"
     if rule.get("last") is not None:
-        return f"of the rows of {source}, the share {rule.last:.3g} with the largest {code(by)}{rest}"
+        return f"the share {rule.last:.3g} of the rows of {source} that has the largest {code(by)}{rest}"
     return f"those of {source} where {code(rule.get('column'))} is {code(rule.get('value'))}{rest}"
 
 

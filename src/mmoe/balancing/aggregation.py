@@ -159,7 +159,7 @@ class NashMTL(Aggregation):
 
     def _combine(self, jacobian: Tensor, gramian: Tensor) -> tuple[Tensor, Tensor]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # cvxpy says that it could solve other problems faster
+            warnings.simplefilter("ignore")  # cvxpy warns that later solves will not be faster than the first
             return super()._combine(jacobian, gramian)
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def quote_override(key: str, value: str) -> str:
 
 
 def quote_value(value: str) -> str:
-    """Put a value in quotes. Hydra needs a doubled backslash before a quote."""
+    """Put a value in quotes. A quote in it gets a backslash; backslashes before a quote are doubled."""
     escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value)
     return f"'{escaped}'"
 

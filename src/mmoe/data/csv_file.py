@@ -34,7 +34,7 @@ LINE = "line"  # the only column of a ragged file, before it is split
 NO_DELIMITER = "\x1e"  # no text holds it, so a line is one field
 END = "\x1f"  # a line after the last one, which becomes part of the last row if a quote is open
 FIRST_ROW_NUMBERS = ("0", "1")
-NOT_UTF8 = "must be UTF-8 text; csv.encoding names another encoding, such as latin-1"
+NOT_UTF8 = "must be UTF-8 text; for another encoding, set csv.encoding, such as csv.encoding=latin-1"
 
 
 class CsvFile:

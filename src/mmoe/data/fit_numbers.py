@@ -26,7 +26,7 @@ def fit_numeric(name: str, values: np.ndarray, num_bins: int) -> Numeric:
     """Scale, bins and frequent values of a column with the training values [N]; NaN is missing.
 
     Raises:
-        UserError: there are no rows, or one is infinite.
+        UserError: there are no rows, or a value is not finite in float32.
     """
     return fit_values(Numeric(name, 0.0, 1.0, EMPTY_BIN), values, num_bins)
 
@@ -89,7 +89,7 @@ def _with_bins(
     from rtdl_num_embeddings import compute_bins  # imports scikit-learn, if it is installed
 
     # The edges are quantiles of the distinct values. With quantiles of all values, a column such as
-    # capital_gains, which is 0 in 96 of 100 rows, would have a single bin.
+    # capital_gains, which is 0 in 96 of 100 rows, would have hardly any bins.
     edges = torch.from_numpy(distinct)
     if len(edges) > num_bins + 1:
         if len(edges) > MAX_QUANTILE_VALUES:

@@ -40,7 +40,7 @@ def remark_on_unit(texts: list[str]) -> str:
 
 
 def odd_spellings(values: ColumnValues) -> list[str] | None:
-    """The texts that are not numbers: at most 3, while 9 of 10 rows hold numbers; otherwise None.
+    """The texts that are not numbers, if there are at most 3 and 9 of 10 rows hold numbers; else None.
 
     A number may have a decimal comma.
     """

@@ -1,6 +1,6 @@
 """One network per task, with a penalty on the distance between their weights.
 
-Duong et al., ACL 2015; Ma et al., KDD 2018, section 6.2. T tasks, P parameters of one task's network.
+Duong et al., ACL 2015; Ma et al., KDD 2018, section 6.1. T tasks, P parameters of one task's network.
 """
 
 from collections.abc import Sequence

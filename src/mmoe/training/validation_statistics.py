@@ -1,4 +1,4 @@
-"""Statistics of gates and ReLUs on the validation rows, and warnings of gates and tasks that have died.
+"""Statistics of gates and ReLUs on the validation rows, and warnings of collapse and constant output.
 
 B batch, N rows, T tasks, L logits of all tasks, E experts, R replicas.
 """
@@ -24,9 +24,7 @@ from mmoe.training.objective import Objective
 log = logging.getLogger(__name__)
 
 DEAD_UNIT_ROWS = 2048  # a ReLU unit that is 0 in this many rows counts as dead
-COLLAPSE_REMEDY = (
-    "; a larger model.gate_temperature (such as 10) or model.gate_dropout=0.1 makes it use other experts too"
-)
+COLLAPSE_REMEDY = "; a larger model.gate_temperature or model.gate_dropout=0.1 makes it use other experts too"
 DEAD_TOWER_REMEDY = (
     "; all units of its tower may be 0; try model.activation=gelu or a lower learner.optimizer.lr"
 )
@@ -49,10 +47,10 @@ class ValidationStatistics:
     def finish(
         self, objective: nn.Module, first_rows: Batch, outputs: LabelledLogits | None, trainer: pl.Trainer
     ) -> dict[str, Tensor]:
-        """Compute all statistics by name. During training, warn of a collapsed gate or a dead task.
+        """Compute all statistics by name.
 
-        `first_rows` are the first validation rows. `outputs` are those of all validation rows, or None if
-        not kept.
+        During training, warn of a collapsed gate, or of a task whose predictions are all equal. `first_rows`
+        are the first validation rows. `outputs` are those of all validation rows, or None if not kept.
         """
         share = share_of_dead_units(objective, first_rows, trainer.precision_plugin)
         values = {} if share is None else {"val/units/dead": share}
