@@ -3,6 +3,7 @@
 import gzip
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,7 @@ import processes
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -27,6 +29,22 @@ OPTIONS = [
     "experiment=smoke", "model.dropout=.2", "callbacks.last.every_n_steps=20", "logger=none",
     "learner.scheduler={_target_: torch.optim.lr_scheduler.CosineAnnealingLR, _partial_: true, T_max: 3}",
 ]  # fmt: skip
+
+
+def assert_legible(figure: Figure) -> None:
+    """Check that no panel is narrow, and that all text lies in the figure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as "axes sizes collapsed to zero"
+        figure.draw_without_rendering()
+    inches = figure.get_size_inches()
+    for axes in figure.axes:
+        if axes.get_label() != "<colorbar>":
+            assert min(axes.get_position().size * inches) > 0.8
+    extent = figure.get_tightbbox()
+    assert extent.x0 > -0.05
+    assert extent.x1 < inches[0] + 0.05
+    assert extent.y0 > -0.05
+    assert extent.y1 < inches[1] + 0.05
 
 
 @pytest.fixture(scope="session")

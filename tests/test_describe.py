@@ -136,6 +136,7 @@ def test_a_column_that_is_left_out_may_hold_numbers_with_marks():
     ("form", "unit"),
     [
         ("€ {:,.2f}", "€"), ("${}", "$"), ("EUR {}", "EUR"), ("-{} €", "€"), ("{} km", "km"), ("{}%", "%"),
+        ("{} minutes", "minutes"), ("{}-", ""),
         ("v{}", ""), ("{}", ""), ("A {}", ""), ("{}-{}", ""),
     ],
 )  # fmt: skip
@@ -153,7 +154,10 @@ def test_a_task_with_another_name_than_its_column_gets_a_remark():
     labels = values("Will buy?", [0, 1] * 50)
     (task,) = guess_tasks(["Will buy?"], {"Will buy?": labels})
     assert task.name == "Will_buy"
-    assert task.remarks[-1] == "named Will_buy: a task's name is unique, of letters, digits and underscores"
+    assert (
+        task.remarks[-1]
+        == "named Will_buy: names of tasks are unique and have only letters, digits and underscores"
+    )
 
 
 def test_numbers_with_an_odd_spelling_are_no_lists():

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, assert_legible
 from omegaconf import OmegaConf
+from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from mmoe import load
@@ -125,7 +126,11 @@ def test_lightgbm_is_a_line_beside_the_methods(sweep: str, command: Callable[[st
         assert Path("sweep", FILE).read_text() == before
 
 
-def test_lightgbm_is_a_horizontal_line_beside_an_option(train: Command, command: Callable[[str], Command]):
+def test_lightgbm_is_a_horizontal_line_beside_an_option(
+    train: Command,
+    command: Callable[[str], Command],
+    monkeypatch: pytest.MonkeyPatch,
+):
     Path("conf/data").mkdir(parents=True)
     Path("conf/data/kinds.yaml").write_text(KINDS)
     rows(600).to_csv("rows.csv", index=False)
@@ -141,6 +146,15 @@ def test_lightgbm_is_a_horizontal_line_beside_an_option(train: Command, command:
     (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     assert names == ["gate temperature 1.0", "gate temperature 5.0", "LightGBM"]
+    assert_legible(figure)
+    card = Path("sweep/compare.md").read_text()
+    assert "Each marker is one run. The dashed line is LightGBM" in card
+    assert "The intervals do not cover" not in card
+    monkeypatch.setattr("mmoe.compare.open_console", lambda: Console(width=80))
+    printed = command("compare")("sweep").out
+    for task in ("click", "spend", "genre", "visits"):  # a table for each task
+        assert printed.count(f"\n{task} ") == 1
+    assert all(f"{value:.4f}" in printed for value in table["test/click/auroc"])
     for axes, task in zip(figure.axes, ("click", "spend", "genre", "visits"), strict=True):
         assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "3"]
         name = next(name for name in table if name.startswith(f"test/{task}/"))

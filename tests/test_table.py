@@ -339,7 +339,11 @@ def test_every_method_learns_every_kind_of_task(csv: Path, train_mine: Command, 
 
 
 def test_a_run_is_evaluated_exported_and_resumed(
-    csv: Path, train_mine: Command, train: Command, command: Callable[[str], Command]
+    csv: Path,
+    train_mine: Command,
+    train: Command,
+    command: Callable[[str], Command],
+    capfd: pytest.CaptureFixture[str],
 ):
     write_yaml()
     assert train_mine("learner.scheduler=null").code == 0
@@ -358,6 +362,11 @@ def test_a_run_is_evaluated_exported_and_resumed(
         assert trained.code == 0, trained.err
         assert "copy.csv: has the rows that the run was trained on" in trained.out + trained.err
         assert "later.csv: has the rows" not in trained.out + trained.err
+    run, drawn_again = mmoe.load("run"), "the validation rows are drawn again, so the run was trained on some"
+    for changes, is_warned in (({"split_seed": 7}, True), ({"eval_batch_size": 7}, False)):
+        capfd.readouterr()
+        run.evaluate("val", data=changes, resamples=0)
+        assert (drawn_again in "".join(capfd.readouterr())) == is_warned
     assert command("export")("run=run").code == 0
     assert train("resume=run", "trainer.max_epochs=2").code == 0
     frame(seed=3).to_csv("train.csv", index=False)

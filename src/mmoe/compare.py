@@ -67,21 +67,21 @@ def print_table(table: "pd.DataFrame") -> None:
     from mmoe.analysis.sweep_card import shown_columns
     from mmoe.training.report import ROW_ORIGINS
 
-    order = "Best on the validation rows first" if table.attrs["is_sorted"] else "In the order of the runs"
-    order += ", LightGBM last" if table.attrs["has_lightgbm"] else ""
-    title = f"{order}; {ROW_ORIGINS[table.attrs['row_origin']]}"
+    order: str = table.attrs["order"]
+    title = f"{order[0].upper()}{order[1:]}; {ROW_ORIGINS[table.attrs['row_origin']]}"
     names, console = shown_columns(table), open_console()
     whole = _printed(table, names, title)
     if console.measure(whole, options=console.options.update(max_width=10_000)).maximum <= console.width:
         console.print(whole)
         return
-    console.print(title)
+    console.print(title, highlight=False, markup=False)
     for task in table.attrs["tasks"]:
         own = [name for name in names if "/" not in name or name.split("/")[1] == task]
-        console.print(_printed(table, own, task))
+        console.print(_printed(table, own, task, has_task_in_header=False))
 
 
-def _printed(table: "pd.DataFrame", names: list[str], title: str) -> "Table":
+def _printed(table: "pd.DataFrame", names: list[str], title: str, has_task_in_header: bool = True) -> "Table":
+    """The columns `names` as a table for the console. If it is too narrow, options are wrapped."""
     from rich.table import Table
     from rich.text import Text
 
@@ -89,9 +89,9 @@ def _printed(table: "pd.DataFrame", names: list[str], title: str) -> "Table":
 
     printed = Table(title=Text(title), title_justify="left")
     for name in names:
-        is_metric = "/" in name
-        header = name.replace("/", " ").replace(f" {title} ", " ")  # the title may be the task
-        printed.add_column(Text(header), justify="right", no_wrap=not is_metric)
+        parts = name.split("/")
+        header = " ".join(parts if has_task_in_header else dict.fromkeys((parts[0], parts[-1])))
+        printed.add_column(Text(header), justify="right", overflow="fold", no_wrap=len(parts) > 1)
     for line in table.to_dict("records"):
         printed.add_row(*(Text(cell(line, name)) for name in names))
     return printed

@@ -28,6 +28,7 @@ from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule, labels_of, load_rows
 from mmoe.data.encode import count_unseen, decode, encode
 from mmoe.data.schema import Schema
+from mmoe.data.split_rules import SplitRule
 from mmoe.errors import UserError, did_you_mean, unknown_key
 from mmoe.intervals import bootstrap_intervals, sampled_intervals
 from mmoe.models.network import Output, run_blank_rows
@@ -271,7 +272,7 @@ class Run:
             schema = replace(schema, tasks=tuple(with_groups(schema.tasks, group_by)))
         module = self._data_module(data, schema) if data else self.data
         if data:
-            self._warn_of_training_files(module.schema.files, split)
+            self._warn_of_training_rows(module, split, data)
         learner = build_learner(OmegaConf.merge(self.config, {"balance": None}), schema)
         trainer = self._trainer()
         found = []
@@ -301,13 +302,20 @@ class Run:
             "checkpoints": found,
         }
 
-    def _warn_of_training_files(self, files: Mapping[str, str], split: str) -> None:
-        """Log a warning if a split of a table has a file that the run was trained on, under any name."""
+    def _warn_of_training_rows(self, module: Any, split: str, changes: Mapping[str, Any]) -> None:
+        """Log a warning if changes of the data make a split of training rows of the run."""
         trained = {digest for name, digest in self.schema.files.items() if name.startswith("train/")}
-        folder = "validation/" if split == "val" else "test/"
-        for name, digest in files.items():
-            if name.startswith(folder) and digest in trained:
-                log.warning("%s: has the rows that the run was trained on", name.removeprefix(folder))
+        found = {name for name, digest in module.schema.files.items() if digest in trained}
+        source = "validation" if split == "val" else split
+        rule = getattr(module, source, None)
+        if isinstance(rule, SplitRule):
+            is_drawn_again = not changes.keys().isdisjoint(("split_seed", "test", "validation"))
+            if rule.of == "train" and is_drawn_again and any(name.startswith("train/") for name in found):
+                log.warning("the %s rows are drawn again, so the run was trained on some of them", source)
+            return
+        for name in sorted(found):
+            if name.startswith(f"{source}/"):
+                log.warning("%s: has the rows that the run was trained on", name.removeprefix(f"{source}/"))
 
     def _intervals(
         self, learner: Any, data: Any, split: str, resamples: int, seed: int

@@ -29,7 +29,7 @@ def data_section(run: Run) -> Iterator[str]:
         yield _more(len(schema.files), MAX_FILES, "file")
     columns: list[Categorical | Numeric] = [*schema.categorical, *schema.numeric]
     has_parts = any(one.part for one in schema.categorical)
-    of_dates = " A date has several: the date itself, and its parts." if has_parts else ""
+    of_dates = " A date gives several inputs: itself, and its parts." if has_parts else ""
     counted = number_of(len(schema.numeric), "numeric column")
     yield f"Inputs: {len(schema.categorical):,} categorical and {counted}.{of_dates}\n\n"
     yield table(["column", "kind", "training rows"], map(_column, columns[:MAX_COLUMNS])) + "\n"
@@ -63,7 +63,7 @@ def _rule(rule: Any, is_after_test: bool) -> str:
         chosen = f"the values of {code(by)} in {source}" if by else f"the rows of {source}"
         return f"a random {rule.fraction:.3g} of {chosen}{rest}"
     if rule.get("last") is not None:
-        return f"the share {rule.last:.3g} of the rows of {source} that has the largest {code(by)}{rest}"
+        return f"the rows of {source} with the largest {code(by)}, a share of {rule.last:.3g}{rest}"
     return f"those of {source} where {code(rule.get('column'))} is {code(rule.get('value'))}{rest}"
 
 

@@ -32,6 +32,7 @@ from mmoe.errors import UserError
 from mmoe.run import Run, load
 
 FIRST_INEXACT = 2**24  # from here on, float32 cannot hold all integers
+NO_LEVEL = "(missing or unseen)"
 NUMBER = re.compile(r"-?[0-9]+([.][0-9]+)?")
 
 
@@ -136,7 +137,7 @@ def plot_gate_weights_by(run: Run | Path | str, column: str, **options: Any) -> 
 def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, max_levels: int = 12) -> pd.Series:
     """Assign each row to a subgroup. The categories are in the order of the figure; see `gate_weights_by`."""
     if not pd.api.types.is_numeric_dtype(values):
-        named = values.astype(object).where(values.notna(), "(missing or unseen)").map(_level_name)
+        named = values.astype(object).where(values.notna(), NO_LEVEL).map(_level_name)
         counts = named.value_counts()
         kept = list(counts.index[:max_levels])
         rest = ["(other)"] if len(counts) > max_levels else []
@@ -175,7 +176,9 @@ def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, max_levels: i
 
 def _level_name(level: Any) -> str:
     """A level as text. The lists of a multi-valued column have commas between their levels."""
-    return ", ".join(map(str, level)) if isinstance(level, list | tuple | np.ndarray) else str(level)
+    if not isinstance(level, list | tuple | np.ndarray):
+        return str(level)
+    return ", ".join(map(str, level)) or NO_LEVEL
 
 
 def _float32_text(number: float) -> str:

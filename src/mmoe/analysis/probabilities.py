@@ -108,7 +108,7 @@ def plot_calibration(run: Run | Path | str, bins: int = 10, replica: int | None 
             xlabel="mean predicted probability", ylabel="observed share of positives", title=fit_name(task)
         )
         axes.grid(alpha=0.3)
-    figure.suptitle(f"Calibration, test rows in {bins} groups (bars: 95 % intervals)", fontsize="medium")
+    figure.suptitle(f"Calibration, test rows in {bins} groups\n(bars: 95 % intervals)", fontsize="medium")
     return figure
 
 

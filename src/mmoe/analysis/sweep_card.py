@@ -21,17 +21,18 @@ def write_sweep_card(folder: Path, compared: pd.DataFrame) -> None:
     """Write compare.md and compare.html; `compared` is the result of `sweep_table`."""
     name = "/".join(folder.absolute().parts[-2:])
     facts = compared.attrs
-    order = f"by {code(facts['monitor'])}, best first" if facts["is_sorted"] else "in the order of the runs"
-    order += ", LightGBM last" if facts["has_lightgbm"] else ""
     text = f"# Comparison: {code(name)}\n\n"
-    text += f"{number_of(len(facts['runs']), 'run')} ({ROW_ORIGINS[facts['row_origin']]}), {order}."
-    text += " Metrics are means over seeds.\n\n"
+    text += f"{number_of(len(facts['runs']), 'run')} ({ROW_ORIGINS[facts['row_origin']]}), {facts['order']}."
+    text += f" The best run is chosen by {code(facts['monitor'])}. Metrics are means over seeds.\n\n"
     text += _table(compared)
     if (folder / "compare.png").is_file():
         text += "\n![metrics by option](compare.png)\n"
-        has_means = compared["seeds"].max() > 1
+        has_means = _max_seeds(compared) > 1
         what = "circle is one seed, and the filled markers are means" if has_means else "marker is one run"
-        text += f"\nEach {what}.\n"
+        text += f"\nEach {what}."
+        if facts["has_lightgbm"] and facts["varied"][0] != "model":
+            text += " The dashed line is LightGBM, with its 95 % interval if it has several seeds."
+        text += "\n"
     text += "\n## Limits\n\n" + "".join(f"- {one}\n" for one in _limits(compared))
     text += "\n## Runs\n\n" + "".join(_runs(folder, facts["runs"], facts["unfinished"]))
     write_page(folder, "compare", f"Comparison: {name}", text)
@@ -55,6 +56,12 @@ def cell(line: Mapping[Any, Any], name: str, option_text: Callable[[Any], str] =
     if name in COUNTS:
         return "-" if pd.isna(line[name]) else f"{line[name]:,}"
     return option_text(line[name])
+
+
+def _max_seeds(compared: pd.DataFrame) -> int:
+    """The largest number of seeds of a line that is not LightGBM's."""
+    is_run = compared["parameters"].notna()
+    return int(compared.loc[is_run, "seeds"].max())
 
 
 def _limits(compared: pd.DataFrame) -> Iterator[str]:

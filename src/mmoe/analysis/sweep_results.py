@@ -1,8 +1,11 @@
 """Compare the runs of a sweep: mean metrics by the options that differ."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mmoe.analysis.drawing import COLOURS, LINES, MARKERS, fit_name, metric_name, panels, slant_names
@@ -40,7 +43,9 @@ def sweep_table(folder: Path | str) -> pd.DataFrame:
     if "model" in table:
         table = table.sort_values("model", key=lambda names: names == LIGHTGBM, kind="stable")
     table = table.reset_index(drop=True)
-    table.attrs = frame.attrs | {"is_sorted": monitor in frame}
+    order = "best on the validation rows first" if monitor in frame else "in the order of the runs"
+    order += ", LightGBM last" if frame.attrs["has_lightgbm"] else ""
+    table.attrs = frame.attrs | {"order": order}
     return table
 
 
@@ -67,37 +72,20 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
     others = [name for name in varied if name != key and runs[name].nunique() > 1]
     lines = list(runs.groupby(others, sort=False)) if others else [((), runs)]
     tasks = frame.attrs["tasks"]
-    has_intervals = len(frame) > len(frame.drop_duplicates(varied))  # some line has two seeds
+    has_intervals = len(runs) > len(runs.drop_duplicates(varied))  # some line has two seeds
     step = min(0.1, 0.6 / len(lines))  # between the points of two lines at one value
     figure, all_axes = panels(len(tasks), width=3.9, height=3.3)
     for axes, (task, metric) in zip(all_axes, tasks.items(), strict=True):
         column = f"{split}/{task}/{metric}"
-        for style, (setting, part) in enumerate(lines):
-            pairs = [(k, v) for k, v in zip(others, setting, strict=True) if v != "-"]
-            name = fit_name(", ".join(f"{_short(k)} {v}" for k, v in pairs), 40)
-            groups = {
-                i + (style - (len(lines) - 1) / 2) * step: part.loc[part[key] == value, column]
-                for i, value in enumerate(values)
-                if (part[key] == value).any()
-            }
-            for x, group in groups.items():
-                axes.plot([x] * len(group), group, "o", markersize=3.5, mfc="none", mec="0.55")
+        for number, (setting, part) in enumerate(lines):
+            shift = (number - (len(lines) - 1) / 2) * step
+            found = {i + shift: part.loc[part[key] == value, column] for i, value in enumerate(values)}
+            label = _setting_name(others, setting, "mean, 95 % interval" if has_intervals else "one seed")
             # A line from one name to the next, such as from one method to another, would make no sense.
-            is_named = any(isinstance(value, str) for value in part[key])
-            axes.errorbar(
-                list(groups), [group.mean() for group in groups.values()],
-                [half_interval(group) if len(group) > 1 else 0.0 for group in groups.values()],
-                linestyle="" if is_named else LINES[style % 4], marker=MARKERS[style % 4], ms=4,
-                color=COLOURS[(style + style // 4) % 4] if others else "black",
-                capsize=4 * has_intervals,
-                label=name or ("mean, 95 % interval" if has_intervals else "one seed"),
-            )  # fmt: skip
+            is_joined = not any(isinstance(value, str) for value in part[key])
+            _draw_runs(axes, found, number if others else None, is_joined, has_intervals, label)
         if len(baseline):
-            mean = baseline[column].mean()
-            axes.axhline(mean, color="0.4", linestyle="--", linewidth=1, label=LIGHTGBM)
-            if len(baseline) > 1:
-                half = half_interval(baseline[column])
-                axes.axhspan(mean - half, mean + half, color="0.4", alpha=0.15, linewidth=0)
+            _draw_baseline(axes, baseline[column])
         axes.set_xticks(range(len(values)), [fit_name(value) for value in values])
         if any(len(str(value)) > 6 for value in values):
             slant_names(axes)
@@ -107,8 +95,48 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
     if others or has_intervals or len(baseline):
         entries = zip(*all_axes[0].get_legend_handles_labels(), strict=True)
         handles, names = zip(*sorted(entries, key=lambda entry: entry[1] == LIGHTGBM), strict=True)
-        figure.legend(handles, names, loc="outside lower center", ncols=3)
+        inches = 0.8 + 0.085 * max(len(line) for name in names for line in name.split("\n"))
+        columns = max(1, int(figure.get_figwidth() / inches))
+        figure.legend(handles, names, loc="outside lower center", ncols=columns)
     return figure
+
+
+def _draw_runs(
+    axes: Axes,
+    found: Mapping[float, pd.Series],
+    number: int | None,
+    is_joined: bool,
+    has_intervals: bool,
+    label: str,
+) -> None:
+    """Draw the metrics of one setting by their place on the x axis. `number` is that of several settings."""
+    groups = {x: group for x, group in found.items() if len(group)}
+    for x, group in groups.items():
+        axes.plot([x] * len(group), group, "o", markersize=3.5, mfc="none", mec="0.55")
+    style = number or 0
+    axes.errorbar(
+        list(groups), [group.mean() for group in groups.values()],
+        [half_interval(group) if len(group) > 1 else 0.0 for group in groups.values()],
+        linestyle=LINES[style % 4] if is_joined else "", marker=MARKERS[style % 4], ms=4,
+        color="black" if number is None else COLOURS[(style + style // 4) % 4],
+        capsize=4 * has_intervals, label=label,
+    )  # fmt: skip
+
+
+def _draw_baseline(axes: Axes, values: pd.Series) -> None:
+    """Draw the mean of LightGBM as a dashed line, and its interval as a band."""
+    mean, half = values.mean(), half_interval(values)
+    axes.axhline(mean, color="0.4", linestyle="--", linewidth=1, label=LIGHTGBM)
+    if len(values) > 1:
+        axes.axhspan(mean - half, mean + half, color="0.4", alpha=0.15, linewidth=0)
+
+
+def _setting_name(keys: Sequence[str], values: Sequence[Any], without_keys: str) -> str:
+    """Name a setting in a legend, without options that its model does not have."""
+    if not keys:
+        return without_keys
+    pairs = [f"{_short(key)} {value}" for key, value in zip(keys, values, strict=True) if value != "-"]
+    return fit_name(", ".join(pairs) or "other models", 40)
 
 
 def _short(key: str) -> str:

@@ -9,9 +9,11 @@ from mmoe.data.column_values import ColumnValues
 
 # The decimal point and the thousands separator: all pairs of them, and the decimal comma alone.
 MARKS = (*((point, mark) for mark in ",.' _" for point in ".," if point != mark), (",", ""))
-# A currency may stand before the number: a sign, or letters and a space, as in EUR 5. A1 does not match.
+# A currency may stand before the number: a sign, or three capital letters and a space. A unit after it has at
+# most 10 characters, and begins with a letter, %, ° or a currency sign. A1 does not match.
 NUMBER_WITH_UNIT = re.compile(
-    r"(?P<before>([$€£¥₹]|[A-Z]{3} ) *|)[+-]?[0-9][0-9.,' _]*(?P<after>[^0-9.,' _][^0-9]{0,4}|)"
+    r"[+-]?(?P<before>[$€£¥₹]|[A-Z]{3}(?= )|) *"
+    r"[+-]?[0-9][0-9.,' _]*(?P<after>([^\W\d_]|[%°$€£¥₹])[^0-9]{0,9}|)"
 )
 
 
@@ -31,12 +33,13 @@ def find_marks(texts: list[str]) -> str:
 
 def remark_on_unit(texts: list[str]) -> str:
     """A remark if all texts are numbers with the same unit, as in "$ 5" or "5 km"; else empty."""
-    first = NUMBER_WITH_UNIT.fullmatch(texts[0])
-    if not first or not (unit := (first["before"] + first["after"]).strip()):
-        return ""
-    alike = re.compile(rf"{re.escape(first['before'])}[+-]?[0-9][0-9.,' _]*{re.escape(first['after'])}")
-    is_unit = all(map(alike.fullmatch, texts))
-    return f"numbers with {unit!r}; remove it from the file for a column of numbers" if is_unit else ""
+    units = set()
+    for text in texts:
+        found = NUMBER_WITH_UNIT.fullmatch(text.strip())
+        units.add((found["before"] + found["after"]).strip() if found else "")
+        if len(units) > 1 or "" in units:
+            return ""
+    return f"numbers with {units.pop()!r}; remove it from the file for a column of numbers"
 
 
 def odd_spellings(values: ColumnValues) -> list[str] | None:

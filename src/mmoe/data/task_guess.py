@@ -77,7 +77,9 @@ def guess_tasks(
         taken.add(name)
         task = guess_task(name, columns[column], is_csv)
         if name != column:
-            task.remarks.append(f"named {name}: a task's name is unique, of letters, digits and underscores")
+            task.remarks.append(
+                f"named {name}: names of tasks are unique and have only letters, digits and underscores"
+            )
         tasks.append(task)
     for task in tasks:
         _remark_on_funnel(task, tasks)

@@ -57,10 +57,11 @@ def show_evaluation(found: Mapping[str, Any]) -> None:
     title = f"{found['num_rows']:,} {found['split']} rows, {ROW_ORIGINS[found['row_origin']]}"
     table = Table(title=title, title_justify="left")
     for name in ("checkpoint", "epoch", "task", "metric", "value", "95 % interval"):
+        is_whole = name in ("value", "95 % interval")  # these are never wrapped
+        justify: Any = "right" if name in ("epoch", "value") else "left"
         table.add_column(
-            name, justify="right" if name in ("epoch", "value") else "left", overflow="fold",
-            no_wrap=name != "task",
-        )  # fmt: skip
+            name, justify=justify, overflow="fold", no_wrap=is_whole, min_width=min(10, len(name))
+        )
     for line in found["checkpoints"]:
         for task, values in line["metrics"].items():
             for name, value in values.items():
