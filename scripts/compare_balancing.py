@@ -8,7 +8,8 @@ usage: MMOE_TABLES_DIR=... python scripts/compare_balancing.py data.dir=... [opt
     trials=10          trials in each contestant's search
     folder=runs/compare_balancing   studies and run folders; finished ones are used again
     out=docs/results/balancing      folder for the tables, the figure, and the results of all runs: a file for
-                                    each data set; contestants in these files are not computed again
+                                    each data set; contestants in these files are not computed again. The
+                                    table has the costs in balance.json, by `bench.py balance out=...`
 
 Each contestant is tuned by mmoe.tune with the same number of trials, for the best validation metric of the
 main task. `constant` is MMoE with constant weights of the losses. A stopped script continues when it is
@@ -17,20 +18,27 @@ data sets. All other arguments are overrides for the trainings; data.dir and dat
 census data.
 """
 
+import json
 import os
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from commands import allow_existing_keys, run_command, train_once
+from filelock import FileLock
+from hydra.utils import get_class
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 from options import parse, some_of, stop
 from report_text import table
 from stored_results import check_settings, store_settings
 
 from mmoe import CONF_DIR
-from mmoe.atomic import write_text
+from mmoe.atomic import write, write_text
+from mmoe.balancing.strategies import Strategy
 from mmoe.intervals import half_interval
 from mmoe.tasks import validation_metrics
 from mmoe.training.run_folder import read_metrics, read_schema
@@ -49,9 +57,7 @@ BASELINE = "constant"
 DESCENDANTS = ("dselect_k", "adatt", "stem", "aitm", "esmm")
 # AITM needs binary tasks without `where`, and ESMM needs a binary task whose `where` names another.
 ONLY_FOR = {"aitm": ("census", "census_education"), "esmm": ("hillstrom",)}
-# These strategies need losses above 0, and the loss of a count, which datacar has, may be negative.
-NEED_POSITIVE_LOSSES = ("dwa", "famo", "geometric_mean", "imtl_l")
-ONLY_FOR |= dict.fromkeys(NEED_POSITIVE_LOSSES, tuple(name for name in DATASETS if name != "datacar"))
+WITH_COUNTS = ("datacar",)  # the loss of a count may be negative
 DEFAULTS = {
     "datasets": ",".join(DATASETS), "contestants": "all", "seeds": "16", "trials": "10",
     "folder": "runs/compare_balancing", "out": "docs/results/balancing",
@@ -67,12 +73,15 @@ def main() -> None:
     chosen = known if options["contestants"] == "all" else some_of(options, "contestants", known)
     if "MMOE_TABLES_DIR" not in os.environ and any(TABLES in DATASETS[name] for name in datasets):
         stop("MMOE_TABLES_DIR: must be set to the folder of the tables")
-    out = Path(options["out"])
+    root, out = Path(options["folder"]).absolute(), Path(options["out"])
     settings = {key: options[key] for key in ("seeds", "trials")}
     kept = [out / f"{dataset}.csv" for dataset in DATASETS]
     check_settings(out / "settings.json", settings, overrides, kept)  # stops before anything is written
-    for folder in (Path(options["folder"]), out):
-        store_settings(folder / "settings.json", settings, overrides)
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / "settings.lock")  # other processes add the files of other data sets
+    for folder in (root, out):
+        with lock:
+            store_settings(folder / "settings.json", settings, overrides)
     census = [override for override in overrides if override.startswith(("data.dir=", "data.source="))]
     others = [override for override in overrides if override not in census]
     for dataset in datasets:
@@ -80,17 +89,26 @@ def main() -> None:
         given = [*DATASETS[dataset], *rows, *others]
         for name in dict.fromkeys([BASELINE, *chosen]):
             runs = read_runs(out, dataset)
-            if dataset in ONLY_FOR.get(name, DATASETS) and name not in set(runs["contestant"]):
+            if can_train(name, dataset) and name not in set(runs["contestant"]):
                 print(f"{dataset}: {name}", flush=True)
-                folder = Path(options["folder"]).absolute() / dataset / name
+                folder = root / dataset / name
                 new = pd.DataFrame(tune_and_train(folder, dataset, name, given, options))
                 files = {f"files of {dataset}": dict(read_schema(folder / "run").files)}
-                store_settings(out / "settings.json", settings | files, overrides)
+                with lock:
+                    store_settings(out / "settings.json", settings | files, overrides)
                 runs = pd.concat([runs, new]) if len(runs) else new
                 runs = runs.sort_values("contestant", key=lambda names: names.map(known.index), kind="stable")
                 write_text(out / f"{dataset}.csv", runs.to_csv(index=False, float_format="%.6f"))
     finished = [read_runs(out, dataset) for dataset in DATASETS if (out / f"{dataset}.csv").exists()]
     write_report(pd.concat(finished), out, options)
+
+
+def can_train(name: str, dataset: str) -> bool:
+    """Whether a contestant can be trained on the tasks of a data set."""
+    if dataset in WITH_COUNTS and name not in DESCENDANTS:
+        strategy: type[Strategy] = get_class(OmegaConf.load(CONF_DIR / f"balance/{name}.yaml")._target_)
+        return not strategy.needs_positive_losses
+    return dataset in ONLY_FOR.get(name, DATASETS)
 
 
 def read_runs(out: Path, dataset: str) -> pd.DataFrame:
@@ -148,6 +166,7 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
                     "dataset": dataset, "task": task, "metric": own["metric"].iloc[0], "contestant": name,
                     "mean": values[name].mean(), "half": half_interval(values[name]), "gain": gain.mean(),
                     "gain_half": half_interval(gain),
+                    "parameters": own.loc[own["contestant"] == name, "parameters"].iloc[0],
                 }
             )  # fmt: skip
     return pd.DataFrame(lines)
@@ -155,22 +174,29 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
 
 def write_report(runs: pd.DataFrame, out: Path, options: dict[str, str]) -> None:
     """Write a table for each data set, and the figure."""
-    found = differences(runs)
+    found, costs = differences(runs), read_costs(out / "balance.json")
+    count = int((found["contestant"] != BASELINE).sum())
     text = [
         f"Test metrics of {options['seeds']} seeds, after {options['trials']} trials of each contestant. `±`"
         " is half the 95 % interval of the mean over seeds. A gain is the improvement over MMoE with constant"
-        " weights, paired by seed; those in bold are clearly above or below 0. docs/balancing.md has the cost"
-        " of a step. It was measured apart, because other programs used the machine during these trainings."
+        " weights, paired by seed. A gain in bold has an interval without 0. Of the"
+        f" {count} gains, about {count / 20:.0f} would be in bold by chance if nothing helped. The intervals"
+        " cover the choice of the seed, but neither the search nor the choice of the rows.",
+        "The cost of a step is its time divided by that of a step with constant weights, on the official"
+        " census rows at the batch sizes in the header. It was measured apart from these trainings, and"
+        " descendants had the sizes in conf/model there.",
     ]
     for dataset, own in found.groupby("dataset", sort=False):
         tasks = list(own["task"].unique())
-        header = ["contestant"]
+        header = ["contestant", f"cost of a step: {', '.join(costs) or 'not measured'}", "parameters"]
         for task in tasks:
             metric = own.loc[own["task"] == task, "metric"].iloc[0]
             header += [f"{task}: {metric}", "gain"]
         lines = []
         for name, rows in own.groupby("contestant", sort=False):
-            line = [str(name)]
+            times = [speeds.get(str(name)) for speeds in costs.values()]
+            line = [str(name), ", ".join(f"{time:.1f}" if time else "-" for time in times) or "-"]
+            line.append(f"{rows['parameters'].iloc[0]:,}")
             for _, row in rows.iterrows():
                 digits, finer = (4, 5) if abs(row["mean"]) < 100 else (0, 0)
                 gain = f"{row['gain']:+,.{finer}f} ± {row['gain_half']:,.{finer}f}"
@@ -179,8 +205,16 @@ def write_report(runs: pd.DataFrame, out: Path, options: dict[str, str]) -> None
                 line += [mean, f"**{gain}**" if is_clear else "-" if name == BASELINE else gain]
             lines.append(line)
         text += [f"## {dataset}", table(header, lines)]
-    (out / "balancing.md").write_text("\n\n".join(text) + "\n")
+    write_text(out / "balancing.md", "\n\n".join(text) + "\n")
     draw(found, out / "balancing.png")
+
+
+def read_costs(path: Path) -> Mapping[str, Mapping[str, float]]:
+    """The time of a step divided by that of a step with constant weights, by batch size and contestant."""
+    speeds = json.loads(path.read_text())["samples_per_second"] if path.exists() else {}
+    return {
+        size: {name: line[BASELINE] / speed for name, speed in line.items()} for size, line in speeds.items()
+    }
 
 
 def draw(found: pd.DataFrame, path: Path) -> None:
@@ -202,7 +236,7 @@ def draw(found: pd.DataFrame, path: Path) -> None:
         panel.locator_params(axis="x", nbins=4)
     for panel in axes[len(panels) :]:
         panel.remove()
-    figure.savefig(path, dpi=130)
+    write(path, partial(figure.savefig, dpi=130))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Trainings with balanced tasks: shared weights, gradients, every method, replicas, and bad input."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import Command, balanced_table
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from mmoe import CONF_DIR, ESMM, MMoE, Network, Objective, Schema, analysis
@@ -26,6 +28,7 @@ from mmoe.errors import UserError
 from mmoe.models.cross_stitch import CrossStitch
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.inputs import Inputs
+from mmoe.models.l2_constrained import L2Constrained
 from mmoe.models.mmoe import OMoE
 from mmoe.models.ple import PLE
 from mmoe.models.single_task import SingleTask
@@ -179,12 +182,42 @@ def test_the_tower_of_a_click_is_shared_with_the_conversion():
         assert not mask[..., 1, :].any()
 
 
-def test_half_precision_that_scales_losses_is_refused(train: Command, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("balance", "what"),
+    [("balance=pcgrad", "balance: PCGrad"), ("balance.measure_every=1", "balance.measure_every")],
+)
+def test_half_precision_that_scales_losses_is_refused(
+    train: Command, monkeypatch: pytest.MonkeyPatch, balance: str, what: str
+):
     monkeypatch.setattr(pl.Trainer, "precision", "16-mixed")  # a CPU would take bf16-mixed instead
+    balanced_table()
+    done = train(*QUICK, balance)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert f"{what} cannot scale losses" in done.err
+
+
+def test_gradients_divided_over_processes_are_refused(train: Command, monkeypatch: pytest.MonkeyPatch):
+    # FSDP and DeepSpeed need GPUs, so the strategy of one device stands for them.
+    monkeypatch.setattr("mmoe.balancing.compatibility.SingleDeviceStrategy", DDPStrategy)
     balanced_table()
     done = train(*QUICK, "balance=pcgrad")
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "balance: PCGrad cannot scale losses" in done.err
+    assert (
+        "balance: PCGrad needs all gradients in one process; trainer.strategy=SingleDeviceStrategy"
+        in done.err
+    )
+
+
+def test_cosines_and_conflicts_are_means_over_steps():
+    """Steps with one gradient alone have no cosine, and do not count."""
+    balancer = Balancer([CAGrad(2)], network_of(MMoE), COLUMNS, ["one", "two"])
+    right, up, left = [1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]
+    for first, second in ((right, left), (right, up), (right, right), (right, [0.0, 0.0])):
+        balancer._compare(torch.tensor([[first, second]]))
+    balancer.means["weights"].add(torch.ones(1, 2))
+    found = balancer.take_statistics()
+    assert found["balance/cosine/one_two"].item() == pytest.approx((1 - math.sqrt(0.5)) / 3)
+    assert found["balance/conflicting"].item() == pytest.approx(1 / 3)
 
 
 def test_a_task_without_a_loss_is_refused(train: Command):
@@ -239,6 +272,39 @@ def test_replicas_train_as_they_do_alone(train: Command, balance: str):
         if name.startswith("balance/") or name.endswith("log_loss"):
             assert together[name][1] == pytest.approx(value, rel=1e-3, abs=1e-4), name
     assert together["balance/weight/buy"][0] != together["balance/weight/buy"][1]
+
+
+def test_a_penalty_is_added_to_the_combined_gradient():
+    """CAGrad with c=0 halves the sum of the tasks' gradients, but not the gradient of the penalty."""
+    network = network_of(L2Constrained)
+    objective = Objective(network, TASKS)
+    objective.by_task = True
+    balancer = Balancer([CAGrad(2, c=0.0)], network, COLUMNS, ["one", "two"])
+    balancer.masks = {name: torch.ones_like(mask) for name, mask in balancer.masks.items()}  # all are shared
+    balancer.start(dict(objective.named_parameters()), None)
+    output = objective(*rows())
+    assert output.penalty > 0
+    expected = torch.autograd.grad(
+        output.losses.sum() / 2 + output.penalty, list(network.parameters()), retain_graph=True
+    )
+    balancer.loss(output.losses, output.penalty)
+    balancer.backward(1.0)
+    for parameter, gradient in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_learned_weights_get_the_gradients_of_all_accumulated_batches(train: Command):
+    """With SGD, uncertainty weighting of two batches equals that of one batch of twice the size."""
+    balanced_table(missing=False)
+    options = [*QUICK, "balance=uncertainty", SGD, "learner.optimizer.lr=0.1"]
+    steps = ["+trainer.limit_train_batches=8", "+trainer.accumulate_grad_batches=2", "data.batch_size=8"]
+    assert train(*options, *steps, "hydra.run.dir=two").code == 0
+    assert train(*options, "+trainer.limit_train_batches=4", "hydra.run.dir=one").code == 0
+    torch.testing.assert_close(weights("two"), weights("one"), atol=1e-5, rtol=0)
+    names = ["balance/weight/click", "balance/weight/buy"]
+    assert history("two")[names].iloc[-1].tolist() == pytest.approx(
+        history("one")[names].iloc[-1].tolist(), rel=0.02
+    )
 
 
 def test_accumulated_batches_add_up(train: Command):
@@ -306,12 +372,13 @@ def test_bfloat16(train: Command):
         assert weights(balance).isfinite().all()
 
 
-def test_one_task_is_warned_of(train: Command):
+@pytest.mark.parametrize("balance", ["balance=mgda", "balance.measure_every=1"])
+def test_one_task_is_warned_of(train: Command, balance: str):
     balanced_table()
-    options = [*QUICK, "data.tasks.buy=null", "balance=mgda", "+trainer.limit_train_batches=2"]
+    options = [*QUICK, "data.tasks.buy=null", balance, "+trainer.limit_train_batches=2"]
     done = train(*options, "hydra.run.dir=run")
     assert done.code == 0, done.err
-    assert "balance: its weights have no effect, because there is one task" in done.out + done.err
+    assert "balance: it has no effect, because there is one task" in done.out + done.err
     assert not len(history().filter(like="balance/").columns)
 
 
@@ -343,6 +410,10 @@ def test_one_task_is_warned_of(train: Command):
             ["balance=famo", "+data.tasks.buy.kind=count"],
             "balance: FAMO needs losses above 0",
         ),
+        (
+            ["balance=uncertainty", "+data.tasks.buy.kind=count"],
+            "balance: Uncertainty needs losses above 0",
+        ),
     ],
 )
 def test_bad_input_is_one_line(train: Command, options: list[str], message: str):
@@ -366,6 +437,14 @@ def test_without_torchjd_one_line_names_the_extra(
     assert done.code == 2
     assert done.err.count("\n") == 1
     assert "pip install 'mmoe[balance]'" in done.err
+
+
+def test_constant_weights_need_no_torchjd(train: Command, monkeypatch: pytest.MonkeyPatch):
+    balanced_table()
+    for name in ("torchjd", "torchjd.scalarization", "torchjd.aggregation"):
+        monkeypatch.setitem(sys.modules, name, None)
+    done = train(*QUICK, "balance.measure_every=1", "+trainer.limit_train_batches=2", "hydra.run.dir=run")
+    assert done.code == 0, done.err
 
 
 def test_without_a_solver_one_line_names_the_extra(train: Command, monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """The comparison of balancing strategies and of MMoE's descendants."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,13 @@ def test_finished_contestants_are_not_computed_again(
     monkeypatch.setenv("MMOE_TABLES_DIR", "tables")  # a folder that does not exist, so no training can start
     assert script("compare_balancing", "datasets=hillstrom", "out=out").code == 0
     assert Path("out/balancing.md").read_text() == (results / "balancing.md").read_text()
+    speeds = {"constant": 8.0, "pcgrad": 4.0}
+    Path("out/balance.json").write_text(json.dumps({"samples_per_second": {"256": speeds, "1024": speeds}}))
+    assert script("compare_balancing", "datasets=hillstrom", "out=out").code == 0
+    text = Path("out/balancing.md").read_text()
+    assert "| contestant | cost of a step: 256, 1024 | parameters |" in text
+    assert "| pcgrad | 2.0, 2.0 | " in text
+    assert "| uncertainty | -, - | " in text
     done = script("compare_balancing", "datasets=hillstrom", "out=out", "trials=11", "folder=other")
     assert (done.code, done.err) == (2, "error: out: holds results of other settings: trials\n")
 

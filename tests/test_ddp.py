@@ -289,7 +289,10 @@ def test_groups_that_two_processes_share_count_once(train: Callable):
     [
         "gradvac",
         "famo",
-        *(pytest.param(b, marks=pytest.mark.slow) for b in ("uncertainty", "graddrop", "dwa")),
+        *(
+            pytest.param(b, marks=pytest.mark.slow)
+            for b in ("uncertainty", "graddrop", "dwa", "random_loss_weights")
+        ),
     ],
 )
 def test_two_processes_balance_as_one(train: Callable, balance: str):

@@ -335,7 +335,7 @@ def test_mistakes(train: Callable, smoke_run: Path):
 @pytest.mark.parametrize(
     "balance",
     [
-        "dwa", "famo", "nash_mtl", "gradvac", "uncertainty", "pcgrad",
+        "dwa", "famo", "nash_mtl", "gradvac", "uncertainty", "pcgrad", "random_loss_weights",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("imtl_l", "stch", "graddrop")),
     ],
 )  # fmt: skip

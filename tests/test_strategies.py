@@ -163,6 +163,14 @@ def test_nash_mtl_and_fairgrad():
     assert_near(vector, expected / np.linalg.norm(expected), atol=0.01)
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_fairgrad_solves_its_equation_for_small_gradients(alpha: float):
+    for scale in (1e-6, 1e-3, 1.0, 1e3):
+        gradients = JACOBIAN * scale
+        weights = combined(aggregation.FairGrad(2, alpha=alpha), gradients)[1].double().numpy()
+        np.testing.assert_allclose(gradients @ gradients.T @ weights, weights ** (-1 / alpha), rtol=1e-3)
+
+
 def test_fairgrad_with_alpha_0_is_the_mean():
     assert_near(combined(aggregation.FairGrad(2, alpha=0.0))[0], (FIRST + SECOND) / 2)
 
@@ -240,7 +248,9 @@ def test_hard_cases(kind: type[aggregation.Aggregation]):
     assert not combined(strategy, normal * math.nan)[0].isfinite().any()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in AGGREGATORS if kind.is_scale_free])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in AGGREGATORS if kind not in (aggregation.NashMTL, aggregation.FairGrad)]
+)
 def test_small_gradients_have_the_weights_of_large_ones(kind: type[aggregation.Aggregation]):
     normal = np.random.default_rng(0).normal(size=(3, 20))
     large, small = combined(kind(3), normal)[1], combined(kind(3), normal * 1e-4)[1]

@@ -33,7 +33,7 @@ class Aggregation(Strategy):
 
     Attributes:
         has_memory: whether its weights depend on earlier steps.
-        is_scale_free: whether its weights stay the same if all gradients are multiplied by one number.
+        is_scale_free: whether TorchJD may get the Gramian divided by its trace.
     """
 
     aggregates = True
@@ -76,7 +76,7 @@ class Aggregation(Strategy):
     def _combine(self, jacobian: Tensor, gramian: Tensor) -> tuple[Tensor, Tensor]:
         """The vector [P] and the weights [K] of gradients [K, P] other than 0."""
         if isinstance(self.function, self._classes.GramianWeightedAggregator):
-            # TorchJD treats small Gramians as 0, although the weights do not depend on the scale.
+            # TorchJD treats small Gramians as 0.
             scaled = gramian / gramian.diagonal().sum() if self.is_scale_free else gramian
             weights = self.function.gramian_weighting(scaled)
         elif isinstance(self.function, self._classes.WeightedAggregator):
@@ -240,11 +240,16 @@ class FairGrad(Aggregation):
         ArgumentError: `alpha` is negative.
     """
 
-    is_scale_free = False
-
     def __init__(self, num_tasks: int, seed: int = 0, alpha: float = 1.0) -> None:
         check_finite(0, alpha=alpha)
         super().__init__(num_tasks, seed, "FairGrad", alpha=alpha)
+        self.alpha = alpha
+
+    def _combine(self, jacobian: Tensor, gramian: Tensor) -> tuple[Tensor, Tensor]:
+        # The solver stops too early for small gradients, so it gets the Gramian divided by its trace.
+        vector, weights = super()._combine(jacobian, gramian)
+        factor = float(gramian.diagonal().sum()) ** (-self.alpha / (1 + self.alpha))
+        return vector * factor, weights * factor
 
 
 class GradDrop(Aggregation):

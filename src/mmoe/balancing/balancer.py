@@ -60,7 +60,7 @@ class Balancer:
         self.follows_steps = first.follows_steps
         compares = self.aggregates or self.measure_every > 0
         self.masks = shared_entries(network, columns) if compares else {}
-        tables = [name for name, part in network.named_modules() if getattr(part, "sparse", False)]
+        tables = [n for n, part in network.named_modules() if isinstance(part, nn.Embedding) and part.sparse]
         # Replicas have dense gradients.
         self.sparse = [f"{name}.weight" for name in tables] if len(self.strategies) == 1 else []
         trained = [name for name, p in network.named_parameters() if p.requires_grad]
@@ -149,7 +149,10 @@ class Balancer:
         norms = gramians.diagonal(dim1=1, dim2=2).sqrt()  # [R, T]
         cosines = gramians / (norms[:, :, None] * norms[:, None, :])  # NaN for a gradient of 0
         self.means["cosines"].add(cosines)
-        self.means["conflicting"].add((cosines < 0).flatten(1).any(1).double())
+        first, second = torch.triu_indices(cosines.shape[1], cosines.shape[1], offset=1)
+        pairs = cosines[:, first, second]
+        conflicts = (pairs < 0).any(1).double()
+        self.means["conflicting"].add(torch.where(pairs.isnan().all(1), torch.nan, conflicts))
         return gramians
 
     def follow_step(self, losses: Tensor) -> None:

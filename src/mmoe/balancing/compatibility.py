@@ -42,7 +42,7 @@ def check_balance(config: DictConfig, learner: Any, tasks: Sequence[Task], train
     if trainer.world_size > 1 and balancer.sparse:
         rule = "cannot average the sparse gradients of learned vectors over processes; use one process"
         raise UserError(f"{what} {rule}")
-    if balancer.aggregates and trainer.precision == "16-mixed":
+    if trainer.precision == "16-mixed":
         rule = "cannot scale losses as trainer.precision=16-mixed does; use bf16-mixed"
         raise UserError(f"{what} {rule}")
     if balancer.aggregates and balancer.shares_nothing:

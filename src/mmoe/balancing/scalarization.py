@@ -57,7 +57,9 @@ class Scalarization(LossWeighting):
 
 
 class _Learned(Scalarization):
-    """A scalarizer with parameters that the optimizer learns."""
+    """A scalarizer with parameters that the optimizer learns. With a loss below 0, F has no minimum."""
+
+    needs_positive_losses = True
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.function.parameters())
@@ -86,8 +88,6 @@ class IMTLL(_Learned):
 
     Liu et al., Towards Impartial Multi-task Learning, ICLR 2021, section 3.2.
     """
-
-    needs_positive_losses = True
 
     def __init__(self, num_tasks: int, seed: int = 0, measure_every: int = 0) -> None:
         super().__init__(num_tasks, seed, measure_every, "IMTLL", shape=num_tasks)

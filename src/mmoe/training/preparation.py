@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from mmoe.balancing.compatibility import check_balance
-from mmoe.balancing.strategies import Constant, Strategy
+from mmoe.balancing.strategies import Strategy
 from mmoe.build import build, locate
 from mmoe.checks import check_integers, check_replicas
 from mmoe.data.datamodule import DataModule
@@ -127,8 +127,8 @@ def build_balance(config: Any, num_tasks: int) -> list[Strategy]:
         return []
     seeds = range(config.seed, config.seed + config.replicas)
     strategies = [build(config, "balance", num_tasks=num_tasks, seed=seed) for seed in seeds]
-    if num_tasks == 1 and not isinstance(strategies[0], Constant):
-        log.warning("balance: its weights have no effect, because there is one task")
+    if num_tasks == 1 and strategies[0].acts:
+        log.warning("balance: it has no effect, because there is one task")
     return strategies if strategies[0].acts and num_tasks > 1 else []
 
 
