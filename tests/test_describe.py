@@ -301,7 +301,7 @@ OTHER = RANDOM.random(N).round(3)
             {"x": "alone predicts y with an AUROC of 1.000"},
         ),
         (CLICK * 1, {"x": np.where(CLICK, np.nan, OTHER)}, {"x": "alone predicts y with an AUROC of 1.000"}),
-        (CLICK * 1, {"x": CLICK * (OTHER < 0.3) * 1}, {"x": "y is positive in nearly all "}),
+        (CLICK * 1, {"x": CLICK * (OTHER < 0.3) * 1}, {"x": "y is positive in all "}),
         (CLICK * (OTHER < 0.1) * 1, {"x": CLICK * (OTHER < 0.2) * 1}, {"x": ""}),
         (
             np.array(["a", "b", "c"])[np.arange(N) % 3],

@@ -149,7 +149,7 @@ def test_statistics_of_many_distinct_values_are_those_of_a_sample(monkeypatch: p
     assert ours.std == pytest.approx(theirs.std, rel=0.05)
     assert (ours.bins[0], ours.bins[-1]) == (theirs.bins[0], theirs.bins[-1])
     np.testing.assert_allclose(ours.bins[1:-1], theirs.bins[1:-1], rtol=0.1)
-    assert 0.0 in ours.values
+    assert 0.0 in ours.frequent_values
 
 
 def test_each_of_many_rows_is_chosen_on_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

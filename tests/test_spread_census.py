@@ -44,8 +44,8 @@ def test_the_table_and_all_runs(script: Callable[..., Result]):
     ("argument", "message"),
     [
         ("splits=1", "splits=1: must be an integer of at least 2"),
-        ("rows=500", "rows=500: must be numbers of rows and all, separated by commas"),
-        ("rows=x,all", "rows=x,all: must be numbers of rows and all, separated by commas"),
+        ("rows=500", "rows=500: must be numbers of rows and the word all, separated by commas"),
+        ("rows=x,all", "rows=x,all: must be numbers of rows and the word all, separated by commas"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(script: Callable[..., Result], argument: str, message: str):
