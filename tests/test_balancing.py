@@ -243,7 +243,7 @@ def test_every_method_is_balanced(train: Command, model: str, balance: str):
 def test_measuring_changes_nothing_and_is_drawn(train: Command):
     """Measuring the cosines leaves the weights as they are, but for the order of additions."""
     balanced_table()
-    options = [*QUICK, "trainer.max_epochs=2", "figures=true"]
+    options = [*QUICK, "trainer.max_epochs=2", "figures=true", "card=true"]
     assert train(*options, "hydra.run.dir=plain").code == 0
     assert train(*options, "balance.measure_every=2", "hydra.run.dir=run").code == 0
     torch.testing.assert_close(weights("run"), weights("plain"), atol=1e-4, rtol=0)
@@ -253,6 +253,9 @@ def test_measuring_changes_nothing_and_is_drawn(train: Command):
     }  # fmt: skip
     assert found["balance/conflicting"].between(0, 1).all()
     assert Path("run/figures/balance.png").stat().st_size > 5000
+    card = Path("run/card.md").read_text()
+    assert "| balancing | `mmoe.balancing.strategies.Constant` |\n| balance.measure_every | `2` |\n" in card
+    assert "measured cosines of their gradients and conflicts." in card
     table = analysis.balance("run")
     assert list(table)[:4] == ["seed", "epoch", "step", "weight/click"]
     assert (table[["weight/click", "weight/buy"]] == 1).all(axis=None)
@@ -372,13 +375,15 @@ def test_bfloat16(train: Command):
         assert weights(balance).isfinite().all()
 
 
-@pytest.mark.parametrize("balance", ["balance=mgda", "balance.measure_every=1"])
-def test_one_task_is_warned_of(train: Command, balance: str):
+@pytest.mark.parametrize(
+    ("balance", "name"), [("balance=mgda", "MGDA"), ("balance.measure_every=1", "Constant")]
+)
+def test_one_task_is_warned_of(train: Command, balance: str, name: str):
     balanced_table()
     options = [*QUICK, "data.tasks.buy=null", balance, "+trainer.limit_train_batches=2"]
     done = train(*options, "hydra.run.dir=run")
     assert done.code == 0, done.err
-    assert "balance: it has no effect, because there is one task" in done.out + done.err
+    assert f"balance: {name} has no effect, because there is one task" in done.out + done.err
     assert not len(history().filter(like="balance/").columns)
 
 
@@ -426,17 +431,21 @@ def test_bad_input_is_one_line(train: Command, options: list[str], message: str)
 
 
 @pytest.mark.parametrize(
-    ("balance", "missing"), [("dwa", "torchjd.scalarization"), ("pcgrad", "torchjd.aggregation")]
+    ("balance", "name", "missing"),
+    [
+        ("uncertainty", "Uncertainty", "torchjd.scalarization"),
+        ("pcgrad", "PCGrad", "torchjd.aggregation"),
+    ],
 )
 def test_without_torchjd_one_line_names_the_extra(
-    train: Command, balance: str, missing: str, monkeypatch: pytest.MonkeyPatch
+    train: Command, balance: str, name: str, missing: str, monkeypatch: pytest.MonkeyPatch
 ):
     balanced_table()
     monkeypatch.setitem(sys.modules, missing, None)
     done = train(*QUICK, f"balance={balance}")
     assert done.code == 2
     assert done.err.count("\n") == 1
-    assert "pip install 'mmoe[balance]'" in done.err
+    assert f"balance: {name} needs {missing}: pip install 'mmoe[balance]'" in done.err
 
 
 def test_constant_weights_need_no_torchjd(train: Command, monkeypatch: pytest.MonkeyPatch):

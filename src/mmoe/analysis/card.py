@@ -34,10 +34,10 @@ from mmoe.training.trust import ALLOWED_BASES, built_packages
 MAX_EXPERTS, MAX_LINES = 16, 400  # that the card lists
 # The figures that a card shows, in this order, and how to read them.
 CAPTIONS = {
-    "training_curves": "Validation metrics and the effective number of experts of each task, by epoch.",
+    "training_curves": "Validation metrics and, with gates, the effective number of experts, by epoch.",
     "gate_weights": "The mean weight of each expert for each task, over the test rows. Each row sums to 1.",
     "gate_distributions": "How much the gate weights differ between test rows.",
-    "balance": "Weights of the tasks and, if they were measured, cosines of their gradients, by epoch.",
+    "balance": "Weights of the tasks, by epoch, and measured cosines of their gradients and conflicts.",
     "roc": "ROC curves. A curve further up and to the left is better.",
     "precision_recall": "Precision and recall for all thresholds. A curve further up is better.",
     "calibration": "On the diagonal, predicted probabilities equal the observed shares.",
@@ -168,7 +168,7 @@ def _gates(run: Run) -> Iterator[str]:
     ]  # fmt: skip
     unused = int(line["val/gates/unused_experts"])
     verb = "is" if unused == 1 else "are"
-    used = f" {unused} of the {count} experts {verb} used by no task." if unused else ""
+    used = f" {unused} of the {count} experts {verb} used by no gate." if unused else ""
     yield (
         f"Means over the validation rows in the best epoch.{used} The effective number of experts is exp(H),"
         " where H is the mean entropy of a row's weights. A row is polarised if one expert has more than"
@@ -180,7 +180,9 @@ def _gates(run: Run) -> Iterator[str]:
 def _figures(run: Run) -> Iterator[str]:
     for name, caption in CAPTIONS.items():
         if (run.folder / f"figures/{name}.png").is_file():
-            yield f"![{name.replace('_', ' ')}](figures/{name}.png)\n\n{caption}\n\n"
+            is_by_epoch = name in ("training_curves", "balance")
+            band = " A band is the range over replicas." if is_by_epoch and run.config.replicas > 1 else ""
+            yield f"![{name.replace('_', ' ')}](figures/{name}.png)\n\n{caption}{band}\n\n"
 
 
 def _training(run: Run) -> Iterator[str]:
@@ -197,8 +199,10 @@ def _training(run: Run) -> Iterator[str]:
         "processes": str(metrics["processes"]),
         "threads of a process": str(metrics["threads"]), "seconds": f"{metrics['seconds']:.1f}",
     }  # fmt: skip
-    if config.get("balance"):
+    if config.get("balance") and len(run.schema.tasks) > 1:
+        options = {key: value for key, value in config.balance.items() if key != "_target_"}
         facts["balancing"] = code(config.balance.get("_target_"))
+        facts |= {f"balance.{key}": code(value) for key, value in options.items()}
     yield table(["option", "value"], ([name, value] for name, value in facts.items()))
 
 

@@ -42,7 +42,7 @@ class Aggregation(Strategy):
 
     def __init__(self, num_tasks: int, seed: int, name: str, **options: Any) -> None:
         super().__init__(num_tasks, seed)
-        self.function: Any = from_library("aggregation", name, **options)
+        self.function: Any = from_library(self, "aggregation", name, **options)
         self._classes: Any = import_module("torchjd.aggregation")
         self.weights = torch.ones(num_tasks)  # of the last step that had all tasks
 

@@ -28,7 +28,7 @@ class Scalarization(LossWeighting):
 
     def __init__(self, num_tasks: int, seed: int, measure_every: int, name: str, **options: Any) -> None:
         super().__init__(num_tasks, seed, measure_every)
-        self.function: Any = from_library("scalarization", name, **options)
+        self.function: Any = from_library(self, "scalarization", name, **options)
         self.losses = torch.ones(num_tasks)  # the last known loss of each task
 
     def weigh(self, losses: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -15,8 +15,8 @@ from mmoe.checks import check_integers
 from mmoe.errors import UserError
 
 
-def from_library(module: str, name: str, **options: Any) -> Any:
-    """Build the object `torchjd.<module>.<name>`.
+def from_library(strategy: "Strategy", module: str, name: str, **options: Any) -> Any:
+    """Build the object `torchjd.<module>.<name>` for a strategy.
 
     Raises:
         UserError: TorchJD, or the solver that the object needs, is not installed.
@@ -25,7 +25,7 @@ def from_library(module: str, name: str, **options: Any) -> Any:
         return getattr(import_module(f"torchjd.{module}"), name)(**options)
     except ImportError as error:
         missing = getattr(error, "name", None) or "a solver"
-        raise UserError(f"{name} needs {missing}: pip install 'mmoe[balance]'") from error
+        raise UserError(f"{strategy.name} needs {missing}: pip install 'mmoe[balance]'") from error
 
 
 class Strategy:

@@ -128,7 +128,7 @@ def build_balance(config: Any, num_tasks: int) -> list[Strategy]:
     seeds = range(config.seed, config.seed + config.replicas)
     strategies = [build(config, "balance", num_tasks=num_tasks, seed=seed) for seed in seeds]
     if num_tasks == 1 and strategies[0].acts:
-        log.warning("balance: it has no effect, because there is one task")
+        log.warning("balance: %s has no effect, because there is one task", strategies[0].name)
     return strategies if strategies[0].acts and num_tasks > 1 else []
 
 
