@@ -9,7 +9,7 @@ usage: MMOE_TABLES_DIR=... python scripts/compare_balancing.py data.dir=... [opt
     folder=runs/compare_balancing   studies and run folders; finished ones are used again
     out=docs/results/balancing      folder for the tables, the figure, and the results of all runs: a file for
                                     each data set; contestants in these files are not computed again. The
-                                    table has the costs in balance.json, by `bench.py balance out=...`
+                                    tables also have the costs of costs.csv, which `bench.py balance` measured
 
 Each contestant is tuned by mmoe.tune with the same number of trials, for the best validation metric of the
 main task. `constant` is MMoE with constant weights of the losses. A stopped script continues when it is
@@ -18,7 +18,6 @@ data sets. All other arguments are overrides for the trainings; data.dir and dat
 census data.
 """
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -174,7 +173,7 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
 
 def write_report(runs: pd.DataFrame, out: Path, options: dict[str, str]) -> None:
     """Write a table for each data set, and the figure."""
-    found, costs = differences(runs), read_costs(out / "balance.json")
+    found, costs = differences(runs), read_costs(out / "costs.csv")
     count = int((found["contestant"] != BASELINE).sum())
     text = [
         f"Test metrics of {options['seeds']} seeds, after {options['trials']} trials of each contestant. `±`"
@@ -211,10 +210,9 @@ def write_report(runs: pd.DataFrame, out: Path, options: dict[str, str]) -> None
 
 def read_costs(path: Path) -> Mapping[str, Mapping[str, float]]:
     """The time of a step divided by that of a step with constant weights, by batch size and contestant."""
-    speeds = json.loads(path.read_text())["samples_per_second"] if path.exists() else {}
-    return {
-        size: {name: line[BASELINE] / speed for name, speed in line.items()} for size, line in speeds.items()
-    }
+    if not path.exists():
+        return {}
+    return pd.read_csv(path, index_col="contestant").to_dict()  # type: ignore[return-value]
 
 
 def draw(found: pd.DataFrame, path: Path) -> None:
