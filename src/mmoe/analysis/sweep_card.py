@@ -23,11 +23,13 @@ def write_sweep_card(folder: Path, compared: pd.DataFrame) -> None:
     facts = compared.attrs
     text = f"# Comparison: {code(name)}\n\n"
     text += f"{number_of(len(facts['runs']), 'run')} ({ROW_ORIGINS[facts['row_origin']]}), {facts['order']}."
-    text += f" The best run is chosen by {code(facts['monitor'])}. Metrics are means over seeds.\n\n"
+    if facts["monitor"]:
+        text += f" The runs chose their epochs by {code(facts['monitor'])}."
+    text += " Metrics are means over seeds.\n\n"
     text += _table(compared)
     if (folder / "compare.png").is_file():
         text += "\n![metrics by option](compare.png)\n"
-        has_means = _max_seeds(compared) > 1
+        has_means = (compared.loc[compared["parameters"].notna(), "seeds"] > 1).any()  # not LightGBM's
         what = "circle is one seed, and the filled markers are means" if has_means else "marker is one run"
         text += f"\nEach {what}."
         if facts["has_lightgbm"] and facts["varied"][0] != "model":
@@ -56,12 +58,6 @@ def cell(line: Mapping[Any, Any], name: str, option_text: Callable[[Any], str] =
     if name in COUNTS:
         return "-" if pd.isna(line[name]) else f"{line[name]:,}"
     return option_text(line[name])
-
-
-def _max_seeds(compared: pd.DataFrame) -> int:
-    """The largest number of seeds of a line that is not LightGBM's."""
-    is_run = compared["parameters"].notna()
-    return int(compared.loc[is_run, "seeds"].max())
 
 
 def _limits(compared: pd.DataFrame) -> Iterator[str]:
