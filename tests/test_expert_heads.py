@@ -118,11 +118,17 @@ def test_an_ensemble_of_networks_with_heads():
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-@pytest.mark.parametrize("balance", ["constant", "uncertainty"])
-def test_experts_learn_tasks_of_all_kinds(train: Command, command: Callable, replicas: int, balance: str):
+@pytest.mark.parametrize(
+    "weights",
+    [["balance=constant"], ["balance=uncertainty", "+data.count_task=false"]],
+    ids=["constant", "learned"],
+)
+def test_experts_learn_tasks_of_all_kinds(
+    train: Command, command: Callable, replicas: int, weights: list[str]
+):
     quick = [*DATA, "trainer.max_epochs=4", "learner.optimizer.lr=0.01"]
     views = ["model.column_share=0.5", "model.column_scale_rate=3"]
-    given = ["model.expert_heads=true", *views, f"replicas={replicas}", f"balance={balance}"]
+    given = ["model.expert_heads=true", *views, f"replicas={replicas}", *weights]
     done = train(*quick, *given, "hydra.run.dir=run")
     assert done.code == 0, done.err
     metrics = json.loads(Path("run/metrics.json").read_text())

@@ -52,16 +52,22 @@ class AllKinds(DataModule):
     """Rows of four tasks, in memory. The main task is a regression whose label is known in half of them."""
 
     def __init__(
-        self, batch_size: int = 64, eval_batch_size: int = 100, seed: int = 0, one_class: bool = False
+        self,
+        batch_size: int = 64,
+        eval_batch_size: int = 100,
+        seed: int = 0,
+        one_class: bool = False,
+        count_task: bool = True,
     ) -> None:
         super().__init__(self.make, batch_size, eval_batch_size, seed=seed)
         self.one_class = one_class
+        self.tasks = TASKS if count_task else TASKS[:-1]
 
     def make(self) -> Dataset:
         frames = {"train": frame(400, 0), "val": frame(200, 1), "test": frame(150, 2)}
         if self.one_class:
             frames["test"]["clicked"] = 0  # no label of spend is known either
-        schema = fit_schema(frames["train"], ["age", "group"], TASKS, 8)
+        schema = fit_schema(frames["train"], ["age", "group"], self.tasks, 8)
         counts = {name: len(rows) for name, rows in frames.items()}
         splits = {name: encode(rows, schema) for name, rows in frames.items()}
         positions = {name: torch.arange(count) for name, count in counts.items()}

@@ -83,6 +83,17 @@ def test_tables_figure_and_configurations():
     assert Path("out/group1.md").read_text() == text
 
 
+@pytest.mark.slow
+def test_runs_one_by_one():
+    done = reproduce("sample=true", "chunk=1", "seeds=2", "methods=single_task")
+    assert done.returncode == 0, done.stderr
+    assert "single_task: seed 1\n" in done.stdout
+    runs = pd.read_csv("out/group1.csv")
+    assert list(runs["seed"]) == [0, 1]
+    assert runs["test_income_auroc"].nunique() == 2
+    assert "The seconds are those of a whole run." in Path("out/group1.md").read_text()
+
+
 def test_the_sample_needs_an_option():
     done = reproduce()
     assert done.returncode == 2
