@@ -70,6 +70,14 @@ def test_the_unit_of_unix_times_comes_from_the_training_rows(unit: str, dtype: s
             read(pd.Series([too_large]), schema)
 
 
+@pytest.mark.parametrize("written", ["%Y%m%d", "%d%m%Y", "%m%d%Y"])
+def test_dates_without_separators_are_no_unix_times(written: str):
+    values = pd.to_datetime(DAYS).dt.strftime(written).astype("int64").rename("when")
+    with pytest.raises(UserError, match=r"^column when: numbers such as \d{7,8} look like dates without sep"):
+        fit(values)
+    assert fit(pd.concat([values, pd.Series([17], name="when")])).numeric[0].unit == "s"
+
+
 def test_only_training_rows_count():
     values = pd.Series([1e12, 1.6e12, 1e9, 1.6e9], name="when")
     assert fit(values, np.array([0, 1])).numeric[0].unit == "ms"

@@ -303,7 +303,7 @@ class Run:
         }
 
     def _warn_of_training_rows(self, module: Any, split: str, changes: Mapping[str, Any]) -> None:
-        """Log a warning if changes of the data make a split of training rows of the run."""
+        """Warn if, with these changes of the data, the split has rows that the run was trained on."""
         trained = {digest for name, digest in self.schema.files.items() if name.startswith("train/")}
         found = {name for name, digest in module.schema.files.items() if digest in trained}
         source = "validation" if split == "val" else split

@@ -33,12 +33,10 @@ class Aggregation(Strategy):
 
     Attributes:
         has_memory: whether its weights depend on earlier steps.
-        is_scale_free: whether TorchJD may get the Gramian divided by its trace.
     """
 
     aggregates = True
     has_memory: ClassVar[bool] = False
-    is_scale_free: ClassVar[bool] = True
 
     def __init__(self, num_tasks: int, seed: int, name: str, **options: Any) -> None:
         super().__init__(num_tasks, seed)
@@ -76,9 +74,8 @@ class Aggregation(Strategy):
     def _combine(self, jacobian: Tensor, gramian: Tensor) -> tuple[Tensor, Tensor]:
         """The vector [P] and the weights [K] of gradients [K, P] other than 0."""
         if isinstance(self.function, self._classes.GramianWeightedAggregator):
-            # TorchJD treats small Gramians as 0.
-            scaled = gramian / gramian.diagonal().sum() if self.is_scale_free else gramian
-            weights = self.function.gramian_weighting(scaled)
+            # TorchJD treats small Gramians as 0, so it gets the Gramian divided by its trace.
+            weights = self.function.gramian_weighting(gramian / gramian.diagonal().sum())
         elif isinstance(self.function, self._classes.WeightedAggregator):
             weights = self.function.weighting(jacobian)
         else:
@@ -142,7 +139,6 @@ class NashMTL(Aggregation):
     """
 
     has_memory = True
-    is_scale_free = False
 
     def __init__(
         self,

@@ -38,7 +38,8 @@ def guess_options(file: str, given: Mapping[str, Any]) -> CsvOptions:
 def _has_header(rows: Sequence[Sequence[str]], options: CsvOptions) -> bool:
     if len(rows) < 2:
         return True
-    if len(set(rows[0])) < len(rows[0]):  # either values, or a header that `CsvFile` refuses
+    # A first row with two equal fields holds values, or is a header that `CsvFile` refuses.
+    if len(set(rows[0])) < len(rows[0]):
         return not any(is_number(field) or field in options.missing for field in rows[0])
     numeric = []
     for position, first in enumerate(rows[0]):

@@ -42,6 +42,9 @@ def guess_format(values: pd.Series, day_first: bool | None = None) -> DateFormat
     """The format of the dates in training rows.
 
     The largest Unix time gives the unit. If `day_first` is None, the order that `find_order` finds is used.
+
+    Raises:
+        UserError: the values are numbers, and all look like dates without separators: 20250131 or 31012025.
     """
     values = _plain(values)
     if not _holds_unix_times(values):
@@ -49,7 +52,9 @@ def guess_format(values: pd.Series, day_first: bool | None = None) -> DateFormat
             is_text = not isinstance(values.dtype, pd.ArrowDtype) and kind_of(values) == "string"
             day_first = is_text and find_order(values.dropna().unique()) == DAY_FIRST
         return DateFormat(day_first=day_first)
-    largest = np.nanmax(np.abs(numbers_of(values).astype(np.float64)), initial=0.0)
+    numbers = numbers_of(values).astype(np.float64)
+    _check_unix_times(numbers[np.isfinite(numbers)], str(values.name))
+    largest = np.nanmax(np.abs(numbers), initial=0.0)
     limits = MAX_SECONDS * 1000.0 ** np.arange(len(UNITS) - 1)
     return DateFormat(UNITS[int(np.searchsorted(limits, largest))])
 
@@ -132,6 +137,19 @@ def _holds_unix_times(values: pd.Series) -> bool:
     if values.dtype == object:
         return kind_of(values) in ("integer", "floating", "mixed-integer-float")
     return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+
+def _check_unix_times(numbers: np.ndarray, column: str) -> None:
+    """Stop if all numbers look like dates without separators. As Unix times, they would be days of 1970."""
+    is_whole = len(numbers) > 0 and bool((numbers == np.floor(numbers)).all())
+    if not is_whole or numbers.min() < 1_01_1000 or numbers.max() > 9999_12_31:
+        return
+    texts = pd.Series(np.unique(numbers).astype(np.int64).astype(str)).str.zfill(8)
+    for written in ("%Y%m%d", "%d%m%Y", "%m%d%Y"):
+        if pd.to_datetime(texts, format=written, errors="coerce").notna().all():
+            rule = "look like dates without separators, and numbers are read as Unix times"
+            advice = "Write them as 2025-01-31, or use the column as numbers"
+            raise UserError(f"column {column}: numbers such as {numbers[0]:.0f} {rule}. {advice}")
 
 
 def _dates_of_unix_times(values: pd.Series, how: DateFormat) -> np.ndarray:

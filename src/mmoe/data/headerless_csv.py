@@ -91,7 +91,7 @@ def parse(content: bytes, types: Mapping[str, pa.DataType]) -> pa.Table:
         pyarrow.ArrowInvalid: a line has too few or too many fields, or a field has the wrong type.
     """
     # Arrow skips a byte order mark at the start of the content. But `blocks` has removed the file's mark, so
-    # this mark is text. An empty line before it keeps it.
+    # this mark is text. Arrow does not skip it after an empty line.
     guard = b"\n" if content.startswith(codecs.BOM_UTF8) else b""
     # This copies the content into Arrow's memory. If Arrow's threads still hold Python's memory when the
     # interpreter exits, they can abort the process (std::terminate).

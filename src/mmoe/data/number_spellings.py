@@ -43,8 +43,9 @@ def remark_on_unit(texts: list[str]) -> str:
 
 
 def odd_spellings(values: ColumnValues) -> list[str] | None:
-    """The texts that are not numbers, if there are at most 3 and 9 of 10 rows hold numbers; else None.
+    """The texts that are not numbers.
 
+    None if there are more than 3 of them, or if less than 90 % of the known values are numbers.
     A number may have a decimal comma.
     """
     is_number = np.array(

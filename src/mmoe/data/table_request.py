@@ -46,7 +46,7 @@ class Request:
         return {split: rule for split, rule in self.rules.items() if rule.of == source}
 
     def other_columns(self, source: str) -> list[str]:
-        """The columns that tasks and split rules need, without groups. Some may be inputs too."""
+        """The columns that tasks and split rules need, except `group_by`. Some may be inputs too."""
         names = [name for task in self.tasks for name in (task.column, task.where, task.weight) if name]
         names += [name for rule in self.rules_of(source).values() for name in rule.needed_columns]
         return list(dict.fromkeys(names))

@@ -68,7 +68,7 @@ class Count(Task):
 
     @staticmethod
     def average(logits: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The logarithm of the members' mean count, divided by `mean`."""
+        """The logarithm of a quotient: the members' mean count divided by `mean`."""
         return (logits + log_shares(logits, weights)).logsumexp(0)
 
     def target_statistics(self, means: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class Task(ABC):
         """
 
     def fit_counts(self, counts: Mapping[str, int]) -> Self:
-        """As `fit`, for labels that are levels: the number of training labels by level.
+        """As `fit`, for labels that are levels. `counts` has the number of training labels by level.
 
         Raises:
             UserError: as in `fit`.
