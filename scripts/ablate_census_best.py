@@ -23,14 +23,14 @@ from stored_results import store_settings
 from mmoe.training.run_folder import read_metrics, read_schema
 
 WHOLE = "census_best"
-# What is left out, and the overrides. The folder of a run has the name of the first key.
+# What is left out, and the overrides. A run's folder is named after the key of the first override.
 PARTS: dict[str, list[str]] = {
     WHOLE: [],
     "scales of columns": ["model.column_scale_rate=0"],
     "target statistics": ["data.level_encoding=auto"],
     "a share of the columns for each unit (instead: all columns)": ["model.column_share=1.0"],
     "expert heads (instead: one tower for each task)": ["model.expert_heads=false"],
-    "one-hot levels with the value 0.5 (instead: 1)": ["inputs.categorical.scale=1.0"],
+    "the factor 0.5 of one-hot levels (instead: 1)": ["inputs.categorical.scale=1.0"],
     "a schedule by step (instead: by epoch)": [
         "learner.interval=epoch",
         "learner.scheduler.T_max=${trainer.max_epochs}",

@@ -77,7 +77,7 @@ def main() -> None:
     kept = [out / f"{dataset}.csv" for dataset in DATASETS]
     check_settings(out / "settings.json", settings, overrides, kept)  # stops before anything is written
     root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / "settings.lock")  # other processes add the files of other data sets
+    lock = FileLock(root / "settings.lock")  # other processes add "files of ..." to the settings
     for folder in (root, out):
         with lock:
             store_settings(folder / "settings.json", settings, overrides)

@@ -47,7 +47,10 @@ DEFAULTS = {
 }  # fmt: skip
 LIGHTGBM = "LightGBM, one model per task"
 # The parts of a configuration that the results depend on.
-RESULT_PARTS = ("data", "inputs", "model", "objective", "learner", "trainer")
+RESULT_PARTS = (
+    "data", "inputs", "model", "objective", "learner", "trainer", "callbacks", "activation",
+    "gate_temperature",
+)  # fmt: skip
 PATIENCE = 100  # boosting rounds without a better validation AUROC
 NUM_TIMED = 5  # the time to predict is the median over this many predictions
 Results = dict[str, Any]  # test AUROC by task; seconds to train and to predict; bytes of the model

@@ -64,9 +64,12 @@ def _split_limits(rule: Any) -> Iterator[str]:
 
 def _seed_limits(metrics: Mapping[str, Any], config: Any) -> Iterator[str]:
     if "replicas" in metrics:
+        covered = "the choice of the seed, but not the choice of the test rows"
+        if metrics["row_origin"] == "synthetic":
+            covered = "the choice of the seed and of the rows, because each replica has its own rows"
         yield (
             f"± is half of a 95 % interval for the mean over {metrics['replicas']} replicas (Student's t)."
-            " It covers the choice of the seed, but not the choice of the test rows."
+            f" It covers {covered}."
         )
     else:
         if "test" in metrics:

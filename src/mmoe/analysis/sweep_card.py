@@ -69,7 +69,10 @@ def _limits(compared: pd.DataFrame) -> Iterator[str]:
         yield "± is half of a 95 % interval for the mean over the seeds (Student's t)."
         if 1 < seeds < FEW_SEEDS:
             yield f"{which} {seeds} seeds, so that their intervals are wide."
-        yield "The intervals do not cover the choice of the test rows, which all runs share."
+        if compared.attrs["row_origin"] == "synthetic":
+            yield "The intervals also cover the choice of the rows, because each seed has its own rows."
+        else:
+            yield "The intervals do not cover the choice of the test rows, which all runs share."
     if len(compared) > 1:
         yield (
             "The best of several validation metrics is a little too good, because it was chosen. Choose a"

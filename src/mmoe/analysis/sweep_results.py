@@ -109,7 +109,10 @@ def _draw_runs(
     has_intervals: bool,
     label: str,
 ) -> None:
-    """Draw the metrics of one setting by their place on the x axis. `number` is that of several settings."""
+    """Draw the metrics of one setting by their place on the x axis.
+
+    `number` is the index of the setting; None if there is only one.
+    """
     groups = {x: group for x, group in found.items() if len(group)}
     for x, group in groups.items():
         axes.plot([x] * len(group), group, "o", markersize=3.5, mfc="none", mec="0.55")
@@ -131,10 +134,10 @@ def _draw_baseline(axes: Axes, values: pd.Series) -> None:
         axes.axhspan(mean - half, mean + half, color="0.4", alpha=0.15, linewidth=0)
 
 
-def _setting_name(keys: Sequence[str], values: Sequence[Any], without_keys: str) -> str:
+def _setting_name(keys: Sequence[str], values: Sequence[Any], name_without_keys: str) -> str:
     """Name a setting in a legend, without options that its model does not have."""
     if not keys:
-        return without_keys
+        return name_without_keys
     pairs = [f"{_short(key)} {value}" for key, value in zip(keys, values, strict=True) if value != "-"]
     return fit_name(", ".join(pairs) or "other models", 40)
 
