@@ -26,7 +26,7 @@ from report_text import mean_text, table, write_report
 from stored_results import store_settings
 
 from mmoe.data.census import read
-from mmoe.data.census_files import COLUMNS, NUMERIC, find_files
+from mmoe.data.census_files import COLUMNS, NUMERIC, find_census_files
 
 DEFAULTS = {
     "data.dir": None, "rows": "3000000", "runs": "8",
@@ -66,7 +66,7 @@ def write_files(folder: Path, order: str, options: dict[str, str]) -> Path:
     config = folder / "data" / "rows.yaml"
     if config.exists():
         return config
-    files = find_files(options["data.dir"], "official", "", folder)
+    files = find_census_files(options["data.dir"], "official", "", folder)
     rows, others, random = read(files.train), read(files.test), np.random.default_rng(0)
     drawn = rows.iloc[random.integers(0, len(rows), int(options["rows"]))]
     drawn = drawn.sort_values("age", kind="stable") if order == "by age" else drawn

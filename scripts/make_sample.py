@@ -20,7 +20,7 @@ from options import parse, stop
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from mmoe.data.census import read
-from mmoe.data.census_files import COLUMNS, FILE_NAMES, NUMERIC, SAMPLE_DIR, find_files
+from mmoe.data.census_files import COLUMNS, FILE_NAMES, NUMERIC, SAMPLE_DIR, find_census_files
 from mmoe.errors import UserError
 
 DEFAULTS = {"data.dir": None, "out": str(SAMPLE_DIR)}
@@ -109,7 +109,7 @@ def main() -> None:
     if not options["data.dir"]:
         stop("data.dir: must be the folder of the official files")
     try:
-        files = find_files(options["data.dir"], "official", "", Path())
+        files = find_census_files(options["data.dir"], "official", "", Path())
     except UserError as error:
         stop(str(error))
     real, levels = encode(read(files.train))

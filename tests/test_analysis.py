@@ -21,10 +21,10 @@ from torchmetrics.functional.classification import binary_auroc
 
 import mmoe
 from mmoe import analysis, load
-from mmoe.analysis.ablation import _masking, gate_layer
 from mmoe.analysis.drawing import fit_name, panels
 from mmoe.analysis.gates import _with_dates, subgroups
 from mmoe.errors import UserError
+from mmoe.models.gating import masked_expert
 from mmoe.run import compute_outputs
 from mmoe.training import checkpoints, run_folder, stored_config
 
@@ -163,10 +163,8 @@ def test_an_ablation_masks_the_gates_of_every_method(train: Train, model: str):
     assert len(table) == run.num_experts == len(analysis.gate_weights(run).columns)
     assert (table.abs() > 0).any(axis=None)
     network, rows = run.network(), run.rows()
-    layer = gate_layer(network)
-    hook = layer.register_forward_hook(_masking(1, getattr(layer, "returns_weights", False)))
-    gates = compute_outputs(network, rows).gates
-    hook.remove()
+    with masked_expert(network, 1):
+        gates = compute_outputs(network, rows).gates
     kept = run.outputs().gates.clone()
     kept[:, :, 1] = 0
     torch.testing.assert_close(gates, kept / kept.sum(-1, keepdim=True).clamp(min=1e-30))

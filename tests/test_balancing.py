@@ -84,8 +84,7 @@ def rows(count: int = 80) -> tuple[Tensor, ...]:
 def test_shared_entries_get_the_vector_and_others_their_tasks_gradient(method: type[nn.Module]):
     """CAGrad with c=0 is the mean of the gradients."""
     network = network_of(method)
-    objective = Objective(network, TASKS)
-    objective.by_task = True
+    objective = Objective(network, TASKS, by_task=True)
     balancer = Balancer([CAGrad(2, c=0.0)], network, COLUMNS, ["one", "two"])
     balancer.start(dict(objective.named_parameters()), None)
     output = objective(*rows())
@@ -255,7 +254,7 @@ def test_measuring_changes_nothing_and_is_drawn(train: Command):
     assert Path("run/figures/balance.png").stat().st_size > 5000
     card = Path("run/card.md").read_text()
     assert "| balancing | `mmoe.balancing.strategies.Constant` |\n| balance.measure_every | `2` |\n" in card
-    assert "measured cosines of their gradients and conflicts." in card
+    assert "cosines of gradients and how often they conflict." in card
     table = analysis.balance("run")
     assert list(table)[:4] == ["seed", "epoch", "step", "weight/click"]
     assert (table[["weight/click", "weight/buy"]] == 1).all(axis=None)
@@ -280,8 +279,7 @@ def test_replicas_train_as_they_do_alone(train: Command, balance: str):
 def test_a_penalty_is_added_to_the_combined_gradient():
     """CAGrad with c=0 halves the sum of the tasks' gradients, but not the gradient of the penalty."""
     network = network_of(L2Constrained)
-    objective = Objective(network, TASKS)
-    objective.by_task = True
+    objective = Objective(network, TASKS, by_task=True)
     balancer = Balancer([CAGrad(2, c=0.0)], network, COLUMNS, ["one", "two"])
     balancer.masks = {name: torch.ones_like(mask) for name, mask in balancer.masks.items()}  # all are shared
     balancer.start(dict(objective.named_parameters()), None)

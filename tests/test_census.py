@@ -8,7 +8,7 @@ from conftest import config, sample_lines
 from mmoe.build import build
 from mmoe.data import census_download
 from mmoe.data.batch import Batch
-from mmoe.data.census_files import COLUMNS, NUMERIC, SAMPLE_DIR, find_files
+from mmoe.data.census_files import COLUMNS, NUMERIC, SAMPLE_DIR, find_census_files
 from mmoe.data.splits import split_in_half
 
 # The number of levels by column in the official training file: 488 in 29 columns, and marital status.
@@ -131,8 +131,8 @@ def test_labels_match_the_file(census_dir: Path):
 
 
 def test_compressed_and_plain_files_are_found(census_dir: Path):
-    assert find_files(str(census_dir), "auto", "", Path()).train == census_dir / "census-income.data"
-    assert find_files(str(SAMPLE_DIR), "auto", "", Path()).test == SAMPLE_DIR / "census-income.test.gz"
+    assert find_census_files(str(census_dir), "auto", "", Path()).train == census_dir / "census-income.data"
+    assert find_census_files(str(SAMPLE_DIR), "auto", "", Path()).test == SAMPLE_DIR / "census-income.test.gz"
 
 
 def test_the_schema_records_the_origin_of_the_rows(census_dir: Path, caplog: pytest.LogCaptureFixture):
@@ -157,6 +157,6 @@ def test_a_directory_is_not_replaced_by_a_download(census_dir: Path, monkeypatch
     monkeypatch.setattr(census_download, "fetch", fetch)
     (census_dir / "census-income.test").unlink()
     with pytest.raises(ValueError, match=r"census-income\.test: missing"):
-        find_files(str(census_dir), "auto", "", Path())
+        find_census_files(str(census_dir), "auto", "", Path())
     with pytest.raises(ValueError, match="must be a directory"):
-        find_files(str(census_dir / "no"), "auto", "", Path())
+        find_census_files(str(census_dir / "no"), "auto", "", Path())

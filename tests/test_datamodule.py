@@ -5,9 +5,11 @@ from conftest import config
 
 from mmoe.build import build
 from mmoe.data.batch import Batch
+from mmoe.data.datamodule import DataModule
 from mmoe.data.loader import RowLoader
+from mmoe.data.splits import Dataset
 from mmoe.models.network import Output
-from mmoe.training.preparation import build_learner
+from mmoe.training.preparation import build_learner, load_schema
 
 QUIET = {
     "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
@@ -160,21 +162,30 @@ def test_the_module_serves_the_three_splits(census_dir):
         assert torch.equal(batch.levels, data.dataset.splits[split].levels)
 
 
-def test_the_trainers_module_encodes_the_training_rows(census_dir):
-    data = build(config(f"data.dir={census_dir}"), "data")
+def test_the_rows_of_all_loaders_are_encoded(census_dir):
+    data = build(config(f"data.dir={census_dir}", "data.eval_batch_size=100"), "data")
+    plain = data.dataset.splits
+    assert torch.equal(data.train_dataloader().rows.labels, plain["train"].labels)
+    sizes = []
 
-    class Module(pl.LightningModule):
-        def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
-            assert batch_size == 256
-            return rows.map(lambda tensor: tensor + 1)
+    def encode(rows: Batch, batch_size: int) -> Batch:
+        sizes.append(batch_size)
+        return rows.map(lambda tensor: tensor + 1)
 
-    data.trainer = pl.Trainer(**QUIET)
-    data.trainer.strategy.connect(Module())
-    plain = data.dataset.splits["train"]
-    assert torch.equal(data.train_dataloader().rows.labels, plain.labels + 1)
-    assert torch.equal(data.unencoded_train_loader().rows.labels, plain.labels)
-    data.trainer.strategy.connect(pl.LightningModule())
-    assert torch.equal(data.train_dataloader().rows.labels, plain.labels)
+    data.encode_inputs_with(encode)
+    assert torch.equal(data.train_dataloader().rows.labels, plain["train"].labels + 1)
+    assert torch.equal(data.val_dataloader().rows.labels, plain["val"].labels + 1)
+    assert torch.equal(data.test_dataloader().rows.labels, plain["test"].labels + 1)
+    assert sizes == [256, 100, 100]
+    assert torch.equal(data.unencoded_train_loader().rows.labels, plain["train"].labels)
+
+
+def test_a_bug_in_reading_keeps_its_message():
+    def load() -> Dataset:
+        raise AttributeError("a bug")
+
+    with pytest.raises(AttributeError, match=r"^a bug$"):
+        load_schema(DataModule(load), "mine.Data")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from conftest import OPTIONS
 from test_resume import assert_equal_runs, train_until
 
 from mmoe.cli.exits import errors_on_one_line
-from mmoe.data.census_files import SAMPLE_DIR, find_files
+from mmoe.data.census_files import SAMPLE_DIR, find_census_files
 from mmoe.evaluate import main as evaluate_main
 from mmoe.predict import main as predict_main
 from mmoe.train import main as train_main
@@ -141,7 +141,7 @@ def test_a_warm_cache_may_be_read_only(train: Callable):
 
 def print_files(source: str, cache: Path) -> None:
     with errors_on_one_line():
-        print(*find_files(None, source, "http://127.0.0.1:1/", cache))
+        print(*find_census_files(None, source, "http://127.0.0.1:1/", cache))
 
 
 def test_downloaded_files_in_a_read_only_cache(locked: Path):

@@ -23,7 +23,7 @@ from mmoe.build import build
 from mmoe.data import census_archive, census_download
 from mmoe.data.census_archive import DownloadError
 from mmoe.data.census_download import fetch
-from mmoe.data.census_files import FILE_NAMES, OFFICIAL_ROWS, find_files
+from mmoe.data.census_files import FILE_NAMES, OFFICIAL_ROWS, find_census_files
 from mmoe.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -336,11 +336,11 @@ def test_a_broken_archive_falls_back_to_the_sample(
 ):
     folder, url, _ = served
     BROKEN[name][0](folder / "census.zip")
-    files = find_files(None, "auto", f"{url}/census.zip", Path("cache"))
+    files = find_census_files(None, "auto", f"{url}/census.zip", Path("cache"))
     assert files.is_sample
     assert "FALLING BACK TO THE BUNDLED SAMPLE" in caplog.text
     with pytest.raises(UserError, match=r"^data\.source=official: .*; give data\.dir"):
-        find_files(None, "official", f"{url}/census.zip", Path("cache"))
+        find_census_files(None, "official", f"{url}/census.zip", Path("cache"))
 
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -535,7 +535,8 @@ def test_a_full_disk_is_not_a_broken_archive(served: tuple[Path, str, list[str]]
         "import resource; from pathlib import Path\n"
         "from mmoe.data import census_files; from mmoe.cli.exits import errors_on_one_line\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
-        f"with errors_on_one_line(): census_files.find_files(None, 'auto', '{url}/census.zip', Path('cache'))"
+        f"with errors_on_one_line(): census_files.find_census_files(None, 'auto', '{url}/census.zip', "
+        "Path('cache'))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 3, done.stderr

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from benchmarks.measurement import FIXED_LENGTH, Bench
 from mmoe.data.census import read
-from mmoe.data.census_files import COLUMNS, NUMERIC, find_files
+from mmoe.data.census_files import COLUMNS, NUMERIC, find_census_files
 
 FILE_ROWS = 1_000_000  # rows in each file of resampled rows
 
@@ -87,7 +87,7 @@ def measure(bench: Bench, folder: Path) -> dict[str, Any]:
 
 def write_resampled_rows(folder: Path, data_dir: Path, num_rows: int) -> None:
     """Write Parquet files of a million census rows each, drawn from the training file, with a user's id."""
-    frame = read(find_files(str(data_dir), "official", "", folder).train)
+    frame = read(find_census_files(str(data_dir), "official", "", folder).train)
     rows, random = pa.Table.from_pandas(frame, preserve_index=False), np.random.default_rng(0)
     folder.mkdir()
     for number, start in enumerate(range(0, num_rows, FILE_ROWS)):

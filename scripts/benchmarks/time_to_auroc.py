@@ -15,7 +15,7 @@ from options import stop
 
 from benchmarks.measurement import Bench, read_bytes
 from mmoe.build import build
-from mmoe.data.census_files import FILE_NAMES, find_files
+from mmoe.data.census_files import FILE_NAMES, find_census_files
 
 AUROCS = (0.945, 0.949)  # the script measures the seconds until a validation reaches each of them
 PEERS = ("deepctr-torch", "torch-rechub")
@@ -111,7 +111,7 @@ def write_rows(overrides: Sequence[str], folder: Path) -> None:
     config = compose_config("experiment=census", *overrides)
     if not config.data.dir and config.data.source != "sample":
         stop("data.dir: must be the folder of the census files")
-    files = find_files(config.data.dir, config.data.source, config.data.url, folder)
+    files = find_census_files(config.data.dir, config.data.source, config.data.url, folder)
     validated = build(config, "data").dataset.positions["val"].tolist()
     folder.mkdir()
     (folder / FILE_NAMES["train"]).write_bytes(read_bytes(files.train))

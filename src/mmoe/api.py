@@ -17,8 +17,8 @@ from pyarrow import parquet
 
 from mmoe.atomic import write
 from mmoe.checks import check_argument
-from mmoe.cli.command import useless_warnings_hidden
 from mmoe.cli.composition import composed
+from mmoe.cli.hidden_warnings import useless_warnings_hidden
 from mmoe.data.table import Table
 from mmoe.errors import UserError, is_disk_error
 from mmoe.training.run_folder import CARDS, FILES, FOLDERS

@@ -23,12 +23,13 @@ from torch import nn
 
 from mmoe.build import build
 from mmoe.checks import check_integers, check_seeds
-from mmoe.cli.command import useless_warnings_hidden
+from mmoe.cli.hidden_warnings import useless_warnings_hidden
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule, labels_of, load_rows
 from mmoe.data.encode import count_unseen, decode, encode
 from mmoe.data.schema import Schema
 from mmoe.data.split_rules import SplitRule
+from mmoe.data.splits import CONFIG_KEYS
 from mmoe.errors import UserError, did_you_mean, unknown_key
 from mmoe.intervals import bootstrap_intervals, sampled_intervals
 from mmoe.models.network import Output, run_blank_rows
@@ -208,8 +209,7 @@ class Run:
         inputs = [c.name for c in self.schema.categorical] + [n.name for n in self.schema.numeric]
         if name in inputs:
             return decode(self.rows(split, replica), self.schema)[name]
-        raw = getattr(self.data, "raw_column", None)
-        values: pd.Series | None = raw(name, split) if raw else None
+        values: pd.Series | None = self.data.raw_column(name, split) if self.has_dataset else None
         if values is None:
             rule = f"must be a column of the run's rows, such as {', '.join(inputs)}"
             raise UserError(f"column={name}: {rule}{did_you_mean(name, inputs)}")
@@ -306,7 +306,7 @@ class Run:
         """Warn if, with these changes of the data, the split has rows that the run was trained on."""
         trained = {digest for name, digest in self.schema.files.items() if name.startswith("train/")}
         found = {name for name, digest in module.schema.files.items() if digest in trained}
-        source = "validation" if split == "val" else split
+        source = CONFIG_KEYS[split]
         rule = getattr(module, source, None)
         if isinstance(rule, SplitRule):
             is_drawn_again = not changes.keys().isdisjoint(("split_seed", "test", "validation"))

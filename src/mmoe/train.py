@@ -71,10 +71,10 @@ def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) ->
         with use_threads(training.threads):
             folder = stages.fit(training, folder, is_resumed)
         epoch, monitor = stages.restore_best(training, folder)
-        stages.test(training)
+        values = stages.test(training)
         if not is_rank_zero:
             return None
-        metrics = run_results.metrics(training, config, epoch, monitor, time.perf_counter() - started)
+        metrics = run_results.metrics(training, values, epoch, monitor, time.perf_counter() - started)
         predictions, test_output = stages.test_predictions(training)
         finish(folder, metrics, predictions, run_results.history(training.learner.history, config.seed))
         report.show(folder, metrics, schema)

@@ -3,22 +3,19 @@
 N rows, T tasks, E experts.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmoe.analysis.drawing import HATCHES, LIGHT, fit_name, metric_name, panels, rows_name
 from mmoe.errors import UserError
+from mmoe.models.gating import masked_expert
 from mmoe.run import Run, compute_outputs, load
 from mmoe.training.task_metrics import TaskMetrics
-
-SMALLEST = 1e-30  # weights are divided by their sum, or by this if the sum is smaller
 
 
 def expert_ablation(
@@ -49,13 +46,9 @@ def expert_ablation(
         return {task: values[f"{split}/{task}/{name}"].item() for task, name in main_metrics.items()}
 
     before, lost = main_metric_values(baseline.logits), []
-    gates = gate_layer(network)
     for expert in range(num_experts):
-        hook = gates.register_forward_hook(_masking(expert, getattr(gates, "returns_weights", False)))
-        try:
+        with masked_expert(network, expert):
             masked = main_metric_values(compute_outputs(network, rows).logits)
-        finally:
-            hook.remove()
         lost.append({task: sign * before[task] - sign * masked[task] for task, sign in signs.items()})
     return pd.DataFrame(lost, index=pd.RangeIndex(num_experts, name="expert"))
 
@@ -82,25 +75,3 @@ def plot_expert_ablation(run: Run | Path | str, **which: Any) -> Figure:
         axes.legend(title="task", loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars
     figure.suptitle(f"Experts masked one by one, {rows_name(which)}")
     return figure
-
-
-def gate_layer(network: nn.Module) -> nn.Module:
-    """Find the module that returns the gate logits, or weights, [N, T, E] (an OMoE: [N, 1, E])."""
-    modules: dict[str, nn.Module] = dict(network.named_modules())
-    gates = [name for name in modules if name.split(".")[-1] == "gates"]
-    if not gates:
-        raise UserError("the model must have a module named gates, because the ablation masks its output")
-    return modules[gates[-1]]  # a PLE has gates in every level, and those of the last level feed the towers
-
-
-def _masking(expert: int, are_weights: bool) -> Any:
-    """Make a forward hook that masks an expert in the gate logits, or in weights."""
-
-    def mask(_: nn.Module, __: Any, gates: Tensor) -> Tensor:
-        is_masked = torch.arange(gates.shape[-1], device=gates.device) == expert
-        if not are_weights:
-            return gates.masked_fill(is_masked, -math.inf)
-        kept = gates.masked_fill(is_masked, 0.0)
-        return kept / kept.sum(-1, keepdim=True).clamp(min=SMALLEST)
-
-    return mask

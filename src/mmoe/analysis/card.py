@@ -37,7 +37,7 @@ CAPTIONS = {
     "training_curves": "Validation metrics and, with gates, the effective number of experts, by epoch.",
     "gate_weights": "The mean weight of each expert for each task, over the test rows. Each row sums to 1.",
     "gate_distributions": "How much the gate weights differ between test rows.",
-    "balance": "Weights of the tasks by epoch; if measured, cosines of gradients and how often they conflict.",
+    "balance": "Weights of tasks by epoch; if measured, cosines of gradients and how often they conflict.",
     "roc": "ROC curves. A curve further up and to the left is better.",
     "precision_recall": "Precision and recall for all thresholds. A curve further up is better.",
     "calibration": "On the diagonal, predicted probabilities equal the observed shares.",

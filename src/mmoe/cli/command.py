@@ -3,9 +3,7 @@
 import gc
 import logging
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -25,19 +23,12 @@ from mmoe.cli.exits import (
     exit_with,
     hydra_prints_bugs,
 )
+from mmoe.cli.hidden_warnings import useless_warnings_hidden
 from mmoe.cli.sweep_jobs import is_sweep_job, run_job
 from mmoe.errors import DISK_ERROR, USER_ERROR, UserError, did_you_mean, is_disk_error
 
 DEFAULT_EXPERIMENT = "census"  # that of conf/train.yaml
 TRAINING_COMMANDS = ("train", "tune")  # their configurations build objects, which take further arguments
-# Warnings of Lightning and torch that need no action.
-IGNORED_WARNINGS = (
-    "The number of training batches",  # it is smaller than the logging interval on small data
-    ".*sync_dist=True",  # metrics already cover all processes
-    "Checkpoint directory",  # it is not empty when a run is resumed
-    "You requested to overfit",  # our loader does not shuffle then
-    ".*could not find the monitored key",  # the final report says so
-)
 
 
 def run_name(overrides: Sequence[str], choices: Mapping[str, Any]) -> str:
@@ -106,17 +97,6 @@ def import_libraries() -> None:
 
     gc.freeze()  # later collections skip these objects
     gc.enable()
-
-
-@contextmanager
-def useless_warnings_hidden() -> Iterator[None]:
-    """Hide warnings of libraries that no user can act on."""
-    with warnings.catch_warnings():
-        # Lightning 2.6 uses a name that torch 2.13 deprecates.
-        warnings.filterwarnings("ignore", module=r"pytorch_lightning\.utilities\._pytree")
-        for message in IGNORED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        yield
 
 
 def check_settings(config: DictConfig, config_name: str) -> None:

@@ -6,12 +6,13 @@ one), M numeric columns, T tasks, R replicas, S coefficients of a row.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmoe.data.schema import Schema
+from mmoe.data.sparse_matrix import SparseMatrix
 from mmoe.errors import UserError
 
 LEVEL_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32)
@@ -31,7 +32,7 @@ class Batch(NamedTuple):
             number in its own unit for a regression or a count, and 0 where a label is unknown.
         known: [N, T], bool, whether each label is known. None: all are.
         weights: [N, T], float32, the weights of the rows in each task's loss. None: all are 1.
-        sparse: [N, S], the coefficients of the rows as a `SparseMatrix`; see `models.sparse_inputs`.
+        sparse: [N, S], the coefficients of the rows as a matrix; see `models.sparse_inputs`.
             `Inputs.encode_rows` computes them before the steps: once for rows in memory, in every epoch for
             rows in shards. None: the input layer encodes the rows in each step.
         groups: [N, 1], int64, equal for rows of one group, such as a user; see `TableData`. None where rows
@@ -43,7 +44,7 @@ class Batch(NamedTuple):
     labels: Tensor
     known: Tensor | None = None
     weights: Tensor | None = None
-    sparse: Any = None  # Any, because `data` imports nothing from `models`
+    sparse: SparseMatrix | None = None
     groups: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":

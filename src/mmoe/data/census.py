@@ -11,7 +11,15 @@ from typing import Any
 import pandas as pd
 
 from mmoe.data import census_layout, headerless_csv
-from mmoe.data.census_files import COLUMNS, FILE_NAMES, INCOME, NUMERIC, OFFICIAL_ROWS, Files, find_files
+from mmoe.data.census_files import (
+    COLUMNS,
+    FILE_NAMES,
+    INCOME,
+    NUMERIC,
+    OFFICIAL_ROWS,
+    Files,
+    find_census_files,
+)
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.raw_rows import RowFormat
 from mmoe.data.schema import Schema
@@ -67,7 +75,7 @@ class CensusData(TableData):
         except ArgumentError as error:
             raise ArgumentError(f"level_{error}") from None
         super().__init__(
-            train=FILE_NAMES["train"],
+            train=FILE_NAMES["train"],  # names alone; `_sources` has the paths
             validation={"fraction": 0.5, "of": "test"},
             test=FILE_NAMES["test"],
             columns={name: numeric if name in NUMERIC else categorical for name in features},
@@ -84,12 +92,12 @@ class CensusData(TableData):
         )
         if source not in ("auto", "official", "sample"):
             raise ArgumentError(f"source={source}: must be auto, official or sample")
-        self.find_files = partial(find_files, dir, source, url, self.cache_dir)
+        self.dir, self.source, self.url = dir, source, url
 
     @cached_property
     def files(self) -> Files:
         """The two files. They are downloaded if necessary."""
-        return self.find_files()
+        return find_census_files(self.dir, self.source, self.url, self.cache_dir)
 
     @property
     def cache_name(self) -> str:

@@ -39,7 +39,7 @@ class Files(NamedTuple):
     is_sample: bool = False
 
 
-def find_files(dir: str | None, source: str, url: str, cache_dir: Path) -> Files:
+def find_census_files(dir: str | None, source: str, url: str, cache_dir: Path) -> Files:
     """Find the two files in `dir`. Without `dir`, download them from `url`.
 
     If the download fails, take the bundled sample and log a warning, unless `source` is `official`. If

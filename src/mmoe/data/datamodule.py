@@ -4,9 +4,10 @@ N rows, T tasks.
 """
 
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class DataModule(pl.LightningDataModule):
         if not isinstance(resident, bool):
             raise ArgumentError(f"resident={resident}: must be true or false")
         self._load = load
+        self._encode_inputs: Callable[[Batch, int], Batch] | None = None
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.resident, self.seed = resident, seed
 
@@ -69,37 +71,41 @@ class DataModule(pl.LightningDataModule):
         """Columns and tasks of the data set."""
         return self.dataset.schema
 
-    def train_dataloader(self) -> Loader:
-        """Shuffled batches of the training rows.
+    def raw_column(self, name: str, split: str) -> pd.Series | None:
+        """A column of a split's raw rows, which is read from the files again; None if there is none."""
+        return None
 
-        If the trainer's module has a method `encode_rows(rows: Batch, batch_size: int) -> Batch`, rows in
-        memory pass through it once, and rows in shards part by part in every epoch. That is faster than
-        encoding each batch in its step.
+    def encode_inputs_with(self, encode: Callable[[Batch, int], Batch]) -> None:
+        """Pass the rows of all loaders through `encode`, which gets rows and the size of a batch.
+
+        Rows in memory are encoded once, and rows in shards part by part in every epoch. That is faster than
+        encoding each batch in its step. See `Learner.encode_rows`.
         """
-        return self._encoded(self.unencoded_train_loader(), self.batch_size)
+        self._encode_inputs = encode
 
     def _encoded(self, loader: Loader, batch_size: int) -> Loader:
-        encode_rows = getattr(self.trainer and self.trainer.lightning_module, "encode_rows", None)
-        if encode_rows and isinstance(loader, RowLoader):
-            loader.rows = encode_rows(loader.rows, batch_size)
-        if encode_rows and isinstance(loader, ShardLoader):
-            loader.encode = partial(encode_rows, batch_size=batch_size)
+        if self._encode_inputs:
+            encode = self._encode_inputs
+            loader.encode_with(lambda rows: encode(rows, batch_size))
         return loader
 
+    def train_dataloader(self) -> Loader:
+        """Shuffled batches of the training rows."""
+        return self._encoded(self.unencoded_train_loader(), self.batch_size)
+
     def unencoded_train_loader(self) -> Loader:
-        """Shuffled batches of the training rows, without `encode_rows`."""
+        """Shuffled batches of the training rows, with levels and numbers only."""
         loader = self._loader("train", self.batch_size, self.seed)
         loader.repeats_batches = self.repeats_batches
         return loader
 
     def val_dataloader(self) -> Loader:
-        """Validation rows in order; they pass through `encode_rows` as the training rows do."""
-        loader = self._loader("val", self.eval_batch_size)
-        return self._encoded(loader, self.eval_batch_size)
+        """Validation rows in order."""
+        return self._encoded(self._loader("val", self.eval_batch_size), self.eval_batch_size)
 
     def test_dataloader(self) -> Loader:
         """Test rows in order."""
-        return self._loader("test", self.eval_batch_size)
+        return self._encoded(self._loader("test", self.eval_batch_size), self.eval_batch_size)
 
     def predict_dataloader(self) -> Loader:
         """Test rows in order, for `Trainer.predict`."""

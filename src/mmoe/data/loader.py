@@ -4,7 +4,7 @@ B batch, W ranks.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 import torch
@@ -36,6 +36,10 @@ class Loader(ABC):
     @abstractmethod
     def batches(self) -> Iterator[Batch]:
         """The batches of the epoch."""
+
+    @abstractmethod
+    def encode_with(self, encode: Callable[[Batch], Batch]) -> None:
+        """Pass the rows through `encode` before they are cut into batches."""
 
     @property
     def sampler(self) -> Self:
@@ -86,6 +90,10 @@ class RowLoader(Loader):
         # All ranks need the same number of steps. If fewer rows than ranks remain, they join the last batch.
         full, rest = divmod(self.rows.labels.shape[-2], self.global_batch)
         return max(1, full + (rest >= self.world_size))
+
+    def encode_with(self, encode: Callable[[Batch], Batch]) -> None:
+        """Encode all rows, once."""
+        self.rows = encode(self.rows)
 
     def batches(self) -> Iterator[Batch]:
         """The rank's share of the epoch's rows, batch by batch."""

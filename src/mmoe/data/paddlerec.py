@@ -167,4 +167,5 @@ def _read(
         levels.append(codes)
         numbers.append(inputs[:, numeric])
         labels.append(block[:, [LABELS.index(task.name) for task in tasks]])
-    return Batch(*(torch.from_numpy(np.concatenate(parts)) for parts in (levels, numbers, labels)))
+    tensors = [torch.from_numpy(np.concatenate(parts)) for parts in (levels, numbers, labels)]
+    return Batch(tensors[0], tensors[1], tensors[2])

@@ -35,10 +35,10 @@ class ShardLoader(Loader):
         seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
-        encode: Callable[[Batch], Batch] | None = None,
     ) -> None:
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.rank, self.world_size, self.encode = rank, world_size, encode
+        self.rank, self.world_size = rank, world_size
+        self._encode: Callable[[Batch], Batch] | None = None
 
     def __len__(self) -> int:
         # All ranks need the same number of steps. The extra row of some ranks joins their last batch.
@@ -59,6 +59,10 @@ class ShardLoader(Loader):
             rule = f"must be {before} to resume in the middle of an epoch with rows on disk"
             raise UserError(f"trainer.devices: the number of processes {rule}, is {self.world_size}")
         super().load_state_dict(state)
+
+    def encode_with(self, encode: Callable[[Batch], Batch]) -> None:
+        """Encode the rows part by part, in every epoch."""
+        self._encode = encode
 
     def batches(self) -> Iterator[Batch]:
         """The rank's rows of the epoch, batch by batch."""
@@ -94,7 +98,7 @@ class ShardLoader(Loader):
         yield self._encoded(concatenate(waiting)), 1
 
     def _encoded(self, rows: Batch) -> Batch:
-        return self.encode(rows) if self.encode else rows
+        return self._encode(rows) if self._encode else rows
 
     def _rows(self, begin: int, end: int) -> Iterator[Batch]:
         """The rows from `begin` to `end` in the epoch's sequence, block by block."""

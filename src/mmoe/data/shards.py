@@ -185,7 +185,7 @@ class ShardedRows:
         if not is_intact:
             raise UserError(f"{path}: missing or damaged; delete the folder, and it is made again")
         self._checked.add(piece)
-        tensors = {}
+        tensors: dict[str, Any] = {}
         for name in FIELDS:
             like = getattr(self.blank, name)
             if like is not None:

@@ -43,6 +43,9 @@ class StreamLoader(Loader):
     def __len__(self) -> int:
         return max(1, self.num_rows // self.global_batch)
 
+    def encode_with(self, encode: Callable[[Batch], Batch]) -> None:
+        """Leave the rows as they are: they have only numbers, and each is used once."""
+
     def batches(self) -> Iterator[Batch]:
         """The rank's share of the new rows of each step."""
         first_block = self.shuffle_epoch * math.ceil(len(self) / STREAMED_STEPS)

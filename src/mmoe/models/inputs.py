@@ -16,6 +16,7 @@ from mmoe.data.batch import LEVEL_DTYPES, Batch, check_levels, level_bounds
 from mmoe.data.columns import Numeric
 from mmoe.data.schema import Schema
 from mmoe.data.schema_checks import MAX_MAGNITUDE
+from mmoe.data.sparse_matrix import SparseMatrix
 from mmoe.errors import UserError
 from mmoe.models import sparse_encoders
 from mmoe.models.column_encoders import (
@@ -27,7 +28,6 @@ from mmoe.models.column_encoders import (
 from mmoe.models.encoders import OneHot, PiecewiseLinear, PiecewiseLinearAndValues, Standardize, float32
 from mmoe.models.sparse_encoders import SparseEncoder
 from mmoe.models.sparse_inputs import SparseInputs
-from mmoe.models.sparse_matrix import SparseMatrix
 
 MIN_SPARSE_ROWS = 64  # in smaller batches the dense product is faster
 MAX_INPUT = 1e30  # products of larger inputs may overflow

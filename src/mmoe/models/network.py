@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mmoe.data.batch import blank_rows
 from mmoe.data.schema import Schema
+from mmoe.data.sparse_matrix import SparseMatrix
 from mmoe.models.inputs import Inputs, use_dense_inputs
-from mmoe.models.sparse_matrix import SparseMatrix
 
 
 class Output(NamedTuple):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from mmoe.data.sparse_matrix import SparseMatrix
 from mmoe.models.inputs import Inputs
-from mmoe.models.sparse_matrix import SparseMatrix
 
 
 class Replicas(nn.Module):

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmoe.data.schema import Schema
+from mmoe.data.sparse_matrix import SparseMatrix
 from mmoe.models.encoders import float32
 from mmoe.models.sparse_inputs import SparseInputs
-from mmoe.models.sparse_matrix import SparseMatrix
 
 CHUNK = 2**14  # rows that are encoded at a time, to bound the memory
 GROUP = 7  # bins per group; about the square root of a column's number of bins

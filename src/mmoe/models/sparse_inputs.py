@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mmoe.checks import check_matrix
-from mmoe.models.sparse_matrix import SparseMatrix
+from mmoe.data.sparse_matrix import SparseMatrix
 
 
 class SparseInputs(NamedTuple):

@@ -158,6 +158,10 @@ class EpochResults:
         """Move the outputs that are kept."""
         self._outputs.to(device)
 
+    def forget_values(self) -> None:
+        """Forget the metrics of earlier epochs."""
+        self.values = {}
+
     def forget_outputs(self) -> None:
         """Forget the outputs of unfinished epochs."""
         self._outputs, self.running = EpochOutputs(), {}

@@ -84,9 +84,10 @@ class Learner(LightModule):
         self._tasks = objective.tasks
         self.balancer: Balancer | None = None
         if balance:
+            if not objective.by_task:
+                raise ArgumentError("balance: needs an objective with by_task=True")
             names, columns = [task.name for task in self._tasks], logit_columns(self._tasks)
             self.balancer = Balancer(balance, objective.network, columns, names)
-            objective.by_task = True
         self._train_batch: Batch  # the last one, if the balancer follows steps
         self._first_val_batch: Batch
         self._rng_states: list[Tensor] = []  # from a checkpoint
@@ -140,7 +141,7 @@ class Learner(LightModule):
         self.schedule.configure(optimizer, None)
 
     def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
-        """Add `sparse` to rows if the network computes with it; see `DataModule.train_dataloader`."""
+        """Add `sparse` to rows if the network computes with it; see `DataModule.encode_inputs_with`."""
         inputs = [module for module in self.objective.modules() if isinstance(module, Inputs)]
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         return inputs[0].encode_rows(rows, batch_size) if inputs and on_cpu else rows

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.checks import check_finite
+from mmoe.data.sparse_matrix import SparseMatrix
 from mmoe.errors import ArgumentError
 from mmoe.models.esmm import funnel_of
 from mmoe.models.network import Network
-from mmoe.models.sparse_matrix import SparseMatrix
 from mmoe.tasks import Task, logit_columns
 
 
@@ -66,8 +66,6 @@ class Objective(nn.Module):
         network: the inputs and the model.
         tasks: the tasks, in the order of the label columns.
         task_weights: weights by task name; 1 for the others.
-
-    Attributes:
         by_task: whether the output in training is `TaskLosses`, for a balancing strategy.
 
     Raises:
@@ -81,12 +79,16 @@ class Objective(nn.Module):
     """
 
     task_weights: Tensor
-    by_task = False
 
     def __init__(
-        self, network: Network, tasks: Sequence[Task], task_weights: Mapping[str, float] | None = None
+        self,
+        network: Network,
+        tasks: Sequence[Task],
+        task_weights: Mapping[str, float] | None = None,
+        by_task: bool = False,
     ) -> None:
         super().__init__()
+        self.by_task = by_task
         if not isinstance(task_weights, Mapping | None):
             raise ArgumentError(f"task_weights={task_weights}: must map names of tasks to numbers")
         weights, names = dict(task_weights or {}), [task.name for task in tasks]

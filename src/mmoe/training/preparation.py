@@ -100,10 +100,11 @@ def build_learner(config: Any, schema: Schema) -> Any:
     """Build the learner for one network, or for `config.replicas` networks with consecutive seeds."""
     objectives = []
     balance = build_balance(config, len(schema.tasks))
+    by_task = {"by_task": True} if balance else {}  # an objective of the user's may not have it
     for number in range(config.replicas):
         pl.seed_everything(config.seed + number, verbose=False)
         network = build_network(config, schema)
-        objectives.append(build(config, "objective", network=network, tasks=schema.tasks))
+        objectives.append(build(config, "objective", network=network, tasks=schema.tasks, **by_task))
     if config.replicas == 1:
         options = {"balance": balance} if balance else {}  # a learner of the user's may not have it
         learner = build(config, "learner", objective=objectives[0], **options)
@@ -175,21 +176,23 @@ def prepare(config: DictConfig, folder: Path) -> Training:
         raise UserError("trainer.limit_train_batches=0: must be above 0, because nothing would be trained")
     build_trainer(config, folder)  # an option that Lightning refuses is found before the rows are loaded
     data = build(config, "data")
-    check_schema(data, config.data._target_)
-    config = with_monitor(config, data.schema)
+    schema = load_schema(data, config.data._target_)
+    config = with_monitor(config, schema)
     callbacks, loggers = build_callbacks(config), build_loggers(config)
     replaced = REPLACED_BY_REPLICAS if config.replicas > 1 else ()
     kept = [callback for name, callback in callbacks.items() if name not in replaced]
     trainer = build_trainer(config, folder, kept, loggers)
     check_data_module(data, config.data._target_, trainer)
-    check_monitor(config.monitor, config.monitor_mode, validation_metrics(data.schema.tasks))
+    check_monitor(config.monitor, config.monitor_mode, validation_metrics(schema.tasks))
     if isinstance(data, DataModule):
         watched = {config.monitor, *(getattr(callback, "monitor", None) for callback in callbacks.values())}
         fraction = getattr(getattr(data, "validation", None), "fraction", None)  # only `TableData` has it
         check_known_labels(data.dataset, watched if trainer.limit_val_batches else (), fraction)
-    learner = build_learner(config, data.schema)
-    check_learner(config, learner, data.schema, trainer)
-    check_callbacks(callbacks, learner, data.schema, trainer)
+    learner = build_learner(config, schema)
+    if isinstance(data, DataModule):
+        data.encode_inputs_with(learner.encode_rows)
+    check_learner(config, learner, schema, trainer)
+    check_callbacks(callbacks, learner, schema, trainer)
     threads = num_threads(config.threads, getattr(data, "batch_size", 1), learner.objective)
     return Training(config, trainer, data, learner, callbacks, loggers, threads)
 
@@ -203,10 +206,16 @@ def check_learner(config: DictConfig, learner: Any, schema: Schema, trainer: pl.
     check_model_output(learner, schema)
 
 
-def check_schema(data: Any, target: str) -> None:
-    """Raise UserError if a data module, perhaps the user's own, lacks a schema."""
-    if not isinstance(getattr(data, "schema", None), Schema):
+def load_schema(data: Any, target: str) -> Schema:
+    """Read and encode the rows of a data module, and return their schema.
+
+    Raises:
+        UserError: a data module of the user's own lacks a schema.
+    """
+    schema = data.schema if isinstance(data, DataModule) else getattr(data, "schema", None)
+    if not isinstance(schema, Schema):
         raise UserError(f"data._target_={target}: its data module must have a schema")
+    return schema
 
 
 def check_data_module(data: Any, target: str, trainer: pl.Trainer) -> None:

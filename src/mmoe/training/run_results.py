@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from mmoe.data.encode_labels import decode_labels
@@ -30,13 +29,14 @@ def nest_metrics(values: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, 
 
 
 def metrics(
-    training: "Training", config: DictConfig, epoch: int, monitor: str | None, seconds: float
+    training: "Training", values: Mapping[str, Tensor], epoch: int, monitor: str | None, seconds: float
 ) -> dict[str, Any]:
-    """The content of metrics.json, after the test.
+    """The content of metrics.json.
 
-    `epoch` is the best epoch (from 1), `monitor` the metric that chose it (None if none did), and `seconds`
-    the time since the program started.
+    `values` is the result of `stages.test`, `epoch` the best epoch (from 1), `monitor` the metric that chose
+    it (None if none did), and `seconds` the time since the program started.
     """
+    config = training.config
     trainer, learner, schema = training.trainer, training.learner, training.data.schema
     throughput = learner.throughput
     speed = throughput.samples_per_second
@@ -56,10 +56,10 @@ def metrics(
         "learning_rate": trainer.optimizers[0].defaults.get("lr"),
         "samples_per_second": speed and speed * trainer.world_size,
         "seconds": seconds,
-        **nest_metrics(learner.results.values),
+        **nest_metrics(values),
     }
     if config.replicas > 1:
-        found |= replica_results(learner.results.values, config.seed, learner.chosen_epochs)
+        found |= replica_results(values, config.seed, learner.chosen_epochs)
     return found
 
 

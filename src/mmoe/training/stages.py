@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from mmoe.atomic import remove_if_empty, write
 from mmoe.data.batch import Batch
@@ -95,24 +96,30 @@ def restore_best(training: Training, folder: Path) -> tuple[int, str | None]:
     return int(stored["epoch"]) + 1, monitor if was_chosen else None
 
 
-def test(training: Training) -> None:
-    """Compute validation and test metrics; limit_val_batches=0 or limit_test_batches=0 skips one."""
+def test(training: Training) -> dict[str, Tensor]:
+    """Compute validation and test metrics; limit_val_batches=0 or limit_test_batches=0 skips one.
+
+    Returns:
+        The values by `{stage}/{task}/{metric}`: scalars, or [R] for replicas.
+    """
     trainer, data, learner = training.trainer, training.data, training.learner
-    learner.results.values.clear()
+    learner.results.forget_values()
     loggers, trainer.loggers = trainer.loggers, []  # this epoch's validation is already logged
     if trainer.limit_val_batches:
         trainer.validate(learner, data, verbose=False)
     trainer.loggers = loggers
     if trainer.limit_test_batches:
         trainer.test(learner, data, verbose=False)
+    return dict(learner.results.values)
 
 
 def test_predictions(training: Training) -> tuple[Iterator[pd.DataFrame], Output | None]:
     """The content of predictions.parquet in parts, and logits [N, L] and gates [N, T, E] of the test rows.
 
-    There are no parts if no row was tested. The logits and gates are None for replicas, which keep no gates.
-    They are also None if this process has not kept the logits of all test rows, because there are too many or
-    because other processes tested some of them. The first process then predicts the rows again.
+    There are no parts if no row was tested. The logits and gates are None for replicas, which keep no gates,
+    and for a precision other than float32, in which an opened run computes. They are also None if this
+    process has not kept the logits of all test rows, because there are too many or because other processes
+    tested some of them. The first process then predicts the rows again.
     """
     learner, data = training.learner, training.data
     count = learner.results.num_rows.get("test", 0)
@@ -123,7 +130,7 @@ def test_predictions(training: Training) -> tuple[Iterator[pd.DataFrame], Output
         return _predict_again(learner, data, count), None
     logits = learner.results.logits["test"]
     output = None
-    if not learner.has_replicas:
+    if not learner.has_replicas and training.trainer.precision == "32-true":
         output = Output(logits.float(), torch.cat(learner.test_gates).float())
     positions = torch.cat([positions for _, positions in _test_rows(data)])[:count]
     labels, known = labels_of(data, "test", count)
