@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 import mmoe
 from mmoe.cli.overrides import quote_override
+from mmoe.compare import compare
 from mmoe.data.table_data import TableData, default_settings
 from mmoe.describe import train_command
 from mmoe.errors import ArgumentError, UserError
@@ -312,6 +313,24 @@ def test_a_drafted_command_with_an_awkward_name_trains(train: Any, command: Any)
     first = out.read_text().splitlines()[1]
     assert first == f"# {train_command(out)}"
     assert train(*shlex.split(first)[4:], *QUICK, "hydra.run.dir=run").code == 0
+
+
+def test_tasks_may_have_names_with_any_characters(monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    names = ["click/view", "50% off, [$5]", "a.b: c=d"]
+    frame = rows().rename(columns={"y": names[0]})
+    frame[names[1]], frame[names[2]] = 1 - frame[names[0]], frame["amount"].round(1)
+    for seed in (0, 1):
+        with_figures = (*QUICK[:2], f"seed={seed}")
+        run = mmoe.fit(mmoe.Table(frame, {name: name for name in names}), f"sweep/{seed}", *with_figures)
+    assert list(run.metrics["test"]) == names
+    assert list(run.evaluate(resamples=10)["checkpoints"][0]["metrics"]) == names
+    assert run.predict(frame).columns[0] == "click/view_probability"
+    assert Path("sweep/1/card.html").stat().st_size > 10_000
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    compare(Path("sweep"))
+    assert "click/view" in capsys.readouterr().out
+    assert "test/click/view/auroc" in pd.read_csv("sweep/compare.csv")
 
 
 def test_one_frame_may_be_given_twice():

@@ -66,6 +66,7 @@ def print_table(table: "pd.DataFrame") -> None:
     """
     from mmoe.analysis.sweep_card import shown_columns
     from mmoe.training.report import ROW_ORIGINS
+    from mmoe.training.run_results import split_key
 
     order: str = table.attrs["order"]
     title = f"{order[0].upper()}{order[1:]}; {ROW_ORIGINS[table.attrs['row_origin']]}"
@@ -76,7 +77,7 @@ def print_table(table: "pd.DataFrame") -> None:
         return
     console.print(title, highlight=False, markup=False)
     for task in table.attrs["tasks"]:
-        own = [name for name in names if "/" not in name or name.split("/")[1] == task]
+        own = [name for name in names if "/" not in name or split_key(name)[1] == task]
         console.print(_printed(table, own, task, has_task_in_header=False))
 
 
@@ -86,12 +87,14 @@ def _printed(table: "pd.DataFrame", names: list[str], title: str, has_task_in_he
     from rich.text import Text
 
     from mmoe.analysis.sweep_card import cell
+    from mmoe.training.run_results import split_key
 
     printed = Table(title=Text(title), title_justify="left")
     for name in names:
-        parts = name.split("/")
-        header = " ".join(parts if has_task_in_header else dict.fromkeys((parts[0], parts[-1])))
-        printed.add_column(Text(header), justify="right", overflow="fold", no_wrap=len(parts) > 1)
+        is_metric = "/" in name
+        stage, task, metric = split_key(name) if is_metric else (name, "", "")
+        header = " ".join(filter(None, (stage, task if has_task_in_header else "", metric)))
+        printed.add_column(Text(header), justify="right", overflow="fold", no_wrap=is_metric)
     for line in table.to_dict("records"):
         printed.add_row(*(Text(cell(line, name)) for name in names))
     return printed

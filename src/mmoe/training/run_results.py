@@ -18,11 +18,18 @@ if TYPE_CHECKING:
     from mmoe.training.preparation import Training
 
 
+def split_key(key: str) -> tuple[str, str, str]:
+    """The stage, the task and the metric of `{stage}/{task}/{metric}`. A task's name may have slashes too."""
+    stage, _, rest = key.partition("/")
+    task, _, metric = rest.rpartition("/")
+    return stage, task, metric
+
+
 def nest_metrics(values: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, float]]]:
     """Nest validation and test values named `{stage}/{task}/{metric}`, averaged over replicas."""
     tree: dict[str, dict[str, dict[str, float]]] = {}
     for key, value in values.items():
-        stage, task, metric = key.split("/")
+        stage, task, metric = split_key(key)
         if stage != "train":
             tree.setdefault(stage, {}).setdefault(task, {})[metric] = value.mean().item()
     return tree
