@@ -23,7 +23,7 @@ from mmoe.data.frames import table_of_frame
 from mmoe.data.suspects import auroc, find_suspects
 from mmoe.data.table_files import read_table
 from mmoe.data.task_guess import guess_task, guess_tasks
-from mmoe.describe import describe, name_input
+from mmoe.describe import describe, name_input, show
 from mmoe.errors import UserError
 
 N = 1000
@@ -453,6 +453,16 @@ def test_the_printed_table_names_every_column(command: Callable, monkeypatch: py
     assert "left out" in done.out
     assert "multi, separator |" in done.out
     assert not Path("conf").exists()
+
+
+def test_remarks_stand_below_a_narrow_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    write_table()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    show(describe("data/train.csv", [], {"csv": {}, "test": None}))
+    table, _, below = capsys.readouterr().out.partition("┘")
+    assert "remark" not in table
+    assert "\nrow: row numbers\n" in below
 
 
 def test_several_files_and_a_test_file(command: Callable):

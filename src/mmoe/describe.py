@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmoe.data.column_values import ColumnValues
     from mmoe.data.draft import Description
 
+NARROW = 100  # characters of a console without room for remarks in the table
 MAX_ROWS = 2**21  # more rows tell nothing new about the kinds of columns
 
 
@@ -114,16 +115,23 @@ def describe(source: str | list[str], labels: Sequence[str], settings: dict[str,
 
 
 def show(table: "Description") -> None:
-    """Print a table with a line for each column."""
+    """Print a table with a line for each column. Remarks stand below it if the console is narrow."""
     from rich.table import Table
     from rich.text import Text
 
+    console = open_console()
+    is_narrow = console.width < NARROW
     shown = Table(title=table.rows, title_justify="left")
-    for name in ("column", "kind", "levels or range", "missing", "most frequent", "remark"):
+    for name in ("column", "kind", "levels or range", "missing", "most frequent", "remark")[: 6 - is_narrow]:
         shown.add_column(name, justify="right" if name == "missing" else "left", overflow="fold")
+    below = []
 
     def add(values: "ColumnValues", kind: str, levels: str, remark: str) -> None:
-        texts = (values.name, kind, levels, _missing(values), _most_frequent(values), remark)
+        texts = [values.name, kind, levels, _missing(values), _most_frequent(values)]
+        if not is_narrow:
+            texts.append(remark)
+        elif remark:
+            below.append(f"{values.name}: {remark}")
         shown.add_row(*map(Text, texts))  # a name may hold brackets, which rich would read as markup
 
     for task in table.tasks:
@@ -133,7 +141,9 @@ def show(table: "Description") -> None:
         suspect = table.suspects.get(one.values.name)
         remarks = [f"suspect: {suspect}"] if suspect else [one.reason] if one.reason else one.remarks
         add(one.values, _kind(one, suspect), one.summary, "; ".join(remarks))
-    open_console().print(shown)
+    console.print(shown)
+    for line in below:
+        console.print(line, markup=False, highlight=False)
 
 
 def _kind(one: "Guess", suspect: str | None) -> str:

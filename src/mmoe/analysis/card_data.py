@@ -24,8 +24,8 @@ def data_section(run: Run) -> Iterator[str]:
             is_after_test = key == "validation" and OmegaConf.is_dict(data.get("test"))
             yield f"{key.capitalize()} rows: {_rule(data[key], is_after_test)}.\n\n"
     if schema.files:
-        lines = [[code(name), code(digest[:16])] for name, digest in list(schema.files.items())[:MAX_FILES]]
-        yield table(["file", "SHA-256 begins with"], lines) + "\n"
+        lines = [[*_file(name), code(digest[:16])] for name, digest in schema.files.items()][:MAX_FILES]
+        yield table(["file", "part", "SHA-256 begins with"], lines) + "\n"
         yield _more(len(schema.files), MAX_FILES, "file")
     columns: list[Categorical | Numeric] = [*schema.categorical, *schema.numeric]
     has_parts = any(one.part for one in schema.categorical)
@@ -34,6 +34,12 @@ def data_section(run: Run) -> Iterator[str]:
     yield f"Inputs: {len(schema.categorical):,} categorical and {counted}.{of_dates}\n\n"
     yield table(["column", "kind", "training rows"], map(_column, columns[:MAX_COLUMNS])) + "\n"
     yield _more(len(columns), MAX_COLUMNS, "column")
+
+
+def _file(name: str) -> tuple[str, str]:
+    """The name of a file in `Schema.files`, and the part of the data that it belongs to, such as `train`."""
+    part, slash, file = name.partition("/")
+    return (code(file), part) if slash else (code(name), "-")
 
 
 def _column(column: Categorical | Numeric) -> list[str]:
