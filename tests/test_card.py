@@ -184,6 +184,7 @@ def test_the_card_of_replicas_has_their_intervals(train: Command):
     (line,) = (row for row in page.cells if row[:2] == ["income", "test"])
     assert line[2].endswith(f"± {half:.4f}")
     assert "over 2 replicas" in markdown
+    assert "| `income` (main task) | binary | `income` | 5,000 | " in markdown  # all replicas have these rows
 
 
 def test_no_card_if_none_is_wanted_and_a_missing_one_is_written(train: Command):

@@ -81,18 +81,21 @@ def _summary(run: Run) -> str:
 def _labels_and_intervals(run: Run) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
     """The known test labels of each task, and half intervals by split, task and metric.
 
-    Replicas have intervals over the replicas, and no labels, because each may have other test rows.
+    Replicas have intervals over the replicas. If each has other test rows, there are no labels.
     """
-    if run.config.replicas > 1:
-        return {}, run.metrics.get("half_interval", {})
+    of_replicas = run.metrics.get("half_interval", {})
     if not (run.folder / "predictions.parquet").exists():
-        return {}, {}
+        return {}, of_replicas
     frame, tasks = run.predictions, run.schema.tasks
+    if f"{tasks[0].name}_label" not in frame:
+        return {}, of_replicas
     encoded = [_encoded(task, frame[f"{task.name}_label"]) for task in tasks]
     labels, known = (np.stack(parts, axis=1) for parts in zip(*encoded, strict=True))  # [N, T] each
+    by_task = {task.name: labels[known[:, i], i] for i, task in enumerate(tasks)}
+    if run.config.replicas > 1:
+        return by_task, of_replicas
     columns = [name for task in tasks for name in task.prediction_columns[-task.num_outputs :]]
     predicted = frame[columns].to_numpy(np.float64)  # [N, L]
-    by_task = {task.name: labels[known[:, i], i] for i, task in enumerate(tasks)}
     return by_task, {"test": rough_intervals(tasks, predicted, labels, known)}
 
 
