@@ -174,3 +174,22 @@ def test_slurms_requeue_signal_is_lightnings(whole: Path, monkeypatch: pytest.Mo
     assert processes.run(train_main, *options).returncode == 0
     assert_equal_runs(whole, Path("cut"))
     assert not list(Path("cut").glob("hpc*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_script_that_is_ended_ends_its_command(tmp_path: Path, number: int):
+    """Otherwise the command would go on, beside that of the next start of the script."""
+    package = tmp_path / "fake/mmoe"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "waits.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
+    program = f"import commands; commands.run_command('waits', env={{'PYTHONPATH': {str(package.parent)!r}}})"
+    environment = os.environ | {"PYTHONPATH": str(processes.SCRIPTS)}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout
+        child = int(process.stdout.readline())
+        process.send_signal(number)
+        assert process.wait(20) == CODES[number]
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
