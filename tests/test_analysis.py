@@ -25,7 +25,7 @@ from mmoe.analysis.drawing import fit_name, panels
 from mmoe.analysis.gates import _with_dates, subgroups
 from mmoe.errors import UserError
 from mmoe.models.gating import masked_expert
-from mmoe.run import compute_outputs
+from mmoe.run import Run, compute_outputs
 from mmoe.training import checkpoints, run_folder, stored_config
 
 Train = Callable[..., Result]
@@ -202,6 +202,15 @@ def test_curves(smoke_run: Path):
     assert table.loc[0, "predicted"] == pytest.approx(lowest["income_probability"].mean())
     assert (table["observed"] * table["rows"]).sum() == predictions["income_label"].sum()
     assert analysis.training_curves(smoke_run)["epoch"].tolist() == [1, 2, 3, 4]
+
+
+def test_equal_probabilities_are_one_group_of_the_calibration(smoke_run: Path):
+    run = Run(smoke_run)
+    run.predictions = run.predictions.assign(income_probability=0.1)
+    table = analysis.calibration(run)["income"]
+    assert table["rows"].tolist() == [len(run.predictions)]
+    assert table["observed"].tolist() == [run.predictions["income_label"].mean()]
+    assert_drawn(analysis.plot_calibration(run))
 
 
 def test_every_figure_is_drawn(known: Path):

@@ -78,13 +78,14 @@ def plot_precision_recall(run: Run | Path | str, replica: int | None = None) -> 
 def calibration(run: Run | Path | str, bins: int = 10, replica: int | None = None) -> dict[str, pd.DataFrame]:
     """For each binary task, sort the rows by probability and cut them into `bins` groups of equal size.
 
+    Rows of equal probability are in one group, so that there may be fewer groups.
+
     The columns are `predicted` (mean probability), `observed` (share of positive labels), `rows`, and the
     limits `low` and `high` of Wilson's 95 % interval for the share.
     """
     tables = {}
     for task, probability, label in _binary_tasks(run, replica):
-        group = np.empty(len(label), np.int64)
-        group[np.argsort(probability, kind="stable")] = np.arange(len(label)) * bins // len(label)
+        group = np.searchsorted(np.sort(probability), probability) * bins // len(label)
         frame = pd.DataFrame({"predicted": probability, "observed": label}).groupby(group).mean()
         frame["rows"] = np.bincount(group, minlength=bins)[frame.index]
         frame["low"], frame["high"] = wilson_interval(frame["observed"], frame["rows"])
