@@ -25,7 +25,10 @@ ORIGINS = {
 
 
 def limits(run: Run, test_labels: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """A sentence or two for each limit. `test_labels` has the known labels by task, none for replicas."""
+    """A sentence or two for each limit.
+
+    `test_labels` has the known labels by task. It is empty if each replica has its own test rows.
+    """
     metrics, schema, config = run.metrics, run.schema, run.config
     if schema.row_origin in ORIGINS:
         yield ORIGINS[schema.row_origin]
