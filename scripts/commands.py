@@ -1,19 +1,16 @@
 """Compose configurations, and run the commands of mmoe."""
 
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from mmoe import CONF_DIR
-from mmoe.errors import END_SIGNALS
+from mmoe.cli.exits import errors_on_one_line, wait_for
 from mmoe.training.run_folder import has_ended
 
 
@@ -24,31 +21,16 @@ def compose_config(*overrides: str) -> DictConfig:
 
 
 def run_command(name: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
-    """Run `python -m mmoe.NAME`. If it fails, exit with its code; it has printed the error itself."""
-    stdout = subprocess.DEVNULL if name == "train" else None
-    with end_signals_as_exits():
-        done = subprocess.run([sys.executable, "-m", f"mmoe.{name}", *arguments], stdout=stdout, env=env)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    """Run `python -m mmoe.NAME`. If it fails, exit with its code; it has printed the error itself.
 
-
-@contextmanager
-def end_signals_as_exits() -> Iterator[None]:
-    """Raise SystemExit if a signal asks the script to end, so that `subprocess.run` ends its command too.
-
-    Only the main thread can; in another thread, signals stay as they are.
+    A signal that ends the script ends the command first.
     """
-
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    is_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, end) for number in END_SIGNALS} if is_main else {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    stdout = subprocess.DEVNULL if name == "train" else None
+    command = [sys.executable, "-m", f"mmoe.{name}", *arguments]
+    with errors_on_one_line(), subprocess.Popen(command, stdout=stdout, env=env) as process:
+        code = wait_for(process)
+    if code:
+        raise SystemExit(code)
 
 
 def train_once(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:

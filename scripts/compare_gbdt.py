@@ -49,7 +49,7 @@ LIGHTGBM = "LightGBM, one model per task"
 # The parts of a configuration that the results depend on.
 RESULT_PARTS = (
     "data", "inputs", "model", "objective", "learner", "trainer", "callbacks", "activation",
-    "gate_temperature",
+    "gate_temperature", "balance", "monitor", "monitor_mode",
 )  # fmt: skip
 PATIENCE = 100  # boosting rounds without a better validation AUROC
 NUM_TIMED = 5  # the time to predict is the median over this many predictions

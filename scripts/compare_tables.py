@@ -43,7 +43,10 @@ DEFAULTS = {
 SPLIT_SEED = 2026  # chosen before any model was trained on these splits
 CONFIGS = Path(__file__).parent / "other_tables"
 # The parts of a configuration that the results depend on.
-RESULT_PARTS = ("data", "objective", "learner", "trainer", "callbacks", "activation", "gate_temperature")
+RESULT_PARTS = (
+    "data", "inputs", "objective", "learner", "trainer", "callbacks", "activation", "gate_temperature",
+    "balance", "monitor", "monitor_mode",
+)  # fmt: skip
 
 
 def main() -> None:

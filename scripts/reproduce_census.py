@@ -109,7 +109,7 @@ def main() -> None:
     for first in range(0, int(options["seeds"]), chunk):
         for method in methods:
             if not set(range(first, first + chunk)) <= set(seeds_of(read_runs(results), method)):
-                print(f"{method}: seed {first}" + f" to {first + chunk - 1}" * (chunk > 1), flush=True)
+                print(f"{method}: {chunk} run{'s' if chunk > 1 else ''} from seed {first}", flush=True)
                 study = root / "tune" / method
                 given = [f"experiment={tuned_experiment(study).stem}", *allow_existing_keys(overrides[1:])]
                 given += [f"seed={first}", f"replicas={chunk}", "figures=false"]

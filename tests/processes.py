@@ -9,10 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Self
 
 IMPORTED = [
     "mmoe.train", "mmoe.evaluate", "mmoe.predict", "mmoe.tune", "mmoe.training.resume",
@@ -79,7 +81,23 @@ def run_module(
     return done
 
 
-FORKED = SimpleNamespace(run=run_module, DEVNULL=subprocess.DEVNULL)  # for the module `commands`
+class ForkedCommand:
+    """Like `subprocess.Popen` of `python -m MODULE ARGUMENTS`, but `wait` forks the process."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.run = partial(run_module, *arguments, **options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def wait(self) -> int:
+        return self.run().returncode
+
+
+FORKED = SimpleNamespace(Popen=ForkedCommand, DEVNULL=subprocess.DEVNULL)  # for the module `commands`
 
 
 def _call(

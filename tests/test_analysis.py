@@ -24,7 +24,7 @@ from mmoe import analysis, load
 from mmoe.analysis.drawing import fit_name, panels
 from mmoe.analysis.gates import _with_dates, subgroups
 from mmoe.errors import UserError
-from mmoe.models.gating import masked_expert
+from mmoe.models.masking import masked_expert
 from mmoe.run import Run, compute_outputs
 from mmoe.training import checkpoints, run_folder, stored_config
 

@@ -1,26 +1,31 @@
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import config
+from conftest import Command, config
 from torch.utils.data import DataLoader
 
-from mmoe import Batch, Learner, MMoE, Network, Objective, Schema
+from mmoe import Batch, Learner, MMoE, Network, Objective, Schema, load
+from mmoe.balancing.scalarization import Uncertainty
+from mmoe.balancing.strategies import Strategy
 from mmoe.build import build
 from mmoe.data.columns import Categorical, Numeric
+from mmoe.errors import ArgumentError
 from mmoe.models.inputs import Inputs
 from mmoe.tasks import Binary
-from mmoe.training.preparation import build_learner
+from mmoe.training.preparation import build_learner, encode_before_steps
+from mmoe.training.replica_learner import ReplicaLearner
 
 SCHEMA = Schema((Categorical("a", ("x", "y")),), (Numeric("n", 0.0, 1.0, (0.0, 1.0)),), ())
 TASKS = (Binary("c", ("x",), name="one"), Binary("c", ("x",), name="two"))
 
 
-def learner(**options: object) -> Learner:
+def learner(by_task: bool = False, **options: object) -> Learner:
     inputs = Inputs(SCHEMA)
-    objective = Objective(Network(inputs, MMoE(inputs.num_outputs, 2)), TASKS)
+    objective = Objective(Network(inputs, MMoE(inputs.num_outputs, 2)), TASKS, by_task=by_task)
     return Learner(objective, partial(torch.optim.Adam, lr=0.01), **options)
 
 
@@ -84,6 +89,7 @@ def test_training_rows_are_encoded_once(overrides: tuple[str, ...], encoded: boo
     composed = config("experiment=smoke", "data.batch_size=256", *overrides)
     data = build(composed, "data")
     ours = build_learner(composed, data.schema)
+    encode_before_steps(data, ours)
 
     def step(batch: Batch, batch_idx: int) -> None:
         assert (batch.sparse is not None) == encoded
@@ -97,3 +103,36 @@ def test_training_rows_are_encoded_once(overrides: tuple[str, ...], encoded: boo
     )  # fmt: skip
     with pytest.raises(FirstStep):
         trainer.fit(ours, data)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_commands_encode_rows_before_the_steps(
+    train: Command, command: Callable, monkeypatch: pytest.MonkeyPatch, replicas: int
+):
+    kind = Learner if replicas == 1 else ReplicaLearner
+    seen, step = set(), kind._step
+
+    def record(self: Learner, batch: Batch, stage: str, number: int) -> torch.Tensor:
+        seen.add((stage, batch.sparse is not None))
+        return step(self, batch, stage, number)
+
+    monkeypatch.setattr(kind, "_step", record)
+    quick = ["experiment=smoke", f"replicas={replicas}", "trainer.max_epochs=1"]
+    done = train(*quick, "figures=false", "card=false", "hydra.run.dir=run")
+    assert done.code == 0, done.err
+    assert seen == {("train", True), ("val", True), ("test", True)}
+    seen.clear()
+    load("run").evaluate(resamples=0)
+    assert seen == {("test", True)}
+    seen.clear()
+    done = command("tune")(*quick, "data.batch_size=256", "trials=1", "sampler=tpe", "folder=study")
+    assert done.code == 0, done.err
+    assert seen == {("train", True), ("val", True)}
+
+
+@pytest.mark.parametrize(("by_task", "balance"), [(True, []), (False, [Uncertainty(2)])])
+def test_tasks_are_separate_with_a_strategy_alone(by_task: bool, balance: list[Strategy]):
+    with pytest.raises(
+        ArgumentError, match=r"^objective.by_task: must be true with a balancing strategy, and"
+    ):
+        learner(by_task=by_task, balance=balance)

@@ -87,7 +87,7 @@ def test_tables_figure_and_configurations():
 def test_runs_one_by_one():
     done = reproduce("sample=true", "chunk=1", "seeds=2", "methods=single_task")
     assert done.returncode == 0, done.stderr
-    assert "single_task: seed 1\n" in done.stdout
+    assert "single_task: 1 run from seed 1\n" in done.stdout
     runs = pd.read_csv("out/group1.csv")
     assert list(runs["seed"]) == [0, 1]
     assert runs["test_income_auroc"].nunique() == 2

@@ -122,7 +122,8 @@ def show(table: "Description") -> None:
     console = open_console()
     is_narrow = console.width < NARROW
     shown = Table(title=table.rows, title_justify="left")
-    for name in ("column", "kind", "levels or range", "missing", "most frequent", "remark")[: 6 - is_narrow]:
+    names = ["column", "kind", "levels or range", "missing", "most frequent"]
+    for name in names if is_narrow else [*names, "remark"]:
         shown.add_column(name, justify="right" if name == "missing" else "left", overflow="fold")
     below = []
 

@@ -36,7 +36,7 @@ from mmoe.models.network import Output, run_blank_rows
 from mmoe.tasks import gate_column, logit_columns, predictions_of, with_groups
 from mmoe.training import checkpoints, run_folder, run_results, stored_config
 from mmoe.training.precision import precision_arguments
-from mmoe.training.preparation import build_learner, build_network
+from mmoe.training.preparation import build_learner, build_network, encode_before_steps
 from mmoe.training.trust import check_folder
 
 log = logging.getLogger(__name__)
@@ -274,6 +274,7 @@ class Run:
         if data:
             self._warn_of_training_rows(module, split, data)
         learner = build_learner(OmegaConf.merge(self.config, {"balance": None}), schema)
+        encode_before_steps(module, learner)
         trainer = self._trainer()
         found = []
         for path in paths:

@@ -150,6 +150,7 @@ def train_trial(
 
     from mmoe.build import build
     from mmoe.training.lightning_speedups import flush_denormals
+    from mmoe.training.preparation import encode_before_steps
     from mmoe.training.threads import num_threads, use_threads
 
     values: list[float] = []
@@ -167,6 +168,7 @@ def train_trial(
                 check(values, self.thirds)
 
     trainer = build(config, "trainer", callbacks=[RecordMonitor()], **SILENT)
+    encode_before_steps(data, learner)
     threads = num_threads(config.threads, data.batch_size, learner.objective)
     with flush_denormals(), use_threads(threads):
         trainer.fit(learner, data)

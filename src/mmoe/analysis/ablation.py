@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmoe.analysis.drawing import HATCHES, LIGHT, fit_name, metric_name, panels, rows_name
 from mmoe.errors import UserError
-from mmoe.models.gating import masked_expert
+from mmoe.models.masking import masked_expert
 from mmoe.run import Run, compute_outputs, load
 from mmoe.training.task_metrics import TaskMetrics
 

@@ -76,9 +76,9 @@ def plot_precision_recall(run: Run | Path | str, replica: int | None = None) -> 
 
 
 def calibration(run: Run | Path | str, bins: int = 10, replica: int | None = None) -> dict[str, pd.DataFrame]:
-    """For each binary task, sort the rows by probability and cut them into `bins` groups of equal size.
+    """For each binary task, sort the rows by probability and cut them into at most `bins` groups.
 
-    Rows of equal probability are in one group, so that there may be fewer groups.
+    The groups have equal sizes, but rows of equal probability are in one group.
 
     The columns are `predicted` (mean probability), `observed` (share of positive labels), `rows`, and the
     limits `low` and `high` of Wilson's 95 % interval for the share.
@@ -109,7 +109,9 @@ def plot_calibration(run: Run | Path | str, bins: int = 10, replica: int | None 
             xlabel="mean predicted probability", ylabel="observed share of positives", title=fit_name(task)
         )
         axes.grid(alpha=0.3)
-    figure.suptitle(f"Calibration, test rows in {bins} groups\n(bars: 95 % intervals)", fontsize="medium")
+    figure.suptitle(
+        f"Calibration, test rows in at most {bins} groups\n(bars: 95 % intervals)", fontsize="medium"
+    )
     return figure
 
 

@@ -70,7 +70,7 @@ def _limits(compared: pd.DataFrame) -> Iterator[str]:
         if 1 < seeds < FEW_SEEDS:
             yield f"{which} {seeds} seeds, so that their intervals are wide."
         if compared.attrs["row_origin"] == "synthetic":
-            yield "The intervals also cover the choice of the rows, because each seed has its own rows."
+            yield "The intervals also cover the choice of the rows, unless `data.seed` is fixed."
         else:
             yield "The intervals do not cover the choice of the test rows, which all runs share."
     if len(compared) > 1:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -65,6 +66,28 @@ def raise_on_signals() -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, before[number])
+
+
+def wait_for(process: "subprocess.Popen[Any]") -> int:
+    """Wait for a command, and return its exit code. Signals that this process gets are passed on to it.
+
+    Call it within `raise_on_signals`.
+
+    Raises:
+        Stopped: this process received a signal, and the command has ended.
+    """
+    stopped: Stopped | None = None
+    while True:
+        try:
+            code = process.wait()
+            break
+        except Stopped as stop:
+            stopped = stop
+            if stop.number != signal.SIGINT:  # for Ctrl-C, the terminal signals both processes
+                process.send_signal(signal.Signals(stop.number))
+    if stopped:
+        raise stopped
+    return code
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Run the jobs of a sweep: continue when a job fails, and list the failed jobs at the end."""
 
 import os
-import signal
 import subprocess
 import sys
 import traceback
@@ -14,8 +13,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mmoe.cli.exits import wait_for
 from mmoe.cli.overrides import searchpath_override
-from mmoe.errors import SIGNAL_EXIT_CODES, USER_ERROR, Stopped
+from mmoe.errors import SIGNAL_EXIT_CODES, USER_ERROR
 
 ERROR = "error.txt"  # file in a failed job's folder with its overrides, then the reason
 UNWRITTEN: dict[Path, str] = {}  # the text of each error file that could not be written
@@ -74,17 +74,7 @@ def run_alone(override: str, is_resumed: bool) -> None:
     command += searchpath_override()
     command += [override] if is_resumed else [*hydra.overrides.task, override]
     with subprocess.Popen(command, cwd=hydra.runtime.cwd) as process:
-        stopped: Stopped | None = None
-        while True:
-            try:
-                code = process.wait()
-                break
-            except Stopped as stop:
-                stopped = stop
-                if stop.number != signal.SIGINT:  # for Ctrl-C, the terminal signals both processes
-                    process.send_signal(signal.Signals(stop.number))
-        if stopped:  # the command has saved a checkpoint
-            raise stopped
+        code = wait_for(process)  # a stopped command has saved a checkpoint
     if code:
         raise SystemExit(code)
 

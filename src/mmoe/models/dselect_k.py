@@ -32,7 +32,7 @@ class SelectorGates(nn.Module):
         alpha: [B, T, K]; z: [B, T, K, M]; output: weights [B, T, E], which sum to 1.
     """
 
-    returns_weights = True  # other gates return logits; see `gating.masked_expert`
+    returns_weights = True  # other gates return logits; see `masking.masked_expert`
 
     def __init__(self, num_experts: int, gamma: float) -> None:
         super().__init__()

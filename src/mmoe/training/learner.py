@@ -83,9 +83,11 @@ class Learner(LightModule):
         self.throughput = Throughput()
         self._tasks = objective.tasks
         self.balancer: Balancer | None = None
+        if bool(balance) != getattr(objective, "by_task", False):
+            raise ArgumentError(
+                "objective.by_task: must be true with a balancing strategy, and false without"
+            )
         if balance:
-            if not objective.by_task:
-                raise ArgumentError("balance: needs an objective with by_task=True")
             names, columns = [task.name for task in self._tasks], logit_columns(self._tasks)
             self.balancer = Balancer(balance, objective.network, columns, names)
         self._train_batch: Batch  # the last one, if the balancer follows steps

@@ -189,12 +189,17 @@ def prepare(config: DictConfig, folder: Path) -> Training:
         fraction = getattr(getattr(data, "validation", None), "fraction", None)  # only `TableData` has it
         check_known_labels(data.dataset, watched if trainer.limit_val_batches else (), fraction)
     learner = build_learner(config, schema)
-    if isinstance(data, DataModule):
-        data.encode_inputs_with(learner.encode_rows)
+    encode_before_steps(data, learner)
     check_learner(config, learner, schema, trainer)
     check_callbacks(callbacks, learner, schema, trainer)
     threads = num_threads(config.threads, getattr(data, "batch_size", 1), learner.objective)
     return Training(config, trainer, data, learner, callbacks, loggers, threads)
+
+
+def encode_before_steps(data: Any, learner: Any) -> None:
+    """Let a data module encode rows for the learner's network, which is faster than in each step."""
+    if isinstance(data, DataModule):
+        data.encode_inputs_with(learner.encode_rows)
 
 
 def check_learner(config: DictConfig, learner: Any, schema: Schema, trainer: pl.Trainer) -> None:

@@ -41,7 +41,7 @@ def metrics(
     """The content of metrics.json.
 
     `values` is the result of `stages.test`, `epoch` the best epoch (from 1), `monitor` the metric that chose
-    it (None if none did), and `seconds` the time since the program started.
+    it (None if none did), and `seconds` the time since `main` began.
     """
     config = training.config
     trainer, learner, schema = training.trainer, training.learner, training.data.schema
