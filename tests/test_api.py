@@ -333,6 +333,26 @@ def test_tasks_may_have_names_with_any_characters(monkeypatch: pytest.MonkeyPatc
     assert "test/click/view/auroc" in pd.read_csv("sweep/compare.csv")
 
 
+def test_a_table_guesses_how_a_file_is_written():
+    frame = rows().assign(spend=rows(seed=1)["amount"])
+    frame.to_csv("rows.csv", index=False, sep=";", decimal=",")
+    found = mmoe.Table("rows.csv", ["y", "spend"])
+    assert found.tasks["spend"]["kind"] == "regression"
+    assert found.columns == {"amount": "numeric", "group": "categorical"}
+    run = mmoe.fit(found, "run", *QUICK)
+    assert (run.config.data.csv.delimiter, run.config.data.csv.decimal) == (";", ",")
+    assert run.predict(frame.head(3)).notna().all(axis=None)
+
+
+def test_a_printed_table_names_weights_groups_and_funnels():
+    frame = rows().assign(weight=1.5, user=rows()["group"])
+    frame["spend"] = frame["y"] * frame["amount"].abs()
+    text = str(mmoe.Table(frame, ["y", "spend"], weight="weight", group_by="user"))
+    assert re.search(r"^  weight +weight$", text, re.M)
+    assert re.search(r"^  user +group_by$", text, re.M)
+    assert "0 in all negative rows of y; `where: y` would leave these rows out" in text
+
+
 def test_one_frame_may_be_given_twice():
     frame = rows()
     before = frame.copy()

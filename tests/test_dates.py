@@ -91,7 +91,7 @@ def test_only_training_rows_count():
 def test_numbers_are_no_dates_if_the_training_rows_had_none():
     schema = fit(DAYS)
     for values in ([1.6e9, 5], pd.Series([5], dtype="int64[pyarrow]")):
-        with pytest.raises(UserError, match=r"column when, row 0: must be a date, is '"):
+        with pytest.raises(UserError, match=r"column when, row 0: must be a date, or missing, is '"):
             read(values, schema)
     missing = encode(pd.DataFrame({"when": [np.nan, np.nan]}), schema)
     assert missing.numbers.isnan().all()
@@ -108,7 +108,7 @@ def test_blank_text_is_a_missing_date():
     values = pd.Series(["2020-01-01", "", " ", None], dtype=object, name="when")
     found = dates_of(values, DateFormat())
     assert np.isnat(found).tolist() == [False, True, True, True]
-    with pytest.raises(UserError, match=r"row 2: must be a date, is '-'"):
+    with pytest.raises(UserError, match=r"row 2: must be a date, or missing, is '-'"):
         dates_of(pd.Series(["2020-01-01", "", "-"], dtype=object, name="when"), DateFormat())
 
 

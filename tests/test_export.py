@@ -15,8 +15,10 @@ from conftest import config, models
 
 from mmoe import load
 from mmoe.build import build
+from mmoe.data.columns import Categorical
 from mmoe.data.schema import Schema
 from mmoe.export import export as write_export
+from mmoe.models.exported import random_inputs
 
 MODELS = models("esmm")
 
@@ -109,3 +111,16 @@ def test_mistakes(export, smoke_run: Path, arguments: list[str], message: str):
     assert result.code == 2
     assert result.err.startswith(f"error: {message}")
     assert not list(smoke_run.glob("network*"))
+
+
+def test_random_rows_have_no_level_twice():
+    """Encoded rows have none either, and the forms of a network may count a level that is there twice."""
+    levels = ("a", "b", "c")
+    schema = Schema(
+        (Categorical("one", levels), Categorical("many", levels, is_multi=True, max_values=3)), (), ()
+    )
+    rows, _ = random_inputs(schema, 500)
+    for row in rows[:, 1:]:
+        known = row[row < schema.num_codes]
+        assert len(known.unique()) == len(known)
+    assert {int((row < schema.num_codes).sum()) for row in rows[:, 1:]} == {0, 1, 2, 3}

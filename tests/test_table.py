@@ -441,7 +441,8 @@ BAD = {
         r"train.csv, line [0-9]+, column 2 \(city\): must be a number, is '",
     ),
     "text in a column of dates": (
-        {"columns": {"city": "datetime"}}, r"train.csv, line [0-9]+, column 2 \(city\): must be a date, is '",
+        {"columns": {"city": "datetime"}},
+        r"train.csv, line [0-9]+, column 2 \(city\): must be a date, or missing, is '",
     ),
 }  # fmt: skip
 

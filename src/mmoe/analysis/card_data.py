@@ -52,7 +52,7 @@ def _column(column: Categorical | Numeric) -> list[str]:
             kind, facts = "numeric", f"mean {mean:.4g}, standard deviation {column.std:.4g}"
     else:
         kind = f"{column.part} of {code(column.source)}" if column.part else "categorical"
-        facts = f"{column.buckets} hash buckets" if column.buckets else f"{len(column.levels):,} levels"
+        facts = f"{column.buckets} hash buckets" if column.buckets else number_of(len(column.levels), "level")
         facts += f", vectors of {column.size}" if column.size else ""
         facts += ", target statistics of the training labels" if column.encoding else ""
         facts += f", at most {column.max_values} per row" if column.is_multi else ""

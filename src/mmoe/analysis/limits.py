@@ -83,7 +83,7 @@ def _seed_limits(metrics: Mapping[str, Any], config: Any) -> Iterator[str]:
                 " `mmoe.evaluate` computes it from more resamples, and `replicas=8` trains with eight seeds."
             )
         if may_improve(metrics):
-            yield "The best epoch is the last one. More epochs may be better: `trainer.max_epochs=...`."
+            yield "The best epoch is the last one. A longer training may be better: `trainer.max_epochs=...`."
     if metrics["monitor"] and "val" in metrics:
         yield "Validation rows chose the best epoch, so their metrics are a little too good."
     if not metrics["monitor"]:

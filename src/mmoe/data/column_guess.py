@@ -200,7 +200,7 @@ def _guess_number(found: Guess, is_csv: bool) -> None:
         advice = '; then set csv.missing=["","?",NA,-1]' if is_csv else ""
         found.remarks.append(f"-1 may mean unknown{advice}")
     if suggests_weights(name) and low >= 0:
-        found.remarks.append("the weight of a row? then set weight")
+        found.remarks.append("the weight of a row? then set weight, and remove this column")
     # Large numbers are stored as differences from the smallest one.
     if high - low > 2**24 and found.kind == "numeric" and values.is_whole:
         found.remarks.append("integers more than 2^24 apart are rounded to float32")

@@ -1,7 +1,7 @@
 """A table of DataFrames or files, for use from Python, with the kinds of its columns and its tasks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mmoe.checks import check_argument
 from mmoe.data.column_guess import Guess, guess
 from mmoe.data.column_options import column_options
 from mmoe.data.column_values import values_of
+from mmoe.data.csv_guess import guess_options
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import CSV, file_kind, find_files
 from mmoe.data.draft import batch_size
@@ -22,7 +23,7 @@ from mmoe.data.split_rules import parse_split
 from mmoe.data.suspects import find_suspects
 from mmoe.data.table_data import default_settings
 from mmoe.data.table_files import read_table
-from mmoe.data.task_guess import TaskGuess, guess_task
+from mmoe.data.task_guess import TaskGuess, guess_task, remark_on_funnels
 from mmoe.errors import ArgumentError, UserError, unknown_key
 from mmoe.tasks import Task
 from mmoe.tasks.serialization import task_from_config, task_to_config
@@ -79,7 +80,6 @@ class Table:
             check_argument(isinstance(options, Mapping | None), name, options, "must be a mapping")
         kinds: dict[str, Any] = _without_numpy(columns or {})
         csv = _without_numpy(csv)
-        self._options = {"main_task": main_task, "weight": weight, "group_by": group_by, "csv": csv or None}
         csv_options = CsvOptions.parse(csv)
         given_rows = {
             "train": train,
@@ -92,7 +92,11 @@ class Table:
         if not isinstance(table, pa.Table):
             files = find_files(table)
             self._is_csv = file_kind(files[0]) == CSV
+            if self._is_csv:
+                csv_options = guess_options(files[0], csv or {})
+                csv = asdict(csv_options)
             table = read_table(files, csv_options)
+        self._options = {"main_task": main_task, "weight": weight, "group_by": group_by, "csv": csv or None}
         self.num_rows = len(table)
         self._values = {name: values_of(name, table[name]) for name in table.column_names}
         for name, column in (("weight", weight), ("group_by", group_by)):
@@ -103,6 +107,7 @@ class Table:
             if kind is not None:
                 column_options(name, kind)
         guessed = {name: self._guess_task(name, task) for name, task in by_name.items()}
+        remark_on_funnels([one for one in guessed.values() if one])
         named = self._named_tasks(by_name, guessed)
         self.tasks = {name: task_to_config(task) for name, task in named.items()}
         # A task that is given as a task needs no remark about its kind.
@@ -135,6 +140,9 @@ class Table:
             options = dict(kind) if isinstance(kind, Mapping) else {"kind": kind}
             text = f"{options.pop('kind', '')}{_in_brackets(options)}"
             lines.append(f"  {name:<{width}}  {text}{_as_comment(remarks.get(name, ()))}")
+        for option in ("weight", "group_by"):
+            if column := self._options[option]:
+                lines.append(f"  {column:<{width}}  {option}")
         for one in self._guesses:
             if not self._is_input(one):
                 reason = one.reason or f"gives a label away: {self.suspects[one.values.name]}"

@@ -81,9 +81,14 @@ def guess_tasks(
                 f"named {name}: names of tasks are unique and have only letters, digits and underscores"
             )
         tasks.append(task)
+    remark_on_funnels(tasks)
+    return tasks
+
+
+def remark_on_funnels(tasks: Sequence[TaskGuess]) -> None:
+    """Add a remark to each task whose labels depend on another task."""
     for task in tasks:
         _remark_on_funnel(task, tasks)
-    return tasks
 
 
 def _guess_kind(name: str, values: ColumnValues, is_csv: bool) -> TaskGuess:

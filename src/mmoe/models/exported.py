@@ -35,12 +35,17 @@ class ExportedNetwork(nn.Module):
 
 
 def random_inputs(schema: Schema, count: int) -> tuple[Tensor, Tensor]:
-    """Levels and numbers of random rows: some levels are unseen, some numbers missing or outside the bins."""
+    """Levels and numbers of random rows: some levels are unseen, some numbers missing or outside the bins.
+
+    As in encoded rows, a multi-valued column has no level twice.
+    """
     random = torch.Generator().manual_seed(0)
     levels = torch.empty(count, len(schema.column_of_position), dtype=torch.int64)
     for i, (first, last) in enumerate(zip(*level_bounds(schema), strict=True)):
         drawn = torch.randint(int(first), int(last) + 2, (count,), generator=random)
-        levels[:, i] = torch.where(drawn > last, schema.num_codes, drawn)
+        others = [j for j in range(i) if schema.column_of_position[j] == schema.column_of_position[i]]
+        is_repeated = (levels[:, others] == drawn[:, None]).any(1)
+        levels[:, i] = torch.where((drawn > last) | is_repeated, schema.num_codes, drawn)
     low = torch.tensor([column.bins[0] for column in schema.numeric])
     high = torch.tensor([column.bins[-1] for column in schema.numeric])
     share = 1.2 * torch.rand(count, len(schema.numeric), generator=random) - 0.1

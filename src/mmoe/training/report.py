@@ -89,7 +89,7 @@ def show(folder: Path, metrics: Mapping[str, Any], schema: Schema) -> None:
     else:
         chosen = f"epoch {metrics['epoch']}"
     chosen += f" of {metrics['epochs']}"
-    advice = "; more epochs may be better: trainer.max_epochs=..." if may_improve(metrics) else ""
+    advice = "; a longer training may be better: trainer.max_epochs=..." if may_improve(metrics) else ""
     why = f"by {metrics['monitor']}" if metrics["monitor"] else "the last, because no validation chose one"
     shared = f" in {metrics['processes']} processes" if metrics["processes"] > 1 else ""
     threads = f"{metrics['threads']} thread{'s' if metrics['threads'] > 1 else ''}"
