@@ -101,8 +101,8 @@ def test_any_text_comes_back_from_a_block(text: str):
 
 def test_a_metric_has_half_its_interval_if_that_is_known():
     assert metric_text(0.93456, 0.00123) == "0.9346 ± 0.0012"
-    assert metric_text(1025.6454, 39.71) == "1025.6 ± 39.7"  # five digits are enough
-    assert metric_text(-1112051.7, 412078.5) == "-1112052 ± 412078"
+    assert metric_text(1025.6454, 39.71) == "1,025.6 ± 39.7"  # five digits are enough
+    assert metric_text(-1112051.7, 412078.5) == "-1,112,052 ± 412,078"
     assert (
         metric_text(0.93456) == metric_text(0.93456, math.nan) == metric_text(0.93456, math.inf) == "0.9346"
     )

@@ -42,6 +42,14 @@ def test_the_progress_bar_fits_on_one_line_of_a_narrow_terminal():
         assert len(console.render_lines(progress.get_renderable())) == 1
 
 
+def test_a_speed_that_was_not_measured_is_not_shown():
+    console = Console(width=80, file=io.StringIO())
+    with Progress(*ProgressBar().configure_columns(pl.Trainer(logger=False)), console=console) as progress:
+        progress.add_task("Testing", total=1, completed=1)
+    assert "Testing" in console.file.getvalue()
+    assert "it/s" not in console.file.getvalue()
+
+
 def test_the_progress_bar_counts_epochs_from_1(capsys: pytest.CaptureFixture[str]):
     options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "max_epochs": 2}
     trainer = pl.Trainer(callbacks=[ProgressBar()], limit_val_batches=0, **options)

@@ -155,7 +155,7 @@ def test_a_run_warns_of_unseen_levels(smoke_run: Path, caplog: pytest.LogCapture
     frame = raw(LINES[:3]).assign(sex=["Male", "male", "Female"])
     load(smoke_run).predict(frame)
     assert [record.getMessage() for record in caplog.records] == [
-        "sex: 1 of 3 rows have no value, or a level that training did not see"
+        "sex: 1 of 3 rows have no value, or one that training did not see"
     ]
 
 
@@ -173,8 +173,7 @@ def test_unseen_levels_are_counted(predict, smoke_run: Path):
     result = predict(f"run={smoke_run}", f"input={write_lines('rows.csv', lines)}", "output=out.csv")
     assert result.code == 0
     assert (
-        f"class_of_worker: {count} of 200 rows have no value, or a level that training did not see"
-        in result.out
+        f"class_of_worker: {count} of 200 rows have no value, or one that training did not see" in result.out
     )
 
 

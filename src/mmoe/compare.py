@@ -93,7 +93,7 @@ def _printed(table: "pd.DataFrame", names: list[str], title: str, has_task_in_he
     for name in names:
         is_metric = "/" in name
         stage, task, metric = split_key(name) if is_metric else (name, "", "")
-        header = " ".join(filter(None, (stage, task if has_task_in_header else "", metric)))
+        header = " ".join(filter(None, (stage, task if has_task_in_header else "", metric.replace("_", " "))))
         printed.add_column(Text(header), justify="right", overflow="fold", no_wrap=is_metric)
     for line in table.to_dict("records"):
         printed.add_row(*(Text(cell(line, name)) for name in names))

@@ -395,7 +395,7 @@ def warn_of_unseen(counts: Mapping[str, int], num_rows: int) -> None:
     """Log a warning for each column with rows that `count_unseen` has counted."""
     for name, count in counts.items():
         if count:
-            rule = "have no value, or a level that training did not see"
+            rule = "have no value, or one that training did not see"
             log.warning("%s: %d of %d rows %s", name, count, num_rows, rule)
 
 

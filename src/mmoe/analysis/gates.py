@@ -178,7 +178,7 @@ def _level_name(level: Any) -> str:
     """A level as text. The lists of a multi-valued column have commas between their levels."""
     if not isinstance(level, list | tuple | np.ndarray):
         return str(level)
-    return ", ".join(map(str, level)) or NO_LEVEL
+    return ", ".join(sorted(map(str, level))) or NO_LEVEL
 
 
 def _float32_text(number: float) -> str:

@@ -60,6 +60,7 @@ def precision_recall(run: Run | Path | str, replica: int | None = None) -> dict[
 def plot_precision_recall(run: Run | Path | str, replica: int | None = None) -> Figure:
     """Draw precision against recall for each binary task, and the share of positive labels as a thin line."""
     figure, (axes,) = panels(1, width=5.4, height=4)
+    highest = 0.0  # precision, except for the few rows with the highest probabilities
     for i, (task, table) in enumerate(precision_recall(run, replica).items()):
         measured = table.iloc[:-1]  # the last point has no rows, and precision 1 by definition
         axes.plot(
@@ -68,7 +69,8 @@ def plot_precision_recall(run: Run | Path | str, replica: int | None = None) -> 
         )  # fmt: skip
         share = table["precision"].iloc[0]  # at the lowest threshold, all rows count as positive
         axes.axhline(share, linestyle=LINES[i % 4], color=COLOURS[i % 4], linewidth=0.7)
-    axes.set(xlabel="recall", ylabel="precision (thin line: chance)", ylim=(0, 1.02))
+        highest = max(highest, measured.loc[measured["recall"] > 0.05, "precision"].max())
+    axes.set(xlabel="recall", ylabel="precision (thin line: chance)", ylim=(0, min(1.02, 1.3 * highest)))
     axes.set_title("Precision and recall, test rows")
     axes.grid(alpha=0.3)
     legend_beside(axes)

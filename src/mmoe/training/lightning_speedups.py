@@ -8,9 +8,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import RichProgressBar
-from pytorch_lightning.callbacks.progress.rich_progress import CustomTimeColumn
+from pytorch_lightning.callbacks.progress.rich_progress import CustomTimeColumn, ProcessingSpeedColumn
 from pytorch_lightning.profilers import PassThroughProfiler
-from rich.progress import BarColumn, ProgressColumn, TimeRemainingColumn
+from rich.console import RenderableType
+from rich.progress import BarColumn, ProgressColumn, Task, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor
 
 NO_CONTEXT = nullcontext()
@@ -37,6 +39,13 @@ class NoProfiler(PassThroughProfiler):
         return NO_CONTEXT
 
 
+class SpeedColumn(ProcessingSpeedColumn):
+    """Steps a second; nothing if a stage was too short to measure them."""
+
+    def render(self, task: Task) -> RenderableType:
+        return super().render(task) if task.speed else Text()
+
+
 class ProgressBar(RichProgressBar):
     """A progress bar that is redrawn at most every `interval` seconds, because steps can be very short."""
 
@@ -53,8 +62,11 @@ class ProgressBar(RichProgressBar):
         for column in super().configure_columns(trainer):
             if isinstance(column, BarColumn):
                 column.bar_width = None  # the bar gets the width that the other columns leave
-            is_time = isinstance(column, CustomTimeColumn)  # the elapsed and the remaining time
-            columns.append(TimeRemainingColumn(compact=True) if is_time else column)
+            if isinstance(column, CustomTimeColumn):  # the elapsed and the remaining time
+                column = TimeRemainingColumn(compact=True)
+            elif isinstance(column, ProcessingSpeedColumn):
+                column = SpeedColumn(style=column.style)
+            columns.append(column)
         return columns
 
     def _get_train_description(self, current_epoch: int) -> str:

@@ -29,8 +29,8 @@ def metric_text(value: float, half_interval: float = math.nan) -> str:
     """
     large = max(abs(value), 1.0)
     decimals = max(0, 4 - int(math.log10(large))) if math.isfinite(large) else 4
-    text = "n/a" if math.isnan(value) else f"{value:.{decimals}f}"
-    return f"{text} ± {half_interval:.{decimals}f}" if math.isfinite(half_interval) else text
+    text = "n/a" if math.isnan(value) else f"{value:,.{decimals}f}"
+    return f"{text} ± {half_interval:,.{decimals}f}" if math.isfinite(half_interval) else text
 
 
 def metric_tables(metrics: Mapping[str, Any], tasks: Sequence[Task]) -> list[Table]:
