@@ -31,8 +31,14 @@ SCRIPTS: dict[str, tuple[list[str], str, dict[str, str]]] = {
         ["group=1", "sample=true"], "group1/settings.json", {"trials=3": "trials", "chunk=4": "chunk"},
     ),
     "reproduce_synthetic": (["figure=3"], "settings.json", {"data.noise_variance=1": "data, overrides"}),
-    "compare_tables": (["tables=student"], "options.json", {"runs=3": "runs", "trials=3": "trials"}),
-    "compare_gbdt": (["sample=true"], "options.json", {"trials=3": "trials", "rounds=3": "rounds"}),
+    "compare_tables": (
+        ["tables=student"], "options.json",
+        {"gate_temperature=2": "student, overrides", "runs=3": "runs", "trials=3": "trials"},
+    ),
+    "compare_gbdt": (
+        ["sample=true", "experiments=census"], "options.json",
+        {"gate_temperature=2": "census, overrides", "trials=3": "trials", "rounds=3": "rounds"},
+    ),
 }  # fmt: skip
 
 
@@ -40,13 +46,14 @@ SCRIPTS: dict[str, tuple[list[str], str, dict[str, str]]] = {
 def test_results_of_other_settings_are_refused(
     script: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, census_dir: Path, name: str
 ):
-    def fail(command: list[str], **_: Any) -> "subprocess.CompletedProcess[str]":
-        return subprocess.CompletedProcess(command, STARTED)
+    class Failing(processes.ForkedCommand):
+        def wait(self) -> int:
+            return STARTED
 
     def start(*_: Any) -> NoReturn:
         raise SystemExit(STARTED)
 
-    monkeypatch.setattr(processes, "FORKED", SimpleNamespace(run=fail, DEVNULL=subprocess.DEVNULL))
+    monkeypatch.setattr(processes, "FORKED", SimpleNamespace(Popen=Failing, DEVNULL=subprocess.DEVNULL))
     monkeypatch.syspath_prepend(str(processes.SCRIPTS))
     if name in ("compare_tables", "compare_gbdt"):  # these two train in their own process
         monkeypatch.setattr(import_module(name), "cached", start)

@@ -565,9 +565,9 @@ def test_tasks_may_be_a_list_of_columns():
         mmoe.Table(frame(), [])
 
 
-def test_a_training_that_still_improves_names_more_epochs(csv: Path, train_mine: Command, train: Command):
+def test_a_training_that_still_improves_names_a_longer_one(csv: Path, train_mine: Command, train: Command):
     write_yaml()
-    hint = "ore epochs may be better: "
+    hint = "longer training may be better: "
     assert hint in train_mine("card=true").out
     assert hint in Path("run/card.md").read_text()
     assert (
