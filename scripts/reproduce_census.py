@@ -218,8 +218,8 @@ def write_report(results: Path, schema: Schema, options: dict[str, str]) -> None
         "`±` is half the 95 % confidence interval of the mean over runs (Student's t), and `sd` is the"
         " standard deviation over runs. As in the paper, the best run is the one with the best test AUROC of"
         " the main task. It is chosen on the test rows, so only the means are a fair comparison. The"
-        " published numbers are from Ma et al., who trained 400 times. The seconds are those of"
-        f" {seconds_text(int(options['chunk']))}.",
+        " published numbers are from Ma et al., who trained 400 times. The seconds are"
+        f" medians for {seconds_text(int(options['chunk']))}.",
         f"## {main_task.capitalize()}: differences of the test AUROC, paired by seed",
         difference_table(frame, f"test_{main_task}_auroc"),
         f"![test AUROC of every run, by method]({results.stem}.png)",
@@ -241,7 +241,7 @@ def describe(schema: Schema, options: dict[str, str]) -> str:
 
 
 def seconds_text(chunk: int) -> str:
-    """What the seconds of the table measure."""
+    """What the seconds of the table are measured for."""
     return "a whole run" if chunk == 1 else f"{chunk} runs trained at once, divided by {chunk}"
 
 
@@ -270,7 +270,7 @@ def result_table(frame: pd.DataFrame, group: str) -> str:
                 " / ".join(published[:2]),
                 " / ".join(published[2:]),
                 f"{runs['parameters'].iloc[0]:,}",
-                f"{runs['seconds'].mean():.0f}",
+                f"{runs['seconds'].median():.0f}",
             ]
         )
     return table(header, lines)

@@ -91,7 +91,7 @@ def test_runs_one_by_one():
     runs = pd.read_csv("out/group1.csv")
     assert list(runs["seed"]) == [0, 1]
     assert runs["test_income_auroc"].nunique() == 2
-    assert "The seconds are those of a whole run." in Path("out/group1.md").read_text()
+    assert "The seconds are medians for a whole run." in Path("out/group1.md").read_text()
 
 
 def test_the_sample_needs_an_option():
