@@ -30,7 +30,7 @@ STEPS: list[tuple[str, list[str]]] = [
     ("z-scores instead of piecewise-linear numbers", ["inputs=standard"]),
     ("ReLU, as in the paper", ["activation=relu"]),
     ("gates without a temperature, as in the paper", ["model.gate_temperature=1.0"]),
-    ("no dropout", ["model.dropout=0.0"]),
+    ("no dropout, if the start has any", ["model.dropout=0.0"]),
     ("a constant learning rate of 0.001", ["learner.scheduler=null", "learner.optimizer.lr=1e-3"]),
     ("the last epoch instead of the best one", ["+trainer.check_val_every_n_epoch=${trainer.max_epochs}"]),
     ("Adagrad with learning rate 0.05, TensorFlow's default of 2017", [f"learner.optimizer={ADAGRAD}"]),
