@@ -91,10 +91,10 @@ def _printed(table: "pd.DataFrame", names: list[str], title: str, has_task_in_he
 
     printed = Table(title=Text(title), title_justify="left")
     for name in names:
-        is_metric = "/" in name
-        stage, task, metric = split_key(name) if is_metric else (name, "", "")
-        header = " ".join(filter(None, (stage, task if has_task_in_header else "", metric.replace("_", " "))))
-        printed.add_column(Text(header), justify="right", overflow="fold", no_wrap=is_metric)
+        stage, task, metric = split_key(name)  # for an option, the task and the metric are empty
+        parts = (stage, task if has_task_in_header else "", metric.replace("_", " "))
+        header = " ".join(filter(None, parts))
+        printed.add_column(Text(header), justify="right", overflow="fold", no_wrap="/" in name)
     for line in table.to_dict("records"):
         printed.add_row(*(Text(cell(line, name)) for name in names))
     return printed

@@ -175,7 +175,7 @@ def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, max_levels: i
 
 
 def _level_name(level: Any) -> str:
-    """A level as text. The lists of a multi-valued column have commas between their levels."""
+    """A level as text. The lists of a multi-valued column are sorted, with commas between their levels."""
     if not isinstance(level, list | tuple | np.ndarray):
         return str(level)
     return ", ".join(sorted(map(str, level))) or NO_LEVEL

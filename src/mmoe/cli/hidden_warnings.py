@@ -1,10 +1,9 @@
-"""Hide warnings of libraries that no user can act on."""
+"""Warnings of Lightning and torch that need no action."""
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Warnings of Lightning and torch that need no action.
 IGNORED_WARNINGS = (
     "The number of training batches",  # it is smaller than the logging interval on small data
     ".*sync_dist=True",  # metrics already cover all processes

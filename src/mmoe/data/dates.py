@@ -166,9 +166,5 @@ def _dates_of_unix_times(values: pd.Series, how: DateFormat) -> np.ndarray:
 
 
 def _not_a_date(values: pd.Series, row: int, unit: str = "") -> RowError:
-    rule = (
-        f"must be a date, or a Unix time in {unit} as in the training rows"
-        if unit
-        else "must be a date, or missing"
-    )
-    return RowError(str(values.name), row, f"{rule}, is {str(values.iloc[row])[:40]!r}")
+    other = f"a Unix time in {unit} as in the training rows" if unit else "missing"
+    return RowError(str(values.name), row, f"must be a date, or {other}, is {str(values.iloc[row])[:40]!r}")

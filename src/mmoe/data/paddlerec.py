@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmoe.checks import check_integers, check_seeds
 from mmoe.data import cache, headerless_csv
@@ -167,5 +168,8 @@ def _read(
         levels.append(codes)
         numbers.append(inputs[:, numeric])
         labels.append(block[:, [LABELS.index(task.name) for task in tasks]])
-    tensors = [torch.from_numpy(np.concatenate(parts)) for parts in (levels, numbers, labels)]
-    return Batch(tensors[0], tensors[1], tensors[2])
+
+    def joined(blocks: Sequence[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(blocks))
+
+    return Batch(joined(levels), joined(numbers), joined(labels))

@@ -64,8 +64,8 @@ class SparseMatrix:
             return parts
         first_columns = np.arange(len(sizes) + 1) * self.width
         num_entries = np.diff(self.row_offsets.numpy()[first_rows])
-        # int32 columns plus uint32 would give int64, which is slower. The minus makes numpy choose a
-        # signed type.
+        # The sum must stay int32, which is faster than int64. It would not with uint32, so the minus makes
+        # numpy choose a signed type.
         dtype = np.min_scalar_type(-first_columns[-1])
         columns = self.columns.numpy() + np.repeat(first_columns[:-1].astype(dtype), num_entries)
         arrays = (self.values.numpy(), columns, self.row_offsets.numpy())

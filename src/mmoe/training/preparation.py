@@ -217,6 +217,7 @@ def load_schema(data: Any, target: str) -> Schema:
     Raises:
         UserError: a data module of the user's own lacks a schema.
     """
+    # getattr would hide an AttributeError of a DataModule while it reads the rows.
     schema = data.schema if isinstance(data, DataModule) else getattr(data, "schema", None)
     if not isinstance(schema, Schema):
         raise UserError(f"data._target_={target}: its data module must have a schema")

@@ -151,7 +151,7 @@ def _predict_again(learner: Any, data: Any, count: int) -> Iterator[pd.DataFrame
         count -= left
 
 
-def _test_rows(data: Any) -> Iterator[tuple[Batch, torch.Tensor]]:
+def _test_rows(data: Any) -> Iterator[tuple[Batch, Tensor]]:
     """The test rows in parts, and their positions in the source."""
     if isinstance(data, DataModule):
         rows = data.dataset.splits["test"]
@@ -166,5 +166,5 @@ def _test_rows(data: Any) -> Iterator[tuple[Batch, torch.Tensor]]:
     start = 0
     for batch in data.test_dataloader():
         end = start + batch.labels.shape[-2]
-        yield batch.map(torch.Tensor.cpu), torch.arange(start, end)
+        yield batch.map(Tensor.cpu), torch.arange(start, end)
         start = end
