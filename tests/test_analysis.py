@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import binary_auroc
 import mmoe
 from mmoe import analysis, load
 from mmoe.analysis.drawing import fit_name, panels
-from mmoe.analysis.gates import _with_dates, subgroups
+from mmoe.analysis.gates import subgroups
 from mmoe.errors import UserError
 from mmoe.models.masking import masked_expert
 from mmoe.run import Run, compute_outputs
@@ -120,7 +120,13 @@ def test_bands_and_levels():
     assert subgroups(days).astype(str).tolist() == ["20240101", "20240102", "20240101"]
     money = pd.Series([0.0] * 90 + list(range(1, 11)))
     counts = subgroups(money, bands=3).value_counts(sort=False)
-    assert counts.to_dict() == {"0": 90, "0 to 5.5": 5, "5.5 to 10": 5}
+    assert counts.to_dict() == {"0": 90, "1 to 5": 5, "6 to 10": 5}
+    assert list(subgroups(ages, bands=2).cat.categories) == ["0 to 30", "40 to 70"]
+    shares = pd.Series([0.123456, 0.2, 0.25, 0.3, 0.345678, 0.4, 0.5, 0.6])
+    assert list(subgroups(shares, bands=2).cat.categories) == ["0.1235 to 0.3", "0.3457 to 0.6"]
+    assert list(subgroups(shares, bands=[0, 0.7, 0.8]).cat.categories) == ["0 to 0.7", "0.7 to 0.8"]
+    repeated = pd.Series([1.0] * 3 + [2] * 3 + [3] * 3 + list(range(4, 12)))
+    assert subgroups(repeated, bands=10).value_counts(sort=False).sum() == len(repeated)
     close = pd.Series(1e6 + 0.1 * np.arange(10))
     assert subgroups(close, bands=5).value_counts().tolist() == [2] * 5
     torque = pd.Series(np.float32([8.1, 31.7, 42.6, 50.2]).astype(np.float64))
@@ -142,9 +148,8 @@ def test_subgroups_of_dates_are_named_by_dates(tmp_path: Path):
     names = list(analysis.gate_weights_by(run, "day", bands=2).index)
     assert all(re.fullmatch(r"2025-\d\d-\d\d to 2025-\d\d-\d\d", name) for name in names)
     assert names[0].startswith("2025-01-0")
-    hours = pd.Series([20000.1, 20000.2]).astype("category")
-    named = _with_dates(hours.cat.rename_categories(["20000.1", "20000.2"]))
-    assert list(named.cat.categories) == ["2024-10-04 02:24", "2024-10-04 04:48"]
+    hours = subgroups(pd.Series([20000.1, 20000.2]), are_dates=True)
+    assert list(hours.cat.categories) == ["2024-10-04 02:24", "2024-10-04 04:48"]
 
 
 def test_similarity_by_hand(known: Path):

@@ -14,7 +14,12 @@ from conftest import Command
 import mmoe
 from mmoe.data.column_options import column_options
 from mmoe.data.columns import Numeric
-from mmoe.data.dates import (
+from mmoe.data.encode import decode, encode
+from mmoe.data.fit_schema import fit_schema
+from mmoe.data.schema import Schema
+from mmoe.data.table_data import TableData
+from mmoe.errors import UserError
+from mmoe.raw.dates import (
     AMBIGUOUS,
     DAY_FIRST,
     MONTH_FIRST,
@@ -24,11 +29,6 @@ from mmoe.data.dates import (
     find_order,
     guess_format,
 )  # fmt: skip
-from mmoe.data.encode import decode, encode
-from mmoe.data.fit_schema import fit_schema
-from mmoe.data.schema import Schema
-from mmoe.data.table_data import TableData
-from mmoe.errors import UserError
 
 DAYS = pd.Series(pd.date_range("2001-01-01", "2025-12-31", periods=500), name="when").dt.floor("s")
 FACTORS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}

@@ -160,6 +160,20 @@ def test_a_task_with_another_name_than_its_column_gets_a_remark():
     )
 
 
+def test_dates_with_an_odd_spelling():
+    dates = [f"2025-{1 + i % 12:02d}-{1 + i % 28:02d}" for i in range(200)]
+    one = guess(values_of("day", pa.chunked_array([[*dates, "k.A.", "?"]])), is_csv=True)
+    hint = "dates and 'k.A.', '?': add to csv.missing for a column of dates"
+    assert one.remarks == [hint]
+    assert guess(values_of("day", pa.chunked_array([dates]))).kind == "datetime"
+    each = pd.date_range("2000-01-01", periods=200).strftime("%d.%m.%Y")
+    assert guess(values_of("day", pa.chunked_array([[*each, "k.A."]])), True).reason.endswith(
+        "; dates and 'k.A.': add to csv.missing for a column of dates"
+    )
+    many = guess(values_of("day", pa.chunked_array([[*dates, *"abcd"]])), True)
+    assert not many.remarks
+
+
 def test_numbers_with_an_odd_spelling_are_no_lists():
     data = [f"{n % 40},{n % 7}" for n in range(300)] + ["-"]
     found = kind_of("x", data)

@@ -108,7 +108,7 @@ def test_regressions_average_the_logits():
 
     x, labels = torch.randn(5, 2), torch.randn(5, 1)
     objective = Objective(Plain(), [Regression("y", name="y")])
-    each = ensemble(x).logits
+    each = ensemble(x).member_logits
     expected = 2 * mse_loss(each, labels.expand_as(each))
     loss, logits, _ = objective(torch.empty(5, 0), x, labels)
     torch.testing.assert_close(loss, expected)
@@ -180,7 +180,7 @@ def test_each_kind_averages_its_predictions():
     outputs = [task.num_outputs for task in tasks]
     ensemble = Ensemble(6, 4, MEMBER, size=3, task_outputs=outputs, averages=[task.average for task in tasks])
     x = torch.randn(9, 6)
-    each, together = ensemble(x).logits, ensemble.eval()(x).logits
+    each, together = ensemble(x).member_logits, ensemble.eval()(x).logits
     assert each.shape == (3, 9, 6)
     assert ensemble(x).gates.shape == (9, 4, 0)
     for task, own in zip(tasks, logit_columns(tasks), strict=True):

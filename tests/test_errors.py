@@ -22,7 +22,7 @@ from mmoe import (
     SingleTask,
     TensorFactorization,
 )
-from mmoe.checks import as_names, check_finite, check_integers, check_probabilities, check_widths
+from mmoe.checks.arguments import as_names, check_finite, check_integers, check_probabilities, check_widths
 from mmoe.errors import UserError
 from mmoe.models.ensemble import Ensemble
 

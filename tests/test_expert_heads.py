@@ -65,9 +65,10 @@ def test_weights_average_predictions_of_every_kind():
 
 def test_the_output_is_the_mean_of_the_experts_by_the_gates():
     model, x = make(), torch.randn(9, 6)
-    logits = model.train()(x).logits
+    output = model.train()(x)
+    logits = output.member_logits
     assert logits.shape == (4, 9, 2)
-    assert torch.equal(model.output_logits(logits), logits[0])
+    assert torch.equal(output.logits, logits[0])
     served, gates = model.eval()(x)
     torch.testing.assert_close(served, logits[0])
     expected = torch.einsum("bte,ebt->bt", gates, logits[1:].sigmoid())
@@ -81,7 +82,7 @@ def test_each_loss_trains_its_own_part():
     def gradients(index: int) -> tuple[Tensor, Tensor]:
         """Of the first layer: whether each expert, and whether each gate, gets a gradient."""
         model.zero_grad()
-        model.train()(x).logits[index].sum().backward()
+        model.train()(x).member_logits[index].sum().backward()
         experts, gates = model.weight.grad.split(model.first_widths, dim=1)
         return experts.unflatten(1, (3, -1)).abs().sum((0, 2)) > 0, gates.unflatten(1, (2, -1)).any((0, 2))
 
@@ -96,7 +97,7 @@ def test_each_loss_trains_its_own_part():
 
 def test_dropped_experts_do_not_count():
     model = make(gate_dropout=0.5)
-    logits, gates = model.train()(torch.randn(200, 6))
+    _, gates, logits = model.train()(torch.randn(200, 6))
     assert (gates == 0).any()
     assert logits.isfinite().all()
     expected = torch.einsum("bte,ebt->bt", gates, logits[1:].sigmoid())
@@ -109,10 +110,11 @@ def test_an_ensemble_of_networks_with_heads():
     torch.manual_seed(0)
     member = partial(MMoE, num_experts=3, expert_heads=True)
     ensemble, x = Ensemble(6, 2, member, size=4), torch.randn(9, 6)
-    logits = ensemble.train()(x).logits
+    output = ensemble.train()(x)
+    logits = output.member_logits
     assert logits.shape == (4 * (1 + 3), 9, 2)
     served = ensemble.eval()(x).logits
-    torch.testing.assert_close(ensemble.output_logits(logits), served)
+    torch.testing.assert_close(output.logits, served)
     outputs = logits.unflatten(0, (4, 4))[:, 0]
     torch.testing.assert_close(served.sigmoid(), outputs.sigmoid().mean(0))
 

@@ -15,8 +15,10 @@ REPOSITORY = Path(__file__).parent.parent
 # From upstream to downstream; the parts of one line may import each other.
 ORDER = (
     ("__init__", "errors", "checks", "atomic"),
+    ("raw",),
     ("metrics",),
-    ("tasks", "data"),
+    ("tasks",),
+    ("data",),
     ("models",),
     ("balancing",),
     ("build", "intervals", "cli"),

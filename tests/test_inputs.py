@@ -164,7 +164,6 @@ def test_only_training_drops_columns():
         lost = (dropped[:, of] == 0).all(1)
         torch.testing.assert_close(dropped[~lost][:, of], 2 * whole[~lost][:, of])
     assert kept.sum() / (whole != 0).sum() == pytest.approx(0.5, abs=0.05)
-    inputs.may_be_sparse = False
     assert torch.equal(inputs.eval()(levels, numbers), whole)
 
 
@@ -227,7 +226,7 @@ def test_every_column_gives_finite_logits_that_agree(name: str, numeric: type):
 @torch.no_grad()
 def test_codes_of_every_integer_type(dtype: torch.dtype, count: int):
     made, (levels, numbers) = network(), many(count)
-    assert isinstance(made.inputs(levels, numbers), SparseInputs) == (count == 64)
+    assert isinstance(made.inputs.sparse_or_dense(levels, numbers), SparseInputs) == (count == 64)
     assert torch.equal(made(levels.to(dtype), numbers).logits, made(levels, numbers).logits)
 
 

@@ -73,7 +73,6 @@ def test_the_inputs_do_not_depend_on_the_grouping(paddlerec_dir: Path):
     x = []
     for data in (before, after):
         inputs = build(config(*overrides(paddlerec_dir)), "inputs", schema=data.schema)
-        inputs.may_be_sparse = False
         x.append(inputs(*data.dataset.splits["train"][:2]))
     assert np.array_equal(*x)
 

@@ -24,11 +24,11 @@ from mmoe.data.csv_file import BLOCK_BYTES
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.data_files import find_files
 from mmoe.data.encode import decode
-from mmoe.data.raw_numbers import numbers_of
 from mmoe.data.raw_rows import RawRows, RowFormat, read_rows
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError
 from mmoe.predict import encode_rows
+from mmoe.raw.numbers import numbers_of
 
 LINES = sample_lines("census-income.test")[:40]
 FIELDS = [[field.strip() for field in line.split(",")] for line in LINES]

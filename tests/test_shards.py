@@ -474,7 +474,7 @@ def test_training_evaluation_and_predictions(tmp_path: Path, train: Command, com
     np.testing.assert_allclose(again["click_probability"], written["click_probability"], rtol=1e-4)
     result = run.evaluate("test", resamples=20)["checkpoints"][0]
     assert result["metrics"]["click"] == pytest.approx(metrics["test"]["click"], rel=1e-6)
-    assert len(run.gate_weights("test")["click"]) == 100
+    assert len(run.gates("test")["click"]) == 100
     other = run.evaluate("test", data={"test": str(tmp_path / "rows")}, resamples=0)
     assert other["num_rows"] == N
 

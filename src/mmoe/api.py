@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from mmoe.atomic import write
-from mmoe.checks import check_argument
+from mmoe.checks.arguments import check_argument
 from mmoe.cli.composition import composed
 from mmoe.cli.hidden_warnings import useless_warnings_hidden
 from mmoe.data.table import Table

@@ -15,7 +15,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import MLFlowLogger, WandbLogger
 
-from mmoe.checks import is_number
+from mmoe.checks.arguments import is_number
 from mmoe.errors import ArgumentError, UserError, did_you_mean, first_line
 
 # Loggers that need a package, and mmoe's extra that installs it. Lightning's message names another package.

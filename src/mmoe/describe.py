@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from mmoe.atomic import write_text
-from mmoe.checks import as_names
+from mmoe.checks.arguments import as_names
 from mmoe.cli.command import command
 from mmoe.cli.console import open_console
 from mmoe.cli.overrides import quote_override, quote_value

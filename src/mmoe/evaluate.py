@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mmoe.atomic import write_text
-from mmoe.checks import as_names, check_integers
+from mmoe.checks.arguments import as_names, check_integers
 from mmoe.cli.command import command
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmoe.checks import check_integers
+from mmoe.checks.arguments import check_integers
 from mmoe.cli.command import command
 from mmoe.errors import UserError
 

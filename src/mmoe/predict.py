@@ -16,7 +16,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from mmoe.atomic import write
-from mmoe.checks import as_names, check_integers
+from mmoe.checks.arguments import as_names, check_integers
 from mmoe.cli.command import command
 from mmoe.errors import UserError
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mmoe.build import build
-from mmoe.checks import check_integers, check_seeds
+from mmoe.checks.arguments import check_integers, check_seeds
 from mmoe.cli.hidden_warnings import useless_warnings_hidden
 from mmoe.data.batch import Batch
 from mmoe.data.datamodule import DataModule, labels_of, load_rows
@@ -192,7 +192,7 @@ class Run:
         predictions = self._table(self.outputs(split, checkpoint, replica), gates=True)
         return pd.concat([decode(rows, self.schema), predictions], axis=1)
 
-    def gate_weights(
+    def gates(
         self, split: str = "test", checkpoint: str = "best", replica: int | None = None
     ) -> dict[str, pd.DataFrame]:
         """The gate weights [N, E] of every task. Raises UserError if the model has no gates."""

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mmoe import CONF_DIR
 from mmoe.atomic import write_text
-from mmoe.checks import check_integers, check_probabilities, check_replicas, is_number
+from mmoe.checks.arguments import check_integers, check_probabilities, check_replicas, is_number
 from mmoe.cli.command import command
 from mmoe.cli.overrides import quote_override, searchpath_override
 from mmoe.errors import UserError

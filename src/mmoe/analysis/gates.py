@@ -6,8 +6,7 @@ UserError.
 N rows, T tasks, E experts.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -27,18 +26,16 @@ from mmoe.analysis.drawing import (
     panels,
     rows_name,
 )
-from mmoe.checks import check_integers
+from mmoe.checks.arguments import check_integers
 from mmoe.errors import UserError
 from mmoe.run import Run, load
 
-FIRST_INEXACT = 2**24  # from here on, float32 cannot hold all integers
 NO_LEVEL = "(missing or unseen)"
-NUMBER = re.compile(r"-?[0-9]+([.][0-9]+)?")
 
 
 def gate_weights(run: Run | Path | str, **which: Any) -> pd.DataFrame:
     """Compute the mean gate weight of each task (row) and expert (column)."""
-    return pd.DataFrame({task: weights.mean() for task, weights in load(run).gate_weights(**which).items()}).T
+    return pd.DataFrame({task: weights.mean() for task, weights in load(run).gates(**which).items()}).T
 
 
 def plot_gate_weights(run: Run | Path | str, **which: Any) -> Figure:
@@ -62,7 +59,7 @@ def _darkest(largest: float, num_experts: int) -> float:
 
 def plot_gate_distributions(run: Run | Path | str, **which: Any) -> Figure:
     """Draw the distribution of the gate weights over rows, as in figure 6 of the paper."""
-    weights_by_task = load(run).gate_weights(**which)
+    weights_by_task = load(run).gates(**which)
     num_experts = next(iter(weights_by_task.values())).shape[1]
     figure, (axes,) = panels(1, width=min(3 + 0.75 * num_experts, 12), height=3.4)
     width = 0.8 / len(weights_by_task)
@@ -97,16 +94,16 @@ def gate_weights_by(
         run: a run or its folder.
         column: a column of the rows; it need not be an input if the rows are in memory.
         bands: for a numeric column with many values, the number of quantile bands, or the edges of the bands.
-            A band includes its upper edge, and the first one its lower edge too.
+            A quantile band is named by its smallest and its largest value, and another one by its edges. It
+            includes its upper edge, and the first one its lower edge too.
         max_levels: for a column of text, the number of levels to show; `(other)` holds the rarer ones.
         which: the arguments of `Run.outputs`.
     """
     run = load(run)
-    weights = run.gate_weights(**which)
+    weights = run.gates(**which)
     values = run.column(column, which.get("split", "test"), which.get("replica"))
-    groups = subgroups(values, bands, max_levels)
-    if any(one.name == column and one.is_datetime for one in run.schema.numeric):
-        groups = _with_dates(groups)
+    are_dates = any(one.name == column and one.is_datetime for one in run.schema.numeric)
+    groups = subgroups(values, bands, max_levels, are_dates)
     table = pd.concat(
         {task: values.groupby(groups, observed=True).mean() for task, values in weights.items()}, axis=1
     )
@@ -134,8 +131,13 @@ def plot_gate_weights_by(run: Run | Path | str, column: str, **options: Any) -> 
     return figure
 
 
-def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, max_levels: int = 12) -> pd.Series:
-    """Assign each row to a subgroup. The categories are in the order of the figure; see `gate_weights_by`."""
+def subgroups(
+    values: pd.Series, bands: int | Sequence[float] = 5, max_levels: int = 12, are_dates: bool = False
+) -> pd.Series:
+    """Assign each row to a subgroup. The categories are in the order of the figure; see `gate_weights_by`.
+
+    With `are_dates`, the values are days since 1970, and dates name the subgroups.
+    """
     if not pd.api.types.is_numeric_dtype(values):
         named = values.astype(object).where(values.notna(), NO_LEVEL).map(_level_name)
         counts = named.value_counts()
@@ -143,19 +145,17 @@ def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, max_levels: i
         rest = ["(other)"] if len(counts) > max_levels else []
         return named.where(named.isin(kept), "(other)").astype(pd.CategoricalDtype([*kept, *rest]))
     if values.hasnans:
-        groups = subgroups(values.dropna(), bands, max_levels).reindex(values.index)
+        groups = subgroups(values.dropna(), bands, max_levels, are_dates).reindex(values.index)
         return groups.cat.add_categories("(missing)").fillna("(missing)")
     if isinstance(bands, int):
         check_integers(1, bands=bands)
         if values.nunique() <= max(bands, 6):
             levels = pd.CategoricalDtype(sorted(values.unique()), ordered=True)
-            names = [f"{value:g}" for value in levels.categories]
-            if len(set(names)) < len(names):
-                names = [f"{value:.10g}" for value in levels.categories]
+            names = _names([[value] for value in levels.categories], are_dates)
             return values.astype(levels).cat.rename_categories(names)
     lowest = values.min()
     if not isinstance(bands, int):
-        edges = shown = np.unique(bands)
+        edges = np.unique(bands)
         if lowest < edges[0] or values.max() > edges[-1]:
             rule = f"must reach from {lowest:g} to {values.max():g}, as the values do"
             raise UserError(f"bands={list(bands)}: {rule}")
@@ -163,15 +163,15 @@ def subgroups(values: pd.Series, bands: int | Sequence[float] = 5, max_levels: i
         # The lowest value, such as 0, fills more than one band, so it gets a band of its own.
         above = np.unique(np.quantile(values[values > lowest], np.linspace(0, 1, bands)))[1:]
         edges = np.array([lowest, np.nextafter(lowest, np.inf), *above])
-        shown = np.array([lowest, lowest, *above])
     else:
-        edges = shown = np.unique(np.quantile(values, np.linspace(0, 1, bands + 1)))
-    for text in (_float32_text, "{:.10g}".format):
-        names = [f"{text(a)} to {text(b)}" if a < b else text(a) for a, b in pairwise(shown)]
-        if len(set(names)) == len(names):
-            break
-    cut: pd.Series = pd.cut(values, list(edges), labels=names, include_lowest=True)
-    return cut
+        edges = np.unique(np.quantile(values, np.linspace(0, 1, bands + 1)))
+    cut: pd.Series = pd.cut(values, list(edges), labels=False, include_lowest=True).astype("category")
+    limits: list[Sequence[float]] = list(pairwise(edges))
+    if isinstance(bands, int):  # no value may lie between two interpolated quantiles
+        limits = [sorted({part.min(), part.max()}) for _, part in values.groupby(cut, observed=True)]
+    else:
+        cut = cut.cat.set_categories(range(len(limits)))
+    return cut.cat.rename_categories(_names(limits, are_dates))
 
 
 def _level_name(level: Any) -> str:
@@ -181,30 +181,38 @@ def _level_name(level: Any) -> str:
     return ", ".join(sorted(map(str, level))) or NO_LEVEL
 
 
-def _float32_text(number: float) -> str:
-    """A number without the digits that float32, in which rows are stored, adds to it."""
-    if abs(number) >= FIRST_INEXACT:
-        return f"{number:.10g}"
-    return np.format_float_positional(np.float32(number), trim="-")
-
-
-def _with_dates(groups: pd.Series) -> pd.Series:
-    """Subgroups of dates, named by dates instead of days since 1970; with times if the days do not differ."""
-
-    def date(days: re.Match[str], length: int) -> str:
-        minute = np.datetime64(round(float(days[0]) * 24 * 60), "m")
-        return str(minute)[:length].replace("T", " ")
-
-    for length in (len("2025-12-31"), len("2025-12-31T23:59")):
-        names = [NUMBER.sub(partial(date, length=length), name) for name in groups.cat.categories]
+def _names(limits: Sequence[Sequence[float]], are_dates: bool) -> list[str]:
+    """A name for each subgroup from its limits, one value or two. The names have as few digits as differ."""
+    values = {value for both in limits for value in both}
+    for text in _date_texts() if are_dates else _number_texts(all(value % 1 == 0 for value in values)):
+        names = [" to ".join(dict.fromkeys(map(text, both))) for both in limits]
         if len(set(names)) == len(names):
-            return groups.cat.rename_categories(names)
-    return groups
+            break
+    return names
+
+
+def _number_texts(are_whole: bool) -> Iterator[Callable[[float], str]]:
+    """Ways to write numbers, each with more digits than the one before."""
+    if are_whole:
+        yield "{:.0f}".format
+    for digits in range(4, 18):
+        yield partial(np.format_float_positional, precision=digits, fractional=False, trim="-")
+
+
+def _date_texts() -> Iterator[Callable[[float], str]]:
+    """Ways to write days since 1970: the date, then also the time."""
+    for length in (len("2025-12-31"), len("2025-12-31T23:59")):
+
+        def date(days: float, length: int = length) -> str:
+            minute = np.datetime64(round(float(days) * 24 * 60), "m")
+            return str(minute)[:length].replace("T", " ")
+
+        yield date
 
 
 def gate_similarity(run: Run | Path | str, **which: Any) -> pd.DataFrame:
     """Compute the cosine similarity between the tasks' gate weights, averaged over rows."""
-    weights = {task: values.to_numpy() for task, values in load(run).gate_weights(**which).items()}
+    weights = {task: values.to_numpy() for task, values in load(run).gates(**which).items()}
     unit = {task: values / np.linalg.norm(values, axis=1, keepdims=True) for task, values in weights.items()}
     return pd.DataFrame({a: {b: (unit[a] * unit[b]).sum(1).mean() for b in unit} for a in unit})
 

@@ -68,7 +68,10 @@ def plot_sweep(folder: Path | str, key: str | None = None, split: str = "test") 
         raise UserError(f"{folder}: its runs have no {split} rows")
     is_baseline = (frame["run"] == LIGHTGBM) & (key != "model")
     baseline, runs = frame[is_baseline], frame[~is_baseline]
-    values = sorted(runs[key].unique(), key=lambda v: (v == LIGHTGBM, isinstance(v, str), v))
+    # Names, such as those of methods, are ordered as in the table.
+    in_order = [value for value in sweep_table(folder)[key].unique() if isinstance(value, str)]
+    texts = [value for value in in_order if (runs[key] == value).any()]
+    values = sorted(set(runs[key]) - set(texts)) + texts
     others = [name for name in varied if name != key and runs[name].nunique() > 1]
     lines = list(runs.groupby(others, sort=False)) if others else [((), runs)]
     tasks = frame.attrs["tasks"]
@@ -115,7 +118,7 @@ def _draw_runs(
     """
     groups = {x: group for x, group in found.items() if len(group)}
     for x, group in groups.items():
-        axes.plot([x] * len(group), group, "o", markersize=3.5, mfc="none", mec="0.55")
+        axes.plot([x] * len(group), group, "o", markersize=5, mfc="none", mec="0.45")
     style = number or 0
     axes.errorbar(
         list(groups), [group.mean() for group in groups.values()],

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmoe.balancing.strategies import Strategy, from_library
-from mmoe.checks import check_finite, check_integers
+from mmoe.checks.arguments import check_finite, check_integers
 from mmoe.errors import ArgumentError
 
 SCALE_MODES = ("min", "median", "rmse")

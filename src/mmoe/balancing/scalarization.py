@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.balancing.strategies import LossWeighting, from_library
-from mmoe.checks import check_finite
+from mmoe.checks.arguments import check_finite
 
 
 class Scalarization(LossWeighting):

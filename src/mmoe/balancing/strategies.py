@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers
+from mmoe.checks.arguments import check_integers
 from mmoe.errors import UserError
 
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 from mmoe.data.column_names import suggests_codes, suggests_numbers, suggests_times, suggests_weights
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.column_values import ColumnValues
-from mmoe.data.dates import AMBIGUOUS, DAY_FIRST, DateFormat, dates_of, find_order, guess_format
 from mmoe.data.number_spellings import find_marks, odd_spellings, remark_on_spellings, remark_on_unit
+from mmoe.raw.dates import AMBIGUOUS, DAY_FIRST, DateFormat, dates_of, find_order, guess_format
 
 MAX_CODES = 20  # integers with at most this many distinct values are codes
 FEW_CODES = 5  # the limit if the name suggests numbers; otherwise, columns above it get a remark
@@ -109,6 +109,7 @@ def _guess_text(found: Guess, is_csv: bool) -> None:
         found.summary = f"{len(_parts(texts, separator)):,} levels"
         _set_max_values(found, max(text.count(separator) for text in texts) + 1)
         return
+    no_dates = _odd_dates(values)
     if num_levels >= 20 and num_levels == values.num_rows:
         found.reason = "a level for each row"
     elif num_levels >= 100 and num_levels > TEXT_ID_SHARE * values.num_known:
@@ -122,6 +123,11 @@ def _guess_text(found: Guess, is_csv: bool) -> None:
     elif unit := remark_on_unit(texts):
         found.remarks.append(unit)
         found.reason += f"; {unit}" if found.reason else ""
+    if no_dates:
+        hint = f"dates and {', '.join(map(repr, no_dates))}"
+        hint += ": add to csv.missing for a column of dates" if is_csv else ""
+        found.remarks.append(hint)
+        found.reason += f"; {hint}" if found.reason else ""
     if others:
         found.remarks.append(remark_on_spellings(others, is_csv))
     elif others == []:
@@ -139,6 +145,15 @@ def _is_date(texts: list[str]) -> bool:
         return False
     dates = pd.to_datetime(pd.Series(texts[:MAX_DATES]), format="mixed", errors="coerce", utc=True)
     return bool(dates.notna().all())
+
+
+def _odd_dates(values: ColumnValues) -> list[str]:
+    """The texts that are no dates, if there are at most 3 of them, and 90 % of the known values are dates."""
+    is_date = np.array([DATE.fullmatch(text.strip()) is not None for text in values.texts])
+    others = [text for text, is_one in zip(values.texts, is_date, strict=True) if not is_one]
+    are_most_dates = values.counts[is_date].sum() >= 0.9 * values.num_known
+    dates = [text for text, is_one in zip(values.texts, is_date, strict=True) if is_one]
+    return others if 0 < len(others) <= 3 < len(dates) and are_most_dates and _is_date(dates) else []
 
 
 def _parts(texts: list[str], separator: str) -> Counter[str]:

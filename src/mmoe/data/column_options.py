@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from mmoe.checks import check_integers
+from mmoe.checks.arguments import check_integers
 from mmoe.data.columns import NUMBER_ENCODINGS, TARGET_ENCODINGS
 from mmoe.errors import ArgumentError, unknown_key
 

@@ -12,8 +12,8 @@ from pyarrow import parquet
 
 from mmoe.data.csv_options import check_names
 from mmoe.data.data_files import PARQUET, file_errors, file_kind, name_files, open_file
-from mmoe.data.raw_column import is_number_type
 from mmoe.errors import UserError
+from mmoe.raw.frame_column import is_number_type
 
 # Types that become text. Some writers of Parquet store text as bytes.
 TEXT_TYPES = (pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())

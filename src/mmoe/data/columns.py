@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from mmoe.data import schema_checks as check
-from mmoe.data.dates import UNITS, DateFormat
+from mmoe.checks import fields as check
 from mmoe.errors import ArgumentError
+from mmoe.raw.dates import UNITS, DateFormat
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmoe.data.csv_options import CsvOptions
 from mmoe.data.csv_start import find_delimiter, first_rows, read_start
-from mmoe.data.raw_numbers import DECIMAL_COMMA
+from mmoe.raw.numbers import DECIMAL_COMMA
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from mmoe.checks import check_integers, check_seeds
+from mmoe.checks.arguments import check_integers, check_seeds
 from mmoe.data.batch import Batch, concatenate
 from mmoe.data.loader import Loader, RowLoader
 from mmoe.data.schema import Schema

@@ -15,13 +15,13 @@ import torch
 
 from mmoe.data.batch import Batch
 from mmoe.data.columns import Categorical, Numeric
-from mmoe.data.dates import DateFormat, date_part, dates_of, days
 from mmoe.data.encode_labels import decode_labels, encode_labels
-from mmoe.data.raw_column import column_of
-from mmoe.data.raw_levels import Levels, levels_of, multi_levels_of
-from mmoe.data.raw_numbers import numbers_of
 from mmoe.data.schema import Schema
 from mmoe.errors import RowError
+from mmoe.raw.dates import DateFormat, date_part, dates_of, days
+from mmoe.raw.frame_column import column_of
+from mmoe.raw.levels import Levels, levels_of, multi_levels_of
+from mmoe.raw.numbers import numbers_of
 
 # How a vocabulary may spell false and true.
 BOOLEAN_SPELLINGS = (("False", "True"), ("false", "true"), ("FALSE", "TRUE"), ("0", "1"))

@@ -11,10 +11,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from mmoe.data.raw_column import column_of
-from mmoe.data.raw_levels import levels_of
-from mmoe.data.raw_numbers import numbers_of
 from mmoe.errors import RowError
+from mmoe.raw.frame_column import column_of
+from mmoe.raw.levels import levels_of
+from mmoe.raw.numbers import numbers_of
 from mmoe.tasks import Task
 from mmoe.tasks.labels import label_levels
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from mmoe.checks.fields import MAX_MAGNITUDE
 from mmoe.data.columns import Numeric
 from mmoe.data.number_statistics import NumberStatistics
-from mmoe.data.raw_numbers import check_finite_column
-from mmoe.data.schema_checks import MAX_MAGNITUDE
 from mmoe.errors import UserError
+from mmoe.raw.numbers import check_finite_column
 
 FREQUENT_ROWS = 10  # a value is frequent if it occurs in at least this many training rows
 MAX_QUANTILE_VALUES = 2**24  # torch.quantile takes no more values than this

@@ -13,17 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from mmoe.checks import check_integers
+from mmoe.checks.arguments import check_integers
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.columns import DATE_PARTS, TARGET_ENCODINGS, Categorical, Numeric, column_rank
-from mmoe.data.dates import DateFormat, guess_format
 from mmoe.data.encode import find_levels, find_numbers
 from mmoe.data.encode_labels import known_labels
 from mmoe.data.fit_numbers import EMPTY_BIN, fit_values
 from mmoe.data.level_counts import LevelCounts, value_counts
-from mmoe.data.raw_column import column_of, is_categorical
 from mmoe.data.schema import Schema
 from mmoe.errors import RowError, UserError
+from mmoe.raw.dates import DateFormat, guess_format
+from mmoe.raw.frame_column import column_of, is_categorical
 from mmoe.tasks import Task
 
 MAX_AUTO_ONE_HOT = 256  # a column with more levels gets learned vectors

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from mmoe.data.schema_checks import MAX_FLOAT32
+from mmoe.checks.fields import MAX_FLOAT32
 from mmoe.data.text_blocks import Block, blocks, split_lines
 from mmoe.errors import UserError
 

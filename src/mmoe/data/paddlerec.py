@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmoe.checks import check_integers, check_seeds
+from mmoe.checks.arguments import check_integers, check_seeds
 from mmoe.data import cache, headerless_csv
 from mmoe.data.batch import Batch
 from mmoe.data.columns import Categorical

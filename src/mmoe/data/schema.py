@@ -11,7 +11,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
-from mmoe.data import schema_checks as check
+from mmoe.checks import fields as check
 from mmoe.data.columns import Categorical, Numeric, column_rank
 from mmoe.errors import ArgumentError, UserError
 from mmoe.tasks import Task

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
-from mmoe.checks import is_number
+from mmoe.checks.arguments import is_number
 from mmoe.errors import ArgumentError, unknown_key
 
 

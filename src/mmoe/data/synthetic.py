@@ -10,7 +10,7 @@ from operator import itemgetter
 
 import torch
 
-from mmoe.checks import check_integers
+from mmoe.checks.arguments import check_integers
 from mmoe.data.batch import Batch
 from mmoe.data.columns import Numeric
 from mmoe.data.datamodule import DataModule

@@ -11,7 +11,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from mmoe.checks import check_finite, check_integers
+from mmoe.checks.arguments import check_finite, check_integers
 from mmoe.data.batch import Batch
 from mmoe.errors import ArgumentError
 

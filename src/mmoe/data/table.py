@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mmoe.checks import check_argument
+from mmoe.checks.arguments import check_argument
 from mmoe.data.column_guess import Guess, guess
 from mmoe.data.column_options import column_options
 from mmoe.data.column_values import values_of

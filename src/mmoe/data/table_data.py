@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from mmoe.checks import check_integers, check_seeds
+from mmoe.checks.arguments import check_integers, check_seeds
 from mmoe.data import cache
 from mmoe.data.column_guess import guess
 from mmoe.data.column_options import ColumnOptions, column_options, to_plain
@@ -26,7 +26,6 @@ from mmoe.data.engine import check_engine, open_engine
 from mmoe.data.file_states import FileState
 from mmoe.data.fraction_guess import USUAL_FRACTIONS
 from mmoe.data.memory import memory_size, memory_to_encode
-from mmoe.data.raw_column import column_of
 from mmoe.data.raw_rows import RowFormat
 from mmoe.data.schema import Schema
 from mmoe.data.split_rules import SplitRule, parse_split
@@ -35,6 +34,7 @@ from mmoe.data.table_files import locate, read_names, read_table
 from mmoe.data.table_request import Request, text_rules
 from mmoe.data.table_source import Source, states_of
 from mmoe.errors import ArgumentError, UserError
+from mmoe.raw.frame_column import column_of
 from mmoe.tasks import Task, with_groups
 from mmoe.tasks.serialization import task_from_config, task_to_json
 

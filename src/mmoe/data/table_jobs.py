@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from mmoe.data.columnar_files import common_schema
 from mmoe.data.csv_columns import TextRules
-from mmoe.data.dates import DateFormat
 from mmoe.data.engine import Engine
 from mmoe.data.hashes import row_hashes
 from mmoe.data.partitions import Partition, cut_partitions, read_partition, scan_file
@@ -32,6 +31,7 @@ from mmoe.data.table_splits import (
     row_filter,
 )  # fmt: skip
 from mmoe.errors import RowError, UserError
+from mmoe.raw.dates import DateFormat
 
 
 @dataclass(frozen=True)

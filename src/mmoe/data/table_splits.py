@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mmoe.data.dates import DateFormat, dates_of, guess_format
 from mmoe.data.hashes import level_hashes, row_hashes
-from mmoe.data.raw_column import column_of, is_categorical, kind_of
-from mmoe.data.raw_levels import levels_of
-from mmoe.data.raw_numbers import numbers_of
 from mmoe.data.split_rules import SplitRule
 from mmoe.data.splits import CONFIG_KEYS
 from mmoe.errors import RowError, UserError
+from mmoe.raw.dates import DateFormat, dates_of, guess_format
+from mmoe.raw.frame_column import column_of, is_categorical, kind_of
+from mmoe.raw.levels import levels_of
+from mmoe.raw.numbers import numbers_of
 from mmoe.tasks.labels import label_levels, level_text
 
 MAX_SHUFFLED_ROWS = 2**24  # with more rows, each is chosen independently of the others

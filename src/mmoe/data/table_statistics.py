@@ -8,7 +8,6 @@ import pandas as pd
 import pyarrow as pa
 
 from mmoe.data.columns import Categorical, Numeric
-from mmoe.data.dates import DateFormat
 from mmoe.data.encode import find_numbers
 from mmoe.data.encode_labels import known_labels
 from mmoe.data.fit_numbers import fit_number_statistics
@@ -21,11 +20,12 @@ from mmoe.data.fit_schema import (
 )
 from mmoe.data.level_counts import LevelCounts
 from mmoe.data.number_statistics import NumberStatistics, is_in_sample
-from mmoe.data.raw_numbers import numbers_of
 from mmoe.data.schema import Schema
 from mmoe.data.splits import SPLITS
 from mmoe.data.table_jobs import Job, errors_in
 from mmoe.data.table_request import Request
+from mmoe.raw.dates import DateFormat
+from mmoe.raw.numbers import numbers_of
 from mmoe.tasks import Task
 from mmoe.tasks.labels import count_levels
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_finite, check_integers, check_widths
+from mmoe.checks.arguments import check_finite, check_integers, check_widths
 from mmoe.errors import ArgumentError, UserError
 from mmoe.models.gating import softmax
 from mmoe.models.layers import SharedInputLinear, StackedLinear, hidden_layers

@@ -10,7 +10,7 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_finite, is_number
+from mmoe.checks.arguments import check_finite, is_number
 from mmoe.errors import ArgumentError
 
 

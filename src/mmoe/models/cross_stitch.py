@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers, check_probabilities, check_widths
+from mmoe.checks.arguments import check_integers, check_probabilities, check_widths
 from mmoe.models.layers import SharedInputLinear, StackedLinear, activation_layers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mmoe.checks import check_finite, check_integers, check_widths
+from mmoe.checks.arguments import check_finite, check_integers, check_widths
 from mmoe.models.gating import mix, softmax
 from mmoe.models.layers import hidden_layers
 from mmoe.models.network import Output

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_finite, check_integers
+from mmoe.checks.arguments import check_finite, check_integers
 from mmoe.data.schema import Schema
 
 MAX_EDGE_PER_WIDTH = 2.0**14  # if an edge exceeds this many bin widths, rounding changes shares by over 0.001

@@ -6,13 +6,12 @@ M members, B batch, I inputs, T tasks, E experts of a member, L logits of all ta
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers
+from mmoe.checks.arguments import check_integers
 from mmoe.errors import ArgumentError
 from mmoe.models.mean_prediction import Average, MeanPrediction
-from mmoe.models.network import Output
+from mmoe.models.network import Output, OutputOfMembers
 from mmoe.models.replicas import Replicas
 from mmoe.models.towers import TaskLogits
 from mmoe.tasks import Task
@@ -34,9 +33,9 @@ class Ensemble(nn.Module):
         ArgumentError: an argument is outside its range, or the members have a penalty or are ensembles.
 
     Shape:
-        x: [B, I]; output: the averaged logits [B, L]; in training, all members' logits [M, B, L], or, if the
-        members have expert heads, [M * (1 + E), B, L]. There are no gates, because expert e of one member has
-        nothing to do with expert e of another.
+        x: [B, I]; output: the averaged logits [B, L]; in training also those of all members [M, B, L], or, if
+        the members have expert heads, [M * (1 + E), B, L]. There are no gates, because expert e of one member
+        has nothing to do with expert e of another.
     """
 
     def __init__(
@@ -81,15 +80,13 @@ class Ensemble(nn.Module):
         """The arguments that follow from the tasks."""
         return {"averages": [task.average for task in tasks]}
 
-    def forward(self, x: Tensor) -> Output:
-        logits = self.members(x).logits  # [M, B, L]; in training with expert heads [M, 1 + E, B, L]
-        gates = logits.new_zeros(logits.shape[-2], self.num_tasks, 0)
-        return Output(logits.flatten(0, -3) if self.training else self._mean(logits), gates)
-
-    def output_logits(self, logits: Tensor) -> Tensor:
-        """Average the members in the training output of `forward`. The result is [B, L]."""
-        return self._mean(torch.unflatten(logits, 0, (self.size, -1))[:, 0])
-
-    def _mean(self, logits: Tensor) -> Tensor:
-        """Average the members, given their logits [M, B, L]."""
-        return self.mean(logits) if self.averages_predictions else logits.mean(0)
+    def forward(self, x: Tensor) -> Output | OutputOfMembers:
+        output = self.members(x)
+        logits = output.logits  # [M, B, L]
+        mean = self.mean(logits) if self.averages_predictions else logits.mean(0)  # [B, L]
+        gates = logits.new_zeros(logits.shape[1], self.num_tasks, 0)
+        if not self.training:
+            return Output(mean, gates)
+        if isinstance(output, OutputOfMembers):
+            logits = output.member_logits.flatten(0, 1)  # [M * (1 + E), B, L]
+        return OutputOfMembers(mean, gates, logits)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from mmoe.checks import check_integers
+from mmoe.checks.arguments import check_integers
 from mmoe.errors import ArgumentError, UserError
 from mmoe.models.ensemble import Ensemble
 from mmoe.models.shared_bottom import SharedBottom

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmoe.models.layers import StackedLinear
 from mmoe.models.mean_prediction import Average, MeanPrediction
+from mmoe.models.network import Output, OutputOfMembers
 
 
 class ExpertHeads(nn.Module):
@@ -24,8 +25,8 @@ class ExpertHeads(nn.Module):
         averages: see `MeanPrediction`.
 
     Shape:
-        gates: [B, T, E]; experts: [B, E, H]; output: logits [B, L]; in training [1 + E, B, L]: those of the
-        mean, then those of each expert.
+        gates: [B, T, E]; experts: [B, E, H]; output: an `Output`. In training it is an `OutputOfMembers`,
+        whose members are the mean and then each expert: [1 + E, B, L].
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class ExpertHeads(nn.Module):
         self.heads = StackedLinear(num_experts, num_inputs, sum(task_outputs))
         self.mean = MeanPrediction(task_outputs, averages)
 
-    def forward(self, gates: Tensor, experts: Tensor) -> Tensor:
+    def forward(self, gates: Tensor, experts: Tensor) -> Output | OutputOfMembers:
         logits = self.heads(experts).transpose(0, 1)  # [E, B, L]
         weights = gates.movedim(-1, 0)  # [E, B, T]
         if not self.training:
-            return self.mean(logits, weights)
-        return torch.cat([self.mean(logits.detach(), weights)[None], logits])
+            return Output(self.mean(logits, weights), gates)
+        members = torch.cat([self.mean(logits.detach(), weights)[None], logits])  # [1 + E, B, L]
+        return OutputOfMembers(members[0], gates, members)

@@ -3,7 +3,8 @@
 B batch, P level slots of a row, C categorical columns, M numeric columns, I inputs, S coefficients of a row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Self
@@ -11,11 +12,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_probabilities
+from mmoe.checks.arguments import check_probabilities
+from mmoe.checks.fields import MAX_MAGNITUDE
 from mmoe.data.batch import LEVEL_DTYPES, Batch, check_levels, level_bounds
 from mmoe.data.columns import Numeric
 from mmoe.data.schema import Schema
-from mmoe.data.schema_checks import MAX_MAGNITUDE
 from mmoe.data.sparse_matrix import SparseMatrix
 from mmoe.errors import UserError
 from mmoe.models import sparse_encoders
@@ -42,13 +43,6 @@ SPARSE_COUNTERPARTS: dict[type, Sequence[type[sparse_encoders.SparseNumbers]]] =
 }
 
 
-def use_dense_inputs(module: nn.Module) -> None:
-    """Make all `Inputs` in a module return tensors, for torch.compile and for models that need tensors."""
-    for part in module.modules():
-        if isinstance(part, Inputs):
-            part.may_be_sparse = False
-
-
 class Inputs(nn.Module):
     """All inputs side by side: levels, numbers, missing numbers, learned vectors, and target statistics.
 
@@ -69,12 +63,12 @@ class Inputs(nn.Module):
 
     Raises:
         ArgumentError: a dropout outside [0, 1).
-        UserError: in `forward`, rows of another shape; on a CPU, outside of vmap and torch.compile, also a
-            code that is neither a level of its column nor the unseen one.
+        UserError: in `forward`, rows of another shape; on a CPU, outside of torch.compile, also a code that
+            is neither a level of its column nor the unseen one.
 
     Shape:
-        levels: [B, P], integers; numbers: [B, M]; sparse: None or [B, S], see `Batch`.
-        output x: [B, I], I = `num_outputs`; on a CPU `SparseInputs` for large batches.
+        levels: [B, P], integers; numbers: [B, M].
+        output x: [B, I], I = `num_outputs`. `sparse_or_dense` may return `SparseInputs` instead.
     """
 
     def __init__(
@@ -109,10 +103,8 @@ class Inputs(nn.Module):
         self.dtype = torch.get_default_dtype()
         are_known = all(type(part) in SPARSE_COUNTERPARTS for part, _ in self._number_parts)
         is_one_hot = type(self.categorical) is OneHot and self.categorical.num_outputs > 0
-        self.may_be_sparse = is_one_hot and are_known
-        # None: `forward` checks each batch. `Replicas` stores the result of `check`. vmap can neither check
-        # nor encode rows, so the inputs of replicas are sparse only if `encode_rows` was called before.
-        self.numbers_in_range: bool | None = None
+        self._has_sparse_form = is_one_hot and are_known
+        self._in_range: bool | None = None  # only in `checked_before_vmap`; there, what `check` returned
         self._has_missing = len(missing) > 0
         self._may_be_missing = torch.tensor([column.has_missing for column in schema.numeric])
         # The encoders whose inputs stay dense beside sparse ones.
@@ -132,25 +124,26 @@ class Inputs(nn.Module):
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.column.device)).dtype
         return self
 
-    def forward(
+    def forward(self, levels: Tensor, numbers: Tensor) -> Tensor:
+        """Encode levels and numbers, and join them."""
+        levels, numbers = self._convert(levels, numbers)
+        return self._dropped(self.dense(levels, numbers, self._check(levels, numbers)))
+
+    def sparse_or_dense(
         self, levels: Tensor, numbers: Tensor, sparse: SparseMatrix | None = None
     ) -> Tensor | SparseInputs:
-        """Encode levels and numbers, and join them."""
-        if sparse is not None and self.may_be_sparse:
+        """The inputs in the form that is faster: `SparseInputs` for large batches on a CPU, else [B, I].
+
+        `sparse` is None, or the coefficients [B, S] that `encode_rows` added to the rows.
+        """
+        if sparse is not None:
             return self._sparse_inputs(levels, sparse)
         levels, numbers = self._convert(levels, numbers)
-        in_range, may_encode = self.numbers_in_range, False
+        in_range = self._check(levels, numbers)
         drops = self.training and self.dropout.p > 0
-        if in_range is None:
-            in_range = self._check(levels, numbers)
-            may_encode = in_range and not drops
-        if may_encode and self._gives_sparse(levels.shape[0], numbers):
+        if in_range and not drops and self._is_sparse_faster(levels.shape[0], numbers):
             return self._sparse_inputs(levels, self._sparse_encoder.encode(levels, numbers))
-        x = self.dense(levels, numbers, in_range)
-        if drops:
-            kept = self.dropout(x.new_ones(x.shape[0], self.num_columns))  # [B, C + M]
-            x = x * kept.index_select(1, self.column)
-        return x
+        return self._dropped(self.dense(levels, numbers, in_range))
 
     def dense(self, levels: Tensor, numbers: Tensor, in_range: bool = False) -> Tensor:
         """All inputs as one tensor, [B, I]; with `in_range`, the numbers have passed `check`."""
@@ -165,8 +158,8 @@ class Inputs(nn.Module):
         return torch.cat(parts, dim=1).to(self.dtype)
 
     def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
-        """Add the sparse matrix of the rows, unless batches of this size have dense inputs."""
-        possible = self._gives_sparse(batch_size, rows.numbers) and not self.dropout.p
+        """Add the sparse matrix of the rows, unless dense inputs are faster in batches of this size."""
+        possible = self._is_sparse_faster(batch_size, rows.numbers) and not self.dropout.p
         if not possible or not self.check(rows.levels, rows.numbers):
             return rows
         if torch.iinfo(rows.levels.dtype).max < self._schema.num_codes:
@@ -208,11 +201,19 @@ class Inputs(nn.Module):
             return list(zip(self.numeric.parts, self.numeric.part_columns, strict=True))
         return [(self.numeric, range(len(self._schema.numeric)))]
 
-    def _gives_sparse(self, num_rows: int, numbers: Tensor) -> bool:
+    def _is_sparse_faster(self, num_rows: int, numbers: Tensor) -> bool:
         # In half precision dense inputs are rounded, and sparse inputs would be rounded differently.
         is_full = self.dtype in (torch.float32, torch.float64)
         possible = is_full and numbers.device.type == "cpu" and not numbers.requires_grad
-        return self.may_be_sparse and possible and num_rows >= MIN_SPARSE_ROWS
+        return self._has_sparse_form and possible and num_rows >= MIN_SPARSE_ROWS
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        """The inputs [B, I], without the columns that are dropped in a training row."""
+        if not self.training or not self.dropout.p:
+            return x
+        kept = self.dropout(x.new_ones(x.shape[0], self.num_columns))  # [B, C + M]
+        dropped: Tensor = x * kept.index_select(1, self.column)
+        return dropped
 
     def _convert(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Codes as int64 and numbers as float32, after a check of their shapes."""
@@ -226,6 +227,8 @@ class Inputs(nn.Module):
         return levels.long(), numbers.float()
 
     def _check(self, levels: Tensor, numbers: Tensor) -> bool:
+        if self._in_range is not None:
+            return self._in_range
         if torch.compiler.is_compiling() or numbers.device.type != "cpu":
             return False
         if not torch.equal(torch.clamp(levels, *self._level_bounds), levels):
@@ -235,6 +238,23 @@ class Inputs(nn.Module):
             numbers = torch.where(is_expected, self.smallest, numbers)
         clamped = torch.clamp(numbers, *self._number_bounds)
         return torch.equal(clamped, numbers)
+
+
+@contextmanager
+def checked_before_vmap(module: nn.Module, levels: Tensor, numbers: Tensor) -> Iterator[None]:
+    """Check rows here, and not again in the `Inputs` of a module, where vmap hides the values of rows.
+
+    Shape:
+        levels: [N, P]; numbers: [N, M]: the rows of all replicas.
+    """
+    parts = [part for part in module.modules() if isinstance(part, Inputs)]
+    for part in parts:
+        part._in_range = part.check(levels, numbers)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part._in_range = None
 
 
 def _range_without_overflow(column: Numeric) -> tuple[float, float]:

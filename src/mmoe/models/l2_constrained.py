@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmoe.checks import check_finite
+from mmoe.checks.arguments import check_finite
 from mmoe.models.layers import SharedInputLinear, StackedLinear
 from mmoe.models.network import Output
 from mmoe.models.single_task import SingleTask

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_probabilities
+from mmoe.checks.arguments import check_probabilities
 from mmoe.errors import ArgumentError
 from mmoe.models.sparse_inputs import SparseInputs, linear
 

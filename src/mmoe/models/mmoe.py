@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_finite, check_integers, check_probabilities, check_widths
+from mmoe.checks.arguments import check_finite, check_integers, check_probabilities, check_widths
 from mmoe.errors import ArgumentError
 from mmoe.models.column_views import ColumnViews
 from mmoe.models.expert_heads import ExpertHeads
 from mmoe.models.gating import mix, softmax
 from mmoe.models.layers import deeper_layers, hidden_layers
 from mmoe.models.mean_prediction import Average
-from mmoe.models.network import Output
+from mmoe.models.network import Output, OutputOfMembers
 from mmoe.models.sparse_inputs import SparseInputs, linear
 from mmoe.models.towers import TaskLogits, task_towers
 from mmoe.tasks import Task
@@ -53,9 +53,9 @@ class MMoE(nn.Module):
         ArgumentError: an argument is outside its range.
 
     Shape:
-        x: [B, I]; output: logits [B, L] and gates [B, T, E]. With expert heads, the logits in training are
-        [1 + E, B, L]: those of the output, then those of each expert. F is expert_units[0], H is
-        expert_units[-1], and G is gate_units[0] (E for linear gates).
+        x: [B, I]; output: logits [B, L] and gates [B, T, E]; in training with expert heads, also the logits
+        of each expert, see `ExpertHeads`. F is expert_units[0], H is expert_units[-1], and G is gate_units[0]
+        (E for linear gates).
     """
 
     takes_sparse_inputs = True
@@ -122,7 +122,7 @@ class MMoE(nn.Module):
         """The arguments that follow from the tasks."""
         return {"averages": [task.average for task in tasks]}
 
-    def forward(self, x: Tensor | SparseInputs) -> Output:
+    def forward(self, x: Tensor | SparseInputs) -> Output | OutputOfMembers:
         weight: Tensor = self.weight
         if self.views is not None:
             experts_weight, gates_weight = torch.split(weight, self.first_widths, dim=1)
@@ -134,13 +134,9 @@ class MMoE(nn.Module):
         gate_logits = self.gates(gate_hidden)  # [B, T, E]; OMoE: [B, 1, E]
         gates = self._normalise(gate_logits).expand(-1, self.num_tasks, -1)  # [B, T, E]
         if self.heads is not None:
-            return Output(self.heads(gates, experts), gates)
+            return self.heads(gates, experts)  # type: ignore[no-any-return]
         logits = self.task_logits(self.towers(mix(gates, experts)))  # [B, L]
         return Output(logits, gates)
-
-    def output_logits(self, logits: Tensor) -> Tensor:
-        """Select the output's logits [B, L] from the training logits [1 + E, B, L] of expert heads."""
-        return logits[0]
 
     def _normalise(self, logits: Tensor) -> Tensor:
         """Turn gate logits [B, T, E] into weights that sum to 1 over E."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers, check_widths
+from mmoe.checks.arguments import check_integers, check_widths
 from mmoe.models import layers
 from mmoe.models.gating import mix, softmax
 from mmoe.models.network import Output

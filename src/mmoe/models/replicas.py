@@ -1,6 +1,6 @@
 """Independent copies of a network, trained side by side.
 
-R replicas.
+B batch, P level slots of a row, M numeric columns, R replicas.
 """
 
 import copy
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from mmoe.data.sparse_matrix import SparseMatrix
-from mmoe.models.inputs import Inputs
+from mmoe.models.inputs import Inputs, checked_before_vmap
 
 
 class Replicas(nn.Module):
@@ -28,7 +27,7 @@ class Replicas(nn.Module):
 
     Shape:
         rows: tensors, `SparseInputs` or a `SparseMatrix` that all replicas share, or None. With
-            `own_rows`, tensors [R, ...] with one slice for each replica.
+            `own_rows`, tensors [R, B, ...] with one slice for each replica, or None.
         output: the output of a module, with R as an additional first dimension.
     """
 
@@ -42,21 +41,21 @@ class Replicas(nn.Module):
         for name, values in {**stacked, **own_buffers}.items():
             owner, _, leaf = name.rpartition(".")
             setattr(self.stacked.get_submodule(owner), leaf, values)
+        self._has_inputs = any(isinstance(part, Inputs) for part in self.stacked.modules())
         for part in self.stacked.modules():
             if isinstance(part, nn.Embedding):
                 part.sparse = False  # vmap has no sparse gradients
 
     def forward(self, *rows: Any, own_rows: bool = False) -> Any:
-        is_encoded = any(isinstance(one, SparseMatrix) for one in rows)  # such rows were checked before
-        for part in self.stacked.modules():
-            if isinstance(part, Inputs) and not is_encoded:
-                levels, numbers = (tensor.flatten(0, 1) if own_rows else tensor for tensor in rows[:2])
-                part.numbers_in_range = part.check(levels, numbers)
-        apply = partial(functional_call, self.stacked)
         in_dims = (0, tuple(0 if own_rows and tensor is not None else None for tensor in rows))
         own = {name: self.stacked.get_buffer(name) for name in self._own_buffers}
         stacked = {**self.parameters_by_name(), **own}
-        return torch.vmap(apply, in_dims, randomness="different")(stacked, rows)
+        apply = torch.vmap(partial(functional_call, self.stacked), in_dims, randomness="different")
+        if not (own_rows and self._has_inputs):
+            return apply(stacked, rows)
+        levels, numbers = (tensor.flatten(0, 1) for tensor in rows[:2])  # [R*B, P], [R*B, M]
+        with checked_before_vmap(self.stacked, levels, numbers):
+            return apply(stacked, rows)
 
     def parameters_by_name(self) -> dict[str, Tensor]:
         """The stacked parameters [R, ...] by their names in a single module."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers, check_widths
+from mmoe.checks.arguments import check_integers, check_widths
 from mmoe.models.layers import SharedInputLinear, deeper_layers
 from mmoe.models.network import Output
 from mmoe.models.sparse_inputs import SparseInputs

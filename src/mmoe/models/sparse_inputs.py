@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmoe.checks import check_matrix
+from mmoe.checks.arguments import check_matrix
 from mmoe.data.sparse_matrix import SparseMatrix
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers, check_widths
+from mmoe.checks.arguments import check_integers, check_widths
 from mmoe.models.gating import mix, softmax
 from mmoe.models.layers import SharedInputLinear, StackedLinear, hidden_layers
 from mmoe.models.network import Output

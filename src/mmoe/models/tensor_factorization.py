@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers, check_matrix, check_widths
+from mmoe.checks.arguments import check_integers, check_matrix, check_widths
 from mmoe.models.layers import activation_layers
 from mmoe.models.network import Output
 from mmoe.models.towers import TaskLogits

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_integers, check_widths
+from mmoe.checks.arguments import check_integers, check_widths
 from mmoe.errors import ArgumentError
 from mmoe.models.layers import StackedLinear, deeper_layers
 

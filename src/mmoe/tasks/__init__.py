@@ -10,7 +10,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from mmoe.data import schema_checks as check
+from mmoe.checks import fields as check
 from mmoe.errors import ArgumentError
 from mmoe.tasks.binary import Binary
 from mmoe.tasks.count import Count

@@ -11,7 +11,7 @@ from scipy.special import expit
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-from mmoe.checks import check_finite
+from mmoe.checks.arguments import check_finite
 from mmoe.errors import ArgumentError, UserError
 from mmoe.tasks.class_losses import ClassWeights, check_class_weights, fit_class_weights, focal
 from mmoe.tasks.labels import count_levels, label_levels, sort_levels

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmoe.checks import check_finite, is_number
+from mmoe.checks.arguments import check_finite, is_number
 from mmoe.errors import ArgumentError
 
 BALANCED = "balanced"

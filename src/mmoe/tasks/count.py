@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from mmoe.data import schema_checks as check
-from mmoe.data.raw_numbers import numbers_of
+from mmoe.checks import fields as check
 from mmoe.errors import RowError
+from mmoe.raw.numbers import numbers_of
 from mmoe.tasks.task import SMALLEST_RATE, Task, log_shares
 
 if TYPE_CHECKING:

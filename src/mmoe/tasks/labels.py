@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mmoe.data.raw_levels import levels_of
+from mmoe.raw.levels import levels_of
 
 
 def level_text(value: Any) -> str:

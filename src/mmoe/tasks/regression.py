@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
-from mmoe.checks import check_finite
-from mmoe.data import schema_checks as check
-from mmoe.data.raw_numbers import numbers_of
+from mmoe.checks import fields as check
+from mmoe.checks.arguments import check_finite
 from mmoe.errors import ArgumentError
+from mmoe.raw.numbers import numbers_of
 from mmoe.tasks.task import MeanLoss, Task
 
 if TYPE_CHECKING:

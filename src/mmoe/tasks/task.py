@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from mmoe.data import schema_checks as check
+from mmoe.checks import fields as check
 from mmoe.errors import ArgumentError, UserError
 from mmoe.metrics import GROUPED_AUROC
 from mmoe.tasks.labels import level_text

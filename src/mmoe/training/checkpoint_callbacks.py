@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from mmoe.checks import check_integers
+from mmoe.checks.arguments import check_integers
 from mmoe.errors import END_SIGNALS, Stopped, UserError
 from mmoe.training import checkpoints
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmoe.atomic import remove_abandoned, write
-from mmoe.checks import is_number
+from mmoe.checks.arguments import is_number
 from mmoe.errors import UserError, first_line, is_disk_error
 
 log = logging.getLogger(__name__)

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from mmoe.balancing.balancer import Balancer
 from mmoe.balancing.strategies import Strategy
-from mmoe.checks import check_integers
+from mmoe.checks.arguments import check_integers
 from mmoe.data.batch import Batch
 from mmoe.errors import ArgumentError, UserError
-from mmoe.models.inputs import Inputs
-from mmoe.models.network import Output
+from mmoe.models.network import Network, Output
 from mmoe.tasks import default_monitor, logit_columns, predictions_of, validation_metrics
 from mmoe.training.epoch_outputs import LabelledLogits
 from mmoe.training.epoch_results import EpochResults
@@ -144,9 +143,9 @@ class Learner(LightModule):
 
     def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
         """Add `sparse` to rows if the network computes with it; see `DataModule.encode_inputs_with`."""
-        inputs = [module for module in self.objective.modules() if isinstance(module, Inputs)]
+        network = self._inner_objective.network
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        return inputs[0].encode_rows(rows, batch_size) if inputs and on_cpu else rows
+        return network.encode_rows(rows, batch_size) if on_cpu and isinstance(network, Network) else rows
 
     def forward(self, batch: Batch) -> Output:
         output = self._compute(batch)

@@ -1,8 +1,7 @@
 """The loss: the weighted sum of the tasks' losses.
 
-B batch, P level slots of a row, M numeric columns, T tasks, L logits of all tasks, E experts, K sets of
-logits in training: one for each member of an ensemble; with expert heads, 1 + E for each network (the output,
-then the experts).
+B batch, P level slots of a row, M numeric columns, T tasks, L logits of all tasks, E experts, K members with
+a loss: see `OutputOfMembers`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmoe.checks import check_finite
+from mmoe.checks.arguments import check_finite
 from mmoe.data.sparse_matrix import SparseMatrix
 from mmoe.errors import ArgumentError
 from mmoe.models.esmm import funnel_of
-from mmoe.models.network import Network
+from mmoe.models.network import Network, OutputOfMembers
 from mmoe.tasks import Task, logit_columns
 
 
@@ -123,14 +122,16 @@ class Objective(nn.Module):
         rows: tuple[Any, ...] = (levels, numbers) if sparse is None else (levels, numbers, sparse)
         penalty: Tensor | None = None
         if self.has_penalty:
-            (logits, gates), penalty = self.network.forward_with_penalty(*rows)
+            output, penalty = self.network.forward_with_penalty(*rows)
         else:
-            logits, gates = self.network(*rows)
-        in_loss = self._funnel.joint_logits(logits) if self.has_funnel else logits
+            output = self.network(*rows)
+        logits, gates = output[:2]
+        in_loss, num_members = logits, 1
+        if isinstance(output, OutputOfMembers):
+            in_loss, num_members = output.member_logits, len(output.member_logits)
+        in_loss = self._funnel.joint_logits(in_loss) if self.has_funnel else in_loss
         labels, known = self.labels_in_loss(labels, known)
-        # In training, ensembles and models with expert heads return K sets of logits, [K, B, L].
-        num_sets = logits.shape[0] if logits.ndim > labels.ndim else 1
-        factor = len(self.tasks) * num_sets  # turns the mean over tasks and sets into their sum
+        factor = len(self.tasks) * num_members  # turns the mean over tasks and members into their sum
         row_weights = loss_weights(known, weights)
         separate = self.by_task and self.training
         if separate:
@@ -142,9 +143,6 @@ class Objective(nn.Module):
         else:
             loss = factor * (self._losses(in_loss, labels) * self.task_weights).mean()
         loss = loss if penalty is None or separate else loss + penalty
-        if logits.ndim > labels.ndim:
-            model: Any = self.network.model
-            logits = model.output_logits(logits)
         if separate:
             return TaskLosses(loss, logits, gates, loss.new_zeros(()) if penalty is None else penalty)
         return LossAndOutput(loss, logits, gates)
@@ -172,7 +170,7 @@ class Objective(nn.Module):
     def _task_losses(
         self, logits: Tensor, labels: Tensor, row_weights: Tensor | None, totals: Tensor | None
     ) -> Tensor:
-        """The sum over the K sets of each task's weighted mean over rows, [T]."""
+        """The sum over the K members of each task's weighted mean over rows, [T]."""
         if row_weights is None:
             losses = self._losses(logits, labels).mean(-2) * self.task_weights  # [T] or [K, T]
         else:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from mmoe.balancing.compatibility import check_balance
 from mmoe.balancing.strategies import Strategy
 from mmoe.build import build, locate
-from mmoe.checks import check_integers, check_replicas
+from mmoe.checks.arguments import check_integers, check_replicas
 from mmoe.data.datamodule import DataModule
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError
-from mmoe.models.inputs import Inputs, use_dense_inputs
+from mmoe.models.inputs import Inputs
 from mmoe.models.network import Network, run_blank_rows
 from mmoe.tasks import validation_metrics
 from mmoe.training.checkpoint_callbacks import AtomicCheckpointIO
@@ -64,7 +64,8 @@ def build_network(config: DictConfig, schema: Schema) -> Network:
     if member := _derived_arguments(config, "model.member", schema, inputs):
         options["member_arguments"] = member
     sizes = {"num_inputs": inputs.num_outputs, "num_tasks": len(schema.tasks)}
-    return Network(inputs, build(config, "model", **sizes, **options))
+    model = build(config, "model", **sizes, **options)
+    return Network(inputs, model, allow_sparse=not config.get("compile"))
 
 
 def _derived_arguments(config: DictConfig, key: str, schema: Schema, inputs: Any) -> dict[str, Any]:
@@ -117,7 +118,6 @@ def build_learner(config: Any, schema: Schema) -> Any:
         arguments = replica_callback_arguments(config)
         learner = build(config, "learner", objectives=objectives, balance=balance, **arguments)
     if config.get("compile"):
-        use_dense_inputs(learner.objective)
         learner.objective.compile()  # in place, so that parameters keep their names
     return learner
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmoe.balancing.strategies import Strategy
 from mmoe.build import locate
-from mmoe.checks import check_finite, check_integers
+from mmoe.checks.arguments import check_finite, check_integers
 from mmoe.data.batch import Batch
 from mmoe.errors import ArgumentError, UserError
 from mmoe.models.replicas import Replicas

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mmoe.atomic import write_text
-from mmoe.checks import check_integers
+from mmoe.checks.arguments import check_integers
 from mmoe.errors import UserError, first_line
 
 RUN_FOLDER_TEXT = "${hydra:runtime.output_dir}"  # config.yaml has this text instead of the run folder's path

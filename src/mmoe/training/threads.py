@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmoe.checks import check_integers
+from mmoe.checks.arguments import check_integers
 from mmoe.errors import UserError
 
 # A thread is worth starting for this many multiplications: the rows of a step times the weights. With fewer,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmoe.checks import check_integers, is_number
+from mmoe.checks.arguments import check_integers, is_number
 from mmoe.errors import ArgumentError
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)

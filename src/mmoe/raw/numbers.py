@@ -13,9 +13,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmoe.data.raw_column import NUMBERS, array_of, is_number_type, kind_of
-from mmoe.data.schema_checks import MAX_FLOAT32
+from mmoe.checks.fields import MAX_FLOAT32
 from mmoe.errors import RowError, UserError
+from mmoe.raw.frame_column import NUMBERS, array_of, is_number_type, kind_of
 
 BOOLEANS = {"false": 0.0, "true": 1.0}
 DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")

@@ -14,10 +14,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmoe.data.raw_column import array_of, kind_of
-from mmoe.data.raw_levels import Levels, levels_of
-from mmoe.data.raw_numbers import numbers_of
 from mmoe.errors import RowError, UserError
+from mmoe.raw.frame_column import array_of, kind_of
+from mmoe.raw.levels import Levels, levels_of
+from mmoe.raw.numbers import numbers_of
 
 DAY = 86400.0  # seconds
 UNITS = ("s", "ms", "us", "ns")  # of Unix times

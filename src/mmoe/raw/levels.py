@@ -16,8 +16,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmoe.data.raw_column import array_of, kind_of
 from mmoe.errors import UserError
+from mmoe.raw.frame_column import array_of, kind_of
 
 
 class Levels(NamedTuple):

@@ -1,0 +1,1 @@
+"""The levels, numbers and dates that a column of a frame holds."""
