@@ -91,6 +91,13 @@ def test_a_failed_fit_on_files_leaves_no_folder():
     assert [path.name for path in Path().rglob("*")] == ["rows.csv"]
 
 
+def test_an_error_names_the_frame():
+    frame = pd.DataFrame({"a": [1.0, 1e39] * 20, "y": [0, 1] * 20})
+    table = mmoe.Table(frame, tasks=["y"], columns={"a": "numeric"})
+    with pytest.raises(UserError, match=r"^DataFrame train, column a, row 2: must be a finite number"):
+        mmoe.fit(table, "run")
+
+
 def test_a_bug_in_a_training_removes_the_rows_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mmoe.training.preparation.prepare", lambda *_: int("bug"))
     with pytest.raises(ValueError, match="bug"):

@@ -1,6 +1,7 @@
 """LightGBM beside the runs of a sweep, and the inputs that it is trained on."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +107,14 @@ def test_lightgbm_is_a_line_beside_the_methods(sweep: str, command: Callable[[st
     card = Path("sweep/compare.md").read_text()
     assert "- `3`: `model=SharedBottom`, `seed=1`\n" in card  # a run has its settings
     assert "LightGBM has one model for each task." in card
+    for task in ("click", "spend", "genre", "visits"):  # four tasks side by side are too wide for a page
+        (header,) = re.findall(rf"### `{task}`\n\n(.*)\n", card)
+        names = re.findall("`(.*?)`", header)
+        assert names[:3] == ["model", "seeds", "parameters"]
+        assert len(names) == 5
+        assert all(name.split("/")[1] == task for name in names[3:])
+    for axes in plot_sweep("sweep").axes:  # in the order of the table
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == table.index.tolist()
 
     # It has seen the training rows alone, and the test metrics are those of its predictions.
     found = json.loads(Path("sweep", FILE).read_text())["runs"]

@@ -6,7 +6,7 @@ scores = run.predict(new)
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -66,6 +66,20 @@ def fit(table: Table, folder: Path | str, *overrides: str) -> "Run":
 
 
 @contextmanager
+def _named_as_frames(paths: Sequence[Path]) -> Iterator[None]:
+    """In the message of a UserError, name the DataFrame instead of the file that holds its rows."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        for path in paths:
+            message = message.replace(str(path.absolute()), f"DataFrame {path.stem}")
+        if message == str(error):
+            raise
+        raise UserError(message) from None
+
+
+@contextmanager
 def _written(frames: Mapping[Path, pa.Table], folder: Path) -> Iterator[None]:
     """Write DataFrames to a new run folder. After an error, remove them if no run was made."""
     new_folders = [path for path in (folder / "data", folder, *folder.parents) if not path.exists()]
@@ -80,7 +94,8 @@ def _written(frames: Mapping[Path, pa.Table], folder: Path) -> Iterator[None]:
         for path, frame in frames.items():
             write(path, partial(parquet.write_table, frame))
             written.append(path)
-        yield
+        with _named_as_frames(written):
+            yield
     except BaseException:
         if not (folder / "config.yaml").exists():
             for path in written:

@@ -11,8 +11,10 @@ import pandas as pd
 from mmoe.analysis.page import code, number_of, table, write_page
 from mmoe.training.report import ROW_ORIGINS, metric_text
 from mmoe.training.run_folder import CARDS
+from mmoe.training.run_results import split_key
 
 MAX_RUNS = 500  # that the card lists
+MAX_COLUMNS = 7  # that fit side by side on the page
 FEW_SEEDS = 3
 COUNTS = ("seeds", "parameters")
 
@@ -26,7 +28,7 @@ def write_sweep_card(folder: Path, compared: pd.DataFrame) -> None:
     if facts["monitor"]:
         text += f" The runs chose their epochs by {code(facts['monitor'])}."
     text += " Metrics are means over seeds.\n\n"
-    text += _table(compared)
+    text += _tables(compared)
     if (folder / "compare.png").is_file():
         text += "\n![metrics by option](compare.png)\n"
         has_means = (compared.loc[compared["parameters"].notna(), "seeds"] > 1).any()  # not LightGBM's
@@ -40,8 +42,19 @@ def write_sweep_card(folder: Path, compared: pd.DataFrame) -> None:
     write_page(folder, "compare", f"Comparison: {name}", text)
 
 
-def _table(compared: pd.DataFrame) -> str:
+def _tables(compared: pd.DataFrame) -> str:
+    """The table of all metrics. If it has too many columns for a page, each task has a table of its own."""
     names = shown_columns(compared)
+    if len(names) <= MAX_COLUMNS:
+        return _table(compared, names)
+    text = ""
+    for task in compared.attrs["tasks"]:
+        own = [name for name in names if "/" not in name or split_key(name)[1] == task]
+        text += f"### {code(task)}\n\n{_table(compared, own)}\n"
+    return text
+
+
+def _table(compared: pd.DataFrame, names: list[str]) -> str:
     lines = [[cell(line, name, code) for name in names] for line in compared.to_dict("records")]
     return table([code(name) for name in names], lines, ["/" in name or name in COUNTS for name in names])
 
