@@ -1,9 +1,11 @@
 """Compose configurations, and run the commands of mmoe."""
 
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -11,7 +13,10 @@ from omegaconf import DictConfig
 
 from mmoe import CONF_DIR
 from mmoe.cli.exits import errors_on_one_line, wait_for
+from mmoe.errors import Stopped
 from mmoe.training.run_folder import has_ended
+
+_running: set[subprocess.Popen[bytes]] = set()
 
 
 def compose_config(*overrides: str) -> DictConfig:
@@ -23,14 +28,40 @@ def compose_config(*overrides: str) -> DictConfig:
 def run_command(name: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
     """Run `python -m mmoe.NAME`. If it fails, exit with its code; it has printed the error itself.
 
-    A signal that ends the script ends the command first.
+    A signal that ends the script ends the command first. If commands run in threads, `run_in_threads` does
+    this.
     """
     stdout = subprocess.DEVNULL if name == "train" else None
     command = [sys.executable, "-m", f"mmoe.{name}", *arguments]
     with errors_on_one_line(), subprocess.Popen(command, stdout=stdout, env=env) as process:
-        code = wait_for(process)
+        _running.add(process)
+        try:
+            code = wait_for(process)
+        finally:
+            _running.remove(process)
     if code:
         raise SystemExit(code)
+
+
+def run_in_threads(
+    jobs: Sequence[Callable[[], None]], at_once: int, on_end: Callable[[int], None] = lambda place: None
+) -> None:
+    """Run jobs that call `run_command`. Call `on_end` with the position of each job that has ended.
+
+    An error or a signal cancels the jobs that have not begun. A signal also ends the running commands.
+    """
+    with errors_on_one_line(), ThreadPoolExecutor(at_once) as pool:
+        futures = {pool.submit(job): place for place, job in enumerate(jobs)}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                on_end(futures[future])
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, Stopped):
+                for process in list(_running):
+                    process.send_signal(signal.Signals(error.number))
+            raise
 
 
 def train_once(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:

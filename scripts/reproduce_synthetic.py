@@ -20,13 +20,13 @@ All other arguments are overrides for the training. A stopped script continues w
 
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from commands import compose_config, train_once
+from commands import compose_config, run_in_threads, train_once
 from omegaconf import OmegaConf
 from options import parse, stop
 from stored_results import store_settings
@@ -157,15 +157,8 @@ def run_jobs(jobs: list[Job], options: dict[str, str], root: Path, overrides: li
     bar.update(num_finished)
     at_once = int(options["jobs"])
     threads = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 else None
-    with ThreadPoolExecutor(at_once) as pool:
-        futures = {pool.submit(job.run, root, overrides, threads): job for job in missing}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                bar.update(futures[future].count)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    runs = [partial(job.run, root, overrides, threads) for job in missing]
+    run_in_threads(runs, at_once, lambda place: bar.update(missing[place].count))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from mmoe import Replicas, load
 from mmoe.build import build
 from mmoe.data.schema import Schema
+from mmoe.errors import UserError
 from mmoe.models.inputs import Inputs
 from mmoe.models.mmoe import MMoE
 from mmoe.train import main as train_main
 from mmoe.training import checkpoints
-from mmoe.training.preparation import build_learner
+from mmoe.training.preparation import build_learner, build_network
 
 MODELS = models("esmm")
 ON_CPU = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))  # a trainer
@@ -146,6 +147,26 @@ def test_each_replica_may_have_rows_of_its_own():
         torch.testing.assert_close(together.logits[r], model(x[r]).logits)
     labels = torch.rand(3, 20, 2).round()
     binary_cross_entropy_with_logits(together.logits, labels).backward()
+
+
+@pytest.mark.parametrize("own_rows", [True, False])
+def test_networks_get_levels_in_large_batches(own_rows: bool):
+    data = build(config("experiment=smoke"), "data")
+    networks = [build_network(config("experiment=smoke"), data.schema) for _ in range(2)]
+    rows = data.dataset.splits["train"].map(lambda tensor: tensor[:256])
+    levels, numbers = rows.levels.unflatten(0, (2, 128)), rows.numbers.unflatten(0, (2, 128))
+    replicas = Replicas(networks)
+    given = (levels, numbers) if own_rows else (levels[0], numbers[0])
+    together = replicas(*given, own_rows=own_rows)
+    for r, network in enumerate(networks):
+        place = r if own_rows else 0
+        alone = network(levels[place], numbers[place])
+        torch.testing.assert_close(together.logits[r], alone.logits, atol=1e-5, rtol=1e-4)
+    wrong = levels.clone()
+    wrong[0, 5, 0] = -2
+    with pytest.raises(UserError, match="level"):
+        replicas(wrong if own_rows else wrong[0], given[1], own_rows=own_rows)
+    assert torch.equal(replicas(*given, own_rows=own_rows).logits, together.logits)  # the error left no trace
 
 
 def test_the_given_modules_do_not_change():

@@ -176,20 +176,26 @@ def test_slurms_requeue_signal_is_lightnings(whole: Path, monkeypatch: pytest.Mo
     assert not list(Path("cut").glob("hpc*"))
 
 
+RUN = "commands.run_command('waits', env={'PYTHONPATH': FOLDER})"
+IN_THREADS = f"commands.run_in_threads([lambda: {RUN}] * 3, 2)"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_script_that_is_ended_ends_its_command(tmp_path: Path, number: int):
-    """Otherwise the command would go on, beside that of the next start of the script."""
+@pytest.mark.parametrize(("program", "count"), [(RUN, 1), (IN_THREADS, 2)], ids=["one", "threads"])
+def test_a_script_that_is_ended_ends_its_commands(tmp_path: Path, program: str, count: int, number: int):
+    """Otherwise the commands would go on, beside those of the next start of the script."""
     package = tmp_path / "fake/mmoe"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "waits.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
-    program = f"import commands; commands.run_command('waits', env={{'PYTHONPATH': {str(package.parent)!r}}})"
+    program = f"import commands; {program}".replace("FOLDER", repr(str(package.parent)))
     environment = os.environ | {"PYTHONPATH": str(processes.SCRIPTS)}
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout
-        child = int(process.stdout.readline())
+        children = [int(process.stdout.readline()) for _ in range(count)]
         process.send_signal(number)
         assert process.wait(20) == CODES[number]
-    with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)

@@ -94,8 +94,8 @@ def gate_weights_by(
         run: a run or its folder.
         column: a column of the rows; it need not be an input if the rows are in memory.
         bands: for a numeric column with many values, the number of quantile bands, or the edges of the bands.
-            A quantile band is named by its smallest and its largest value, and another one by its edges. It
-            includes its upper edge, and the first one its lower edge too.
+            A quantile band is named by the smallest and the largest value in it, and a band with given edges
+            by its edges. Every band includes its upper edge, and the lowest band also its lower edge.
         max_levels: for a column of text, the number of levels to show; `(other)` holds the rarer ones.
         which: the arguments of `Run.outputs`.
     """
@@ -167,7 +167,8 @@ def subgroups(
         edges = np.unique(np.quantile(values, np.linspace(0, 1, bands + 1)))
     cut: pd.Series = pd.cut(values, list(edges), labels=False, include_lowest=True).astype("category")
     limits: list[Sequence[float]] = list(pairwise(edges))
-    if isinstance(bands, int):  # no value may lie between two interpolated quantiles
+    # A band between two interpolated quantiles can be empty, so quantile bands are named by their values.
+    if isinstance(bands, int):
         limits = [sorted({part.min(), part.max()}) for _, part in values.groupby(cut, observed=True)]
     else:
         cut = cut.cat.set_categories(range(len(limits)))
@@ -182,7 +183,11 @@ def _level_name(level: Any) -> str:
 
 
 def _names(limits: Sequence[Sequence[float]], are_dates: bool) -> list[str]:
-    """A name for each subgroup from its limits, one value or two. The names have as few digits as differ."""
+    """A name for each subgroup from its limits, one value or two.
+
+    Whole numbers are written in full. Other numbers get the fewest digits, four or more, with which all names
+    differ. Dates get the time if the days alone do not differ.
+    """
     values = {value for both in limits for value in both}
     for text in _date_texts() if are_dates else _number_texts(all(value % 1 == 0 for value in values)):
         names = [" to ".join(dict.fromkeys(map(text, both))) for both in limits]

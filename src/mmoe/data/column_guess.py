@@ -109,7 +109,7 @@ def _guess_text(found: Guess, is_csv: bool) -> None:
         found.summary = f"{len(_parts(texts, separator)):,} levels"
         _set_max_values(found, max(text.count(separator) for text in texts) + 1)
         return
-    no_dates = _odd_dates(values)
+    non_dates = _odd_dates(values)
     if num_levels >= 20 and num_levels == values.num_rows:
         found.reason = "a level for each row"
     elif num_levels >= 100 and num_levels > TEXT_ID_SHARE * values.num_known:
@@ -123,8 +123,8 @@ def _guess_text(found: Guess, is_csv: bool) -> None:
     elif unit := remark_on_unit(texts):
         found.remarks.append(unit)
         found.reason += f"; {unit}" if found.reason else ""
-    if no_dates:
-        hint = f"dates and {', '.join(map(repr, no_dates))}"
+    if non_dates:
+        hint = f"dates and {', '.join(map(repr, non_dates))}"
         hint += ": add to csv.missing for a column of dates" if is_csv else ""
         found.remarks.append(hint)
         found.reason += f"; {hint}" if found.reason else ""
@@ -148,7 +148,7 @@ def _is_date(texts: list[str]) -> bool:
 
 
 def _odd_dates(values: ColumnValues) -> list[str]:
-    """The texts that are no dates, if there are at most 3 of them, and 90 % of the known values are dates."""
+    """The texts that are not dates, if at most 3 are not, and 90 % of the known values are dates."""
     is_date = np.array([DATE.fullmatch(text.strip()) is not None for text in values.texts])
     others = [text for text, is_one in zip(values.texts, is_date, strict=True) if not is_one]
     are_most_dates = values.counts[is_date].sum() >= 0.9 * values.num_known

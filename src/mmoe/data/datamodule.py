@@ -94,7 +94,7 @@ class DataModule(pl.LightningDataModule):
         return self._encoded(self.unencoded_train_loader(), self.batch_size)
 
     def unencoded_train_loader(self) -> Loader:
-        """Shuffled batches of the training rows, which the encoder of the inputs has not seen."""
+        """Shuffled batches of the training rows, without the function given to `encode_inputs_with`."""
         loader = self._loader("train", self.batch_size, self.seed)
         loader.repeats_batches = self.repeats_batches
         return loader

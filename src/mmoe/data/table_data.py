@@ -310,5 +310,5 @@ def default_settings() -> dict[str, Any]:
     """The settings of a table that have a default, as they stand in a configuration."""
     parameters = inspect.signature(TableData).parameters.values()
     defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
-    del defaults["schema"]  # not a setting: `evaluate` and `predict` give a run's schema
+    del defaults["schema"]  # not a setting: a `Run` gives its schema to read its rows
     return defaults | {"cache_dir": "${oc.env:MMOE_CACHE_DIR,null}", "seed": "${seed}"}

@@ -141,7 +141,8 @@ class Inputs(nn.Module):
         levels, numbers = self._convert(levels, numbers)
         in_range = self._check(levels, numbers)
         drops = self.training and self.dropout.p > 0
-        if in_range and not drops and self._is_sparse_faster(levels.shape[0], numbers):
+        has_values = self._in_range is None  # vmap hides the values of rows that differ by replica
+        if in_range and has_values and not drops and self._is_sparse_faster(levels.shape[0], numbers):
             return self._sparse_inputs(levels, self._sparse_encoder.encode(levels, numbers))
         return self._dropped(self.dense(levels, numbers, in_range))
 
