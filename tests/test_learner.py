@@ -89,7 +89,11 @@ def test_training_rows_are_encoded_once(overrides: tuple[str, ...], encoded: boo
     composed = config("experiment=smoke", "data.batch_size=256", *overrides)
     data = build(composed, "data")
     ours = build_learner(composed, data.schema)
-    encode_before_steps(data, ours)
+    trainer = pl.Trainer(
+        max_epochs=1, limit_val_batches=0, accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    encode_before_steps(data, ours.network, trainer)
 
     def step(batch: Batch, batch_idx: int) -> None:
         assert (batch.sparse is not None) == encoded
@@ -97,10 +101,6 @@ def test_training_rows_are_encoded_once(overrides: tuple[str, ...], encoded: boo
         raise FirstStep
 
     ours.training_step = step
-    trainer = pl.Trainer(
-        max_epochs=1, limit_val_batches=0, accelerator="cpu", logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
     with pytest.raises(FirstStep):
         trainer.fit(ours, data)
 

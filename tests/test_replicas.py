@@ -48,7 +48,7 @@ def train(learner, data, steps: int, is_encoded: bool = False) -> list[torch.Ten
     learner._trainer = ON_CPU
     loader = data.train_dataloader()
     if is_encoded:
-        loader.encode_with(partial(learner.encode_rows, batch_size=data.batch_size))
+        loader.encode_with(partial(learner.network.encode_rows, batch_size=data.batch_size))
         assert loader.rows.sparse is not None
     for _, batch in zip(range(steps), loader, strict=False):
         loss = learner.objective(*batch).loss
@@ -106,7 +106,7 @@ def test_inputs_that_contain_others_stay_dense():
     for learner in (together, alone[0]):
         learner._trainer = ON_CPU
         loader = data.train_dataloader()
-        loader.encode_with(partial(learner.encode_rows, batch_size=data.batch_size))
+        loader.encode_with(partial(learner.network.encode_rows, batch_size=data.batch_size))
         batch = next(iter(loader))
         assert batch.sparse is None
         assert learner.objective(*batch).loss.isfinite().all()

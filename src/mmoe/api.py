@@ -60,7 +60,7 @@ def fit(table: Table, folder: Path | str, *overrides: str) -> "Run":
             raise UserError(f"folder={folder}: {rule}; name another folder, or move it")
     configuration = composed(table.config(RUN_FOLDER_TEXT), folder, overrides)
     with useless_warnings_hidden(), configuration as config, _written(frames, folder):
-        run = train(config, folder, False, started)
+        run = train(config, folder, started)
     assert run is not None
     return run
 

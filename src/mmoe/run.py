@@ -274,8 +274,8 @@ class Run:
         if data:
             self._warn_of_training_rows(module, split, data)
         learner = build_learner(OmegaConf.merge(self.config, {"balance": None}), schema)
-        encode_before_steps(module, learner)
         trainer = self._trainer()
+        encode_before_steps(module, learner.network, trainer)
         found = []
         for path in paths:
             stored = checkpoints.load(path)
@@ -360,12 +360,9 @@ class Run:
             if key not in known:
                 raise UserError(f"data.{key}: {unknown_key(key, known)}")
             OmegaConf.update(config.data, key, value, merge=False, force_add=True)
-        # Without `files`, the schema is part of the cache key; see `TableData._cache_key`. Otherwise the rows
-        # that were cached in training could be used.
         if changes:
-            schema = replace(schema, files={})
-        if "dir" in changes:  # never the bundled sample
-            config.data.source = "official"
+            schema = schema.for_other_rows()
+            config.data.update(target.implied_changes(changes))
         data = build(config, "data", **({"schema": schema} if takes_schema else {}))
         if not takes_schema and data.schema != self.schema:
             name = config.data._target_

@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     named = config.get("resume")
     folder, config, is_resumed = resume.run_to_train(config)
     if not (is_resumed and resume.is_complete(folder, config)):
-        train(config, folder, is_resumed, started)
+        train(config, folder, started, is_resumed, is_sweep_job())
     elif write_missing_reports(folder, config):
         print(f"run folder: {os.path.relpath(folder)}")
     elif named is None:  # a job of a sweep that is repeated
@@ -40,7 +40,9 @@ def main(config: DictConfig) -> None:
         raise UserError(f"resume={named}: {rule}")
 
 
-def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) -> "Run | None":
+def train(
+    config: DictConfig, folder: Path, started: float, is_resumed: bool = False, in_sweep: bool = False
+) -> "Run | None":
     """Train in a run folder; `started` is the time at which `main` began, by `time.perf_counter`.
 
     Returns:
@@ -62,7 +64,7 @@ def train(config: DictConfig, folder: Path, is_resumed: bool, started: float) ->
         take_weights(training.learner, str(config.init_from))
     is_rank_zero, schema = training.trainer.is_global_zero, training.data.schema
     # Lightning would start the other processes with the command line of the whole sweep.
-    if is_sweep_job() and training.trainer.strategy.launcher and training.trainer.world_size > 1:
+    if in_sweep and training.trainer.strategy.launcher and training.trainer.world_size > 1:
         folder_override = quote_override("resume" if is_resumed else "hydra.run.dir", str(folder))
         run_alone(folder_override, is_resumed)
         return None

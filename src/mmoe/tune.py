@@ -168,7 +168,7 @@ def train_trial(
                 check(values, self.thirds)
 
     trainer = build(config, "trainer", callbacks=[RecordMonitor()], **SILENT)
-    encode_before_steps(data, learner)
+    encode_before_steps(data, learner.network, trainer)
     threads = num_threads(config.threads, data.batch_size, learner.objective)
     with flush_denormals(), use_threads(threads):
         trainer.fit(learner, data)

@@ -107,6 +107,10 @@ class CensusData(TableData):
     def row_format(cls, config: Mapping[str, Any], schema: Schema) -> RowFormat:
         return RowFormat(partial(census_layout.find_options, schema.input_columns), may_be_missing=False)
 
+    @classmethod
+    def implied_changes(cls, changes: Mapping[str, Any]) -> dict[str, Any]:
+        return {"source": "official"} if "dir" in changes else {}  # never the bundled sample
+
     def _sources(self) -> dict[str, Source]:
         paths = {"train": self.files.train, "test": self.files.test}
         sources = {}

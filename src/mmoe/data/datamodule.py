@@ -3,7 +3,7 @@
 N rows, T tasks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -56,6 +56,11 @@ class DataModule(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.resident, self.seed = resident, seed
 
+    @classmethod
+    def implied_changes(cls, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that change too if these change for an evaluation on other rows."""
+        return {}
+
     @cached_property
     def dataset(self) -> Dataset:
         """The rows and their schema, loaded on first use."""
@@ -75,11 +80,16 @@ class DataModule(pl.LightningDataModule):
         """A column of a split's raw rows, which is read from the files again; None if there is none."""
         return None
 
-    def encode_inputs_with(self, encode: Callable[[Batch, int], Batch]) -> None:
+    @property
+    def validation_fraction(self) -> float | None:
+        """The share of the rows that a rule takes for validation; None if there is no such rule."""
+        return None
+
+    def encode_inputs_with(self, encode: Callable[[Batch, int], Batch] | None) -> None:
         """Pass the rows of all loaders through `encode`, which gets rows and the size of a batch.
 
         Rows in memory are encoded once, and rows in shards part by part in every epoch. That is faster than
-        encoding each batch in its step. See `Learner.encode_rows`.
+        encoding each batch in its step. See `Network.encode_rows`. None: the rows stay as they are.
         """
         self._encode_inputs = encode
 

@@ -49,7 +49,8 @@ def encode_table(sources: Mapping[str, Source], request: Request) -> Dataset:
             splits[split] = splits[split]._replace(groups=groups)
     if needs_statistics(schema):
         schema = with_target_statistics(schema, [splits["train"]])
-    schema = with_modes(schema, splits["train"].levels)
+    if not request.schema:
+        schema = with_modes(schema, splits["train"].levels)
     num_rows = {split: len(where) for split, where in positions.items()}
     index = {split: torch.from_numpy(where) for split, where in positions.items()}
     return Dataset(replace(schema, num_rows=num_rows), splits, index)

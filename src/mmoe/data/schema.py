@@ -6,7 +6,7 @@ The classes check their values when they are constructed.
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -91,6 +91,13 @@ class Schema:
         """The columns of the raw rows that the labels and their weights come from."""
         names = [name for task in self.tasks for name in (task.column, task.where, task.weight) if name]
         return list(dict.fromkeys(names))
+
+    def for_other_rows(self) -> "Schema":
+        """The schema for rows that it was not fitted to, such as new rows to evaluate on.
+
+        It names no files, so that the rows are encoded anew instead of taken from the cache of the training.
+        """
+        return replace(self, files={})
 
     def to_json(self) -> str:
         """The schema as JSON, with a line for each column; `from_json` restores an equal schema."""

@@ -228,10 +228,15 @@ class TableData(DataModule):
             "csv": str(self.csv),
             "num_bins": self.num_bins,
         }
-        # A schema that was fitted to these files is left out, so that the entry from training is found.
+        # A schema that was fitted to these files is left out, so that the entry from training is found. See
+        # `Schema.for_other_rows`.
         if self.given_schema and self.given_schema.files != digests:
             key["schema"] = self.given_schema.to_json()
         return key
+
+    @property
+    def validation_fraction(self) -> float | None:
+        return getattr(self.validation, "fraction", None)
 
     def _is_streamed(self, sources: Mapping[str, Source]) -> bool:
         """Whether the rows are encoded in shards."""

@@ -76,8 +76,12 @@ class Network(nn.Module):
         return self.model.forward_with_penalty(self._encode(levels, numbers, sparse))  # type: ignore[no-any-return, operator]
 
     def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
-        """Add `sparse` to rows if batches of this size are faster with it; see `Inputs.encode_rows`."""
-        return self.inputs.encode_rows(rows, batch_size) if self._may_be_sparse else rows
+        """Add `sparse` to rows if batches of this size are faster with it; see `Inputs.encode_rows`.
+
+        Rows that differ by replica stay as they are.
+        """
+        is_possible = self._may_be_sparse and rows.labels.ndim == 2
+        return self.inputs.encode_rows(rows, batch_size) if is_possible else rows
 
     def _encode(self, levels: Tensor, numbers: Tensor, sparse: SparseMatrix | None) -> Any:
         if self._may_be_sparse:

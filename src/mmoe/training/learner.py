@@ -16,7 +16,7 @@ from mmoe.balancing.strategies import Strategy
 from mmoe.checks.arguments import check_integers
 from mmoe.data.batch import Batch
 from mmoe.errors import ArgumentError, UserError
-from mmoe.models.network import Network, Output
+from mmoe.models.network import Output
 from mmoe.tasks import default_monitor, logit_columns, predictions_of, validation_metrics
 from mmoe.training.epoch_outputs import LabelledLogits
 from mmoe.training.epoch_results import EpochResults
@@ -100,6 +100,11 @@ class Learner(LightModule):
         return self.objective  # type: ignore[return-value]
 
     @property
+    def network(self) -> nn.Module:
+        """The network; for replicas, the one that they share, whose parameters are stacked."""
+        return self._inner_objective.network
+
+    @property
     def has_replicas(self) -> bool:
         """Whether several networks are trained side by side."""
         return self.num_replicas is not None
@@ -140,12 +145,6 @@ class Learner(LightModule):
             rule = "cannot be combined with trainer.precision=16-mixed and gradient clipping; leave it out"
             raise UserError(f"learner.optimizer.fused=true: {rule}")
         self.schedule.configure(optimizer, None)
-
-    def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
-        """Add `sparse` to rows if the network computes with it; see `DataModule.encode_inputs_with`."""
-        network = self._inner_objective.network
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        return network.encode_rows(rows, batch_size) if on_cpu and isinstance(network, Network) else rows
 
     def forward(self, batch: Batch) -> Output:
         output = self._compute(batch)

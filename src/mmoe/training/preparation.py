@@ -186,20 +186,21 @@ def prepare(config: DictConfig, folder: Path) -> Training:
     check_monitor(config.monitor, config.monitor_mode, validation_metrics(schema.tasks))
     if isinstance(data, DataModule):
         watched = {config.monitor, *(getattr(callback, "monitor", None) for callback in callbacks.values())}
-        fraction = getattr(getattr(data, "validation", None), "fraction", None)  # only `TableData` has it
-        check_known_labels(data.dataset, watched if trainer.limit_val_batches else (), fraction)
+        watched = watched if trainer.limit_val_batches else set()
+        check_known_labels(data.dataset, watched, data.validation_fraction)
     learner = build_learner(config, schema)
-    encode_before_steps(data, learner)
+    encode_before_steps(data, learner.network, trainer)
     check_learner(config, learner, schema, trainer)
     check_callbacks(callbacks, learner, schema, trainer)
     threads = num_threads(config.threads, getattr(data, "batch_size", 1), learner.objective)
     return Training(config, trainer, data, learner, callbacks, loggers, threads)
 
 
-def encode_before_steps(data: Any, learner: Any) -> None:
-    """Let a data module encode rows for the learner's network, which is faster than in each step."""
+def encode_before_steps(data: Any, network: nn.Module, trainer: pl.Trainer) -> None:
+    """Let a data module encode rows for a network on a CPU, which is faster than in each step."""
     if isinstance(data, DataModule):
-        data.encode_inputs_with(learner.encode_rows)
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        data.encode_inputs_with(network.encode_rows if on_cpu and isinstance(network, Network) else None)
 
 
 def check_learner(config: DictConfig, learner: Any, schema: Schema, trainer: pl.Trainer) -> None:

@@ -116,10 +116,6 @@ class ReplicaLearner(Learner):
     def _inner_objective(self) -> Objective:
         return self.objective.stacked  # type: ignore[return-value]
 
-    def encode_rows(self, rows: Batch, batch_size: int) -> Batch:
-        """As for one network; rows that differ by replica stay as they are."""
-        return rows if rows.labels.ndim == 3 else super().encode_rows(rows, batch_size)
-
     def _compute(self, batch: Batch, totals: Tensor | None = None) -> LossAndOutput | TaskLosses:
         """Losses, logits and gates of a batch, with R as first dimension; the batch's tensors may have it."""
         has_own_rows = batch.labels.ndim == 3

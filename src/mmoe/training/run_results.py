@@ -53,7 +53,7 @@ def metrics(
         "num_rows": {split: count for split, count in learner.results.num_rows.items() if split != "train"},
         "seed": config.seed,
         "monitor": monitor,
-        "epoch": min(epoch, trainer.current_epoch),  # a checkpoint after the training counts one more
+        "epoch": epoch,
         "epochs": trainer.current_epoch,
         "parameters": sum(p.numel() for p in learner.objective.parameters()) // config.replicas,
         "steps": trainer.global_step,

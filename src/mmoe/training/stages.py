@@ -6,10 +6,12 @@ N rows, T tasks, L logits of all tasks, E experts.
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -93,7 +95,9 @@ def restore_best(training: Training, folder: Path) -> tuple[int, str | None]:
     checkpoints.load_weights(learner, stored["state_dict"], best)
     was_chosen = bool(learner.best_epoch.any() if learner.has_replicas else chosen)
     monitor = getattr(training.callbacks["best"], "monitor", None)
-    return int(stored["epoch"]) + 1, monitor if was_chosen else None
+    # A checkpoint that was saved after the last epoch stores an epoch number that is one too high.
+    epoch = min(int(stored["epoch"]) + 1, trainer.current_epoch)
+    return epoch, monitor if was_chosen else None
 
 
 def test(training: Training) -> dict[str, Tensor]:
@@ -104,13 +108,22 @@ def test(training: Training) -> dict[str, Tensor]:
     """
     trainer, data, learner = training.trainer, training.data, training.learner
     learner.results.forget_values()
-    loggers, trainer.loggers = trainer.loggers, []  # this epoch's validation is already logged
     if trainer.limit_val_batches:
-        trainer.validate(learner, data, verbose=False)
-    trainer.loggers = loggers
+        with _without_loggers(trainer):  # this epoch's validation is already logged
+            trainer.validate(learner, data, verbose=False)
     if trainer.limit_test_batches:
         trainer.test(learner, data, verbose=False)
     return dict(learner.results.values)
+
+
+@contextmanager
+def _without_loggers(trainer: pl.Trainer) -> Iterator[None]:
+    loggers = trainer.loggers
+    trainer.loggers = []
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
 
 
 def test_predictions(training: Training) -> tuple[Iterator[pd.DataFrame], Output | None]:
