@@ -68,7 +68,7 @@ def _(chosen_run, trust):
         elif not run.has_dataset:
             problem = "The data module of the run is not an `mmoe.DataModule`."
         elif run.num_experts < 2:
-            problem = "The model of the run has no gates, or only one expert."
+            problem = "The model of the run has no gates, or only one expert. Choose another run above."
     except UserError as error:
         problem = str(error)
     mo.stop(problem, mo.callout(mo.md(problem), kind="warn"))
@@ -89,7 +89,7 @@ def _(run, split):
         [
             mo.md("## Which experts does each task use?"),
             drawn(analysis.plot_gate_weights, run, split=split.value),
-            mo.md("Each row sums to 1. A row with one dark cell is a collapsed gate."),
+            mo.md("Each row sums to 1. A row with a cell near 1 is a collapsed gate."),
         ]
     )
     return

@@ -4,8 +4,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -58,10 +59,19 @@ def run_in_threads(
                 on_end(futures[future])
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, Stopped):
-                for process in list(_running):
-                    process.send_signal(signal.Signals(error.number))
+            if isinstance(error, Stopped) and error.number != signal.SIGINT:
+                _end_commands(futures, signal.Signals(error.number))  # Ctrl-C: the terminal signals them too
             raise
+
+
+def _end_commands(futures: Collection[Future[None]], number: signal.Signals) -> None:
+    """Send a signal to every command, also to those that threads are just starting."""
+    signalled: set[subprocess.Popen[bytes]] = set()
+    while not all(future.done() for future in futures):
+        for process in list(_running - signalled):
+            process.send_signal(number)
+            signalled.add(process)
+        time.sleep(0.05)
 
 
 def train_once(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:

@@ -90,7 +90,7 @@ def train(config: DictConfig, data: Dataset, number: int, steps_per_epoch: int, 
     scheduler = build(config, "learner.scheduler")(optimizer)
     rows = data.splits["train"]
     batch_size = max(MIN_BATCH_SIZE, len(rows.labels) // steps_per_epoch)
-    loader = RowLoader(network.inputs.encode_rows(rows, batch_size), batch_size, seed)
+    loader = RowLoader(network.encode_rows(rows, batch_size), batch_size, seed)
 
     @torch.inference_mode()
     def predict(rows: Batch) -> np.ndarray:

@@ -111,7 +111,7 @@ def test_raw_columns_are_in_the_order_of_the_rows(known: Path):
 
 def test_bands_and_levels():
     ages = pd.Series([0.0, 10, 20, 30, 40, 50, 60, 70])
-    assert subgroups(ages, bands=[0, 20, 70]).value_counts().to_dict() == {"20 to 70": 5, "0 to 20": 3}
+    assert subgroups(ages, bands=[0, 20, 70]).value_counts().to_dict() == {"21 to 70": 5, "0 to 20": 3}
     assert subgroups(ages, bands=4).value_counts().tolist() == [2, 2, 2, 2]
     levels = pd.Series(list("aaabbcde"))
     assert subgroups(levels, max_levels=2).value_counts().to_dict() == {"a": 3, "(other)": 3, "b": 2}
@@ -125,6 +125,11 @@ def test_bands_and_levels():
     shares = pd.Series([0.123456, 0.2, 0.25, 0.3, 0.345678, 0.4, 0.5, 0.6])
     assert list(subgroups(shares, bands=2).cat.categories) == ["0.1235 to 0.3", "0.3457 to 0.6"]
     assert list(subgroups(shares, bands=[0, 0.7, 0.8]).cat.categories) == ["0 to 0.7", "0.7 to 0.8"]
+    assert list(subgroups(ages, bands=[0, 20, 21, 70]).cat.categories) == ["0 to 20", "21", "22 to 70"]
+    large = pd.Series([0.5, 123456.25, 20240101])
+    edges = ["0 to 0.5", "0.5 to 123456.25", "123456.25 to 20240101"]
+    assert list(subgroups(large, bands=[0, 0.5, 123456.25, 20240101]).cat.categories) == edges
+    assert list(subgroups(large, bands=3).cat.categories) == ["0.5", "123456.25", "20240101"]
     repeated = pd.Series([1.0] * 3 + [2] * 3 + [3] * 3 + list(range(4, 12)))
     assert subgroups(repeated, bands=10).value_counts(sort=False).sum() == len(repeated)
     close = pd.Series(1e6 + 0.1 * np.arange(10))
@@ -150,6 +155,10 @@ def test_subgroups_of_dates_are_named_by_dates(tmp_path: Path):
     assert names[0].startswith("2025-01-0")
     hours = subgroups(pd.Series([20000.1, 20000.2]), are_dates=True)
     assert list(hours.cat.categories) == ["2024-10-04 02:24", "2024-10-04 04:48"]
+    seconds = subgroups(pd.Series([20000.1, 20000.1 + 5 / 86400]), are_dates=True)
+    assert list(seconds.cat.categories) == ["2024-10-04 02:24:00", "2024-10-04 02:24:05"]
+    same_second = subgroups(pd.Series([20000.1, 20000.1 + 1e-6]), are_dates=True)
+    assert list(same_second.cat.categories) == ["20000.1", "20000.100001"]
 
 
 def test_similarity_by_hand(known: Path):

@@ -160,6 +160,18 @@ def test_a_task_with_another_name_than_its_column_gets_a_remark():
     )
 
 
+def test_numbers_with_thousands_and_an_odd_spelling():
+    numbers = [f"{i % 9 + 1}.{i * 7 % 1000:03d},{i % 100:02d}" for i in range(300)]
+    hint = "numbers if csv has decimal: ',' and thousands: '.'"
+    label = guess_task("y", values_of("y", pa.chunked_array([numbers])), is_csv=True)
+    assert hint in label.remarks
+    others = "numbers and 'n/a': add to csv.missing for a numeric column"
+    column = guess(values_of("x", pa.chunked_array([[*numbers, "n/a"]])), is_csv=True)
+    assert column.reason == f"a level for each row; {others}"
+    frame = guess(values_of("x", pa.chunked_array([[*numbers, "n/a"]])))
+    assert frame.reason.endswith("; numbers and 'n/a': replace by None and set the kind numeric")
+
+
 def test_dates_with_an_odd_spelling():
     dates = [f"2025-{1 + i % 12:02d}-{1 + i % 28:02d}" for i in range(200)]
     one = guess(values_of("day", pa.chunked_array([[*dates, "k.A.", "?"]])), is_csv=True)
@@ -180,14 +192,18 @@ def test_numbers_with_an_odd_spelling_are_no_lists():
     remark = "numbers and '-': add to csv.missing for a numeric column"
     assert (found.kind, found.remarks) == ("categorical", [remark])
     assert remark in guess_task("x", values("x", data), is_csv=True).remarks
-    assert "numbers and '-'" in guess_task("x", values("x", data)).remarks
+    advice = "numbers and '-': replace by None and set the kind numeric"
+    assert advice in guess_task("x", values("x", data)).remarks
 
 
 @pytest.mark.parametrize(
     ("data", "remark"),
     [
         (RANDOM.integers(-1, 50, N), "-1 may mean unknown"),
-        ([str(n) for n in range(50)] * 10 + ["n/a"], "numbers and 'n/a'"),
+        (
+            [str(n) for n in range(50)] * 10 + ["n/a"],
+            "numbers and 'n/a': replace by None and set the kind numeric",
+        ),
         ([f"{n},5" for n in range(50)] * 10, "numbers as text, with decimal: ','"),
     ],
 )

@@ -226,7 +226,7 @@ def test_every_column_gives_finite_logits_that_agree(name: str, numeric: type):
 @torch.no_grad()
 def test_codes_of_every_integer_type(dtype: torch.dtype, count: int):
     made, (levels, numbers) = network(), many(count)
-    assert isinstance(made.inputs.sparse_or_dense(levels, numbers), SparseInputs) == (count == 64)
+    assert isinstance(made.inputs(levels, numbers, allow_sparse=True), SparseInputs) == (count == 64)
     assert torch.equal(made(levels.to(dtype), numbers).logits, made(levels, numbers).logits)
 
 

@@ -29,7 +29,6 @@ from mmoe.training import checkpoints
 from mmoe.training.preparation import build_learner, build_network
 
 MODELS = models("esmm")
-ON_CPU = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))  # a trainer
 
 
 def learners(count: int, *overrides: str):
@@ -45,7 +44,6 @@ def train(learner, data, steps: int, is_encoded: bool = False) -> list[torch.Ten
     """The losses of the first steps, [] or [R], with or without rows that were encoded before."""
     optimizer = learner.configure_optimizers()["optimizer"]
     losses = []
-    learner._trainer = ON_CPU
     loader = data.train_dataloader()
     if is_encoded:
         loader.encode_with(partial(learner.network.encode_rows, batch_size=data.batch_size))
@@ -100,11 +98,28 @@ class WrappedInputs(nn.Module):
         return self.base(levels, numbers)
 
 
+class ScaledInputs(WrappedInputs):
+    """A learned step before other inputs: inside vmap, the numbers differ by replica."""
+
+    def __init__(self, schema: Schema, **options: Any) -> None:
+        super().__init__(schema, **options)
+        self.scale = nn.Parameter(torch.rand(len(schema.numeric)) + 0.5)
+
+    def forward(self, levels: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        return self.base(levels, numbers * self.scale)
+
+
+def test_inputs_with_a_learned_step_before_others():
+    together, alone, data = learners(2, "inputs._target_=test_replicas.ScaledInputs", "data.batch_size=128")
+    ours = torch.stack(train(together, data, 5), dim=1)
+    theirs = torch.stack([torch.stack(train(learner, data, 5)) for learner in alone])
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
 def test_inputs_that_contain_others_stay_dense():
     own = ["inputs._target_=test_replicas.WrappedInputs", "data.batch_size=128"]
     together, alone, data = learners(2, *own)
     for learner in (together, alone[0]):
-        learner._trainer = ON_CPU
         loader = data.train_dataloader()
         loader.encode_with(partial(learner.network.encode_rows, batch_size=data.batch_size))
         batch = next(iter(loader))

@@ -315,7 +315,8 @@ def test_mistakes(train: Callable, smoke_run: Path):
         ),
         (
             ["resume=copy"],
-            "resume=copy: the run has already ended; a larger trainer.max_epochs=... trains it longer",
+            "resume=copy: the run has already ended; a larger trainer.max_epochs=... trains it longer, if its"
+            " schedule does not end",
         ),
         (
             ["resume=copy", "seed=3"],

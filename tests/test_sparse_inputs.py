@@ -87,25 +87,25 @@ def any_batch_is_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_inputs_give_what_the_dense_reference_gives(categorical, numeric, count: int, extreme: float):
     inputs, some = Inputs(WIDE, categorical, numeric), rows(count)
     some.numbers[0, 1] = extreme
-    x, dense = inputs.sparse_or_dense(*some[:2]), inputs.dense(*some[:2])
+    x, dense = inputs(*some[:2], allow_sparse=True), inputs.dense(*some[:2])
     is_sparse = count >= 64 and categorical is OneHot and extreme == -1e6
     assert isinstance(x, SparseInputs) == is_sparse
     assert_equal(x, dense)
     encoded = inputs.encode_rows(some, count)
     assert (encoded.sparse is not None) == is_sparse
-    assert_equal(inputs.sparse_or_dense(encoded.levels, encoded.numbers, encoded.sparse), dense)
+    assert_equal(inputs(encoded.levels, encoded.numbers, encoded.sparse, allow_sparse=True), dense)
 
 
 @pytest.mark.parametrize("modes", [True, False])
 def test_one_hot_levels_with_a_scale(modes: bool):
     columns = WIDE.categorical if modes else tuple(Categorical(c.name, c.levels) for c in WIDE.categorical)
     inputs, some = Inputs(Schema(columns, WIDE.numeric, ()), partial(OneHot, scale=0.5)), rows(300)
-    x, dense = inputs.sparse_or_dense(*some[:2]), inputs.dense(*some[:2])
+    x, dense = inputs(*some[:2], allow_sparse=True), inputs.dense(*some[:2])
     assert isinstance(x, SparseInputs)
     assert dense[:, : inputs.categorical.num_outputs].unique().tolist() == [0.0, 0.5]
     assert_equal(x, dense)
     encoded = inputs.encode_rows(some, 300)
-    assert_equal(inputs.sparse_or_dense(encoded.levels, encoded.numbers, encoded.sparse), dense)
+    assert_equal(inputs(encoded.levels, encoded.numbers, encoded.sparse, allow_sparse=True), dense)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -117,7 +117,7 @@ def test_types_and_frequent_levels(
 ):
     columns = WIDE.categorical if modes else tuple(Categorical(c.name, c.levels) for c in WIDE.categorical)
     inputs, some = Inputs(Schema(columns, WIDE.numeric, ()), OneHot, numeric), rows(count)
-    x = inputs.sparse_or_dense(*some[:2])
+    x = inputs(*some[:2], allow_sparse=True)
     assert isinstance(x, SparseInputs)
     assert_equal(x, inputs.dense(*some[:2]), dtype)
 
@@ -125,15 +125,15 @@ def test_types_and_frequent_levels(
 def test_without_columns_or_entries(any_batch_is_sparse: None):
     some = rows(7)
     numbers_alone = some.levels[:, :0], some.numbers
-    assert isinstance(Inputs(Schema((), WIDE.numeric, ())).sparse_or_dense(*numbers_alone), Tensor)
+    assert isinstance(Inputs(Schema((), WIDE.numeric, ()))(*numbers_alone, allow_sparse=True), Tensor)
     inputs = Inputs(Schema(WIDE.categorical, (), ()))
     assert_equal(
-        inputs.sparse_or_dense(some.levels, some.numbers[:, :0]),
+        inputs(some.levels, some.numbers[:, :0], allow_sparse=True),
         inputs.dense(some.levels, some.numbers[:, :0]),
     )
     # The most frequent levels, and the lowest edges: no coefficient differs from 0.
     inputs, zeros = Inputs(WIDE), (torch.tensor([[1, 3, 5]] * 7), torch.tensor([[0.0, -3.0, 0.0]] * 7))
-    x = inputs.sparse_or_dense(*zeros)
+    x = inputs(*zeros, allow_sparse=True)
     assert not len(x.coefficients.values)
     assert_equal(x, inputs.dense(*zeros))
 
@@ -147,7 +147,7 @@ def test_batches_of_encoded_rows():
     for plain, batch in pairs:
         sizes.append(len(batch.labels))
         assert all(torch.equal(a, b) for a, b in zip(plain[:3], batch[:3], strict=True))
-        x = inputs.sparse_or_dense(batch.levels, batch.numbers, batch.sparse)
+        x = inputs(batch.levels, batch.numbers, batch.sparse, allow_sparse=True)
         assert x.coefficients is batch.sparse
         assert_equal(x, inputs.dense(*plain[:2]))
         parts = (batch.sparse, batch.sparse.transposed)
@@ -165,7 +165,7 @@ def test_rows_that_are_not_encoded():
     others = [Inputs(WIDE, dropout=0.5), Inputs(WIDE).bfloat16(), Inputs(WIDE, numeric=Log)]
     for inputs in others:
         assert inputs.encode_rows(some, 128) is some
-        assert isinstance(inputs.sparse_or_dense(*some[:2]), Tensor)
+        assert isinstance(inputs(*some[:2], allow_sparse=True), Tensor)
     assert Inputs(WIDE).encode_rows(some, 63) is some
     bytes_ = Schema((Categorical("a", tuple(map(str, range(200)))),), (), ())  # more than int8 can count
     few = Batch(torch.zeros(64, 1, dtype=torch.int8), torch.empty(64, 0), torch.zeros(64, 1))
@@ -175,7 +175,7 @@ def test_rows_that_are_not_encoded():
 def test_a_gradient_reaches_numbers_that_require_one():
     inputs, some = Inputs(WIDE), rows()
     numbers = some.numbers.requires_grad_()
-    inputs.sparse_or_dense(some.levels, numbers).sum().backward()
+    inputs(some.levels, numbers, allow_sparse=True).sum().backward()
     assert numbers.grad.abs().sum() > 0
 
 
@@ -189,7 +189,17 @@ def test_compiled_networks_and_other_models_have_dense_inputs(any_batch_is_spars
     x = inputs.dense(LEVELS, NUMBERS)
     assert torch.equal(torch.compile(network, backend="eager")(LEVELS, NUMBERS), x)
     assert torch.equal(inputs(LEVELS, NUMBERS), x)
-    for dense in (Network(inputs, nn.Identity()), Network(inputs, TakesSparse(), allow_sparse=False)):
+
+    class OwnForward(Inputs):
+        def forward(self, levels: Tensor, numbers: Tensor) -> Tensor:
+            return super().forward(levels, numbers)
+
+    others = (
+        Network(inputs, nn.Identity()),
+        Network(inputs, TakesSparse(), allow_sparse=False),
+        Network(OwnForward(SCHEMA), TakesSparse()),
+    )
+    for dense in others:
         assert torch.equal(dense(LEVELS, NUMBERS), x)
         assert dense.encode_rows(some := rows(), 128) is some
 
@@ -254,7 +264,7 @@ def test_encodings_of_single_columns_give_the_same_inputs(numeric: type, any_bat
     inputs = Inputs(schema, numeric=numeric)
     dense = inputs.dense(batch.levels.long(), batch.numbers)
     assert dense.shape[1] == inputs.num_outputs
-    x = inputs.sparse_or_dense(batch.levels, batch.numbers)
+    x = inputs(batch.levels, batch.numbers, allow_sparse=True)
     assert isinstance(x, SparseInputs)
     assert_equal(x, dense)
 
@@ -265,14 +275,14 @@ def test_columns_of_every_kind_give_the_same_inputs(
     numeric: type, encodings: tuple[str, str], any_batch_is_sparse: None
 ):
     inputs, batch = Inputs(with_encodings(MIXED, *encodings), numeric=numeric), mixed_rows()
-    x = inputs.sparse_or_dense(batch.levels, batch.numbers)
+    x = inputs(batch.levels, batch.numbers, allow_sparse=True)
     dense = inputs.dense(batch.levels.long(), batch.numbers)
     assert isinstance(x, SparseInputs)
     assert dense.isfinite().all()
     assert dense.shape[1] == inputs.num_outputs == len(inputs.column)
     assert_equal(x, dense)
     encoded = inputs.encode_rows(batch, 64)
-    assert_equal(inputs.sparse_or_dense(encoded.levels, encoded.numbers, encoded.sparse), dense)
+    assert_equal(inputs(encoded.levels, encoded.numbers, encoded.sparse, allow_sparse=True), dense)
 
 
 def test_replicas_with_learned_vectors_give_what_each_network_gives():
@@ -306,7 +316,7 @@ def test_replicas_may_share_a_weight_or_a_bias(shared: str):
             self.register_buffer(shared, same)  # equal in all replicas, so they share it
 
         def forward(self, *rows: Any) -> Tensor:
-            return linear(self.inputs.sparse_or_dense(*rows), self.weight, self.bias)
+            return linear(self.inputs(*rows, allow_sparse=True), self.weight, self.bias)
 
     batch, layers = mixed_rows(), [Layer(Inputs(MIXED)) for _ in range(3)]
     encoded = layers[0].inputs.encode_rows(batch, 64)
@@ -335,7 +345,7 @@ def test_a_missing_number_without_an_input_of_its_own_gives_zeros():
     inputs, batch = Inputs(MIXED), mixed_rows(4)
     numbers = batch.numbers.clone()
     numbers[:, 0] = torch.nan
-    x = inputs.sparse_or_dense(batch.levels, numbers)
+    x = inputs(batch.levels, numbers, allow_sparse=True)
     assert x.isfinite().all()
     assert (x[:, inputs.column == len(MIXED.categorical)] == 0).all()
 

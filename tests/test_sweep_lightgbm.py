@@ -108,11 +108,10 @@ def test_lightgbm_is_a_line_beside_the_methods(sweep: str, command: Callable[[st
     assert "- `3`: `model=SharedBottom`, `seed=1`\n" in card  # a run has its settings
     assert "LightGBM has one model for each task." in card
     for task in ("click", "spend", "genre", "visits"):  # four tasks side by side are too wide for a page
-        (header,) = re.findall(rf"### `{task}`\n\n(.*)\n", card)
-        names = re.findall("`(.*?)`", header)
-        assert names[:3] == ["model", "seeds", "parameters"]
-        assert len(names) == 5
-        assert all(name.split("/")[1] == task for name in names[3:])
+        (header,) = re.findall(rf"## `{task}`\n\n(.*)\n", card)
+        names = [cell.replace("`", "").split() for cell in header.strip("| ").split(" | ")]
+        assert names[:3] == [["model"], ["seeds"], ["parameters"]]
+        assert [name[:2] for name in names[3:]] == [["val", task], ["test", task]]
     for axes in plot_sweep("sweep").axes:  # in the order of the table
         assert [tick.get_text() for tick in axes.get_xticklabels()] == table.index.tolist()
 

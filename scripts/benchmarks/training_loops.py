@@ -55,8 +55,7 @@ def bare_loop(learner: Any, data: Any) -> Step:
     """Our network and batches. The rows are encoded once before the loop, as in a training."""
     optimizer = torch.optim.Adam(learner.objective.parameters(), lr=3e-3, fused=True)
     loader = data.unencoded_train_loader()
-    inputs = learner.objective.network.inputs
-    loader.encode_with(lambda rows: inputs.encode_rows(rows, data.batch_size))
+    loader.encode_with(lambda rows: learner.network.encode_rows(rows, data.batch_size))
     batches = (batch for _ in itertools.count() for batch in loader)
 
     def step() -> int:

@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
     target = Path(config.out) if config.out else None
     run = load(str(config.run), config.trust)
     written, largest = export(run, config.format, target, config.checkpoint, config.replica)
-    print(f"{written}: its predictions differ from the network's by at most {largest:.1e}")
+    print(f"written: {written}; its predictions differ from the network's by at most {largest:.1e}")
 
 
 def export(

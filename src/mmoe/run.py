@@ -351,7 +351,7 @@ class Run:
         self.check_trust("data")
         config = self.config.copy()
         target = hydra.utils.get_object(config.data._target_)
-        takes_schema = getattr(target, "takes_schema", False)
+        takes_schema = inspect.isclass(target) and issubclass(target, DataModule) and target.takes_schema
         for key, value in changes.items():
             if not takes_schema:
                 rule = f"{config.data._target_} cannot encode other rows with the run's schema"

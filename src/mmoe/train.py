@@ -36,7 +36,8 @@ def main(config: DictConfig) -> None:
     elif named is None:  # a job of a sweep that is repeated
         print(f"{os.path.relpath(folder)}: has already ended")
     else:
-        rule = "the run has already ended; a larger trainer.max_epochs=... trains it longer"
+        rule = "the run has already ended; a larger trainer.max_epochs=... trains it longer, if its schedule"
+        rule += " does not end"
         raise UserError(f"resume={named}: {rule}")
 
 

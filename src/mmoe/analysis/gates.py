@@ -6,7 +6,7 @@ UserError.
 N rows, T tasks, E experts.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -94,8 +94,9 @@ def gate_weights_by(
         run: a run or its folder.
         column: a column of the rows; it need not be an input if the rows are in memory.
         bands: for a numeric column with many values, the number of quantile bands, or the edges of the bands.
-            A quantile band is named by the smallest and the largest value in it, and a band with given edges
-            by its edges. Every band includes its upper edge, and the lowest band also its lower edge.
+            Every band includes its upper edge, and the lowest band also its lower edge. A quantile band is
+            named by the smallest and the largest value in it, and a band with given edges by its edges. Bands
+            of whole numbers are named by their first and last number.
         max_levels: for a column of text, the number of levels to show; `(other)` holds the rarer ones.
         which: the arguments of `Run.outputs`.
     """
@@ -127,7 +128,7 @@ def plot_gate_weights_by(run: Run | Path | str, column: str, **options: Any) -> 
         part = pd.DataFrame(table[task]).set_axis(labels)
         heat_map(axes, part, "mean gate weight" if axes is all_axes[-1] else None, largest)
         axes.set(xlabel="expert", title=fit_name(task))
-    all_axes[0].set_ylabel(f"{fit_name(column.replace('_', ' '))} (rows)")
+    all_axes[0].set_ylabel(f"{fit_name(column.replace('_', ' '))} (rows)", labelpad=8)
     return figure
 
 
@@ -166,12 +167,15 @@ def subgroups(
     else:
         edges = np.unique(np.quantile(values, np.linspace(0, 1, bands + 1)))
     cut: pd.Series = pd.cut(values, list(edges), labels=False, include_lowest=True).astype("category")
-    limits: list[Sequence[float]] = list(pairwise(edges))
+    if not isinstance(bands, int):
+        shown: list[Sequence[float]] = list(pairwise(edges))
+        if not are_dates and (values % 1 == 0).all() and (edges % 1 == 0).all():
+            # Of whole numbers, a band after the first begins with the number after its lower edge.
+            shown[1:] = [sorted({low + 1, high}) for low, high in shown[1:]]
+        all_bands = cut.cat.set_categories(range(len(shown)))
+        return all_bands.cat.rename_categories(_names(shown, are_dates, is_exact=True))
     # A band between two interpolated quantiles can be empty, so quantile bands are named by their values.
-    if isinstance(bands, int):
-        limits = [sorted({part.min(), part.max()}) for _, part in values.groupby(cut, observed=True)]
-    else:
-        cut = cut.cat.set_categories(range(len(limits)))
+    limits = [sorted({part.min(), part.max()}) for _, part in values.groupby(cut, observed=True)]
     return cut.cat.rename_categories(_names(limits, are_dates))
 
 
@@ -182,37 +186,41 @@ def _level_name(level: Any) -> str:
     return ", ".join(sorted(map(str, level))) or NO_LEVEL
 
 
-def _names(limits: Sequence[Sequence[float]], are_dates: bool) -> list[str]:
+def _names(limits: Sequence[Sequence[float]], are_dates: bool, is_exact: bool = False) -> list[str]:
     """A name for each subgroup from its limits, one value or two.
 
-    Whole numbers are written in full. Other numbers get the fewest digits, four or more, with which all names
-    differ. Dates get the time if the days alone do not differ.
+    With `is_exact`, numbers are written as they are. Otherwise, whole numbers are written in full, and others
+    get the fewest digits, four or more, with which all names differ. Dates get the time if the days alone do
+    not differ. If they lie in one second, they are written as days since 1970.
     """
     values = {value for both in limits for value in both}
-    for text in _date_texts() if are_dates else _number_texts(all(value % 1 == 0 for value in values)):
+    for text in _date_texts() if are_dates else _number_texts(values, is_exact):
         names = [" to ".join(dict.fromkeys(map(text, both))) for both in limits]
         if len(set(names)) == len(names):
             break
     return names
 
 
-def _number_texts(are_whole: bool) -> Iterator[Callable[[float], str]]:
-    """Ways to write numbers, each with more digits than the one before."""
-    if are_whole:
+def _number_texts(values: Collection[float], is_exact: bool) -> Iterator[Callable[[float], str]]:
+    """Ways to write these numbers, each with more digits than the one before."""
+    if not is_exact and all(value % 1 == 0 for value in values):
         yield "{:.0f}".format
-    for digits in range(4, 18):
+    before_point = len(f"{max(map(abs, values)):.0f}")
+    for digits in () if is_exact else range(max(4, before_point), 18):
         yield partial(np.format_float_positional, precision=digits, fractional=False, trim="-")
+    yield partial(np.format_float_positional, trim="-")
 
 
 def _date_texts() -> Iterator[Callable[[float], str]]:
     """Ways to write days since 1970: the date, then also the time."""
-    for length in (len("2025-12-31"), len("2025-12-31T23:59")):
+    for length in (len("2025-12-31"), len("2025-12-31T23:59"), len("2025-12-31T23:59:59")):
 
         def date(days: float, length: int = length) -> str:
-            minute = np.datetime64(round(float(days) * 24 * 60), "m")
-            return str(minute)[:length].replace("T", " ")
+            second = np.datetime64(round(float(days) * 24 * 60 * 60), "s")
+            return str(second)[:length].replace("T", " ")
 
         yield date
+    yield str
 
 
 def gate_similarity(run: Run | Path | str, **which: Any) -> pd.DataFrame:

@@ -111,9 +111,15 @@ def _label_limits(
 
 def _gate_limits(run: Run) -> Iterator[str]:
     history, epoch = run.history, run.metrics["epoch"]
+    if run.config.replicas > 1:
+        yield (
+            "This page shows no gates and few figures, because the run has replicas. `python -m mmoe.extract`"
+            " makes a run of one of them."
+        )
+        return
     if f"val/{run.schema.tasks[0].name}/gate_1" not in history:
         return
-    best = history[history["epoch"] == epoch] if run.config.replicas == 1 else history.iloc[:0]
+    best = history[history["epoch"] == epoch]
     collapsed = []
     for task in run.schema.tasks:
         names = [name for name in history if str(name).startswith(f"val/{task.name}/gate_")]

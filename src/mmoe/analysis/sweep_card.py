@@ -50,13 +50,14 @@ def _tables(compared: pd.DataFrame) -> str:
     text = ""
     for task in compared.attrs["tasks"]:
         own = [name for name in names if "/" not in name or split_key(name)[1] == task]
-        text += f"### {code(task)}\n\n{_table(compared, own)}\n"
+        text += f"## {code(task)}\n\n{_table(compared, own)}\n"
     return text
 
 
 def _table(compared: pd.DataFrame, names: list[str]) -> str:
     lines = [[cell(line, name, code) for name in names] for line in compared.to_dict("records")]
-    return table([code(name) for name in names], lines, ["/" in name or name in COUNTS for name in names])
+    header = [" ".join(map(code, filter(None, split_key(name)))) for name in names]  # may wrap at the blanks
+    return table(header, lines, ["/" in name or name in COUNTS for name in names])
 
 
 def shown_columns(compared: pd.DataFrame) -> list[str]:

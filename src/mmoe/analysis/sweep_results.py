@@ -118,7 +118,11 @@ def _draw_runs(
     """
     groups = {x: group for x, group in found.items() if len(group)}
     for x, group in groups.items():
-        axes.plot([x] * len(group), group, "o", markersize=5, mfc="none", mec="0.45")
+        is_first = has_intervals and not number and x == next(iter(groups))  # one entry in the legend
+        axes.plot(
+            [x] * len(group), group, "o", markersize=5, mfc="none", mec="0.45",
+            label="one seed" if is_first else None,
+        )  # fmt: skip
     style = number or 0
     axes.errorbar(
         list(groups), [group.mean() for group in groups.values()],

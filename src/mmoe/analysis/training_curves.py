@@ -34,7 +34,7 @@ def plot_training_curves(run: Run | Path | str) -> Figure:
     figure, all_axes = panels(count, width=3.6, height=3.0)
     for axes, task in zip(all_axes, measured, strict=False):
         metric = task.main_metric
-        draw_line(axes, table, f"val/{task.name}/{metric}", 0)
+        draw_line(axes, table, f"val/{task.name}/{metric}", tasks.index(task))  # as in the panel of the gates
         axes.set(title=fit_name(task.name), ylabel=f"validation {metric_name(metric)}")
     if has_gates:
         for i, task in enumerate(tasks):
@@ -44,5 +44,6 @@ def plot_training_curves(run: Run | Path | str) -> Figure:
     for axes in all_axes:
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
+        axes.ticklabel_format(axis="y", useOffset=False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure

@@ -16,7 +16,13 @@ import pyarrow as pa
 from mmoe.data.column_names import suggests_codes, suggests_numbers, suggests_times, suggests_weights
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.column_values import ColumnValues
-from mmoe.data.number_spellings import find_marks, odd_spellings, remark_on_spellings, remark_on_unit
+from mmoe.data.number_spellings import (
+    find_marks,
+    odd_spellings,
+    remark_on_marks,
+    remark_on_spellings,
+    remark_on_unit,
+)
 from mmoe.raw.dates import AMBIGUOUS, DAY_FIRST, DateFormat, dates_of, find_order, guess_format
 
 MAX_CODES = 20  # integers with at most this many distinct values are codes
@@ -117,21 +123,22 @@ def _guess_text(found: Guess, is_csv: bool) -> None:
     if num_levels > 2 and {text.lower() for text in texts} <= {"false", "true"}:
         found.remarks.append("true and false in several spellings, each of which is a level")
     if marks := find_marks(texts):
-        hint = f"numbers if csv has {marks}" if is_csv else f"numbers as text, with {marks}"
-        found.remarks.append(hint)
-        found.reason += f"; {hint}" if found.reason else ""
+        _add_hint(found, remark_on_marks(marks, is_csv))
     elif unit := remark_on_unit(texts):
-        found.remarks.append(unit)
-        found.reason += f"; {unit}" if found.reason else ""
+        _add_hint(found, unit)
     if non_dates:
-        hint = f"dates and {', '.join(map(repr, non_dates))}"
-        hint += ": add to csv.missing for a column of dates" if is_csv else ""
-        found.remarks.append(hint)
-        found.reason += f"; {hint}" if found.reason else ""
+        advice = "add to csv.missing" if is_csv else "replace by None"
+        _add_hint(found, f"dates and {', '.join(map(repr, non_dates))}: {advice} for a column of dates")
     if others:
-        found.remarks.append(remark_on_spellings(others, is_csv))
+        _add_hint(found, remark_on_spellings(others, is_csv))
     elif others == []:
         found.remarks.append("numbers as text, such as codes with a leading zero")
+
+
+def _add_hint(found: Guess, hint: str) -> None:
+    """Add a remark that also stands behind the reason if the column is left out."""
+    found.remarks.append(hint)
+    found.reason += f"; {hint}" if found.reason else ""
 
 
 def _set_max_values(found: Guess, longest: int) -> None:

@@ -37,6 +37,7 @@ class DataModule(pl.LightningDataModule):
     """
 
     takes_schema = False  # True: the constructor takes a run's `schema` to encode with
+    validation_fraction: float | None = None  # the share of the rows that a rule takes for validation
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class DataModule(pl.LightningDataModule):
 
     @classmethod
     def implied_changes(cls, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings that change too if these change for an evaluation on other rows."""
+        """Further settings to change when an evaluation on other rows changes those in `changes`."""
         return {}
 
     @cached_property
@@ -80,11 +81,6 @@ class DataModule(pl.LightningDataModule):
         """A column of a split's raw rows, which is read from the files again; None if there is none."""
         return None
 
-    @property
-    def validation_fraction(self) -> float | None:
-        """The share of the rows that a rule takes for validation; None if there is no such rule."""
-        return None
-
     def encode_inputs_with(self, encode: Callable[[Batch, int], Batch] | None) -> None:
         """Pass the rows of all loaders through `encode`, which gets rows and the size of a batch.
 
@@ -104,7 +100,7 @@ class DataModule(pl.LightningDataModule):
         return self._encoded(self.unencoded_train_loader(), self.batch_size)
 
     def unencoded_train_loader(self) -> Loader:
-        """Shuffled batches of the training rows, without the function given to `encode_inputs_with`."""
+        """Shuffled batches of the training rows, which `encode_inputs_with` does not change."""
         loader = self._loader("train", self.batch_size, self.seed)
         loader.repeats_batches = self.repeats_batches
         return loader

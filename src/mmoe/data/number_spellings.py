@@ -9,6 +9,8 @@ from mmoe.data.column_values import ColumnValues
 
 # The decimal point and the thousands separator: all pairs of them, and the decimal comma alone.
 MARKS = (*((point, mark) for mark in ",.' _" for point in ".," if point != mark), (",", ""))
+# A number that may have a decimal comma, and thousands separators
+NUMBER = re.compile(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+|[0-9]{1,3}([.,' _][0-9]{3})+([.,][0-9]+)?)")
 # A currency may stand before the number: a sign, or three capital letters and a space. A unit after it has at
 # most 10 characters, and begins with a letter, %, ° or a currency sign. A1 does not match.
 NUMBER_WITH_UNIT = re.compile(
@@ -48,9 +50,7 @@ def odd_spellings(values: ColumnValues) -> list[str] | None:
     None if there are more than 3 of them, or if less than 90 % of the known values are numbers.
     A number may have a decimal comma.
     """
-    is_number = np.array(
-        [re.fullmatch(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)", text) is not None for text in values.texts]
-    )
+    is_number = np.array([NUMBER.fullmatch(text) is not None for text in values.texts])
     others = [text for text, is_one in zip(values.texts, is_number, strict=True) if not is_one]
     if not others and any("," in text for text in values.texts):
         return None  # see `find_marks`
@@ -58,7 +58,15 @@ def odd_spellings(values: ColumnValues) -> list[str] | None:
     return others if are_most_numbers and (not others or (len(others) <= 3 < is_number.sum())) else None
 
 
+def remark_on_marks(marks: str, is_csv: bool) -> str:
+    """A remark on numbers that are read as text because of the marks that `find_marks` found."""
+    return f"numbers if csv has {marks}" if is_csv else f"numbers as text, with {marks}"
+
+
 def remark_on_spellings(others: Sequence[str], is_csv: bool) -> str:
     """A remark on numbers that are read as text because of a few other values."""
     listed = ", ".join(map(repr, others))
-    return f"numbers and {listed}" + (": add to csv.missing for a numeric column" if is_csv else "")
+    advice = (
+        "add to csv.missing for a numeric column" if is_csv else "replace by None and set the kind numeric"
+    )
+    return f"numbers and {listed}: {advice}"

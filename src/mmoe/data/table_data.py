@@ -114,6 +114,7 @@ class TableData(DataModule):
             "validation", {"fraction": USUAL_FRACTIONS.validation} if validation is None else validation
         )
         self.test = parse_split("test", test)
+        self.validation_fraction = getattr(self.validation, "fraction", None)
         for name, rule in (("validation", self.validation), ("test", self.test)):
             if isinstance(rule, SplitRule) and rule.of == "test" and not isinstance(self.test, list):
                 raise ArgumentError(f"{name}.of=test: needs a test file")
@@ -233,10 +234,6 @@ class TableData(DataModule):
         if self.given_schema and self.given_schema.files != digests:
             key["schema"] = self.given_schema.to_json()
         return key
-
-    @property
-    def validation_fraction(self) -> float | None:
-        return getattr(self.validation, "fraction", None)
 
     def _is_streamed(self, sources: Mapping[str, Source]) -> bool:
         """Whether the rows are encoded in shards."""

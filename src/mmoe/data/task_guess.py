@@ -12,7 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from mmoe.data.column_values import ColumnValues
-from mmoe.data.number_spellings import odd_spellings, remark_on_spellings, remark_on_unit
+from mmoe.data.number_spellings import (
+    find_marks,
+    odd_spellings,
+    remark_on_marks,
+    remark_on_spellings,
+    remark_on_unit,
+)
 from mmoe.errors import UserError
 from mmoe.tasks.task import WHERE_LEVELS
 
@@ -106,7 +112,9 @@ def _guess_kind(name: str, values: ColumnValues, is_csv: bool) -> TaskGuess:
         )
     if not values.is_number:
         task = TaskGuess(name, values, "multiclass", {}, [f"{count:,} classes"])
-        if others := odd_spellings(values):
+        if marks := find_marks(values.texts):
+            task.remarks.append(remark_on_marks(marks, is_csv))
+        elif others := odd_spellings(values):
             task.remarks.append(remark_on_spellings(others, is_csv))
         elif unit := remark_on_unit(values.texts):
             task.remarks.append(unit)

@@ -67,8 +67,9 @@ class Inputs(nn.Module):
             is neither a level of its column nor the unseen one.
 
     Shape:
-        levels: [B, P], integers; numbers: [B, M].
-        output x: [B, I], I = `num_outputs`. `sparse_or_dense` may return `SparseInputs` instead.
+        levels: [B, P], integers; numbers: [B, M]; sparse: None or [B, S], see `Batch`.
+        output x: [B, I], I = `num_outputs`. With `allow_sparse`, it is `SparseInputs` where they are faster:
+        on a CPU in large batches.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Inputs(nn.Module):
         are_known = all(type(part) in SPARSE_COUNTERPARTS for part, _ in self._number_parts)
         is_one_hot = type(self.categorical) is OneHot and self.categorical.num_outputs > 0
         self._has_sparse_form = is_one_hot and are_known
-        self._in_range: bool | None = None  # only in `checked_before_vmap`; there, what `check` returned
+        self._in_range: bool | None = None  # inside `checked_before_vmap`: the result of `check`
         self._has_missing = len(missing) > 0
         self._may_be_missing = torch.tensor([column.has_missing for column in schema.numeric])
         # The encoders whose inputs stay dense beside sparse ones.
@@ -124,27 +125,28 @@ class Inputs(nn.Module):
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.column.device)).dtype
         return self
 
-    def forward(self, levels: Tensor, numbers: Tensor) -> Tensor:
-        """Encode levels and numbers, and join them."""
-        levels, numbers = self._convert(levels, numbers)
-        return self._dropped(self.dense(levels, numbers, self._check(levels, numbers)))
-
-    def sparse_or_dense(
-        self, levels: Tensor, numbers: Tensor, sparse: SparseMatrix | None = None
+    def forward(
+        self,
+        levels: Tensor,
+        numbers: Tensor,
+        sparse: SparseMatrix | None = None,
+        allow_sparse: bool = False,
     ) -> Tensor | SparseInputs:
-        """The inputs in the form that is faster: `SparseInputs` for large batches on a CPU, else [B, I].
-
-        `sparse` is None, or the coefficients [B, S] that `encode_rows` added to the rows.
-        """
-        if sparse is not None:
+        """Encode levels and numbers, and join them."""
+        if allow_sparse and sparse is not None:
             return self._sparse_inputs(levels, sparse)
         levels, numbers = self._convert(levels, numbers)
         in_range = self._check(levels, numbers)
         drops = self.training and self.dropout.p > 0
-        has_values = self._in_range is None  # vmap hides the values of rows that differ by replica
-        if in_range and has_values and not drops and self._is_sparse_faster(levels.shape[0], numbers):
+        has_values = self._in_range is None  # vmap hides the values of rows
+        may_encode = allow_sparse and in_range and has_values and not drops
+        if may_encode and self._is_sparse_faster(levels.shape[0], numbers):
             return self._sparse_inputs(levels, self._sparse_encoder.encode(levels, numbers))
-        return self._dropped(self.dense(levels, numbers, in_range))
+        x = self.dense(levels, numbers, in_range)
+        if drops:
+            kept = self.dropout(x.new_ones(x.shape[0], self.num_columns))  # [B, C + M]
+            x = x * kept.index_select(1, self.column)
+        return x
 
     def dense(self, levels: Tensor, numbers: Tensor, in_range: bool = False) -> Tensor:
         """All inputs as one tensor, [B, I]; with `in_range`, the numbers have passed `check`."""
@@ -207,14 +209,6 @@ class Inputs(nn.Module):
         is_full = self.dtype in (torch.float32, torch.float64)
         possible = is_full and numbers.device.type == "cpu" and not numbers.requires_grad
         return self._has_sparse_form and possible and num_rows >= MIN_SPARSE_ROWS
-
-    def _dropped(self, x: Tensor) -> Tensor:
-        """The inputs [B, I], without the columns that are dropped in a training row."""
-        if not self.training or not self.dropout.p:
-            return x
-        kept = self.dropout(x.new_ones(x.shape[0], self.num_columns))  # [B, C + M]
-        dropped: Tensor = x * kept.index_select(1, self.column)
-        return dropped
 
     def _convert(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Codes as int64 and numbers as float32, after a check of their shapes."""

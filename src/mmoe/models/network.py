@@ -59,8 +59,9 @@ class Network(nn.Module):
         super().__init__()
         self.inputs = inputs
         self.model = model
-        takes_sparse = isinstance(inputs, Inputs) and getattr(model, "takes_sparse_inputs", False)
-        self._may_be_sparse = allow_sparse and takes_sparse
+        has_own_forward = getattr(type(inputs), "forward", None) is not Inputs.forward
+        takes_sparse = getattr(model, "takes_sparse_inputs", False)
+        self._may_be_sparse = allow_sparse and takes_sparse and not has_own_forward
 
     def forward(
         self, levels: Tensor, numbers: Tensor, sparse: SparseMatrix | None = None
@@ -85,7 +86,7 @@ class Network(nn.Module):
 
     def _encode(self, levels: Tensor, numbers: Tensor, sparse: SparseMatrix | None) -> Any:
         if self._may_be_sparse:
-            return self.inputs.sparse_or_dense(levels, numbers, sparse)
+            return self.inputs(levels, numbers, sparse, allow_sparse=True)
         return self.inputs(levels, numbers)
 
 

@@ -1,6 +1,6 @@
 """Independent copies of a network, trained side by side.
 
-B batch, P level slots of a row, M numeric columns, R replicas.
+B batch, R replicas.
 """
 
 import copy
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from mmoe.data.sparse_matrix import SparseMatrix
 from mmoe.models.inputs import Inputs, checked_before_vmap
 
 
@@ -51,9 +52,10 @@ class Replicas(nn.Module):
         own = {name: self.stacked.get_buffer(name) for name in self._own_buffers}
         stacked = {**self.parameters_by_name(), **own}
         apply = torch.vmap(partial(functional_call, self.stacked), in_dims, randomness="different")
-        if not (own_rows and self._has_inputs):
+        is_encoded = any(isinstance(one, SparseMatrix) for one in rows)  # such rows were checked before
+        if is_encoded or not self._has_inputs:
             return apply(stacked, rows)
-        levels, numbers = (tensor.flatten(0, 1) for tensor in rows[:2])  # [R*B, P], [R*B, M]
+        levels, numbers = (tensor.flatten(0, 1) if own_rows else tensor for tensor in rows[:2])
         with checked_before_vmap(self.stacked, levels, numbers):
             return apply(stacked, rows)
 

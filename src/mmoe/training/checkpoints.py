@@ -106,7 +106,8 @@ def check_replica(replicas: int, replica: int | None) -> None:
     is_valid = is_number(replica, Integral) and 0 <= replica < replicas  # type: ignore[operator]
     if replicas > 1 and not is_valid:
         given = "replica" if replica is None else f"replica={replica}"
-        raise UserError(f"{given}: must be 0 to {replicas - 1}, because the run has {replicas} replicas")
+        rule = f"must be 0 to {replicas - 1}, because the run has {replicas} replicas"
+        raise UserError(f"{given}: {rule}" + ("; give replica=0" if replica is None else ""))
     if replicas == 1 and replica is not None:
         raise UserError(f"replica={replica}: the run has no replicas")
 
