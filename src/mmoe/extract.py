@@ -65,7 +65,7 @@ def extract(run: "Run", replica: int, out: Path) -> None:
         run_folder.finish(
             scratch, metrics | replica_metrics, [] if predictions is None else [predictions], history
         )
-        if out.is_dir():  # a rename cannot replace a folder with files, or the working directory
+        if out.is_dir():  # a rename cannot replace the working directory, or a folder that holds files
             shutil.copytree(scratch, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.yaml"))
             stored_config.write_config(out, text)  # last, because it makes the folder a run folder
         else:
