@@ -9,7 +9,6 @@ from mmoe.build import build
 from mmoe.data import census_download
 from mmoe.data.batch import Batch
 from mmoe.data.census_files import COLUMNS, NUMERIC, SAMPLE_DIR, find_census_files
-from mmoe.data.splits import split_in_half
 
 # The number of levels by column in the official training file: 488 in 29 columns, and marital status.
 OFFICIAL_LEVELS = {
@@ -118,7 +117,6 @@ def test_the_split_has_its_own_seed(census_dir: Path):
 
     assert positions() == positions("seed=7")
     assert positions() != positions("data.split_seed=7")
-    assert len(split_in_half(7, 0)[0]) == 3
 
 
 def test_labels_match_the_file(census_dir: Path):

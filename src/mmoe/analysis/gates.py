@@ -101,8 +101,9 @@ def gate_weights_by(
         which: the arguments of `Run.outputs`.
     """
     run = load(run)
+    which = {"split": "test", "replica": None} | which
     weights = run.gates(**which)
-    values = run.column(column, which.get("split", "test"), which.get("replica"))
+    values = run.column(column, which["split"], which["replica"])
     are_dates = any(one.name == column and one.is_datetime for one in run.schema.numeric)
     groups = subgroups(values, bands, max_levels, are_dates)
     table = pd.concat(

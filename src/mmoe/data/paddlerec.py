@@ -7,6 +7,7 @@ order.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -17,13 +18,13 @@ from torch import Tensor
 
 from mmoe.checks.arguments import check_integers, check_seeds
 from mmoe.data import cache, headerless_csv
-from mmoe.data.batch import Batch
+from mmoe.data.batch import Batch, take
 from mmoe.data.columns import Categorical
 from mmoe.data.datamodule import DataModule
 from mmoe.data.file_states import sha256
 from mmoe.data.fit_numbers import fit_numeric
 from mmoe.data.schema import Schema
-from mmoe.data.splits import Dataset, assemble
+from mmoe.data.splits import Dataset, with_modes
 from mmoe.errors import ArgumentError, UserError
 from mmoe.tasks import Binary, Task
 
@@ -97,7 +98,18 @@ class PaddleRecData(DataModule):
             tuple(tasks),
             files=digests,
         )
-        return assemble(schema, train_rows, held_out_rows, self.split_seed)
+        return _with_halves(schema, train_rows, held_out_rows, self.split_seed)
+
+
+def _with_halves(schema: Schema, train: Batch, held_out: Batch, split_seed: int) -> Dataset:
+    """The data set of these rows; a random half of PaddleRec's test files is for validation."""
+    count = len(held_out.labels)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(split_seed))
+    val, test = (half.sort().values for half in (order[: count // 2], order[count // 2 :]))
+    splits = {"train": train, "val": take(held_out, val), "test": take(held_out, test)}
+    positions = {"train": torch.arange(len(train.labels)), "val": val, "test": test}
+    num_rows = {name: len(where) for name, where in positions.items()}
+    return Dataset(replace(with_modes(schema, train.levels), num_rows=num_rows), splits, positions)
 
 
 def _csv_files(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mmoe.data.batch import Batch, take
+from mmoe.data.batch import Batch
 from mmoe.data.schema import Schema
 from mmoe.data.shards import ShardedRows
 
@@ -27,21 +27,6 @@ class Dataset:
     schema: Schema
     splits: Mapping[str, Batch | ShardedRows]
     positions: Mapping[str, Tensor]
-
-
-def split_in_half(num_rows: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Sorted validation and test positions: a random 1:1 split of the test file (paper, section 6.3)."""
-    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
-    return order[: num_rows // 2].sort().values, order[num_rows // 2 :].sort().values
-
-
-def assemble(schema: Schema, train: Batch, held_out: Batch, split_seed: int) -> Dataset:
-    """Make a data set: halve the held-out rows into validation and test rows."""
-    val, test = split_in_half(len(held_out.labels), split_seed)
-    splits = {"train": train, "val": take(held_out, val), "test": take(held_out, test)}
-    positions = {"train": torch.arange(len(train.labels)), "val": val, "test": test}
-    num_rows = {name: len(where) for name, where in positions.items()}
-    return Dataset(replace(with_modes(schema, train.levels), num_rows=num_rows), splits, positions)
 
 
 def with_modes(schema: Schema, levels: Tensor) -> Schema:
