@@ -119,7 +119,7 @@ def test_replicas_and_members_have_the_same_loss():
     torch.testing.assert_close(losses[1], by_hand(logits[1]))
     ensemble = Ensemble(1, 2, lambda **sizes: ESMM(bottom_units=[6], **sizes), size=3)
     together = Objective(Network(Inputs(SCHEMA), ensemble), [CLICK, BUY])
-    members = ensemble(together.network.inputs(LEVELS, NUMBERS)).logits
+    members = ensemble(together.network.inputs(LEVELS, NUMBERS)).member_logits
     loss = together(LEVELS, NUMBERS, LABELS, KNOWN).loss
     torch.testing.assert_close(loss, sum(map(by_hand, members)))
 

@@ -140,7 +140,7 @@ def test_inputs_hold_the_statistics_of_each_level():
     assert inputs.column[8:].tolist() == [0] * width + [1] * width + [3] * width
     dense = [-3] * 2 + [-1] * width + [-2] * width + [-4] * width  # the column i has the number -1 - i
     assert inputs.input_groups == [0, 0, 0, 1, 1, 4, *dense]
-    x = inputs(batch.levels, batch.numbers)
+    x = inputs(batch.levels, batch.numbers, allow_sparse=True)
     assert isinstance(x, SparseInputs)
     torch.testing.assert_close(x.dense, inputs.dense(batch.levels, batch.numbers)[:, 6:])
     assert not any("statistics" in name for name in inputs.state_dict())  # they follow from the schema
