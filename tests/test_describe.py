@@ -156,7 +156,7 @@ def test_a_task_with_another_name_than_its_column_gets_a_remark():
     assert task.name == "Will_buy"
     assert (
         task.remarks[-1]
-        == "named Will_buy: names of tasks are unique and have only letters, digits and underscores"
+        == "named Will_buy, because configurations need names of letters, digits and underscores"
     )
 
 

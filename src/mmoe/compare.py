@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from mmoe.atomic import write
 from mmoe.cli.console import open_console
 from mmoe.cli.exits import errors_on_one_line
-from mmoe.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,13 +32,12 @@ def compare(folder: Path, key: str | None = None, lightgbm: bool = False) -> Non
 
     With `lightgbm`, LightGBM is trained first, with the seeds of the runs.
     """
+    from mmoe.analysis.page import FIGURE_DPI
     from mmoe.analysis.sweep_card import write_sweep_card
     from mmoe.analysis.sweep_lightgbm import check_installed, train_baseline
     from mmoe.analysis.sweep_results import plot_sweep, sweep_table
     from mmoe.analysis.sweep_runs import sweep_runs
 
-    if (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: must be a folder with several runs, such as a sweep's, but is one run")
     if lightgbm:
         check_installed()
         runs = sweep_runs(folder)
@@ -47,7 +45,7 @@ def compare(folder: Path, key: str | None = None, lightgbm: bool = False) -> Non
     table = sweep_table(folder)
     figure = plot_sweep(folder, key)
     write(folder / "compare.csv", partial(table.to_csv, index=False))
-    write(folder / "compare.png", partial(figure.savefig, dpi=150))
+    write(folder / "compare.png", partial(figure.savefig, dpi=FIGURE_DPI))
     write_sweep_card(folder, table)
     print_table(table)
     console = open_console()

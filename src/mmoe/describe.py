@@ -128,7 +128,9 @@ def show(table: "Description") -> None:
     below = []
 
     def add(values: "ColumnValues", kind: str, levels: str, remark: str) -> None:
-        texts = [values.name, kind, levels, _missing(values), _most_frequent(values)]
+        # A field of several levels is no level itself.
+        most_frequent = "-" if kind.startswith("multi") else _most_frequent(values)
+        texts = [values.name, kind, levels, _missing(values), most_frequent]
         if not is_narrow:
             texts.append(remark)
         elif remark:

@@ -95,7 +95,7 @@ def main(config: DictConfig) -> None:
     study = open_study(Path(config.folder), config.sampler, config.prune, config.seed, direction, identity)
     run_trials(study, objective, config.trials)
     path = write_experiment(Path(config.folder), study, space, choices, settings)
-    print(f"best {config.monitor} of {count_ended(study)} trials: {study.best_value:.4f}")
+    print(f"best {config.monitor} of {count_ended(study)} trials: {study.best_value:.4f}; written: {path}")
     machine = {key: given[key] for key in OF_THIS_MACHINE if given.get(key) is not None}
     command = ["python", "-m", "mmoe.train", "--config-dir", str(path.parents[1]), *searchpath_override()]
     command += [f"experiment={path.stem}"]

@@ -49,7 +49,7 @@ def heat_map(axes: Axes, table: pd.DataFrame, label: str | None, largest: float 
     axes.set_yticks(range(len(table)), [str(name) for name in table.index])
     if values.shape[1] <= 16:
         for i, j in np.ndindex(*values.shape):
-            dark = values[i, j] > 0.55 * largest
+            dark = values[i, j] > 0.62 * largest
             axes.text(
                 j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=8,
                 color="white" if dark else "black",

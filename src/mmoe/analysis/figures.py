@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from mmoe.analysis.balance import balance_names, plot_balance
 from mmoe.analysis.gates import plot_gate_distributions, plot_gate_weights
+from mmoe.analysis.page import FIGURE_DPI
 from mmoe.analysis.probabilities import has_curves, plot_calibration, plot_precision_recall, plot_roc
 from mmoe.analysis.training_curves import plot_training_curves
 from mmoe.atomic import write
@@ -39,5 +40,5 @@ def write_figures(run: Run) -> dict[str, Figure]:
     """Write a run's figures to figures/ as PNG, and return them by name."""
     figures = {name: plot(run) for name, plot in plots_of(run).items()}
     for name, figure in figures.items():
-        write(run.folder / f"figures/{name}.png", partial(figure.savefig, dpi=150))
+        write(run.folder / f"figures/{name}.png", partial(figure.savefig, dpi=FIGURE_DPI))
     return figures

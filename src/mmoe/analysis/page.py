@@ -12,18 +12,21 @@ from typing import Any
 
 from mmoe.atomic import write_text
 
+FIGURE_DPI = 150  # of the figures that a page shows
+PIXELS_PER_INCH = 96  # of CSS
+WIDTH_IN_PNG = slice(16, 20)  # the bytes of a PNG file that hold its width
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --accent: #1b4965; }
 @media (prefers-color-scheme: dark) { :root { --accent: #8ecae6; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif;
+body { margin: 0 auto; max-width: 66rem; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif;
   overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.2; }
 h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid var(--line); }
 a { color: var(--accent); }
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: 0.9rem; }
-th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: left;
+th, td { padding: 0.3rem 0.5rem; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; }
 td { font-variant-numeric: tabular-nums; }
 td[style*="right"] { white-space: nowrap; }
@@ -93,8 +96,10 @@ def to_html(folder: Path, title: str, markdown: str) -> str:
 
     def image(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> Any:
         token = tokens[index]
-        content = base64.b64encode((folder / str(token.attrs["src"])).read_bytes()).decode()
-        token.attrs["src"] = f"data:image/png;base64,{content}"
+        image_file = (folder / str(token.attrs["src"])).read_bytes()
+        token.attrs["src"] = f"data:image/png;base64,{base64.b64encode(image_file).decode()}"
+        # All figures of a page are shown in one scale, so that their texts have one size.
+        token.attrs["width"] = round(int.from_bytes(image_file[WIDTH_IN_PNG]) * PIXELS_PER_INCH / FIGURE_DPI)
         return renderer.image(tokens, index, options, env)
 
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")

@@ -31,9 +31,12 @@ def sweep_runs(folder: Path | str) -> pd.DataFrame:
     `parameters` and `epoch`; their `model` is `LightGBM`.
 
     Raises:
-        UserError: no run has finished, or the runs differ in tasks, rows or the monitored metric.
+        UserError: the folder is one run, no run has finished, or the runs differ in tasks, rows or the
+            monitored metric.
     """
     folder = Path(folder)
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: must be a folder with several runs, such as a sweep's, but is one run")
     finished, unfinished = _find_runs(folder)
     configs = [stored_config.read_plain_config(path) for path in finished]
     schemas = [run_folder.read_schema(path) for path in finished]

@@ -84,7 +84,7 @@ def guess_tasks(
         task = guess_task(name, columns[column], is_csv)
         if name != column:
             task.remarks.append(
-                f"named {name}: names of tasks are unique and have only letters, digits and underscores"
+                f"named {name}, because configurations need names of letters, digits and underscores"
             )
         tasks.append(task)
     remark_on_funnels(tasks)
