@@ -98,7 +98,7 @@ def to_html(folder: Path, title: str, markdown: str) -> str:
         token = tokens[index]
         image_file = (folder / str(token.attrs["src"])).read_bytes()
         token.attrs["src"] = f"data:image/png;base64,{base64.b64encode(image_file).decode()}"
-        # All figures of a page are shown in one scale, so that their texts have one size.
+        # Figures that fit the page are shown in one scale, so that their texts have one size.
         token.attrs["width"] = round(int.from_bytes(image_file[WIDTH_IN_PNG]) * PIXELS_PER_INCH / FIGURE_DPI)
         return renderer.image(tokens, index, options, env)
 

@@ -83,9 +83,8 @@ def guess_tasks(
         taken.add(name)
         task = guess_task(name, columns[column], is_csv)
         if name != column:
-            task.remarks.append(
-                f"named {name}, because configurations need names of letters, digits and underscores"
-            )
+            reason = ", because configurations need names of letters, digits and underscores"
+            task.remarks.append(f"named {name}" + (reason if re.search(r"\W", column) else ""))
         tasks.append(task)
     remark_on_funnels(tasks)
     return tasks
