@@ -74,7 +74,7 @@ def has_mixed_group(rows: Batch, task: int) -> bool:
     labels, known = rows.labels[..., task], rows.known
     if rows.groups is None:
         return False
-    kept = labels.isfinite() if known is None else known[..., task]
+    kept = torch.ones_like(labels, dtype=torch.bool) if known is None else known[..., task]
     labels = labels[kept]
     return bool(grouped_auroc(labels, labels, rows.groups[..., 0][kept]).isfinite())
 
@@ -88,8 +88,9 @@ def known_labels(rows: Batch | ShardedRows, task: int, with_weight: bool) -> tup
     if isinstance(rows, ShardedRows):
         found = rows.label_range(task)
         return torch.tensor([found.low, found.high] if found.count else []), found.count
-    is_counted = rows.labels[..., task].isfinite() if rows.known is None else rows.known[..., task]
+    labels = rows.labels[..., task]
+    is_counted = torch.ones_like(labels, dtype=torch.bool) if rows.known is None else rows.known[..., task]
     if with_weight and rows.weights is not None:
         is_counted = is_counted & (rows.weights[..., task] > 0)
-    labels = rows.labels[..., task][is_counted]
+    labels = labels[is_counted]
     return labels, len(labels)
