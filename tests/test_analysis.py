@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import binary_auroc
 import mmoe
 from mmoe import analysis, load
 from mmoe.analysis.drawing import fit_name, panels
-from mmoe.analysis.gates import subgroups
+from mmoe.analysis.subgroups import subgroups
 from mmoe.errors import UserError
 from mmoe.models.masking import masked_expert
 from mmoe.run import Run, compute_outputs

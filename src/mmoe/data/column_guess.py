@@ -16,6 +16,13 @@ import pyarrow as pa
 from mmoe.data.column_names import suggests_codes, suggests_numbers, suggests_times, suggests_weights
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.column_values import ColumnValues
+from mmoe.data.date_spellings import (
+    MAX_DATES,
+    are_compact_dates,
+    are_dates,
+    describe_dates,
+    odd_dates,
+)
 from mmoe.data.number_spellings import (
     find_marks,
     odd_spellings,
@@ -34,14 +41,6 @@ SEPARATORS = ("|", ";", ",")
 MAX_VOCABULARY = 10_000  # the largest number of distinct parts in a column of lists
 MANY_PARTS = 5  # fields with more parts on average are lists even if the vocabulary is large
 UNIX_TIMES = ((1e8, 4e9), (1e11, 4e12), (1e14, 4e15), (1e17, 4e18))  # 1973 to 2096, in s, ms, us and ns
-# 2020-12-31, 31.12.2020 and 12/31/20, also with a time; 31-Dec-2020
-DATE = re.compile(
-    r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}|\d{1,2}/\d{1,2}/\d{2})"
-    r"([T ]\d{1,2}:\d{2}.*)?"
-    r"|\d{1,2}[- ][A-Za-z]{3,9}[- ,]+\d{2,4}.*"
-)
-COMPACT_DATE = (19000101, 21001231)
-MAX_DATES = 200_000  # distinct dates that are parsed to make sure that they are dates
 
 
 @dataclass
@@ -98,11 +97,11 @@ def guess(values: ColumnValues, is_csv: bool = False) -> Guess:
 def _guess_text(found: Guess, is_csv: bool) -> None:
     values = found.values
     num_levels, texts = len(values.distinct), values.texts
-    if _is_date(texts):
+    if are_dates(texts):
         found.kind = "datetime"
         order = find_order(texts)
         dates = dates_of(pd.Series(texts[:MAX_DATES]), DateFormat(day_first=order == DAY_FIRST))
-        found.summary = _describe_dates(dates)
+        found.summary = describe_dates(dates)
         if order == DAY_FIRST:
             found.options = {"day_first": True}
             found.remarks.append("the day stands before the month")
@@ -115,7 +114,7 @@ def _guess_text(found: Guess, is_csv: bool) -> None:
         found.summary = f"{len(_parts(texts, separator)):,} levels"
         _set_max_values(found, max(text.count(separator) for text in texts) + 1)
         return
-    non_dates = _odd_dates(values)
+    non_dates = odd_dates(values)
     if num_levels >= 20 and num_levels == values.num_rows:
         found.reason = "a level for each row"
     elif num_levels >= 100 and num_levels > TEXT_ID_SHARE * values.num_known:
@@ -144,23 +143,6 @@ def _add_hint(found: Guess, hint: str) -> None:
 def _set_max_values(found: Guess, longest: int) -> None:
     if longest > ColumnOptions.max_values:
         found.options |= {"max_values": longest}
-
-
-def _is_date(texts: list[str]) -> bool:
-    """Whether all texts are dates that pandas can read."""
-    if not all(DATE.fullmatch(text.strip()) for text in texts[:1000]):
-        return False
-    dates = pd.to_datetime(pd.Series(texts[:MAX_DATES]), format="mixed", errors="coerce", utc=True)
-    return bool(dates.notna().all())
-
-
-def _odd_dates(values: ColumnValues) -> list[str]:
-    """The texts that are not dates, if at most 3 are not, and 90 % of the known values are dates."""
-    is_date = np.array([DATE.fullmatch(text.strip()) is not None for text in values.texts])
-    others = [text for text, is_one in zip(values.texts, is_date, strict=True) if not is_one]
-    are_most_dates = values.counts[is_date].sum() >= 0.9 * values.num_known
-    dates = [text for text, is_one in zip(values.texts, is_date, strict=True) if is_one]
-    return others if 0 < len(others) <= 3 < len(dates) and are_most_dates and _is_date(dates) else []
 
 
 def _parts(texts: list[str], separator: str) -> Counter[str]:
@@ -202,10 +184,10 @@ def _guess_number(found: Guess, is_csv: bool) -> None:
         if any(least <= low and high <= most for least, most in UNIX_TIMES):
             found.kind = "datetime"
             limits = pd.Series([low, high])
-            found.summary = _describe_dates(dates_of(limits, guess_format(limits)))
+            found.summary = describe_dates(dates_of(limits, guess_format(limits)))
             found.remarks.append("numbers that are read as Unix times")
             return
-        if COMPACT_DATE[0] <= low and high <= COMPACT_DATE[1] and _is_compact_date(numbers):
+        if are_compact_dates(numbers):
             found.remarks.append("looks like dates written as YYYYMMDD, which are used as plain numbers")
             return
     limit = FEW_CODES if suggests_numbers(name) else MAX_CODES
@@ -226,15 +208,6 @@ def _guess_number(found: Guess, is_csv: bool) -> None:
     # Large numbers are stored as differences from the smallest one.
     if high - low > 2**24 and found.kind == "numeric" and values.is_whole:
         found.remarks.append("integers more than 2^24 apart are rounded to float32")
-
-
-def _is_compact_date(numbers: np.ndarray) -> bool:
-    texts = pd.Series(numbers[:1000]).astype("int64").astype(str)
-    return bool(pd.to_datetime(texts, format="%Y%m%d", errors="coerce").notna().all())
-
-
-def _describe_dates(dates: np.ndarray) -> str:
-    return f"{dates.min().astype('M8[D]')} to {dates.max().astype('M8[D]')}"
 
 
 def _summary(found: Guess) -> str:

@@ -59,9 +59,9 @@ class Network(nn.Module):
         super().__init__()
         self.inputs = inputs
         self.model = model
-        has_own_forward = getattr(type(inputs), "forward", None) is not Inputs.forward
+        gives_sparse = getattr(type(inputs), "forward", None) is Inputs.forward  # not those of a user's own
         takes_sparse = getattr(model, "takes_sparse_inputs", False)
-        self._may_be_sparse = allow_sparse and takes_sparse and not has_own_forward
+        self._may_be_sparse = allow_sparse and gives_sparse and takes_sparse
 
     def forward(
         self, levels: Tensor, numbers: Tensor, sparse: SparseMatrix | None = None
