@@ -113,9 +113,10 @@ def main() -> None:
                 study = root / "tune" / method
                 given = [f"experiment={tuned_experiment(study).stem}", *allow_existing_keys(overrides[1:])]
                 given += [f"seed={first}", f"replicas={chunk}", "figures=false"]
-                if is_matched and method != "mmoe":
+                width_is_tuned = not is_matched or method == "mmoe"
+                if not width_is_tuned:
                     given.append(matched_width(root, study, given))
-                run = root / options["budget"] / method / f"seed{first}"
+                run = root / ("tuned" if width_is_tuned else "matched") / method / f"seed{first}"
                 train_once(run, "--config-dir", str(study), *given)
                 with FileLock(root / "results.lock"):  # other processes add runs of other methods
                     add_runs(results, method, run, TASKS[group])

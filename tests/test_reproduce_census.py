@@ -73,6 +73,8 @@ def test_tables_figure_and_configurations():
     assert reproduce("sample=true", "budget=matched").returncode == 0
     counts = pd.read_csv("out/group1_matched.csv").groupby("method")["parameters"].first()
     assert counts["single_task"] == pytest.approx(counts["mmoe"], rel=0.05)
+    retrained = [path.name for path in Path("work/group1/matched").iterdir()]
+    assert retrained == ["single_task"]  # mmoe keeps its tuned width
 
     # Other settings need another folder; nothing is overwritten.
     text = Path("out/group1.md").read_text()
