@@ -313,7 +313,7 @@ def test_invalid_labels_and_weights(change: dict[str, object], message: str):
     ],
 )  # fmt: skip
 def test_tasks_that_cannot_be_fitted(task: Task, message: str):
-    from mmoe.data.encode_labels import known_labels
+    from mmoe.data.frame_values import known_labels
 
     with pytest.raises(UserError, match=f"^{message}"):
         task.fit(known_labels(FRAME, task))

@@ -16,12 +16,10 @@ import torch
 from mmoe.data.batch import Batch
 from mmoe.data.columns import Categorical, Numeric
 from mmoe.data.encode_labels import decode_labels, encode_labels
+from mmoe.data.frame_values import find_levels, find_numbers
 from mmoe.data.schema import Schema
 from mmoe.errors import RowError
-from mmoe.raw.dates import DateFormat, date_part, dates_of, days
-from mmoe.raw.frame_column import column_of
-from mmoe.raw.levels import Levels, levels_of, multi_levels_of
-from mmoe.raw.numbers import numbers_of
+from mmoe.raw.dates import DateFormat
 
 # How a vocabulary may spell false and true.
 BOOLEAN_SPELLINGS = (("False", "True"), ("false", "true"), ("FALSE", "TRUE"), ("0", "1"))
@@ -85,26 +83,6 @@ def count_unseen(rows: Batch, schema: Schema) -> dict[str, int]:
     missing = rows.numbers.isnan().sum(0).tolist()
     numeric = zip(schema.numeric, missing, strict=True)
     return found | {one.name: count for one, count in numeric if not one.has_missing}
-
-
-def find_levels(frame: pd.DataFrame, column: Categorical, date_format: DateFormat | None) -> Levels:
-    """The levels of a categorical column of raw rows.
-
-    If they are a part of dates, `date_format` is the format of the dates.
-    """
-    values = column_of(frame, column.raw_name)
-    if column.part:
-        return date_part(dates_of(values, date_format or DateFormat()), column.part)
-    return multi_levels_of(values, column.separator) if column.is_multi else levels_of(values)
-
-
-def find_numbers(frame: pd.DataFrame, column: str, date_format: DateFormat | None) -> np.ndarray:
-    """The numbers of a numeric column of raw rows [N], NaN where missing; dates are days since 1970.
-
-    `date_format` is the format of dates; None for numbers.
-    """
-    values = column_of(frame, column)
-    return numbers_of(values) if date_format is None else days(dates_of(values, date_format))
 
 
 def hash_level(level: str, buckets: int) -> int:

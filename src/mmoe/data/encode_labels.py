@@ -7,16 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from torch import Tensor
 
+from mmoe.data.frame_values import known_labels
 from mmoe.errors import RowError
 from mmoe.raw.frame_column import column_of
 from mmoe.raw.levels import levels_of
 from mmoe.raw.numbers import numbers_of
 from mmoe.tasks import Task
-from mmoe.tasks.labels import label_levels
 
 
 def encode_labels(frame: pd.DataFrame, tasks: Sequence[Task]) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -41,18 +40,6 @@ def encode_labels(frame: pd.DataFrame, tasks: Sequence[Task]) -> tuple[Tensor, T
         None if known.all() else torch.from_numpy(known),
         torch.from_numpy(weights) if is_weighted else None,
     )
-
-
-def known_labels(frame: pd.DataFrame, task: Task) -> pd.Series:
-    """The label column of a task; labels in rows that `task.where` excludes are missing."""
-    values = column_of(frame, task.column)
-    if not task.where:
-        return values
-    if isinstance(values.dtype, pd.ArrowDtype) and pa.types.is_dictionary(values.dtype.pyarrow_dtype):
-        values = values.astype(pd.ArrowDtype(pa.string()))
-    codes, levels = label_levels(column_of(frame, task.where))
-    is_known = [bool({level, level.lower()} & set(task.where_levels)) for level in levels]
-    return values.where(np.array([*is_known, False])[codes])
 
 
 def encode_groups(frame: pd.DataFrame, tasks: Sequence[Task], rows: np.ndarray) -> Tensor | None:

@@ -16,9 +16,8 @@ import torch
 from mmoe.checks.arguments import check_integers
 from mmoe.data.column_options import ColumnOptions
 from mmoe.data.columns import DATE_PARTS, TARGET_ENCODINGS, Categorical, Numeric, column_rank
-from mmoe.data.encode import find_levels, find_numbers
-from mmoe.data.encode_labels import known_labels
 from mmoe.data.fit_numbers import EMPTY_BIN, fit_values
+from mmoe.data.frame_values import find_levels, find_numbers, known_labels
 from mmoe.data.level_counts import LevelCounts, value_counts
 from mmoe.data.schema import Schema
 from mmoe.errors import RowError, UserError

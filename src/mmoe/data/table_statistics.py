@@ -8,8 +8,6 @@ import pandas as pd
 import pyarrow as pa
 
 from mmoe.data.columns import Categorical, Numeric
-from mmoe.data.encode import find_numbers
-from mmoe.data.encode_labels import known_labels
 from mmoe.data.fit_numbers import fit_number_statistics
 from mmoe.data.fit_schema import (
     assemble_schema,
@@ -18,6 +16,7 @@ from mmoe.data.fit_schema import (
     fit_levels,
     unfitted_columns,
 )
+from mmoe.data.frame_values import find_numbers, known_labels
 from mmoe.data.level_counts import LevelCounts
 from mmoe.data.number_statistics import NumberStatistics, is_in_sample
 from mmoe.data.schema import Schema
