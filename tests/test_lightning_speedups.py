@@ -42,6 +42,26 @@ def test_the_progress_bar_fits_on_one_line_of_a_narrow_terminal():
         assert len(console.render_lines(progress.get_renderable())) == 1
 
 
+def test_metrics_are_whole_in_a_narrow_terminal():
+    bar, shown = ProgressBar(), []
+
+    class Draw(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *others: object) -> None:
+            trainer.progress_bar_metrics.update({"train/loss": 0.25, "val/income/auroc": 0.93})
+            bar.on_train_batch_end(trainer, *others)
+            console = Console(width=80, file=io.StringIO(), force_terminal=True)
+            for line in console.render_lines(bar.progress.get_renderable()):
+                shown.append("".join(segment.text for segment in line))
+
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "max_epochs": 1}
+    trainer = pl.Trainer(callbacks=[bar, Draw()], limit_val_batches=0, **options)
+    trainer.fit(learner(), DataLoader([batch()], batch_size=None))
+    assert len(shown) == 2
+    assert shown[0].startswith("Epoch 1/1 ")
+    assert "train/loss: 0.250 " in shown[0]
+    assert shown[1].strip() == "val/income/auroc: 0.930"
+
+
 def test_a_speed_that_was_not_measured_is_not_shown():
     console = Console(width=80, file=io.StringIO())
     with Progress(*ProgressBar().configure_columns(pl.Trainer(logger=False)), console=console) as progress:

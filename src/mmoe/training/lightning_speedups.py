@@ -8,7 +8,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import RichProgressBar
-from pytorch_lightning.callbacks.progress.rich_progress import CustomTimeColumn, ProcessingSpeedColumn
+from pytorch_lightning.callbacks.progress.rich_progress import (
+    CustomTimeColumn,
+    ProcessingSpeedColumn,
+    RichProgressBarTheme,
+)
 from pytorch_lightning.profilers import PassThroughProfiler
 from rich.console import RenderableType
 from rich.progress import BarColumn, ProgressColumn, Task, TimeRemainingColumn
@@ -52,7 +56,8 @@ class ProgressBar(RichProgressBar):
     def __init__(self, interval: float = 0.1) -> None:
         # Lightning redraws the bar in a thread that wakes up this often per second. Each stage of a training
         # waits at its end for the thread to wake up once more.
-        super().__init__(refresh_rate=100)
+        # A line for each metric keeps them whole in a narrow terminal.
+        super().__init__(refresh_rate=100, theme=RichProgressBarTheme(metrics_text_delimiter="\n"))
         self.interval = interval
         self._drawn = 0.0
 
