@@ -6,7 +6,8 @@ usage: python scripts/reproduce_census.py group=1 data.dir=... [option=value ...
     seeds=20           runs of each method, a multiple of chunk; if you raise it, runs are added
     chunk=1            runs that are trained at once, as replicas; one by one, wide networks train faster
     trials=30          trials in each method's search
-    budget=tuned       matched: set each method's width for about as many parameters as the tuned mmoe has
+    budget=tuned       matched: set each method's width, and the rank of tensor_factorization in proportion,
+                       for about as many parameters as the tuned mmoe has
     methods=paper      the paper's methods and PLE; all: the descendants of MMoE too; or names: mmoe,ple
     folder=runs/reproduce_census   studies and run folders; finished ones are used again
     out=docs/results/census        folder for the tables, the figure, the results of all runs and the tuned
@@ -19,6 +20,7 @@ started again. Several processes may share the folders if each has other methods
 with results.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,7 +117,7 @@ def main() -> None:
                 given += [f"seed={first}", f"replicas={chunk}", "figures=false"]
                 width_is_tuned = not is_matched or method == "mmoe"
                 if not width_is_tuned:
-                    given.append(matched_width(root, study, given))
+                    given += matched_sizes(root, study, given)
                 run = root / ("tuned" if width_is_tuned else "matched") / method / f"seed{first}"
                 train_once(run, "--config-dir", str(study), *given)
                 with FileLock(root / "results.lock"):  # other processes add runs of other methods
@@ -149,8 +151,12 @@ def tuned_experiment(study: Path) -> Path:
     return next((study / "experiment").glob("*.yaml"))
 
 
-def matched_width(root: Path, study: Path, overrides: Sequence[str]) -> str:
-    """The override that sets a method's width so that it has about as many parameters as the tuned mmoe."""
+def matched_sizes(root: Path, study: Path, overrides: Sequence[str]) -> list[str]:
+    """The overrides that give a method about as many parameters as the tuned mmoe.
+
+    They set its width and, in proportion, its rank if it has one. At a low rank, a network has few parameters
+    even if it is very wide.
+    """
 
     def config_of(folder: Path, *given: str) -> DictConfig:
         search = f"hydra.searchpath=[{folder.absolute()}]"
@@ -161,6 +167,10 @@ def matched_width(root: Path, study: Path, overrides: Sequence[str]) -> str:
     def num_parameters(config: DictConfig) -> int:
         return sum(p.numel() for p in build_network(config, schema).parameters())
 
+    def sizes(width: int) -> list[str]:
+        rank = [f"model.rank={math.ceil(model.rank * width / model[key][0])}"] if "rank" in model else []
+        return [f"model.{key}=[{width}]", *rank]
+
     mmoe = config_of(root / "tune" / "mmoe")
     schema = build(mmoe, "data").schema
     wanted = num_parameters(mmoe)
@@ -169,13 +179,13 @@ def matched_width(root: Path, study: Path, overrides: Sequence[str]) -> str:
     low, high = 1, 4096
     while low < high:  # find the smallest width with at least as many parameters
         middle = (low + high) // 2
-        is_wide = num_parameters(config_of(study, f"model.{key}=[{middle}]")) >= wanted
+        is_wide = num_parameters(config_of(study, *sizes(middle))) >= wanted
         low, high = (low, middle) if is_wide else (middle + 1, high)
     found = {
-        width: abs(num_parameters(config_of(study, f"model.{key}=[{width}]")) - wanted)
+        width: abs(num_parameters(config_of(study, *sizes(width))) - wanted)
         for width in (max(low - 1, 1), low)
     }
-    return f"model.{key}=[{min(found, key=lambda width: found[width])}]"
+    return sizes(min(found, key=lambda width: found[width]))
 
 
 def read_runs(results: Path) -> pd.DataFrame:
@@ -232,7 +242,10 @@ def describe(schema: Schema, options: dict[str, str]) -> str:
     """Sentences about the rows, the search and the training."""
     matched = options["budget"] == "matched"
     width = (
-        " Widths are then set so that every method has about as many parameters as mmoe." if matched else ""
+        " Widths, and the rank of tensor_factorization in proportion, are then set so that every method has"
+        " about as many parameters as mmoe."
+        if matched
+        else ""
     )
     return (
         f"{describe_rows(schema)} Each method is tuned in {options['trials']} trials of a Gaussian-process"
