@@ -307,19 +307,34 @@ def difference_table(frame: pd.DataFrame, column: str) -> str:
 
 
 def draw_runs(frame: pd.DataFrame, column: str, label: str, path: Path) -> None:
-    """Draw a box for each method, and every run as a point."""
+    """Draw a box for each method, and every run as a point.
+
+    Runs far below all boxes are triangles at the left edge with their values; otherwise they would squeeze
+    all boxes together.
+    """
     methods = list(frame["method"].unique())[::-1]
     values = [frame.loc[frame["method"] == method, column].to_numpy() for method in methods]
     figure = Figure(figsize=(7, 0.45 * len(methods) + 1.2), layout="constrained")
     axes = figure.subplots()
-    axes.boxplot(
+    boxes = axes.boxplot(
         values, orientation="horizontal", tick_labels=methods, showfliers=False, widths=0.5,
         medianprops={"color": "black"},
     )  # fmt: skip
+    whiskers = np.concatenate([line.get_xdata() for line in boxes["whiskers"]])
+    edge = whiskers.min() - 0.5 * np.ptp(whiskers)
     jitter = np.random.default_rng(0)
+    style = {"ms": 3.5, "mfc": "none", "mec": "0.35", "linestyle": "none"}
     for i, runs in enumerate(values, 1):
-        axes.plot(runs, i + jitter.uniform(-0.15, 0.15, len(runs)), "o", ms=3.5, mfc="none", mec="0.35")
-    axes.set_xlabel(f"{label} (a circle: one run; box: quartiles)")
+        near, far = runs[runs >= edge], np.sort(runs[runs < edge])
+        axes.plot(near, i + jitter.uniform(-0.15, 0.15, len(near)), "o", **style)
+        axes.plot(np.full(len(far), edge), np.full(len(far), i), "<", **style)
+        if len(far):
+            text = ", ".join(f"{run:.4f}" for run in far)
+            axes.annotate(text, (edge, i), (6, 0), textcoords="offset points", va="center", fontsize="small")
+    marks = "a circle: one run; box: quartiles"
+    if any((runs < edge).any() for runs in values):
+        marks += "; a triangle: a run further left"
+    axes.set_xlabel(f"{label}\n({marks})")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=150)
 

@@ -3,12 +3,14 @@
 import subprocess
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import processes
 import pytest
 from conftest import Result
+from matplotlib.figure import Figure
 
 QUICK = [
     "group=1", "seeds=3", "chunk=3", "trials=1", "methods=mmoe,single_task", "folder=work", "out=out",
@@ -96,6 +98,26 @@ def test_runs_one_by_one():
     assert list(runs["seed"]) == [0, 1]
     assert runs["test_income_auroc"].nunique() == 2
     assert "The seconds are medians for a whole run." in Path("out/group1.md").read_text()
+
+
+@pytest.mark.parametrize("far", [[], [0.84]])
+def test_a_run_far_below_the_others_stands_at_the_edge_of_the_figure(
+    far: list[float], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(str(processes.SCRIPTS))
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: drawn.append(figure))
+    near = [0.951, 0.9512, 0.9514, 0.9515, 0.9516]
+    runs = [("mmoe", value) for value in near] + [("ple", value) for value in near + far]
+    frame = pd.DataFrame(runs, columns=["method", "auroc"])
+    import_module("reproduce_census").draw_runs(frame, "auroc", "AUROC", Path("runs.png"))
+    (axes,) = drawn[0].axes
+    assert axes.get_xlim()[0] > 0.95
+    assert [text.get_text() for text in axes.texts] == [f"{run:.4f}" for run in far]
+    points = {mark: [line for line in axes.lines if line.get_marker() == mark] for mark in "o<"}
+    assert [len(line.get_xdata()) for line in points["o"]] == [5, 5]
+    assert sum(len(line.get_xdata()) for line in points["<"]) == len(far)
+    assert ("triangle" in axes.get_xlabel()) == bool(far)
 
 
 def test_the_sample_needs_an_option():
