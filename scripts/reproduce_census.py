@@ -16,8 +16,8 @@ usage: python scripts/reproduce_census.py group=1 data.dir=... [option=value ...
     sample=false       true: allow the bundled sample, which is synthetic
 
 All other arguments are overrides for the training, such as data.dir. A stopped script continues when it is
-started again. Several processes may share the folders if each has other methods. The tables have all methods
-with results.
+started again. Several processes may share the folders if each has other methods, even with another budget.
+The tables have all methods with results.
 """
 
 import math
@@ -309,8 +309,8 @@ def difference_table(frame: pd.DataFrame, column: str) -> str:
 def draw_runs(frame: pd.DataFrame, column: str, label: str, path: Path) -> None:
     """Draw a box for each method, and every run as a point.
 
-    Runs far below all boxes are triangles at the left edge with their values; otherwise they would squeeze
-    all boxes together.
+    Runs far below the whiskers of all methods are triangles at the left edge with their values; otherwise
+    they would squeeze all boxes together.
     """
     methods = list(frame["method"].unique())[::-1]
     values = [frame.loc[frame["method"] == method, column].to_numpy() for method in methods]

@@ -56,7 +56,8 @@ class ProgressBar(RichProgressBar):
     def __init__(self, interval: float = 0.1) -> None:
         # Lightning redraws the bar in a thread that wakes up this often per second. Each stage of a training
         # waits at its end for the thread to wake up once more.
-        # A line for each metric keeps them whole in a narrow terminal.
+        #
+        # Each metric has its own line, so that it is whole in a narrow terminal.
         super().__init__(refresh_rate=100, theme=RichProgressBarTheme(metrics_text_delimiter="\n"))
         self.interval = interval
         self._drawn = 0.0
