@@ -115,10 +115,10 @@ def main() -> None:
                 study = root / "tune" / method
                 given = [f"experiment={tuned_experiment(study).stem}", *allow_existing_keys(overrides[1:])]
                 given += [f"seed={first}", f"replicas={chunk}", "figures=false"]
-                width_is_tuned = not is_matched or method == "mmoe"
-                if not width_is_tuned:
+                budget = "tuned" if method == "mmoe" else options["budget"]  # the others are matched to mmoe
+                if budget == "matched":
                     given += matched_sizes(root, study, given)
-                run = root / ("tuned" if width_is_tuned else "matched") / method / f"seed{first}"
+                run = root / budget / method / f"seed{first}"
                 train_once(run, "--config-dir", str(study), *given)
                 with FileLock(root / "results.lock"):  # other processes add runs of other methods
                     add_runs(results, method, run, TASKS[group])
@@ -332,7 +332,7 @@ def draw_runs(frame: pd.DataFrame, column: str, label: str, path: Path) -> None:
             text = ", ".join(f"{run:.4f}" for run in far)
             axes.annotate(text, (edge, i), (6, 0), textcoords="offset points", va="center", fontsize="small")
     marks = "a circle: one run; box: quartiles"
-    if any((runs < edge).any() for runs in values):
+    if axes.texts:
         marks += "; a triangle: a run further left"
     axes.set_xlabel(f"{label}\n({marks})")
     axes.grid(axis="x", alpha=0.3)

@@ -59,7 +59,8 @@ class Network(nn.Module):
         super().__init__()
         self.inputs = inputs
         self.model = model
-        gives_sparse = getattr(type(inputs), "forward", None) is Inputs.forward  # not those of a user's own
+        # A user's subclass with a forward method of its own gives a dense tensor.
+        gives_sparse = getattr(type(inputs), "forward", None) is Inputs.forward
         takes_sparse = getattr(model, "takes_sparse_inputs", False)
         self._may_be_sparse = allow_sparse and gives_sparse and takes_sparse
 

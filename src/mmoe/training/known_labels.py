@@ -71,12 +71,18 @@ def check_known_labels(
 
 def has_mixed_group(rows: Batch, task: int) -> bool:
     """Whether the rows have a group with labels of both classes."""
-    labels, known = rows.labels[..., task], rows.known
     if rows.groups is None:
         return False
-    kept = torch.ones_like(labels, dtype=torch.bool) if known is None else known[..., task]
-    labels = labels[kept]
+    kept = is_known(rows, task)
+    labels = rows.labels[..., task][kept]
     return bool(grouped_auroc(labels, labels, rows.groups[..., 0][kept]).isfinite())
+
+
+def is_known(rows: Batch, task: int) -> Tensor:
+    """Which labels of a task are known. Shape: as a task's labels in the batch."""
+    if rows.known is None:
+        return torch.ones_like(rows.labels[..., task], dtype=torch.bool)
+    return rows.known[..., task]
 
 
 def known_labels(rows: Batch | ShardedRows, task: int, with_weight: bool) -> tuple[Tensor, int]:
@@ -88,9 +94,8 @@ def known_labels(rows: Batch | ShardedRows, task: int, with_weight: bool) -> tup
     if isinstance(rows, ShardedRows):
         found = rows.label_range(task)
         return torch.tensor([found.low, found.high] if found.count else []), found.count
-    labels = rows.labels[..., task]
-    is_counted = torch.ones_like(labels, dtype=torch.bool) if rows.known is None else rows.known[..., task]
+    is_counted = is_known(rows, task)
     if with_weight and rows.weights is not None:
         is_counted = is_counted & (rows.weights[..., task] > 0)
-    labels = labels[is_counted]
+    labels = rows.labels[..., task][is_counted]
     return labels, len(labels)

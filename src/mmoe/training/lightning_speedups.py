@@ -54,11 +54,10 @@ class ProgressBar(RichProgressBar):
     """A progress bar that is redrawn at most every `interval` seconds, because steps can be very short."""
 
     def __init__(self, interval: float = 0.1) -> None:
+        theme = RichProgressBarTheme(metrics_text_delimiter="\n")  # two metrics are too long for one line
         # Lightning redraws the bar in a thread that wakes up this often per second. Each stage of a training
         # waits at its end for the thread to wake up once more.
-        #
-        # Each metric has its own line, so that it is whole in a narrow terminal.
-        super().__init__(refresh_rate=100, theme=RichProgressBarTheme(metrics_text_delimiter="\n"))
+        super().__init__(refresh_rate=100, theme=theme)
         self.interval = interval
         self._drawn = 0.0
 
