@@ -1,12 +1,14 @@
 """The script that separates what makes census results differ."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Result
+from conftest import Result, trained
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -26,18 +28,34 @@ def test_components_of_the_variance(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-def test_the_table_and_all_runs(script: Callable[..., Result]):
-    small = ["splits=2", "runs=3", "rows=50,all", "folder=work", "out=out", "data.source=sample"]
-    done = script("spread_census", *small, "trainer.max_epochs=2", "+trainer.limit_train_batches=10")
+def test_the_table_and_all_runs(script: Callable[..., Result], shared_cache: Path):
+    """A training on another split chooses the same epoch, and has the same test AUROCs."""
+    small = ["data.source=sample", "trainer.max_epochs=3", "+trainer.limit_train_batches=10"]
+    done = script("spread_census", "splits=3", "runs=2", "rows=50,all", "folder=work", "out=out", *small)
     assert done.code == 0, done.err
-    runs = pd.read_csv("out/runs.csv")
-    assert len(runs) == 2 * 2 * 3
+    runs = pd.read_csv("out/runs.csv").set_index(["split", "seed", "rows"])
+    assert len(runs) == 3 * 2 * 2
+    assert set(runs["epoch"]) <= {1, 2, 3}
     text = Path("out/spread.md").read_text()
     assert "THE BUNDLED SAMPLE" in text
-    mean = runs.loc[runs["rows"] == "all", "income_auroc"].mean()
+    mean = runs.xs("all", level="rows")["income_auroc"].mean()
     assert f"| income | all | {mean:.4f} | - |" in text
-    by_seed = runs[(runs["rows"] == "all") & (runs["split"] == 0)].set_index("seed")
-    assert by_seed["income_auroc"].nunique() == 3
+    for split, seed in ((1, 0), (2, 1)):
+        where = [f"data.split_seed={split}", f"seed={seed}"]
+        trained(Path("alone"), shared_cache, "experiment=census", *small, *where)
+        metrics = json.loads(Path("alone/metrics.json").read_text())
+        found = runs.loc[split, seed, "all"]
+        assert found["epoch"] == metrics["epoch"]
+        for task in ("income", "marital"):
+            assert found[f"{task}_auroc"] == pytest.approx(metrics["test"][task]["auroc"], abs=1e-6)
+        shutil.rmtree("alone")
+    for count, why in (
+        ("1", "in split 0, these validation rows have only one label"),
+        ("9999", "there are only 5000 validation rows"),
+    ):
+        done = script("spread_census", f"rows={count},all", "runs=2", "folder=work", "out=other", *small)
+        assert (done.code, done.err) == (2, f"error: rows={count}: {why}\n")
+        assert not Path("other").exists()
 
 
 @pytest.mark.parametrize(
