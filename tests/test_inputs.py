@@ -17,10 +17,12 @@ from mmoe.errors import UserError
 from mmoe.models.column_encoders import number_encoder
 from mmoe.models.encoders import (
     LevelEmbedding,
+    MinMax,
     OneHot,
     PiecewiseLinear,
     PiecewiseLinearAndValues,
     Standardize,
+    Unscaled,
 )
 from mmoe.models.inputs import Inputs
 from mmoe.models.mmoe import MMoE
@@ -38,7 +40,7 @@ SCHEMA = Schema(
     (),
 )
 LEVELS = torch.tensor([[0, 3], [2, 4], [5, 5], [1, 5]], dtype=torch.int16)  # 5 is unseen
-ENCODERS = [Standardize, PiecewiseLinear, PiecewiseLinearAndValues]
+ENCODERS = [Standardize, MinMax, Unscaled, PiecewiseLinear, PiecewiseLinearAndValues]
 NUMBERS = torch.tensor([[0.0, 0.0, 0.0], [6.0, 4.0, 0.25], [-2.0, -9.0, 100.0], [1.0, 9.0, -1.0]])
 
 
@@ -54,6 +56,19 @@ def test_one_hot_and_unseen_levels():
 def test_standardize():
     mean, std = torch.tensor([2.0, -1.0, 0.0]), torch.tensor([4.0, 0.5, 1.0])
     torch.testing.assert_close(Standardize(SCHEMA)(NUMBERS), (NUMBERS - mean) / std)
+
+
+def test_numbers_of_training_rows_are_scaled_to_0_to_1():
+    numbers = np.r_[-3.0, np.arange(100.0), 1e6]
+    schema = Schema((), (fit_numeric("n", numbers, 20),), ())
+    x = MinMax(schema)(torch.tensor(numbers[:, None], dtype=torch.float32))
+    assert (x.min(), x.max()) == (0, 1)
+    torch.testing.assert_close(x[1], torch.tensor([3 / 1000003]))
+
+
+def test_unscaled():
+    x = Inputs(SCHEMA, numeric=Unscaled)(LEVELS, NUMBERS)
+    assert torch.equal(x[:, -3:], NUMBERS)
 
 
 def test_piecewise_linear_equals_the_library():
@@ -87,7 +102,10 @@ def test_schemas_without_levels_or_without_numbers(categorical, numeric):
         assert model(inputs(*rows)).logits.shape == (4, 1)
 
 
-@pytest.mark.parametrize(("name", "num_inputs"), [("piecewise", 11), ("standard", 8), ("embedding", 11)])
+@pytest.mark.parametrize(
+    ("name", "num_inputs"),
+    [("piecewise", 11), ("standard", 8), ("min_max", 8), ("unscaled", 8), ("embedding", 11)],
+)
 def test_shipped_configurations(name: str, num_inputs: int):
     inputs = build(config(f"inputs={name}"), "inputs", schema=SCHEMA)
     assert inputs.num_outputs == num_inputs
@@ -267,7 +285,8 @@ def test_an_empty_batch():
     assert network()(LEVELS[:0], NUMBERS[:0]).logits.shape == (0, 2)
 
 
-@pytest.mark.parametrize("numeric", ENCODERS)
+# Half precision cannot hold the number 1e6 unscaled.
+@pytest.mark.parametrize("numeric", [one for one in ENCODERS if one is not Unscaled])
 @pytest.mark.parametrize(("dtype", "error"), [("half", 0.02), ("bfloat16", 0.1), ("double", 1e-5)])
 @torch.no_grad()
 def test_networks_of_other_types_read_raw_rows(dtype: str, error: float, numeric: type):

@@ -29,8 +29,9 @@ class ColumnOptions:
         encoding: for levels: `one_hot` (one input for each), `embedding` (a learned vector for each), `hash`
             (a learned vector for each hash bucket), `target` (statistics of the training labels of each
             level), `one_hot_and_target` (both), or `auto`: one-hot for up to 256 levels. For numbers and
-            dates: `standard` (z-scores), `piecewise_linear` (quantile bins), `piecewise_linear_and_values`
-            (also one input for each frequent number), or `auto`: as `inputs` in the configuration says.
+            dates: `standard` (z-scores), `min_max` (0 to 1), `unscaled` (the numbers as they are),
+            `piecewise_linear` (quantile bins), `piecewise_linear_and_values` (also one input for each
+            frequent number), or `auto`: as `inputs` in the configuration says.
         size: the size of the learned vectors; 0 chooses it by the number of levels.
         min_count: levels in fewer training rows are encoded as one level, `(rare)`.
         buckets: the number of hash buckets.

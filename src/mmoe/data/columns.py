@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DATE_PARTS = ("year", "month", "weekday", "hour")
 TARGET_ENCODINGS = ("target", "one_hot_and_target")
-NUMBER_ENCODINGS = ("standard", "piecewise_linear", "piecewise_linear_and_values")
+NUMBER_ENCODINGS = ("standard", "min_max", "unscaled", "piecewise_linear", "piecewise_linear_and_values")
 RARE = "(rare)"  # the name of the code of rare and unseen levels
 
 

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from mmoe.data.columns import NUMBER_ENCODINGS
 from mmoe.data.schema import Schema
 from mmoe.errors import ArgumentError
-from mmoe.models.encoders import PiecewiseLinear, PiecewiseLinearAndValues, Standardize, means
+from mmoe.models.encoders import (
+    MinMax,
+    PiecewiseLinear,
+    PiecewiseLinearAndValues,
+    Standardize,
+    Unscaled,
+    means,
+)
 
 MIN_SPARSE_CODES = 4096  # in smaller tables a dense gradient is faster
 
@@ -137,7 +144,13 @@ class NumbersByColumn(nn.Module):
         return torch.cat([part(own) for part, own in zip(self.parts, columns, strict=True)], 1)
 
 
-ENCODERS = dict(zip(NUMBER_ENCODINGS, (Standardize, PiecewiseLinear, PiecewiseLinearAndValues), strict=True))
+ENCODERS = dict(
+    zip(
+        NUMBER_ENCODINGS,
+        (Standardize, MinMax, Unscaled, PiecewiseLinear, PiecewiseLinearAndValues),
+        strict=True,
+    )
+)
 
 
 def number_encoder(schema: Schema, default: Callable[[Schema], nn.Module]) -> nn.Module:

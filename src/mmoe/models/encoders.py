@@ -95,22 +95,46 @@ def means(vectors: Tensor, codes: Tensor, unseen: int, sizes: list[int]) -> Tens
     return torch.stack([v.sum(1) / c.ne(unseen).sum(1, keepdim=True).clamp(min=1) for v, c in parts], 1)
 
 
-class Standardize(nn.Module):
-    """z-scores, with the mean and the standard deviation of the training rows.
+class Scaled(nn.Module):
+    """Numbers scaled linearly: (number - origin) / unit, with an origin and a unit for each column.
 
     Shape:
         numbers: [B, M]; output: [B, M].
     """
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, origins: Sequence[float], units: Sequence[float]) -> None:
         super().__init__()
-        self.num_outputs = len(schema.numeric)
+        self.num_outputs = len(origins)
         self.columns = list(range(self.num_outputs))
-        self.mean = nn.Buffer(float32([column.mean for column in schema.numeric]), persistent=False)
-        self.std = nn.Buffer(float32([column.std for column in schema.numeric]), persistent=False)
+        self.origin = nn.Buffer(float32(origins), persistent=False)
+        self.unit = nn.Buffer(float32(units), persistent=False)
 
     def forward(self, numbers: Tensor) -> Tensor:
-        return (numbers - self.mean) / self.std
+        return (numbers - self.origin) / self.unit
+
+
+class Standardize(Scaled):
+    """z-scores, with the mean and the standard deviation of the training rows."""
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__(
+            [column.mean for column in schema.numeric], [column.std for column in schema.numeric]
+        )
+
+
+class MinMax(Scaled):
+    """Min-max scaling: the numbers of the training rows lie between 0 and 1."""
+
+    def __init__(self, schema: Schema) -> None:
+        smallest = [column.bins[0] for column in schema.numeric]
+        super().__init__(smallest, [column.bins[-1] - column.bins[0] for column in schema.numeric])
+
+
+class Unscaled(Scaled):
+    """The numbers as they are."""
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__([0.0] * len(schema.numeric), [1.0] * len(schema.numeric))
 
 
 class PiecewiseLinear(nn.Module):

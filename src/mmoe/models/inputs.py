@@ -5,7 +5,7 @@ B batch, P level slots of a row, C categorical columns, M numeric columns, I inp
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, Self
 
@@ -26,7 +26,15 @@ from mmoe.models.column_encoders import (
     TargetStatistics,
     number_encoder,
 )
-from mmoe.models.encoders import OneHot, PiecewiseLinear, PiecewiseLinearAndValues, Standardize, float32
+from mmoe.models.encoders import (
+    MinMax,
+    OneHot,
+    PiecewiseLinear,
+    PiecewiseLinearAndValues,
+    Standardize,
+    Unscaled,
+    float32,
+)
 from mmoe.models.sparse_encoders import SparseEncoder
 from mmoe.models.sparse_inputs import SparseInputs
 
@@ -36,8 +44,8 @@ MAX_INPUT = 1e30  # products of larger inputs may overflow
 
 # The sparse encoders that together compute the inputs of a numeric encoder. They are looked up by exact type,
 # because a subclass may compute other inputs.
-SPARSE_COUNTERPARTS: dict[type, Sequence[type[sparse_encoders.SparseNumbers]]] = {
-    Standardize: [sparse_encoders.SparseZScores],
+SPARSE_COUNTERPARTS: dict[type, Sequence[Callable[[Schema], sparse_encoders.SparseNumbers]]] = {
+    **{scaled: [partial(sparse_encoders.SparseScaled, scaled)] for scaled in (Standardize, MinMax, Unscaled)},
     PiecewiseLinear: [sparse_encoders.SparseBins],
     PiecewiseLinearAndValues: [sparse_encoders.SparseBins, sparse_encoders.SparseValues],
 }
@@ -58,7 +66,7 @@ class Inputs(nn.Module):
         categorical: encoder of the columns that are one-hot in the schema: `OneHot`, or `LevelEmbedding` with
             one size for all.
         numeric: encoder of the numbers whose columns have no encoding of their own in the schema:
-            `Standardize`, `PiecewiseLinear` or `PiecewiseLinearAndValues`.
+            `Standardize`, `MinMax`, `Unscaled`, `PiecewiseLinear` or `PiecewiseLinearAndValues`.
         dropout: probability that a column is dropped in a training row. All inputs of a dropped column are 0.
 
     Raises:

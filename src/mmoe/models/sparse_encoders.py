@@ -4,7 +4,7 @@ B batch, P level slots of a row, C columns with one level per row, M numeric col
 basis, K entries of a row, D dense inputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmoe.data.schema import Schema
 from mmoe.data.sparse_matrix import SparseMatrix
-from mmoe.models.encoders import float32
+from mmoe.models.encoders import Scaled, float32
 from mmoe.models.sparse_inputs import SparseInputs
 
 CHUNK = 2**14  # rows that are encoded at a time, to bound the memory
@@ -81,17 +81,20 @@ class SparseMissing:
         return torch.arange(len(self.columns)).expand_as(is_missing), is_missing
 
 
-class SparseZScores:
-    """Standardised numbers: one basis row for each column, whose coefficient is the z-score."""
+class SparseScaled:
+    """Linearly scaled numbers: one basis row for each column, whose coefficient is the scaled number.
 
-    def __init__(self, schema: Schema) -> None:
-        self.mean = float32([column.mean for column in schema.numeric])
-        self.std = float32([column.std for column in schema.numeric])
+    Args:
+        scaled: `Standardize`, `MinMax` or `Unscaled`.
+    """
+
+    def __init__(self, scaled: Callable[[Schema], Scaled], schema: Schema) -> None:
+        self.scaled = scaled(schema)
         self.basis = sparse.eye_array(len(schema.numeric))
 
     def encode(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """The z-scores."""
-        return torch.arange(numbers.shape[1]).expand_as(numbers), (numbers - self.mean) / self.std
+        """The scaled numbers."""
+        return torch.arange(numbers.shape[1]).expand_as(numbers), self.scaled(numbers)
 
 
 class SparseBins:
@@ -149,7 +152,7 @@ def _with_columns(schema: Schema, columns: Sequence[int]) -> Schema:
     return replace(schema, numeric=tuple(schema.numeric[i] for i in columns))
 
 
-SparseNumbers = SparseZScores | SparseBins | SparseValues
+SparseNumbers = SparseScaled | SparseBins | SparseValues
 
 
 class SparseEncoder:
@@ -163,7 +166,10 @@ class SparseEncoder:
     """
 
     def __init__(
-        self, schema: Schema, numbers: Sequence[tuple[type[SparseNumbers], Sequence[int]]], scale: float = 1.0
+        self,
+        schema: Schema,
+        numbers: Sequence[tuple[Callable[[Schema], SparseNumbers], Sequence[int]]],
+        scale: float = 1.0,
     ) -> None:
         self.levels = SparseLevels(schema, scale)
         self.numbers = [encoder(_with_columns(schema, columns)) for encoder, columns in numbers]
