@@ -7,10 +7,12 @@ usage: python scripts/ablate_census.py data.dir=... [option=value ...] [override
     folder=runs/ablate_census     run folders; finished ones are used again
     out=docs/results/ablation     folder for the table and the results of all runs
 
-Each step keeps the changes of the steps before it. All other arguments are overrides for the trainings.
+Each step keeps the changes of the steps before it. The last three steps differ in the optimizer; they are
+also trained with numbers that are scaled in other ways. All other arguments are overrides for the trainings.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ STEPS: list[tuple[str, list[str]]] = [
     ("Adagrad with learning rate 0.05, TensorFlow's default of 2017", [f"learner.optimizer={ADAGRAD}"]),
     ("plain SGD with learning rate 0.05", [f"learner.optimizer={SGD}"]),
 ]
+OPTIMIZERS = ("Adam, 0.001", "Adagrad, 0.05", "SGD, 0.05")  # of the last three steps
+SCALINGS = {"min_max": "from 0 to 1", "unscaled": "unscaled"}  # instead of z-scores
 DEFAULTS = {
     "runs": "10", "experiment": "census", "folder": "runs/ablate_census", "out": "docs/results/ablation",
 }  # fmt: skip
@@ -47,11 +51,7 @@ def main() -> None:
     settings = {key: options[key] for key in ("runs", "experiment")}
     store_settings(Path(options["folder"]) / "settings.json", settings, overrides)
     lines: list[dict[str, Any]] = []
-    changes: list[str] = []
-    for number, (step, own) in enumerate(STEPS):
-        # An override of a key replaces the earlier ones of this key and of the keys below it.
-        names = [change.partition("=")[0] for change in own]
-        changes = [change for change in changes if not change.startswith(tuple(names))] + own
+    for number, (step, changes) in enumerate(trainings()):
         run = Path(options["folder"]).absolute() / str(number)
         train_once(
             run, f"experiment={options['experiment']}", f"replicas={options['runs']}", "figures=false",
@@ -63,12 +63,37 @@ def main() -> None:
     report(pd.DataFrame(lines), describe_rows(read_schema(run)), Path(options["out"]))
 
 
+def trainings() -> list[tuple[str, list[str]]]:
+    """The name and all overrides of each training: the steps, and then the other scalings."""
+    found: list[tuple[str, list[str]]] = []
+    changes: list[str] = []
+    for step, own in STEPS:
+        changes = with_overrides(changes, own)
+        found.append((step, changes))
+    last = found[-len(OPTIMIZERS) :]
+    for inputs in SCALINGS:
+        for optimizer, (_, changes) in zip(OPTIMIZERS, last, strict=True):
+            found.append((cell_name(optimizer, inputs), with_overrides(changes, [f"inputs={inputs}"])))
+    return found
+
+
+def cell_name(optimizer: str, inputs: str) -> str:
+    """The name of a training with another scaling."""
+    return f"{optimizer}, numbers {SCALINGS[inputs]}"
+
+
+def with_overrides(overrides: Sequence[str], added: Sequence[str]) -> list[str]:
+    """Add overrides. They replace earlier ones of the same keys, and of the keys below these."""
+    names = tuple(one.partition("=")[0] for one in added)
+    return [*(one for one in overrides if not one.startswith(names)), *added]
+
+
 def report(runs: pd.DataFrame, rows: str, out: Path) -> None:
-    """Write all runs, and a line for each step."""
+    """Write all runs, a line for each step, and a line for each scaling and optimizer."""
     tasks = [name for name in runs if name.endswith("_auroc")]
     values = {task: runs.pivot(index="seed", columns="step", values=task) for task in tasks}
     lines = []
-    steps = list(runs["step"].unique())
+    steps = [step for step, _ in STEPS]
     for before, step in zip([steps[0], *steps], steps, strict=False):
         cells = [step]
         for task in tasks:
@@ -85,8 +110,31 @@ def report(runs: pd.DataFrame, rows: str, out: Path) -> None:
         f" {runs['seed'].nunique()} seeds. A change is the difference from the line above, paired by seed,"
         " and `±` is half its 95 % interval.",
         table(header, lines),
+        "## How numbers are scaled",
+        "The last three steps, with z-scores and with numbers that are scaled in other ways. `±` is half the"
+        " 95 % interval of the mean, and `sd` is the standard deviation over seeds.",
+        scaling_table(runs, tasks),
     ]
     write_report(out, "ablation", text, runs)
+
+
+def scaling_table(runs: pd.DataFrame, tasks: Sequence[str]) -> str:
+    """The test AUROC of each task, by scaling and optimizer."""
+    header = ["numbers", "optimizer, learning rate"]
+    for task in tasks:
+        header += [f"{task.removesuffix('_auroc')}: test AUROC", "sd"]
+    last = [step for step, _ in STEPS[-len(OPTIMIZERS) :]]
+    cells = {("z-scores", optimizer): step for optimizer, step in zip(OPTIMIZERS, last, strict=True)}
+    for inputs, scaling in SCALINGS.items():
+        cells |= {(scaling, optimizer): cell_name(optimizer, inputs) for optimizer in OPTIMIZERS}
+    lines = []
+    for names, step in cells.items():
+        line = [*names]
+        for task in tasks:
+            values = runs.loc[runs["step"] == step, task]
+            line += [mean_text(values), f"{values.std():.4f}"]
+        lines.append(line)
+    return table(header, lines)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,18 @@ def test_each_step_keeps_the_changes_before_it(script: Callable[..., Result]):
     steps = list(runs["step"].unique())
     assert len(runs) == 2 * len(steps)
     configs = [OmegaConf.load(f"work/{number}/config.yaml") for number in range(len(steps))]
-    assert {config.inputs.numeric._target_.rpartition(".")[2] for config in configs[1:]} == {"Standardize"}
-    assert {config.learner.optimizer.lr for config in configs[5:7]} == {1e-3}
-    assert configs[-1].learner.optimizer._target_ == "torch.optim.SGD"
-    assert configs[-1].learner.scheduler is None
+    encoders = [config.inputs.numeric._target_.rpartition(".")[2] for config in configs]
+    assert encoders[1:] == ["Standardize"] * 8 + ["MinMax"] * 3 + ["Unscaled"] * 3
+    optimizers = [config.learner.optimizer._target_.rpartition(".")[2] for config in configs]
+    assert optimizers[6:] == ["Adam", "Adagrad", "SGD"] * 3
+    assert [config.learner.optimizer.lr for config in configs[5:]] == [1e-3, *[1e-3, 0.05, 0.05] * 3]
+    assert {config.learner.scheduler for config in configs[5:]} == {None}
     assert set(runs.loc[runs["step"].isin(steps[6:]), "epoch"]) == {3}  # the last one
-    means = runs.groupby("step", sort=False)["income_auroc"].mean()
-    lines = Path("out/ablation.md").read_text().splitlines()
+    text = Path("out/ablation.md").read_text()
+    own = runs.loc[runs["step"] == "SGD, 0.05, numbers unscaled", "income_auroc"]
+    assert f"| unscaled | SGD, 0.05 | {own.mean():.4f} ± " in text
+    means = runs[runs["step"].isin(steps[:9])].groupby("step", sort=False)["income_auroc"].mean()
+    lines = text.splitlines()
     for step, mean in means.items():
         (line,) = [line for line in lines if line.startswith(f"| {step} |")]
         assert line.split(" | ")[1] == f"{mean:.4f}"
