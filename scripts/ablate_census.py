@@ -7,8 +7,8 @@ usage: python scripts/ablate_census.py data.dir=... [option=value ...] [override
     folder=runs/ablate_census     run folders; finished ones are used again
     out=docs/results/ablation     folder for the table and the results of all runs
 
-Each step keeps the changes of the steps before it. The last three steps differ in the optimizer; they are
-also trained with numbers that are scaled in other ways. All other arguments are overrides for the trainings.
+Each step keeps the changes of the steps before it. The last three steps differ in the optimizer. Each is also
+trained with min-max scaling and with unscaled numbers. All other arguments are overrides for the trainings.
 """
 
 import sys
@@ -38,8 +38,9 @@ STEPS: list[tuple[str, list[str]]] = [
     ("Adagrad with learning rate 0.05, TensorFlow's default of 2017", [f"learner.optimizer={ADAGRAD}"]),
     ("plain SGD with learning rate 0.05", [f"learner.optimizer={SGD}"]),
 ]
-OPTIMIZERS = ("Adam, 0.001", "Adagrad, 0.05", "SGD, 0.05")  # of the last three steps
-SCALINGS = {"min_max": "from 0 to 1", "unscaled": "unscaled"}  # instead of z-scores
+NAMES = ("step", "numbers", "optimizer")
+OPTIMIZERS = ("Adam, 0.001", "Adagrad, 0.05", "SGD, 0.05")  # the optimizers of the last three steps
+SCALINGS = {"0 to 1": "min_max", "unscaled": "unscaled"}  # other scalings than z-scores, and their `inputs`
 DEFAULTS = {
     "runs": "10", "experiment": "census", "folder": "runs/ablate_census", "out": "docs/results/ablation",
 }  # fmt: skip
@@ -51,7 +52,7 @@ def main() -> None:
     settings = {key: options[key] for key in ("runs", "experiment")}
     store_settings(Path(options["folder"]) / "settings.json", settings, overrides)
     lines: list[dict[str, Any]] = []
-    for number, (step, changes) in enumerate(trainings()):
+    for number, (names, changes) in enumerate(trainings()):
         run = Path(options["folder"]).absolute() / str(number)
         train_once(
             run, f"experiment={options['experiment']}", f"replicas={options['runs']}", "figures=false",
@@ -59,39 +60,38 @@ def main() -> None:
         )  # fmt: skip
         for found in read_metrics(run)["runs"]:
             values = {f"{task}_auroc": value["auroc"] for task, value in found["test"].items()}
-            lines.append({"step": step, "seed": found["seed"], "epoch": found["epoch"]} | values)
+            lines.append(names | {"seed": found["seed"], "epoch": found["epoch"]} | values)
     report(pd.DataFrame(lines), describe_rows(read_schema(run)), Path(options["out"]))
 
 
-def trainings() -> list[tuple[str, list[str]]]:
-    """The name and all overrides of each training: the steps, and then the other scalings."""
-    found: list[tuple[str, list[str]]] = []
+def trainings() -> list[tuple[dict[str, str], list[str]]]:
+    """The names of each training (step, scaling of numbers, optimizer; some are empty), and its overrides."""
+    steps: list[tuple[str, list[str]]] = []
     changes: list[str] = []
     for step, own in STEPS:
         changes = with_overrides(changes, own)
-        found.append((step, changes))
-    last = found[-len(OPTIMIZERS) :]
-    for inputs in SCALINGS:
-        for optimizer, (_, changes) in zip(OPTIMIZERS, last, strict=True):
-            found.append((cell_name(optimizer, inputs), with_overrides(changes, [f"inputs={inputs}"])))
-    return found
-
-
-def cell_name(optimizer: str, inputs: str) -> str:
-    """The name of a training with another scaling."""
-    return f"{optimizer}, numbers {SCALINGS[inputs]}"
+        steps.append((step, changes))
+    last = list(zip(OPTIMIZERS, steps[-len(OPTIMIZERS) :], strict=True))
+    found = [(step, "", "", changes) for step, changes in steps[: -len(OPTIMIZERS)]]
+    found += [(step, "z-scores", optimizer, changes) for optimizer, (step, changes) in last]
+    for scaling, inputs in SCALINGS.items():
+        for optimizer, (_, changes) in last:
+            found.append(("", scaling, optimizer, with_overrides(changes, [f"inputs={inputs}"])))
+    return [(dict(zip(NAMES, names, strict=True)), changes) for *names, changes in found]
 
 
 def with_overrides(overrides: Sequence[str], added: Sequence[str]) -> list[str]:
     """Add overrides. They replace earlier ones of the same keys, and of the keys below these."""
-    names = tuple(one.partition("=")[0] for one in added)
-    return [*(one for one in overrides if not one.startswith(names)), *added]
+    keys = [one.partition("=")[0] for one in added]
+    replaced = tuple(f"{key}{end}" for key in keys for end in "=.")
+    return [*(one for one in overrides if not one.startswith(replaced)), *added]
 
 
 def report(runs: pd.DataFrame, rows: str, out: Path) -> None:
-    """Write all runs, a line for each step, and a line for each scaling and optimizer."""
+    """Write all runs, a table of the steps, and a table of the scalings."""
     tasks = [name for name in runs if name.endswith("_auroc")]
-    values = {task: runs.pivot(index="seed", columns="step", values=task) for task in tasks}
+    of_steps = runs[runs["step"] != ""]
+    values = {task: of_steps.pivot(index="seed", columns="step", values=task) for task in tasks}
     lines = []
     steps = [step for step, _ in STEPS]
     for before, step in zip([steps[0], *steps], steps, strict=False):
@@ -123,16 +123,11 @@ def scaling_table(runs: pd.DataFrame, tasks: Sequence[str]) -> str:
     header = ["numbers", "optimizer, learning rate"]
     for task in tasks:
         header += [f"{task.removesuffix('_auroc')}: test AUROC", "sd"]
-    last = [step for step, _ in STEPS[-len(OPTIMIZERS) :]]
-    cells = {("z-scores", optimizer): step for optimizer, step in zip(OPTIMIZERS, last, strict=True)}
-    for inputs, scaling in SCALINGS.items():
-        cells |= {(scaling, optimizer): cell_name(optimizer, inputs) for optimizer in OPTIMIZERS}
     lines = []
-    for names, step in cells.items():
+    for names, own in runs[runs["numbers"] != ""].groupby(["numbers", "optimizer"], sort=False):
         line = [*names]
         for task in tasks:
-            values = runs.loc[runs["step"] == step, task]
-            line += [mean_text(values), f"{values.std():.4f}"]
+            line += [mean_text(own[task]), f"{own[task].std():.4f}"]
         lines.append(line)
     return table(header, lines)
 

@@ -3,7 +3,7 @@
 usage: python scripts/spread_census.py data.dir=... [option=value ...] [overrides]
 
     splits=10          random halvings of the official test file into validation and test rows
-    runs=10            seeds on each split
+    runs=10            seeds
     rows=500,5000,all  numbers of validation rows that choose the epoch
     folder=runs/spread_census     run folders; finished ones are used again
     out=docs/results/spread       folder for the table and the results of all runs
@@ -22,12 +22,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from commands import train_once
+from commands import compose_config, train_once
 from options import parse, stop
 from report_text import describe_rows, mean_text, table, write_report
 from stored_results import store_settings
 from torch import Tensor
 
+from mmoe.build import build
+from mmoe.cli.exits import errors_on_one_line
 from mmoe.data.split_rules import SplitRule
 from mmoe.data.table_splits import choose_all
 from mmoe.metrics.areas import areas_of_counts, counts_by_score
@@ -40,7 +42,7 @@ DEFAULTS = {
 }  # fmt: skip
 ALL = "all"
 HALVES = ("val", "test")
-HALVING = SplitRule(fraction=0.5, of="test")  # as in `CensusData`
+HALVING = {"val": SplitRule(fraction=0.5, of="test")}  # as in `CensusData`
 
 
 def main() -> None:
@@ -49,6 +51,14 @@ def main() -> None:
     counts = options["rows"].split(",")
     if ALL not in counts or not all(count.isdigit() and int(count) for count in counts if count != ALL):
         stop(f"rows={options['rows']}: must be numbers of rows and the word all, separated by commas")
+    if len(set(counts)) < len(counts):
+        stop(f"rows={options['rows']}: must not repeat a number")
+    with errors_on_one_line():
+        data = build(compose_config("experiment=census", *overrides), "data")
+        available = data.schema.num_rows["val"]
+    for count in counts:
+        if count != ALL and int(count) > available:
+            stop(f"rows={count}: there are only {available} validation rows")
     folder = Path(options["folder"]).absolute()
     store_settings(folder / "settings.json", {}, overrides)
     lines: list[dict[str, Any]] = []
@@ -68,29 +78,32 @@ def results_of(run: Run, splits: int, counts: Sequence[str]) -> list[dict[str, A
     logits, labels = test_file_of(run)
     lines: list[dict[str, Any]] = []
     for split in range(splits):
-        halves = choose_all({"val": HALVING}, "test", pd.DataFrame(index=range(len(labels))), split, {})
+        halves = choose_all(HALVING, "test", pd.DataFrame(index=range(len(labels))), split, {})
+        shuffled = np.random.default_rng(split).permutation(halves["val"])
         for count in counts:
-            rows = halves["val"]
-            if count != ALL and int(count) > len(rows):
-                stop(f"rows={count}: there are only {len(rows)} validation rows")
-            rows = rows if count == ALL else rows[: int(count)]
-            values = [auroc(epoch[rows, 0], labels[rows, 0]) for epoch in logits]  # of the main task
-            if np.isnan(values).any():
+            chosen = shuffled if count == ALL else shuffled[: int(count)]
+            values = {  # of the main task, which is the first one
+                epoch: auroc(own[chosen, 0], labels[chosen, 0]) for epoch, own in logits.items()
+            }
+            if np.isnan(list(values.values())).any():
                 stop(f"rows={count}: in split {split}, these validation rows have only one label")
-            best, rows = int(np.argmax(values)), halves["test"]
-            line: dict[str, Any] = {"split": split, "rows": count, "epoch": best + 1}
+            best = max(values, key=values.__getitem__)
+            line: dict[str, Any] = {"split": split, "rows": count, "epoch": best}
             for i, task in enumerate(run.schema.tasks):
-                line[f"{task.name}_auroc"] = auroc(logits[best][rows, i], labels[rows, i])
+                line[f"{task.name}_auroc"] = auroc(logits[best][halves["test"], i], labels[halves["test"], i])
             lines.append(line)
     return lines
 
 
-def test_file_of(run: Run) -> tuple[list[Tensor], Tensor]:
-    """The logits after each epoch, and the labels, of all rows of the test file in its order; each [N, T]."""
+def test_file_of(run: Run) -> tuple[dict[int, Tensor], Tensor]:
+    """The logits after each epoch (from 1), and the labels, of the test file in its order; [N, T] each."""
     order = torch.cat([run.data.dataset.positions[half] for half in HALVES]).argsort()
     names = [path.stem for path in checkpoints.find(run.folder, "all") if path.stem.startswith("best-")]
-    names.sort(key=lambda name: int(re.findall(r"\d+", name)[0]))  # best-epoch0-step195, ...
-    logits = [torch.cat([run.outputs(half, name).logits for half in HALVES])[order] for name in names]
+    epochs = {int(re.findall(r"\d+", name)[0]) + 1: name for name in names}  # best-epoch0-step780, ...
+    logits = {
+        epoch: torch.cat([run.outputs(half, epochs[epoch]).logits for half in HALVES])[order]
+        for epoch in sorted(epochs)
+    }
     return logits, torch.cat([run.rows(half).labels for half in HALVES])[order]
 
 
@@ -140,12 +153,12 @@ def report(runs: pd.DataFrame, rows: str, out: Path) -> None:
     ]  # fmt: skip
     text = [
         "# What makes the census results differ between runs",
-        f"{rows} The official test file is split into validation and test rows in"
-        f" {runs['split'].nunique()} ways, with {runs['seed'].nunique()} seeds on each. The training rows are"
-        " always the same. The columns `sd` separate the standard deviation of the test AUROC: what the split"
-        " adds for all seeds alike, what the seed adds on all splits alike, and the rest, which includes the"
-        " choice of the epoch by validation rows. `±` in the fourth column is half the 95 % interval of the"
-        " mean over splits.",
+        f"{rows} {runs['seed'].nunique()} seeds are trained once, without early stopping. The official test"
+        f" file is halved in {runs['split'].nunique()} ways into validation and test rows, and on each split"
+        " an epoch of each seed is chosen, by all validation rows or by a random part of them. The columns"
+        " `sd` are standard deviations of the test AUROC: of the effect of the split, which all seeds share;"
+        " of the effect of the seed, which all splits share; and of the rest, which includes the choice of"
+        " the epoch. `±` in the fourth column is half the 95 % interval of the mean over splits.",
         table(header, lines),
     ]
     write_report(out, "spread", text, runs)

@@ -10,10 +10,11 @@ from test_encode import COLUMNS
 from torch.nn.functional import one_hot
 
 from mmoe.build import build
-from mmoe.data.columns import Categorical, Numeric
+from mmoe.data.columns import NUMBER_ENCODINGS, Categorical, Numeric
 from mmoe.data.fit_numbers import fit_numeric
 from mmoe.data.schema import Schema
 from mmoe.errors import UserError
+from mmoe.models.column_encoders import ENCODERS as COLUMN_ENCODERS
 from mmoe.models.column_encoders import number_encoder
 from mmoe.models.encoders import (
     LevelEmbedding,
@@ -66,9 +67,25 @@ def test_numbers_of_training_rows_are_scaled_to_0_to_1():
     torch.testing.assert_close(x[1], torch.tensor([3 / 1000003]))
 
 
+def test_min_max_of_a_constant_and_an_empty_column_is_0():
+    columns = [
+        fit_numeric(name, numbers, 20)
+        for name, numbers in (("c", np.full(5, 7.0)), ("e", np.full(5, np.nan)))
+    ]
+    assert MinMax(Schema((), tuple(columns), ()))(torch.tensor([[7.0, 0.0]])).tolist() == [[0.0, 0.0]]
+
+
 def test_unscaled():
     x = Inputs(SCHEMA, numeric=Unscaled)(LEVELS, NUMBERS)
     assert torch.equal(x[:, -3:], NUMBERS)
+
+
+def test_every_encoding_of_a_column_has_its_encoder():
+    assert list(COLUMN_ENCODERS) == list(NUMBER_ENCODINGS)
+    for encoding, encoder in zip(NUMBER_ENCODINGS, ENCODERS, strict=True):
+        schema = replace(SCHEMA, numeric=(replace(SCHEMA.numeric[0], encoding=encoding),))
+        (part,) = number_encoder(schema, PiecewiseLinear).parts
+        assert type(part) is encoder
 
 
 def test_piecewise_linear_equals_the_library():
@@ -285,14 +302,15 @@ def test_an_empty_batch():
     assert network()(LEVELS[:0], NUMBERS[:0]).logits.shape == (0, 2)
 
 
-# Half precision cannot hold the number 1e6 unscaled.
-@pytest.mark.parametrize("numeric", [one for one in ENCODERS if one is not Unscaled])
+@pytest.mark.parametrize("numeric", ENCODERS)
 @pytest.mark.parametrize(("dtype", "error"), [("half", 0.02), ("bfloat16", 0.1), ("double", 1e-5)])
 @torch.no_grad()
 def test_networks_of_other_types_read_raw_rows(dtype: str, error: float, numeric: type):
     schema = Schema(SCHEMA.categorical, (fit_numeric("n", np.r_[np.arange(100.0), 99999, 1e6], 20),), ())
     made = network(numeric, schema)
     numbers = torch.tensor([[0.0], [57.0], [99999.0], [1e6]])
+    if (dtype, numeric) == ("half", Unscaled):  # it holds numbers up to 65,504
+        numbers = numbers / 100
     expected = made(LEVELS, numbers).logits
     scales = {name: buffer.clone() for name, buffer in made.inputs.named_buffers()}
     cast = getattr(made, dtype)()

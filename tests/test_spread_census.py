@@ -63,6 +63,7 @@ def test_the_table_and_all_runs(script: Callable[..., Result], shared_cache: Pat
     [
         ("splits=1", "splits=1: must be an integer of at least 2"),
         ("rows=500", "rows=500: must be numbers of rows and the word all, separated by commas"),
+        ("rows=500,500,all", "rows=500,500,all: must not repeat a number"),
         ("rows=x,all", "rows=x,all: must be numbers of rows and the word all, separated by commas"),
     ],
 )

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmoe.data.columns import NUMBER_ENCODINGS
 from mmoe.data.schema import Schema
 from mmoe.errors import ArgumentError
 from mmoe.models.encoders import (
@@ -144,13 +143,13 @@ class NumbersByColumn(nn.Module):
         return torch.cat([part(own) for part, own in zip(self.parts, columns, strict=True)], 1)
 
 
-ENCODERS = dict(
-    zip(
-        NUMBER_ENCODINGS,
-        (Standardize, MinMax, Unscaled, PiecewiseLinear, PiecewiseLinearAndValues),
-        strict=True,
-    )
-)
+ENCODERS: dict[str, Callable[[Schema], nn.Module]] = {  # by the names in `NUMBER_ENCODINGS`
+    "standard": Standardize,
+    "min_max": MinMax,
+    "unscaled": Unscaled,
+    "piecewise_linear": PiecewiseLinear,
+    "piecewise_linear_and_values": PiecewiseLinearAndValues,
+}
 
 
 def number_encoder(schema: Schema, default: Callable[[Schema], nn.Module]) -> nn.Module:

@@ -95,25 +95,25 @@ def means(vectors: Tensor, codes: Tensor, unseen: int, sizes: list[int]) -> Tens
     return torch.stack([v.sum(1) / c.ne(unseen).sum(1, keepdim=True).clamp(min=1) for v, c in parts], 1)
 
 
-class Scaled(nn.Module):
-    """Numbers scaled linearly: (number - origin) / unit, with an origin and a unit for each column.
+class LinearScaling(nn.Module):
+    """(number - offset) / scale, with an offset and a scale for each column.
 
     Shape:
         numbers: [B, M]; output: [B, M].
     """
 
-    def __init__(self, origins: Sequence[float], units: Sequence[float]) -> None:
+    def __init__(self, offsets: Sequence[float], scales: Sequence[float]) -> None:
         super().__init__()
-        self.num_outputs = len(origins)
+        self.num_outputs = len(offsets)
         self.columns = list(range(self.num_outputs))
-        self.origin = nn.Buffer(float32(origins), persistent=False)
-        self.unit = nn.Buffer(float32(units), persistent=False)
+        self.offset = nn.Buffer(float32(offsets), persistent=False)
+        self.scale = nn.Buffer(float32(scales), persistent=False)
 
     def forward(self, numbers: Tensor) -> Tensor:
-        return (numbers - self.origin) / self.unit
+        return (numbers - self.offset) / self.scale
 
 
-class Standardize(Scaled):
+class Standardize(LinearScaling):
     """z-scores, with the mean and the standard deviation of the training rows."""
 
     def __init__(self, schema: Schema) -> None:
@@ -122,16 +122,16 @@ class Standardize(Scaled):
         )
 
 
-class MinMax(Scaled):
-    """Min-max scaling: the numbers of the training rows lie between 0 and 1."""
+class MinMax(LinearScaling):
+    """Min-max scaling: the training rows have numbers from 0 to 1."""
 
     def __init__(self, schema: Schema) -> None:
-        smallest = [column.bins[0] for column in schema.numeric]
-        super().__init__(smallest, [column.bins[-1] - column.bins[0] for column in schema.numeric])
+        edges = [(column.bins[0], column.bins[-1]) for column in schema.numeric]
+        super().__init__([low for low, _ in edges], [high - low for low, high in edges])
 
 
-class Unscaled(Scaled):
-    """The numbers as they are."""
+class Unscaled(LinearScaling):
+    """The numbers of the batch, unchanged."""
 
     def __init__(self, schema: Schema) -> None:
         super().__init__([0.0] * len(schema.numeric), [1.0] * len(schema.numeric))

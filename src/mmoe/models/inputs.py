@@ -45,7 +45,9 @@ MAX_INPUT = 1e30  # products of larger inputs may overflow
 # The sparse encoders that together compute the inputs of a numeric encoder. They are looked up by exact type,
 # because a subclass may compute other inputs.
 SPARSE_COUNTERPARTS: dict[type, Sequence[Callable[[Schema], sparse_encoders.SparseNumbers]]] = {
-    **{scaled: [partial(sparse_encoders.SparseScaled, scaled)] for scaled in (Standardize, MinMax, Unscaled)},
+    Standardize: [partial(sparse_encoders.SparseScaling, Standardize)],
+    MinMax: [partial(sparse_encoders.SparseScaling, MinMax)],
+    Unscaled: [partial(sparse_encoders.SparseScaling, Unscaled)],
     PiecewiseLinear: [sparse_encoders.SparseBins],
     PiecewiseLinearAndValues: [sparse_encoders.SparseBins, sparse_encoders.SparseValues],
 }

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmoe.data.schema import Schema
 from mmoe.data.sparse_matrix import SparseMatrix
-from mmoe.models.encoders import Scaled, float32
+from mmoe.models.encoders import LinearScaling, float32
 from mmoe.models.sparse_inputs import SparseInputs
 
 CHUNK = 2**14  # rows that are encoded at a time, to bound the memory
@@ -81,20 +81,20 @@ class SparseMissing:
         return torch.arange(len(self.columns)).expand_as(is_missing), is_missing
 
 
-class SparseScaled:
+class SparseScaling:
     """Linearly scaled numbers: one basis row for each column, whose coefficient is the scaled number.
 
     Args:
-        scaled: `Standardize`, `MinMax` or `Unscaled`.
+        scaling: `Standardize`, `MinMax` or `Unscaled`.
     """
 
-    def __init__(self, scaled: Callable[[Schema], Scaled], schema: Schema) -> None:
-        self.scaled = scaled(schema)
+    def __init__(self, scaling: Callable[[Schema], LinearScaling], schema: Schema) -> None:
+        self.encoder = scaling(schema)
         self.basis = sparse.eye_array(len(schema.numeric))
 
     def encode(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """The scaled numbers."""
-        return torch.arange(numbers.shape[1]).expand_as(numbers), self.scaled(numbers)
+        return torch.arange(numbers.shape[1]).expand_as(numbers), self.encoder(numbers)
 
 
 class SparseBins:
@@ -152,7 +152,7 @@ def _with_columns(schema: Schema, columns: Sequence[int]) -> Schema:
     return replace(schema, numeric=tuple(schema.numeric[i] for i in columns))
 
 
-SparseNumbers = SparseScaled | SparseBins | SparseValues
+SparseNumbers = SparseScaling | SparseBins | SparseValues
 
 
 class SparseEncoder:
