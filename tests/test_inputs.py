@@ -78,6 +78,8 @@ def test_min_max_of_a_constant_and_an_empty_column_is_0():
 def test_unscaled():
     x = Inputs(SCHEMA, numeric=Unscaled)(LEVELS, NUMBERS)
     assert torch.equal(x[:, -3:], NUMBERS)
+    huge = Inputs(SCHEMA, numeric=Unscaled)(LEVELS[:1], torch.tensor([[3e38, -3e38, 1.0]]))
+    assert huge[0, -3:].abs().max() < 1.01e30
 
 
 def test_every_encoding_of_a_column_has_its_encoder():

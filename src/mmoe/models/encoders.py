@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmoe.checks.arguments import check_finite, check_integers
 from mmoe.data.schema import Schema
 
+MAX_INPUT = 1e30  # products of larger inputs may overflow
 MAX_EDGE_PER_WIDTH = 2.0**14  # if an edge exceeds this many bin widths, rounding changes shares by over 0.001
 
 
@@ -131,10 +132,13 @@ class MinMax(LinearScaling):
 
 
 class Unscaled(LinearScaling):
-    """The numbers of the batch, unchanged."""
+    """The numbers of the batch, unchanged up to a size of MAX_INPUT."""
 
     def __init__(self, schema: Schema) -> None:
         super().__init__([0.0] * len(schema.numeric), [1.0] * len(schema.numeric))
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return numbers.clamp(-MAX_INPUT, MAX_INPUT)
 
 
 class PiecewiseLinear(nn.Module):

@@ -27,6 +27,7 @@ from mmoe.models.column_encoders import (
     number_encoder,
 )
 from mmoe.models.encoders import (
+    MAX_INPUT,
     MinMax,
     OneHot,
     PiecewiseLinear,
@@ -39,7 +40,6 @@ from mmoe.models.sparse_encoders import SparseEncoder
 from mmoe.models.sparse_inputs import SparseInputs
 
 MIN_SPARSE_ROWS = 64  # in smaller batches the dense product is faster
-MAX_INPUT = 1e30  # products of larger inputs may overflow
 
 
 # The sparse encoders that together compute the inputs of a numeric encoder. They are looked up by exact type,
