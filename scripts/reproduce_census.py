@@ -5,7 +5,7 @@ usage: python scripts/reproduce_census.py group=1 data.dir=... [option=value ...
     group=1|2          main task: income (1) or education, at least college (2); the other: never married
     seeds=20           runs of each method, a multiple of chunk; if you raise it, runs are added
     chunk=1            runs that are trained at once, as replicas; one by one, wide networks train faster
-    trials=30          trials in each method's search
+    trials=30          trials in each method's search; 0: no search, each method has the widths of conf/model/
     budget=tuned       matched: set each method's width, and the rank of tensor_factorization in proportion,
                        for about as many parameters as the tuned mmoe has
     methods=paper      the paper's methods and PLE; all: the descendants of MMoE too; or names: mmoe,ple
@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from options import parse, some_of, stop
 from report_text import describe_rows, mean_text, table
-from stored_results import check_settings, store_settings
+from stored_results import check_settings, store_settings, without_machine_overrides
 
 from mmoe import Schema
 from mmoe.atomic import write_text
@@ -81,10 +81,12 @@ DEFAULTS = {
 def main() -> None:
     """Tune and train the methods, and write the tables of one group after each training."""
     choices = {"group": ("1", "2"), "budget": ("tuned", "matched"), "sample": ("true", "false")}
-    minimums = {"seeds": 2, "chunk": 1, "trials": 1}
+    minimums = {"seeds": 2, "chunk": 1, "trials": 0}
     options, overrides = parse(sys.argv[1:], DEFAULTS, choices, minimums)
     if int(options["seeds"]) % int(options["chunk"]):
         stop(f"seeds={options['seeds']}: must be a multiple of chunk={options['chunk']}")
+    if options["trials"] == "0" and options["budget"] == "matched":
+        stop("budget=matched: sets the widths of tuned methods, so trials must not be 0")
     method_sets = {"paper": list(PAPER), "all": list(METHODS)}
     methods = method_sets.get(options["methods"]) or some_of(options, "methods", METHODS)
     group, is_matched = options["group"], options["budget"] == "matched"
@@ -122,18 +124,23 @@ def main() -> None:
                 train_once(run, "--config-dir", str(study), *given)
                 with FileLock(root / "results.lock"):  # other processes add runs of other methods
                     add_runs(results, method, run, TASKS[group])
-            write_report(results, schema, options)
+            write_report(results, schema, options, without_machine_overrides(overrides[1:-1]))
 
 
 def tune(root: Path, out: Path, method: str, options: dict[str, str], overrides: Sequence[str]) -> None:
     """Search a method's hyper-parameters in the paper's space, unless a search has ended.
 
-    The tuned configuration is kept in `out` too.
+    The tuned configuration is kept in `out` too. Without trials, it only selects the method.
     """
     study = root / "tune" / method
     kept = tuned_file(out, options["group"], method)
     if kept.exists():
         write_text(study / "experiment" / kept.name, kept.read_text())
+    elif options["trials"] == "0":
+        experiment = (
+            f"# @package _global_\ndefaults: [{EXPERIMENTS[options['group']]}, override /model: {method}]\n"
+        )
+        write_text(study / "experiment" / kept.name, experiment)
     elif not (study / "ended").exists():
         search = [f"model={method}", f"trials={options['trials']}", "space=paper", "prune=0.25"]
         run_command("tune", *overrides, *search, f"folder={study}")
@@ -216,14 +223,14 @@ def add_runs(results: Path, method: str, run: Path, tasks: Sequence[str]) -> Non
     write_text(results, runs.to_csv(index=False, float_format="%.6f"))
 
 
-def write_report(results: Path, schema: Schema, options: dict[str, str]) -> None:
+def write_report(results: Path, schema: Schema, options: dict[str, str], overrides: Sequence[str]) -> None:
     """Write the tables as Markdown, and the figure, beside the results of all runs."""
     frame, group = read_runs(results), options["group"]
     main_task = TASKS[group][0]
     draw_runs(frame, f"test_{main_task}_auroc", f"test AUROC, {main_task}", results.with_suffix(".png"))
     text = [
         f"# Census task group {group}: {main_task} (main) and never married (auxiliary)",
-        describe(schema, options),
+        describe(schema, options, overrides),
         "## Test AUROC",
         result_table(frame, group),
         "`±` is half the 95 % confidence interval of the mean over runs (Student's t), and `sd` is the"
@@ -238,20 +245,26 @@ def write_report(results: Path, schema: Schema, options: dict[str, str]) -> None
     results.with_suffix(".md").write_text("\n\n".join(text) + "\n")
 
 
-def describe(schema: Schema, options: dict[str, str]) -> str:
+def describe(schema: Schema, options: dict[str, str], overrides: Sequence[str]) -> str:
     """Sentences about the rows, the search and the training."""
-    matched = options["budget"] == "matched"
-    width = (
-        " Widths, and the rank of tensor_factorization in proportion, are then set so that every method has"
-        " about as many parameters as mmoe."
-        if matched
-        else ""
-    )
-    return (
-        f"{describe_rows(schema)} Each method is tuned in {options['trials']} trials of a Gaussian-process"
-        f" search for the best validation AUROC of the main task; the ranges are in conf/space/paper.yaml."
-        f"{width} It is then trained with several seeds. The validation AUROC also chooses the epoch."
-    )
+    text = describe_rows(schema)
+    if options["trials"] == "0":
+        text += " The methods are not tuned: they have the widths of conf/model/, and are"
+    else:
+        text += (
+            f" Each method is tuned in {options['trials']} trials of a Gaussian-process search for the best"
+            " validation AUROC of the main task; the ranges are in conf/space/paper.yaml."
+        )
+        if options["budget"] == "matched":
+            text += (
+                " Widths, and the rank of tensor_factorization in proportion, are then set so that every"
+                " method has about as many parameters as mmoe."
+            )
+        text += " It is then"
+    text += " trained with several seeds. The validation AUROC also chooses the epoch."
+    if overrides:
+        text += f" Overrides of all trainings: {', '.join(f'`{one}`' for one in overrides)}."
+    return text
 
 
 def seconds_text(chunk: int) -> str:

@@ -11,6 +11,7 @@ import processes
 import pytest
 from conftest import Result
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
 QUICK = [
     "group=1", "seeds=3", "chunk=3", "trials=1", "methods=mmoe,single_task", "folder=work", "out=out",
@@ -100,6 +101,31 @@ def test_runs_one_by_one():
     assert "The seconds are medians for a whole run." in Path("out/group1.md").read_text()
 
 
+@pytest.mark.slow
+def test_without_a_search():
+    """Each method has the widths of its configuration, and all trainings have the overrides."""
+    plain = ["sample=true", "chunk=1", "seeds=2", "trials=0", "inputs=unscaled", "activation=relu"]
+    done = reproduce(*plain)
+    assert done.returncode == 0, done.stderr
+    configs = {
+        method: OmegaConf.load(f"work/group1/tuned/{method}/seed1/config.yaml")
+        for method in ("mmoe", "single_task")
+    }
+    assert configs["mmoe"].model.expert_units == [16]
+    assert configs["single_task"].model.units == [64, 8]
+    for config in configs.values():
+        assert config.inputs.numeric._target_ == "mmoe.models.encoders.Unscaled"
+        assert config.model.activation == "relu"
+    text = Path("out/group1.md").read_text()
+    assert "The methods are not tuned" in text
+    assert "Overrides of all trainings: " in text
+    assert "`activation=relu`, `inputs=unscaled`." in text
+
+    done = reproduce(*plain, "budget=matched")
+    assert done.returncode == 2
+    assert done.stderr == "error: budget=matched: sets the widths of tuned methods, so trials must not be 0\n"
+
+
 @pytest.mark.parametrize("far", [[], [0.84]])
 def test_a_run_far_below_the_others_stands_at_the_edge_of_the_figure(
     far: list[float], monkeypatch: pytest.MonkeyPatch
@@ -144,7 +170,7 @@ def test_results_of_unknown_settings_are_not_used(script: Callable[..., Result])
         ("sample=yes", "error: sample=yes: must be true or false\n"),
         ("seeds=1", "error: seeds=1: must be an integer of at least 2\n"),
         ("seeds=4", "error: seeds=4: must be a multiple of chunk=3\n"),
-        ("trials=x", "error: trials=x: must be an integer of at least 1\n"),
+        ("trials=x", "error: trials=x: must be an integer of at least 0\n"),
         ("methods=mlp", "error: methods=mlp: must be some of single_task"),
     ],
 )
