@@ -130,17 +130,16 @@ def main() -> None:
 def tune(root: Path, out: Path, method: str, options: dict[str, str], overrides: Sequence[str]) -> None:
     """Search a method's hyper-parameters in the paper's space, unless a search has ended.
 
-    The tuned configuration is kept in `out` too. Without trials, it only selects the method.
+    The tuned configuration is kept in `out` too. Without trials, the configuration only selects the method.
     """
     study = root / "tune" / method
     kept = tuned_file(out, options["group"], method)
+    if options["trials"] == "0":
+        defaults = f"[{EXPERIMENTS[options['group']]}, override /model: {method}]"
+        write_text(study / "experiment" / kept.name, f"# @package _global_\ndefaults: {defaults}\n")
+        return
     if kept.exists():
         write_text(study / "experiment" / kept.name, kept.read_text())
-    elif options["trials"] == "0":
-        experiment = (
-            f"# @package _global_\ndefaults: [{EXPERIMENTS[options['group']]}, override /model: {method}]\n"
-        )
-        write_text(study / "experiment" / kept.name, experiment)
     elif not (study / "ended").exists():
         search = [f"model={method}", f"trials={options['trials']}", "space=paper", "prune=0.25"]
         run_command("tune", *overrides, *search, f"folder={study}")

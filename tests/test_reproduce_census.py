@@ -118,6 +118,7 @@ def test_without_a_search():
         assert config.model.activation == "relu"
     text = Path("out/group1.md").read_text()
     assert "The methods are not tuned" in text
+    assert not Path("out/configs").exists()
     assert "Overrides of all trainings: " in text
     assert "`activation=relu`, `inputs=unscaled`." in text
 
