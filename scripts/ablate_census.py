@@ -38,7 +38,6 @@ STEPS: list[tuple[str, list[str]]] = [
     ("Adagrad with learning rate 0.05, TensorFlow's default of 2017", [f"learner.optimizer={ADAGRAD}"]),
     ("plain SGD with learning rate 0.05", [f"learner.optimizer={SGD}"]),
 ]
-NAMES = ("step", "numbers", "optimizer")
 OPTIMIZERS = ("Adam, 0.001", "Adagrad, 0.05", "SGD, 0.05")  # the optimizers of the last three steps
 SCALINGS = {"0 to 1": "min_max", "unscaled": "unscaled"}  # other scalings than z-scores, and their `inputs`
 DEFAULTS = {
@@ -52,7 +51,7 @@ def main() -> None:
     settings = {key: options[key] for key in ("runs", "experiment")}
     store_settings(Path(options["folder"]) / "settings.json", settings, overrides)
     lines: list[dict[str, Any]] = []
-    for number, (names, changes) in enumerate(trainings()):
+    for number, (columns, changes) in enumerate(trainings()):
         run = Path(options["folder"]).absolute() / str(number)
         train_once(
             run, f"experiment={options['experiment']}", f"replicas={options['runs']}", "figures=false",
@@ -60,24 +59,29 @@ def main() -> None:
         )  # fmt: skip
         for found in read_metrics(run)["runs"]:
             values = {f"{task}_auroc": value["auroc"] for task, value in found["test"].items()}
-            lines.append(names | {"seed": found["seed"], "epoch": found["epoch"]} | values)
+            lines.append(columns | {"seed": found["seed"], "epoch": found["epoch"]} | values)
     report(pd.DataFrame(lines), describe_rows(read_schema(run)), Path(options["out"]))
 
 
 def trainings() -> list[tuple[dict[str, str], list[str]]]:
-    """The names of each training (step, scaling of numbers, optimizer; some are empty), and its overrides."""
-    steps: list[tuple[str, list[str]]] = []
+    """The columns of each training in the table of all runs, and its overrides.
+
+    A training has a `step` if it is one of STEPS, and `numbers` and `optimizer` if it is in the table of
+    scalings. The other columns are empty.
+    """
+    found: list[tuple[dict[str, str], list[str]]] = []
     changes: list[str] = []
     for step, own in STEPS:
         changes = with_overrides(changes, own)
-        steps.append((step, changes))
-    last = list(zip(OPTIMIZERS, steps[-len(OPTIMIZERS) :], strict=True))
-    found = [(step, "", "", changes) for step, changes in steps[: -len(OPTIMIZERS)]]
-    found += [(step, "z-scores", optimizer, changes) for optimizer, (step, changes) in last]
+        found.append(({"step": step, "numbers": "", "optimizer": ""}, changes))
+    last = list(zip(OPTIMIZERS, found[-len(OPTIMIZERS) :], strict=True))
+    for optimizer, (columns, _) in last:
+        columns.update(numbers="z-scores", optimizer=optimizer)
     for scaling, inputs in SCALINGS.items():
         for optimizer, (_, changes) in last:
-            found.append(("", scaling, optimizer, with_overrides(changes, [f"inputs={inputs}"])))
-    return [(dict(zip(NAMES, names, strict=True)), changes) for *names, changes in found]
+            columns = {"step": "", "numbers": scaling, "optimizer": optimizer}
+            found.append((columns, with_overrides(changes, [f"inputs={inputs}"])))
+    return found
 
 
 def with_overrides(overrides: Sequence[str], added: Sequence[str]) -> list[str]:

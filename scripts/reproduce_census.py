@@ -92,6 +92,7 @@ def main() -> None:
     group, is_matched = options["group"], options["budget"] == "matched"
     root, out = Path(options["folder"]) / f"group{group}", Path(options["out"])
     source = f"data.source={'auto' if options['sample'] == 'true' else 'official'}"
+    given_overrides = without_machine_overrides(overrides)
     overrides = [f"experiment={EXPERIMENTS[group]}", *overrides, source]
     config = compose_config(*overrides)  # a mistake in an override stops here
     settings = {key: options[key] for key in ("trials", "chunk", "sample")}
@@ -124,7 +125,7 @@ def main() -> None:
                 train_once(run, "--config-dir", str(study), *given)
                 with FileLock(root / "results.lock"):  # other processes add runs of other methods
                     add_runs(results, method, run, TASKS[group])
-            write_report(results, schema, options, without_machine_overrides(overrides[1:-1]))
+            write_report(results, schema, options, given_overrides)
 
 
 def tune(root: Path, out: Path, method: str, options: dict[str, str], overrides: Sequence[str]) -> None:
@@ -153,7 +154,7 @@ def tuned_file(out: Path, group: str, method: str) -> Path:
 
 
 def tuned_experiment(study: Path) -> Path:
-    """The configuration of the best trial."""
+    """The configuration of the best trial, or without trials the one that only selects the method."""
     return next((study / "experiment").glob("*.yaml"))
 
 
@@ -260,7 +261,8 @@ def describe(schema: Schema, options: dict[str, str], overrides: Sequence[str]) 
                 " method has about as many parameters as mmoe."
             )
         text += " It is then"
-    text += " trained with several seeds. The validation AUROC also chooses the epoch."
+    also = "" if options["trials"] == "0" else "also "
+    text += f" trained with several seeds. The validation AUROC {also}chooses the epoch."
     if overrides:
         text += f" Overrides of all trainings: {', '.join(f'`{one}`' for one in overrides)}."
     return text

@@ -30,7 +30,6 @@ from torch import Tensor
 
 from mmoe.build import build
 from mmoe.cli.exits import errors_on_one_line
-from mmoe.data.split_rules import SplitRule
 from mmoe.data.table_splits import choose_all
 from mmoe.metrics.areas import areas_of_counts, counts_by_score
 from mmoe.run import Run
@@ -42,7 +41,6 @@ DEFAULTS = {
 }  # fmt: skip
 ALL = "all"
 HALVES = ("val", "test")
-HALVING = {"val": SplitRule(fraction=0.5, of="test")}  # as in `CensusData`
 
 
 def main() -> None:
@@ -78,15 +76,16 @@ def results_of(run: Run, splits: int, counts: Sequence[str]) -> list[dict[str, A
     logits, labels = test_file_of(run)
     lines: list[dict[str, Any]] = []
     for split in range(splits):
-        halves = choose_all(HALVING, "test", pd.DataFrame(index=range(len(labels))), split, {})
+        rule = {"val": run.data.validation}
+        halves = choose_all(rule, "test", pd.DataFrame(index=range(len(labels))), split, {})
         shuffled = np.random.default_rng(split).permutation(halves["val"])
         for count in counts:
             chosen = shuffled if count == ALL else shuffled[: int(count)]
+            if len(labels[chosen, 0].unique()) < 2:
+                stop(f"rows={count}: in split {split}, these validation rows have only one label")
             values = {  # of the main task, which is the first one
                 epoch: auroc(own[chosen, 0], labels[chosen, 0]) for epoch, own in logits.items()
             }
-            if np.isnan(list(values.values())).any():
-                stop(f"rows={count}: in split {split}, these validation rows have only one label")
             best = max(values, key=values.__getitem__)
             line: dict[str, Any] = {"split": split, "rows": count, "epoch": best}
             for i, task in enumerate(run.schema.tasks):

@@ -131,7 +131,7 @@ class Numeric:
         name: the name of the column.
         mean, std: the mean and the population standard deviation.
         bins: the increasing edges of the quantile bins: N + 1 edges make N bins. The first and the last edge
-            are the smallest and the largest number. (Synthetic data has fixed edges.)
+            are the smallest and the largest number of the training rows. Synthetic data has fixed edges.
         frequent_values: the frequent values, sorted.
         origin: a number that is subtracted before a number is rounded to float32, and before the statistics
             are computed. It is 0, unless float32 would round different large numbers to the same number.

@@ -131,11 +131,19 @@ class MinMax(LinearScaling):
         super().__init__([low for low, _ in edges], [high - low for low, high in edges])
 
 
-class Unscaled(LinearScaling):
-    """The numbers of the batch, unchanged up to a size of MAX_INPUT."""
+class Unscaled(nn.Module):
+    """The numbers as `Inputs` gives them, limited to ±MAX_INPUT.
+
+    `Inputs` limits numbers by the mean and the bins of their column, and its limit may exceed MAX_INPUT.
+
+    Shape:
+        numbers: [B, M]; output: [B, M].
+    """
 
     def __init__(self, schema: Schema) -> None:
-        super().__init__([0.0] * len(schema.numeric), [1.0] * len(schema.numeric))
+        super().__init__()
+        self.num_outputs = len(schema.numeric)
+        self.columns = list(range(self.num_outputs))
 
     def forward(self, numbers: Tensor) -> Tensor:
         return numbers.clamp(-MAX_INPUT, MAX_INPUT)

@@ -263,7 +263,7 @@ def checked_before_vmap(module: nn.Module, levels: Tensor, numbers: Tensor) -> I
 
 
 def _range_without_overflow(column: Numeric) -> tuple[float, float]:
-    """The smallest and the largest number whose inputs are at most MAX_INPUT."""
+    """The range of numbers whose inputs are at most MAX_INPUT; `Unscaled` has its own limit."""
     narrowest = min(column.std, min(b - a for a, b in pairwise(column.bins)))
     reach = MAX_INPUT * narrowest
     smallest = max(min(column.mean, column.bins[0]) - reach, -MAX_MAGNITUDE)

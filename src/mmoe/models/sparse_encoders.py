@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 from scipy import sparse
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmoe.data.schema import Schema
 from mmoe.data.sparse_matrix import SparseMatrix
-from mmoe.models.encoders import LinearScaling, float32
+from mmoe.models.encoders import float32
 from mmoe.models.sparse_inputs import SparseInputs
 
 CHUNK = 2**14  # rows that are encoded at a time, to bound the memory
@@ -88,7 +88,7 @@ class SparseScaling:
         scaling: `Standardize`, `MinMax` or `Unscaled`.
     """
 
-    def __init__(self, scaling: Callable[[Schema], LinearScaling], schema: Schema) -> None:
+    def __init__(self, scaling: Callable[[Schema], nn.Module], schema: Schema) -> None:
         self.encoder = scaling(schema)
         self.basis = sparse.eye_array(len(schema.numeric))
 
