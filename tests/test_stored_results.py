@@ -26,7 +26,7 @@ SCRIPTS: dict[str, tuple[list[str], str, dict[str, str]]] = {
         [SAMPLE], "settings.json", {"runs=3": "runs", "experiment=census_paper": "experiment"},
     ),
     "ablate_census_best": ([SAMPLE], "settings.json", {}),
-    "spread_census": ([SAMPLE], "settings.json", {"runs=3": "runs"}),
+    "spread_census": ([SAMPLE], "settings.json", {}),
     "reproduce_census": (
         ["group=1", "sample=true"], "group1/settings.json", {"trials=3": "trials", "chunk=4": "chunk"},
     ),
