@@ -249,7 +249,10 @@ def describe(schema: Schema, options: dict[str, str], overrides: Sequence[str]) 
     """Sentences about the rows, the search and the training."""
     text = describe_rows(schema)
     if options["trials"] == "0":
-        text += " The methods are not tuned: they have the widths of conf/model/, and are"
+        text += (
+            " The methods are not tuned: they have the widths of conf/model/, and are trained with several"
+            " seeds. The validation AUROC chooses the epoch."
+        )
     else:
         text += (
             f" Each method is tuned in {options['trials']} trials of a Gaussian-process search for the best"
@@ -260,9 +263,7 @@ def describe(schema: Schema, options: dict[str, str], overrides: Sequence[str]) 
                 " Widths, and the rank of tensor_factorization in proportion, are then set so that every"
                 " method has about as many parameters as mmoe."
             )
-        text += " It is then"
-    also = "" if options["trials"] == "0" else "also "
-    text += f" trained with several seeds. The validation AUROC {also}chooses the epoch."
+        text += " It is then trained with several seeds. The validation AUROC also chooses the epoch."
     if overrides:
         text += f" Overrides of all trainings: {', '.join(f'`{one}`' for one in overrides)}."
     return text

@@ -74,10 +74,10 @@ def main() -> None:
 def results_of(run: Run, splits: int, counts: Sequence[str]) -> list[dict[str, Any]]:
     """The test AUROCs of the epoch that is chosen on each split, by each number of validation rows."""
     logits, labels = test_file_of(run)
+    rules, rows = {"val": run.data.validation}, pd.DataFrame(index=range(len(labels)))
     lines: list[dict[str, Any]] = []
     for split in range(splits):
-        rule = {"val": run.data.validation}
-        halves = choose_all(rule, "test", pd.DataFrame(index=range(len(labels))), split, {})
+        halves = choose_all(rules, "test", rows, split, {})
         shuffled = np.random.default_rng(split).permutation(halves["val"])
         for count in counts:
             chosen = shuffled if count == ALL else shuffled[: int(count)]

@@ -127,8 +127,8 @@ class MinMax(LinearScaling):
     """Min-max scaling: the training rows have numbers from 0 to 1."""
 
     def __init__(self, schema: Schema) -> None:
-        edges = [(column.bins[0], column.bins[-1]) for column in schema.numeric]
-        super().__init__([low for low, _ in edges], [high - low for low, high in edges])
+        bins = [column.bins for column in schema.numeric]
+        super().__init__([edges[0] for edges in bins], [edges[-1] - edges[0] for edges in bins])
 
 
 class Unscaled(nn.Module):

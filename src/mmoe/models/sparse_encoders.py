@@ -82,10 +82,10 @@ class SparseMissing:
 
 
 class SparseScaling:
-    """Linearly scaled numbers: one basis row for each column, whose coefficient is the scaled number.
+    """Numbers with one input each: one basis row for each column, whose coefficient is the input.
 
     Args:
-        scaling: `Standardize`, `MinMax` or `Unscaled`.
+        scaling: the encoder that computes the inputs: `Standardize`, `MinMax` or `Unscaled`.
     """
 
     def __init__(self, scaling: Callable[[Schema], nn.Module], schema: Schema) -> None:
@@ -93,7 +93,7 @@ class SparseScaling:
         self.basis = sparse.eye_array(len(schema.numeric))
 
     def encode(self, levels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """The scaled numbers."""
+        """The inputs."""
         return torch.arange(numbers.shape[1]).expand_as(numbers), self.encoder(numbers)
 
 
