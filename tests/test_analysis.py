@@ -196,6 +196,31 @@ def test_an_ablation_is_the_network_without_the_expert(known: Path):
         assert table.loc[1, task] == pytest.approx((whole - left).item(), abs=1e-6)  # torchmetrics: float32
 
 
+def test_dead_units_of_all_rows(smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "run"
+    shutil.copytree(smoke_run, folder)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("activation: gelu", "activation: relu"))
+    run = load(folder)
+    model, codes = run.network().model, run.schema.code_offsets
+    sex = [column.name for column in run.schema.categorical].index("sex")
+    female = codes[sex] + run.schema.categorical[sex].levels.index("Female")
+    with torch.no_grad():
+        model.weight[:, :128] = 0
+        model.bias[:128] = 1
+        model.bias[:5] = -1
+        model.weight[female, 4] = 2  # this unit is 0 for all rows of some blocks, but not of all
+        model.towers[0].weight.zero_()
+        model.towers[0].bias[0], model.towers[0].bias[1] = 1, -1
+    monkeypatch.setattr("mmoe.analysis.units.ROWS_PER_PASS", 5)
+    table = analysis.dead_units(run)
+    assert table.to_dict("index") == {
+        "model.experts.0": {"units": 128, "dead": 4}, "model.towers.1": {"units": 16, "dead": 8},
+    }  # fmt: skip
+    with pytest.raises(UserError, match="must have ReLUs"):
+        analysis.dead_units(smoke_run)
+
+
 def analysis_probability(folder: Path, task: str) -> torch.Tensor:
     return torch.tensor(load(folder).scored()[f"{task}_probability"].to_numpy())
 
