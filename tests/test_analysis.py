@@ -196,7 +196,7 @@ def test_an_ablation_is_the_network_without_the_expert(known: Path):
         assert table.loc[1, task] == pytest.approx((whole - left).item(), abs=1e-6)  # torchmetrics: float32
 
 
-def test_dead_units_of_all_rows(smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_dead_units(smoke_run: Path, tmp_path: Path):
     folder = tmp_path / "run"
     shutil.copytree(smoke_run, folder)
     text = (folder / "config.yaml").read_text()
@@ -209,16 +209,24 @@ def test_dead_units_of_all_rows(smoke_run: Path, tmp_path: Path, monkeypatch: py
         model.weight[:, :128] = 0
         model.bias[:128] = 1
         model.bias[:5] = -1
-        model.weight[female, 4] = 2  # this unit is 0 for all rows of some blocks, but not of all
+        model.weight[female, 4] = 2  # this unit is 0 in some rows only
         model.towers[0].weight.zero_()
         model.towers[0].bias[0], model.towers[0].bias[1] = 1, -1
-    monkeypatch.setattr("mmoe.analysis.units.ROWS_PER_PASS", 5)
-    table = analysis.dead_units(run)
-    assert table.to_dict("index") == {
+    assert analysis.dead_units(run).to_dict("index") == {
         "model.experts.0": {"units": 128, "dead": 4}, "model.towers.1": {"units": 16, "dead": 8},
     }  # fmt: skip
-    with pytest.raises(UserError, match="must have ReLUs"):
+    (axes,) = analysis.plot_dead_units(run).axes
+    assert [bar.get_width() for bar in axes.patches] == [0.5, 4 / 128]
+    assert [text.get_text() for text in axes.texts] == ["8 of 16", "4 of 128"]
+
+
+def test_dead_units_need_relus_of_one_network(smoke_run: Path, train: Train):
+    with pytest.raises(UserError, match="its network has no ReLUs; they come with activation=relu"):
         analysis.dead_units(smoke_run)
+    given = ["experiment=smoke", "model=ensemble", "activation=relu", "trainer.max_epochs=1"]
+    assert train(*given, "hydra.run.dir=run").code == 0
+    with pytest.raises(UserError, match="its model is an ensemble, whose units cannot be counted"):
+        analysis.dead_units("run")
 
 
 def analysis_probability(folder: Path, task: str) -> torch.Tensor:

@@ -1,11 +1,10 @@
 import torch
 
 from mmoe import MMoE
-from mmoe.data.batch import Batch
-from mmoe.training.validation_statistics import dead_units
+from mmoe.training.validation_statistics import dead_units_recorded
 
 
-def test_dead_units():
+def test_dead_units_are_recorded():
     model = MMoE(num_inputs=3, num_tasks=1, num_experts=2, expert_units=(2,), tower_units=(2,))
     with torch.no_grad():
         model.weight.zero_()
@@ -21,6 +20,12 @@ def test_dead_units():
         def forward(self, levels: torch.Tensor, numbers: torch.Tensor) -> object:
             return self.model(numbers)
 
-    rows = Batch(torch.empty(5, 0), torch.randn(5, 3), torch.empty(5, 1))
-    found = dead_units(Network(), rows)
+    network = Network()
+    with dead_units_recorded(network) as found:
+        network(torch.empty(5, 0), torch.randn(5, 3))
     assert [dead.flatten().tolist() for dead in found.values()] == [[False, True, False, False], [True, True]]
+    with dead_units_recorded(network) as found, torch.no_grad():
+        for bias in (-1.0, 1.0, -1.0):  # a unit that is alive in any of the batches is not dead
+            model.bias[:4] = torch.tensor([bias, -1.0, 1.0, 1.0])
+            network(torch.empty(5, 0), torch.randn(5, 3))
+    assert found["model.experts.0"].flatten().tolist() == [False, True, False, False]

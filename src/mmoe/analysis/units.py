@@ -1,34 +1,47 @@
 """Count ReLU units that are 0 for all rows."""
 
-import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-import torch
+from matplotlib.figure import Figure
 
-from mmoe.data import batch
+from mmoe.analysis.drawing import LIGHT, panels, rows_name
 from mmoe.errors import UserError
-from mmoe.run import ROWS_PER_PASS, Run, load
-from mmoe.training import validation_statistics
+from mmoe.models.replicas import Replicas
+from mmoe.run import Run, compute_outputs, load
+from mmoe.training.validation_statistics import dead_units_recorded
 
 
-@torch.inference_mode()
 def dead_units(
     run: Run | Path | str, split: str = "test", checkpoint: str = "best", replica: int | None = None
 ) -> pd.DataFrame:
-    """Count the units of each ReLU that are 0 for all rows of a split.
+    """Count the units of each ReLU that are 0 for all rows of `Run.rows`.
 
-    The table has a row for each ReLU, by the name of its module, and the columns `units` and `dead`.
+    The table has the names of the ReLU modules as its index `layer`, and the columns `units` and `dead`.
 
     Raises:
-        UserError: the run's network has no ReLU.
+        UserError: the run's network has no ReLU, or it is an ensemble.
     """
     run = load(run)
     network, rows = run.network(checkpoint, replica), run.rows(split, replica)
-    parts = batch.split(rows, ROWS_PER_PASS, math.ceil(len(rows.levels) / ROWS_PER_PASS), is_training=False)
-    masks = [validation_statistics.dead_units(network, part) for part in parts]
-    if not masks[0]:
-        raise UserError(f"{run.folder}: its network must have ReLUs, such as with activation=relu")
-    dead = {name: torch.stack([mask[name] for mask in masks]).all(0) for name in masks[0]}
+    if any(isinstance(module, Replicas) for module in network.modules()):
+        raise UserError(f"{run.folder}: its model is an ensemble, whose units cannot be counted")
+    with dead_units_recorded(network) as dead:
+        compute_outputs(network, rows)
+    if not dead:
+        raise UserError(f"{run.folder}: its network has no ReLUs; they come with activation=relu")
     counts = {name: {"units": mask.numel(), "dead": int(mask.sum())} for name, mask in dead.items()}
     return pd.DataFrame.from_dict(counts, orient="index").rename_axis("layer")
+
+
+def plot_dead_units(run: Run | Path | str, **which: Any) -> Figure:
+    """Draw the shares of `dead_units` as bars."""
+    table = dead_units(run, **which)[::-1]  # the first layer stands on top
+    figure, (axes,) = panels(1, width=5, height=1.2 + 0.35 * len(table))
+    bars = axes.barh(table.index, table["dead"] / table["units"], color=LIGHT[0], edgecolor="black")
+    labels = [f"{dead:,} of {units:,}" for units, dead in table.itertuples(index=False)]
+    axes.bar_label(bars, labels, padding=3, fontsize="small")
+    axes.set(xlim=(0, 1.25), xlabel="share of dead units", title=f"Dead units, {rows_name(which)}")
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    return figure

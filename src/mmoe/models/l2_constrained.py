@@ -1,6 +1,6 @@
 """One network per task, with a penalty on the distance between their weights.
 
-Duong et al., ACL 2015; Ma et al., KDD 2018, section 6.1. T tasks.
+Duong et al., ACL 2015; Ma et al., KDD 2018, section 6.1. T tasks, P parameters of one task's network.
 """
 
 from collections.abc import Sequence
@@ -48,6 +48,8 @@ class L2Constrained(SingleTask):
         linear = [layer for layer in self.layers if isinstance(layer, SharedInputLinear | StackedLinear)]
         parts = [part for layer in linear[:-1] for part in layer.by_layer()]
         parts += [part[..., : min(self.task_logits.outputs)] for part in linear[-1].by_layer()]
+        theta = torch.cat([part.flatten(1) for part in parts], dim=1)  # [T, P]
         # The squared distances of all pairs sum to T times the squared distances from the mean.
-        distances = [(part - part.mean(0, keepdim=True)).square().sum() for part in parts]
-        return self.strength * self.task_logits.num_tasks * torch.stack(distances).sum()
+        return (
+            self.strength * self.task_logits.num_tasks * (theta - theta.mean(0, keepdim=True)).square().sum()
+        )

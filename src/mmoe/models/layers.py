@@ -6,7 +6,6 @@ B batch, N layers, I inputs, O outputs.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,42 +14,9 @@ from mmoe.checks.arguments import check_probabilities
 from mmoe.errors import ArgumentError
 from mmoe.models.sparse_inputs import SparseInputs, linear
 
-
-class _ContiguousGradient(torch.autograd.Function):
-    """The identity, which copies the gradient if it is not contiguous."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.contiguous()
-
-
-class GELU(nn.GELU):
-    """`nn.GELU` with a faster gradient on a CPU; docs/performance.md has the time that this saves.
-
-    torch is slow if its input is contiguous and the gradient of its output is not, as before `StackedLinear`.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        is_slow = self.training and x.device.type == "cpu" and x.is_contiguous()
-        if not is_slow or torch.compiler.is_compiling():
-            return y
-        return _ContiguousGradient.apply(y)  # type: ignore[no-any-return, no-untyped-call]
-
-
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
-    "gelu": GELU,
+    "gelu": nn.GELU,
     "silu": nn.SiLU,
     "elu": nn.ELU,
     "leaky_relu": nn.LeakyReLU,
@@ -114,8 +80,8 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or x.device.type != "cpu":
             return super().forward(x)
-        kept = torch.rand_like(x, dtype=torch.float32).ge_(self.p)  # 0 or 1
-        return x * kept.to(x.dtype).div_(1 - self.p)
+        is_kept = torch.rand_like(x, dtype=torch.float32) >= self.p
+        return x * (is_kept.to(x.dtype) / (1 - self.p))
 
 
 def activation_layers(activation: str, dropout: float) -> list[nn.Module]:

@@ -4,7 +4,8 @@ B batch, N rows, T tasks, L logits of all tasks, E experts, R replicas.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -92,33 +93,39 @@ def share_of_dead_units(objective: nn.Module, rows: Batch, precision: Precision)
 
     None if there is no ReLU, and for replicas and ensembles, because hooks cannot see the units of one copy.
     """
-    if any(isinstance(module, Replicas) for module in objective.modules()):
+
+    def has(kind: type[nn.Module]) -> bool:
+        return any(isinstance(module, kind) for module in objective.modules())
+
+    if has(Replicas) or not has(nn.ReLU):
         return None
     network: Any = objective.network
     first = take(rows, torch.arange(min(DEAD_UNIT_ROWS, len(rows.levels)), device=rows.levels.device))
-    with precision.forward_context():
-        dead = dead_units(network, first._replace(numbers=precision.convert_input(first.numbers)))
+    numbers = precision.convert_input(first.numbers)
+    with precision.forward_context(), dead_units_recorded(network) as dead:
+        if first.sparse is None:  # a custom network may take only levels and numbers
+            network(first.levels, numbers)
+        else:
+            network(first.levels, numbers, first.sparse)
     return torch.cat([units.flatten() for units in dead.values()]).double().mean() if dead else None
 
 
-def dead_units(network: nn.Module, rows: Batch) -> dict[str, Tensor]:
-    """For each ReLU, by module name, return a mask [units...]: True where a unit is 0 in every row."""
+@contextmanager
+def dead_units_recorded(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Record which ReLU units are 0 in every row that passes through the network inside the block.
+
+    For each ReLU, by module name, the result has a mask [units...].
+    """
     dead: dict[str, Tensor] = {}
-    hooks = []
-    for name, module in network.named_modules():
-        if isinstance(module, nn.ReLU):
 
-            def record(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
-                dead[name] = (output <= 0).all(0)
+    def record(name: str, _: nn.Module, __: object, output: Tensor) -> None:
+        mask = (output <= 0).all(0)
+        dead[name] = dead[name] & mask if name in dead else mask
 
-            hooks.append(module.register_forward_hook(record))
+    relus = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.ReLU)]
+    hooks = [module.register_forward_hook(partial(record, name)) for name, module in relus]
     try:
-        if hooks:
-            if rows.sparse is None:  # a custom network may take only levels and numbers
-                network(rows.levels, rows.numbers)
-            else:
-                network(rows.levels, rows.numbers, rows.sparse)
+        yield dead
     finally:
         for hook in hooks:
             hook.remove()
-    return dead
