@@ -29,3 +29,20 @@ def test_dead_units_are_recorded():
             model.bias[:4] = torch.tensor([bias, -1.0, 1.0, 1.0])
             network(torch.empty(5, 0), torch.randn(5, 3))
     assert found["model.experts.0"].flatten().tolist() == [False, True, False, False]
+
+
+def test_dead_units_of_a_relu_that_several_layers_share():
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = torch.nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(self.act(x)[:, :2] - 1)
+
+    with dead_units_recorded(network := Network()) as found:
+        for _ in range(2):
+            network(torch.tensor([[2.0, 0.5, -1.0], [0.0, 0.5, -1.0]]))
+    assert {name: dead.tolist() for name, dead in found.items()} == {
+        "act": [False, False, True], "act (2)": [False, True],
+    }  # fmt: skip

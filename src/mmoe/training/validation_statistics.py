@@ -4,6 +4,7 @@ B batch, N rows, T tasks, L logits of all tasks, E experts, R replicas.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -114,16 +115,21 @@ def share_of_dead_units(objective: nn.Module, rows: Batch, precision: Precision)
 def dead_units_recorded(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Record which ReLU units are 0 in every row that passes through the network inside the block.
 
-    For each ReLU, by module name, the result has a mask [units...].
+    The result has a mask [units...] for each ReLU, by module name. A module that is called twice in a pass
+    has a second mask, such as `act (2)`.
     """
     dead: dict[str, Tensor] = {}
+    calls: Counter[str] = Counter()
 
     def record(name: str, _: nn.Module, __: object, output: Tensor) -> None:
+        calls[name] += 1
+        key = name if calls[name] == 1 else f"{name} ({calls[name]})"
         mask = (output <= 0).all(0)
-        dead[name] = dead[name] & mask if name in dead else mask
+        dead[key] = dead[key] & mask if key in dead else mask
 
     relus = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.ReLU)]
     hooks = [module.register_forward_hook(partial(record, name)) for name, module in relus]
+    hooks.append(network.register_forward_pre_hook(lambda *_: calls.clear()))
     try:
         yield dead
     finally:
