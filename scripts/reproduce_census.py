@@ -237,8 +237,8 @@ def write_report(results: Path, schema: Schema, options: dict[str, str], overrid
         " standard deviation over runs. As in the paper, the best run is the one with the best test AUROC of"
         " the main task. It is chosen on the test rows, so only the means are a fair comparison. The"
         " published numbers are from Ma et al., who trained 400 times. The seconds are"
-        f" medians for {seconds_text(int(options['chunk']))}. They are longer where other"
-        " programs ran at the same time.",
+        f" medians for {seconds_text(int(options['chunk']))}."
+        " They are longer where other programs ran at the same time.",
         f"## {main_task.capitalize()}: differences of the test AUROC, paired by seed",
         difference_table(frame, f"test_{main_task}_auroc"),
         f"![test AUROC of every run, by method]({results.stem}.png)",

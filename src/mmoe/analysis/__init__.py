@@ -6,6 +6,7 @@ Each table `<name>` of a run has a figure `plot_<name>`. The functions take a `R
 
 from mmoe.analysis.ablation import expert_ablation, plot_expert_ablation
 from mmoe.analysis.balance import balance, plot_balance
+from mmoe.analysis.dead_units import dead_units, plot_dead_units
 from mmoe.analysis.gates import (
     gate_similarity,
     gate_weights,
@@ -26,7 +27,6 @@ from mmoe.analysis.probabilities import (
 from mmoe.analysis.sweep_results import plot_sweep, sweep_table
 from mmoe.analysis.sweep_runs import sweep_runs
 from mmoe.analysis.training_curves import plot_training_curves, training_curves
-from mmoe.analysis.units import dead_units, plot_dead_units
 
 __all__ = [
     "balance", "calibration", "dead_units", "expert_ablation", "gate_similarity", "gate_weights",

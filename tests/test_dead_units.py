@@ -1,7 +1,7 @@
 import torch
 
 from mmoe import MMoE
-from mmoe.training.validation_statistics import dead_units_recorded
+from mmoe.models.dead_units import dead_units_recorded
 
 
 def test_dead_units_are_recorded():

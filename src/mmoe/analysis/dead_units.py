@@ -1,4 +1,4 @@
-"""Count ReLU units that are 0 for all rows."""
+"""How many ReLU units of each layer are 0 for all rows."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from mmoe.analysis.drawing import LIGHT, panels, rows_name
 from mmoe.errors import UserError
+from mmoe.models.dead_units import dead_units_recorded
 from mmoe.models.replicas import Replicas
 from mmoe.run import Run, compute_outputs, load
-from mmoe.training.validation_statistics import dead_units_recorded
 
 
 def dead_units(
