@@ -51,7 +51,8 @@ def check_settings(
     if without_machine_overrides(before["overrides"]) != given["overrides"]:
         differ.append("overrides")
     if differ:
-        stop(f"{path.parent}: holds results of other settings: {', '.join(differ)}")
+        what = f"holds results of other settings: {', '.join(differ)}"
+        stop(f"{path.parent}: {what}; give another folder=... and out=...")
     return {**before, **given}
 
 

@@ -42,4 +42,4 @@ def test_each_step_keeps_the_changes_before_it(script: Callable[..., Result]):
     # Other settings need another folder.
     done = script("ablate_census", *small, "+trainer.limit_train_batches=5", "experiment=census_paper")
     assert done.code == 2
-    assert done.err == "error: work: holds results of other settings: experiment\n"
+    assert done.err.startswith("error: work: holds results of other settings: experiment; ")

@@ -85,7 +85,7 @@ def test_tables_figure_and_configurations():
     text = Path("out/group1.md").read_text()
     done = reproduce("sample=true", "trials=2")
     assert done.returncode == 2
-    error = "error: out: holds results of other settings: trials"
+    error = "error: out: holds results of other settings: trials; give another folder=... and out=..."
     assert done.stderr.splitlines()[-1] == error
     assert Path("out/group1.md").read_text() == text
 

@@ -79,7 +79,8 @@ def test_results_of_other_settings_are_refused(
     for change, keys in {"gate_temperature=2": "overrides", **changes}.items():
         done = script(name, *options, training, change)
         assert (done.code, done.err.count("\n")) == (2, 1), done.err
-        assert done.err.endswith(f": holds results of other settings: {keys}\n")
+        advice = "give another folder=... and out=..."
+        assert done.err.endswith(f": holds results of other settings: {keys}; {advice}\n")
     assert path.read_text() == before
 
     # Files of earlier versions lack some of the settings.
