@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from omegaconf import OmegaConf
+from pyarrow import feather, parquet
 
 from mmoe.data.column_guess import Guess, guess
 from mmoe.data.column_values import ColumnValues, values_of
@@ -21,6 +22,7 @@ from mmoe.data.data_files import CSV, file_kind, find_files
 from mmoe.data.draft import batch_size, to_yaml
 from mmoe.data.frames import table_of_frame
 from mmoe.data.suspects import auroc, find_suspects
+from mmoe.data.table_data import TableData
 from mmoe.data.table_files import read_table
 from mmoe.data.task_guess import guess_task, guess_tasks
 from mmoe.describe import describe, name_input, show
@@ -75,6 +77,7 @@ def kind_of(name: str, data: Any, is_csv: bool = True) -> Guess:
         ("timestamp", RANDOM.integers(9e8, 15e8, N), "datetime"),
         ("x", RANDOM.integers(9e8, 15e8, N), "numeric"),  # not named like a time
         ("x", [["a", "b"], [], ["c"]] * 100, "multi"),
+        ("x", [b"red", "blü".encode()] * 100, "categorical"),  # text that is stored as bytes
     ],
 )
 def test_the_kind_follows_from_the_values(name: str, data: Any, expected: str):
@@ -120,6 +123,8 @@ def test_a_huge_vocabulary_is_hashed():
         ([f"id-{n * 17}" for n in range(N)], "a level for each row"),
         ([f"id-{n // 20 if n < 20 else n}" for n in range(N)], "nearly a level for each row"),
         (pa.array([{"a": 1}] * 5 + [{"a": 2}] * 5), "holds struct<a: int64>"),
+        ([b"\xff", b"ab"] * N, "holds bytes that are not UTF-8 text"),
+        (pd.Categorical([b"\xff", b"ab"] * N), "holds bytes that are not UTF-8 text"),
     ],
 )
 def test_columns_without_use_are_left_out(data: Any, reason: str):
@@ -305,6 +310,8 @@ def test_a_funnel_is_remarked_on():
         ([1, 1], "must have at least two values to learn; has '1' in every row"),
         ([None, None], "has no value"),
         ([["a"], ["b"]], "must have one value in a row"),
+        ([b"\xff", b"ab"], "must hold numbers or text, holds bytes that are not UTF-8 text"),
+        (pd.to_timedelta([1, 2], "h"), r"must hold numbers or text, holds duration"),
     ],
 )
 def test_a_column_that_cannot_be_a_label(data: Any, message: str):
@@ -587,6 +594,32 @@ def test_a_file_in_latin_1_is_described(command: Callable):
     done = command("describe")("train.csv", "tasks=[clicked]")
     assert (done.code, done.err) == (0, "")
     assert "München" in done.out
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(2)], ids=str)
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_bytes_are_left_out_unless_they_are_text(command: Callable, kind: pa.DataType, suffix: str):
+    count = 200
+    rows = pa.table(
+        {
+            "picture": pa.array([b"\xff\x00", b"\x89P"] * (count // 2), kind),
+            "colour": pa.array([b"re", b"bl", None, b"re"] * (count // 4), kind),
+            "x": RANDOM.random(count),
+            "clicked": RANDOM.integers(0, 2, count),
+        }
+    )
+    path = f"train.{suffix}"
+    (parquet.write_table if suffix == "parquet" else feather.write_feather)(rows, path)
+    done = command("describe")(path, "tasks=[clicked]", "out=conf/data/mine.yaml")
+    assert (done.code, done.err) == (0, "")
+    text = Path("conf/data/mine.yaml").read_text()
+    assert "# picture: categorical" in text
+    assert "left out: holds bytes that are not UTF-8 text" in text
+    assert set(OmegaConf.create(text).columns) == {"colour", "x"}
+    tasks = {"clicked": {"column": "clicked"}}
+    for columns in ({"colour": "categorical", "x": "numeric"}, None):
+        data = TableData(train=path, test={"fraction": 0.2}, columns=columns, tasks=tasks)
+        assert set(data.dataset.schema.input_columns) == {"colour", "x"}
 
 
 def test_an_output_is_replaced_on_demand(command: Callable):

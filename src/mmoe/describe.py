@@ -100,7 +100,7 @@ def describe(source: str | list[str], labels: Sequence[str], settings: dict[str,
     check_columns(files, options, labels)
     if len(set(labels)) < len(labels):
         raise UserError(f"tasks={','.join(labels)}: must name each column once")
-    table = read_table(files, options, max_rows=MAX_ROWS + 1)
+    table = read_table(files, options, max_rows=MAX_ROWS + 1, keep_bytes=True)
     is_whole = len(table) <= MAX_ROWS
     table = table.slice(0, MAX_ROWS)
     columns = {name: values_of(name, table[name]) for name in table.column_names}

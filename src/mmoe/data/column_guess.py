@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from mmoe.data.column_names import suggests_codes, suggests_numbers, suggests_times, suggests_weights
 from mmoe.data.column_options import ColumnOptions
-from mmoe.data.column_values import ColumnValues
+from mmoe.data.column_values import NOT_TEXT, ColumnValues
 from mmoe.data.date_spellings import (
     MAX_DATES,
     are_compact_dates,
@@ -82,6 +82,8 @@ def guess(values: ColumnValues, is_csv: bool = False) -> Guess:
         found.reason = f"holds {kind}"[:40]
     elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         found.kind = "datetime"
+    elif pa.types.is_binary(kind):
+        found.reason = f"holds {NOT_TEXT}"
     elif pa.types.is_time(kind) or pa.types.is_duration(kind):
         found.reason = f"holds {kind}, which is neither a number nor a date"
     elif values.is_text:

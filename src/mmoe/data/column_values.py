@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+NOT_TEXT = "bytes that are not UTF-8 text"  # the values of a column whose type is binary
+
 
 @dataclass(frozen=True)
 class ColumnValues:
@@ -80,7 +82,11 @@ class ColumnValues:
 
 
 def values_of(name: str, column: pa.ChunkedArray) -> ColumnValues:
-    """Find the distinct values of a column. Decimals become float64, and lists and structs become text."""
+    """Find the distinct values of a column.
+
+    Decimals become float64. Lists and structs become text, and so do bytes if they are text in UTF-8.
+    """
+    column = _with_text(column)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     longest = 1
     if pa.types.is_dictionary(column.type):
@@ -114,6 +120,18 @@ def values_of(name: str, column: pa.ChunkedArray) -> ColumnValues:
     if not used.all():  # a dictionary may hold values that no row has
         codes, distinct = _keep(codes, distinct, used)
     return ColumnValues(name, kind, codes, distinct, longest)
+
+
+def _with_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column, as text if it holds bytes that are text in UTF-8."""
+    is_dictionary = pa.types.is_dictionary(column.type)
+    kind = column.type.value_type if is_dictionary else column.type
+    if not pa.types.is_binary(kind):
+        return column
+    try:
+        return column.cast(pa.dictionary(pa.int32(), pa.string()) if is_dictionary else pa.string())
+    except pa.ArrowInvalid:
+        return column
 
 
 def _keep(codes: np.ndarray, distinct: pa.Array, kept: np.ndarray) -> tuple[np.ndarray, pa.Array]:

@@ -15,8 +15,8 @@ from mmoe.data.data_files import PARQUET, file_errors, file_kind, name_files, op
 from mmoe.errors import UserError
 from mmoe.raw.frame_column import is_number_type
 
-# Types that become text. Some writers of Parquet store text as bytes.
-TEXT_TYPES = (pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
+TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view())
+BYTES_TYPES = (pa.binary(), pa.large_binary(), pa.binary_view())
 TEXT_CODES = pa.dictionary(pa.int32(), pa.string())
 FILE_MAGIC = b"ARROW1"  # a stream in Arrow's format has none
 
@@ -121,8 +121,10 @@ class Typed(Protocol):
     def types(self) -> Sequence[pa.DataType]: ...
 
 
-def common_schema(files: Sequence[Typed], columns: Sequence[str]) -> pa.Schema:
+def common_schema(files: Sequence[Typed], columns: Sequence[str], keep_bytes: bool = False) -> pa.Schema:
     """For each column the type that holds the values of all files.
+
+    Bytes become text, because some writers of Parquet store text as bytes, unless `keep_bytes` is true.
 
     Raises:
         UserError: there is no such type.
@@ -131,7 +133,7 @@ def common_schema(files: Sequence[Typed], columns: Sequence[str]) -> pa.Schema:
     for name in columns:
         found = pa.null()
         for i, file in enumerate(files):
-            kind = _plain(file.types[file.names.index(name)])
+            kind = plain_type(file.types[file.names.index(name)], keep_bytes)
             try:
                 found = _common_type(found, kind)
             except pa.ArrowTypeError:
@@ -141,6 +143,15 @@ def common_schema(files: Sequence[Typed], columns: Sequence[str]) -> pa.Schema:
                 ) from None
         schema.append((name, found))
     return pa.schema(schema)
+
+
+def plain_type(kind: pa.DataType, keep_bytes: bool) -> pa.DataType:
+    """The type that a column is read as: one type for all text, and codes of 32 bits for dictionaries."""
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(pa.int32(), plain_type(kind.value_type, keep_bytes))
+    if kind in BYTES_TYPES or pa.types.is_fixed_size_binary(kind):
+        return pa.binary() if keep_bytes else pa.string()
+    return pa.string() if kind in TEXT_TYPES else kind
 
 
 def cast(table: pa.Table, schema: pa.Schema, path: str) -> pa.Table:
@@ -203,13 +214,6 @@ def _check_types(schema: pa.Schema, metadata: parquet.FileMetaData) -> None:
             differ = kind != other and (pa.types.is_floating(kind) or pa.types.is_floating(other))
         if differ:
             raise pa.ArrowInvalid(f"column {field.name} holds {kind}, and was written as {other}")
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type that a column is read as: all text becomes `string`, and dictionaries get codes of 32 bits."""
-    if pa.types.is_dictionary(kind):
-        return pa.dictionary(pa.int32(), _plain(kind.value_type))
-    return pa.string() if kind in TEXT_TYPES or pa.types.is_fixed_size_binary(kind) else kind
 
 
 def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:

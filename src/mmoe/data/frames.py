@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from mmoe.data.columnar_files import TEXT_TYPES
+from mmoe.data.columnar_files import plain_type
 from mmoe.data.csv_options import check_names
 from mmoe.errors import UserError
 
@@ -46,4 +46,4 @@ def _array_of_series(series: "pd.Series[Any]") -> pa.Array:
         ]
         return pa.array(texts, pa.string())
     chunks = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-    return chunks.cast(pa.string()) if chunks.type in TEXT_TYPES else chunks
+    return chunks.cast(plain_type(chunks.type, keep_bytes=True))

@@ -95,7 +95,7 @@ class Table:
             if self._is_csv:
                 csv_options = guess_options(files[0], csv or {})
                 csv = asdict(csv_options)
-            table = read_table(files, csv_options)
+            table = read_table(files, csv_options, keep_bytes=True)
         self._options = {"main_task": main_task, "weight": weight, "group_by": group_by, "csv": csv or None}
         self.num_rows = len(table)
         self._values = {name: values_of(name, table[name]) for name in table.column_names}

@@ -259,12 +259,9 @@ class TableData(DataModule):
             names = [name for name in names if name in self.given_schema.input_columns]
         if not names:
             raise UserError(f"{train.name}: must have a column that no task or split uses")
-        if max_rows is None:
-            frame = train.read(names)
-        else:
-            table = read_table(list(train.files.values()), self.csv, names, max_rows=max_rows)
-            frame = table.to_pandas(types_mapper=pd.ArrowDtype)
-        guesses = [guess(values_of(name, frame[name].array.__arrow_array__())) for name in names]
+        files = list(train.files.values())
+        table = read_table(files, self.csv, names, max_rows=max_rows, keep_bytes=True)
+        guesses = [guess(values_of(name, table[name])) for name in names]
         inputs = [one for one in guesses if not one.reason]
         if not inputs:
             left_out = f"column {guesses[0].values.name} is left out: {guesses[0].reason}"

@@ -43,12 +43,14 @@ def read_table(
     text: Collection[str] = (),
     numbers: Collection[str] = (),
     max_rows: int | None = None,
+    keep_bytes: bool = False,
 ) -> pa.Table:
     """All rows of the files, in the order of the files, or the first `max_rows`.
 
     `columns` are the wanted columns and their order; None: all columns, which must then be the same in every
     file. `text` names CSV columns that stay text, as written, even if all their values are numbers.
-    `numbers` names CSV columns that must hold numbers, even if they look like codes.
+    `numbers` names CSV columns that must hold numbers, even if they look like codes. Bytes become text,
+    unless `keep_bytes` is true.
 
     Raises:
         UserError: a file cannot be read, lacks a column or has one twice, or the files have no rows.
@@ -57,11 +59,11 @@ def read_table(
     if file_kind(files[0]) == CSV:
         table = _read_csv(files, TextRules(csv, text, numbers), columns, max_rows)
     elif max_rows is not None:
-        table = _first(read_batches(files, csv, columns), max_rows)
+        table = _first(read_batches(files, csv, columns, keep_bytes=keep_bytes), max_rows)
     else:
         opened = [ColumnarFile(file) for file in files]
         wanted = _check_columns(opened, columns)
-        schema = common_schema(opened, wanted)
+        schema = common_schema(opened, wanted, keep_bytes)
         table = pa.concat_tables([cast(file.read(wanted), schema, file.path) for file in opened])
         if any(map(pa.types.is_dictionary, schema.types)):
             table = table.unify_dictionaries()
@@ -70,11 +72,15 @@ def read_table(
 
 
 def read_batches(
-    files: Sequence[str], csv: CsvOptions, columns: Sequence[str] | None = None, chunk_rows: int = 65536
+    files: Sequence[str],
+    csv: CsvOptions,
+    columns: Sequence[str] | None = None,
+    chunk_rows: int = 65536,
+    keep_bytes: bool = False,
 ) -> Iterator[pa.Table]:
     """The rows of the files in tables of at most `chunk_rows` rows. Memory does not grow with the files.
 
-    CSV columns are text. There may be no rows.
+    CSV columns are text. There may be no rows. Bytes become text, unless `keep_bytes` is true.
 
     Raises:
         UserError: as in `read_table`.
@@ -86,7 +92,7 @@ def read_batches(
     else:
         opened = [ColumnarFile(file) for file in files]
         wanted = _check_columns(opened, columns)
-        schema = common_schema(opened, wanted)
+        schema = common_schema(opened, wanted, keep_bytes)
         parts = (cast(p, schema, file.path) for file in opened for p in file.batches(wanted, chunk_rows))
     with closing(parts):
         for part in parts:
