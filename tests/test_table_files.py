@@ -493,12 +493,13 @@ def test_types_of_parquet_and_arrow_come_through(name: str):
 
 
 def test_types_of_several_files_are_united():
-    def types(*arrays: pa.Array) -> tuple[pa.DataType, list[Any]]:
+    def types(*arrays: pa.Array, keep_bytes: bool = False) -> tuple[pa.DataType, list[Any]]:
         for i, array in enumerate(arrays):
             parquet.write_table(pa.table({"x": array}), f"{i}.parquet")
         names = [f"{i}.parquet" for i in range(len(arrays))]
-        table = read_table(names, PLAIN)
-        assert pa.concat_tables(read_batches(names, PLAIN)).to_pydict() == table.to_pydict()
+        table = read_table(names, PLAIN, keep_bytes=keep_bytes)
+        parts = read_batches(names, PLAIN, keep_bytes=keep_bytes)
+        assert pa.concat_tables(parts).to_pydict() == table.to_pydict()
         return table["x"].type, table["x"].to_pylist()
 
     assert types(pa.array([1]), pa.array([1.5])) == (pa.float64(), [1, 1.5])
@@ -507,6 +508,8 @@ def test_types_of_several_files_are_united():
     assert types(pa.nulls(1), pa.array(["a"])) == (dictionary, [None, "a"])
     assert types(pa.array([1]), pa.array(["a"])) == (pa.string(), ["1", "a"])
     assert types(pa.array(["a"], pa.large_string()), pa.array([b"b"])) == (pa.string(), ["a", "b"])
+    assert types(pa.array(["a"]), pa.array([b"b"]), keep_bytes=True) == (pa.binary(), [b"a", b"b"])
+    assert types(pa.array([1]), pa.array([b"b"]), keep_bytes=True) == (pa.string(), ["1", "b"])
     first, second = (pa.array(text).dictionary_encode() for text in (["a"], ["b", "a"]))
     assert types(first, second)[1] == ["a", "b", "a"]
     assert types(first, pa.array(["c"])) == (dictionary, ["a", "c"])

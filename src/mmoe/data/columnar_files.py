@@ -225,7 +225,8 @@ def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(one) or pa.types.is_dictionary(other):
         values = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in (one, other)]
         return _common_type(*values)
-    if pa.string() in (one, other) and (is_number_type(one) or is_number_type(other)):
+    has_text = pa.string() in (one, other) or pa.binary() in (one, other)
+    if has_text and (is_number_type(one) or is_number_type(other)):
         return pa.string()
     fields = [pa.schema([("", kind)]) for kind in (one, other)]
     return pa.unify_schemas(fields, promote_options="permissive").field(0).type
