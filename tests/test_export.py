@@ -67,10 +67,13 @@ def test_torch_export_runs_without_mmoe(export, smoke_run: Path):
     np.testing.assert_allclose(json.loads(done.stdout), logits.sigmoid().detach(), atol=1e-6)
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_every_method_is_exported(train, model: str):
-    options = ["trainer.max_epochs=1", "+trainer.limit_train_batches=2", "logger=none", f"model={model}"]
-    assert train("experiment=smoke", *options, "inputs=embedding", "hydra.run.dir=run").code == 0
+STATIC = ["model=dselect_k", "model.is_static=true"]
+
+
+@pytest.mark.parametrize("model", [*([f"model={model}"] for model in MODELS), STATIC], ids="-".join)
+def test_every_method_is_exported(train, model: list[str]):
+    options = ["trainer.max_epochs=1", "+trainer.limit_train_batches=2", "logger=none"]
+    assert train("experiment=smoke", *options, *model, "inputs=embedding", "hydra.run.dir=run").code == 0
     path, largest = write_export(load("run"))
     assert path == Path("run/network.onnx")
     assert path.is_file()

@@ -156,7 +156,7 @@ class DSelectK(nn.Module):
         expert_hidden, selector_hidden = torch.split(first, self.first_widths, dim=1)
         experts = self.experts(torch.unflatten(expert_hidden, 1, (self.num_experts, -1)))  # [B, E, H]
         if self.is_static:
-            selectors = self.selectors.expand(len(first), *self.selector_shape)
+            selectors = self.selectors.expand(first.shape[0], *self.selector_shape)
         else:
             selectors = torch.unflatten(selector_hidden, 1, self.selector_shape)  # [B, T, K, 1 + M]
         alpha, z = selectors[..., 0], selectors[..., 1:]
