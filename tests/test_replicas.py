@@ -184,6 +184,30 @@ def test_networks_get_levels_in_large_batches(own_rows: bool):
     assert torch.equal(replicas(*given, own_rows=own_rows).logits, together.logits)  # the error left no trace
 
 
+def test_frozen_and_tied_parameters_stay_so():
+    def network(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        layers = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 1))
+        layers[2].weight = layers[0].weight
+        layers[3].weight.requires_grad = False
+        return layers
+
+    networks = [network(seed) for seed in range(3)]
+    replicas = Replicas(networks)
+    assert replicas.stacked[2].weight is replicas.stacked[0].weight
+    for rows in (1, 3, 5):
+        x = torch.randn(rows, 3)
+        torch.testing.assert_close(replicas(x), torch.stack([network(x) for network in networks]))
+    replicas(x).square().sum().backward()
+    for network in networks:
+        network(x).square().sum().backward()
+    for name, parameter in replicas.parameters_by_name().items():
+        own = [network.get_parameter(name) for network in networks]
+        assert parameter.requires_grad == own[0].requires_grad
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, torch.stack([one.grad for one in own]))
+
+
 def test_the_given_modules_do_not_change():
     models = [MMoE(10, 2) for _ in range(2)]
     replicas = Replicas(models)

@@ -38,10 +38,20 @@ class Replicas(nn.Module):
         parameters, buffers = stack_module_state(list(modules))
         own_buffers = {name: values for name, values in buffers.items() if not (values == values[:1]).all()}
         self._own_buffers = tuple(own_buffers)
-        stacked = {name: nn.Parameter(values.detach()) for name, values in parameters.items()}
-        for name, values in {**stacked, **own_buffers}.items():
-            owner, _, leaf = name.rpartition(".")
-            setattr(self.stacked.get_submodule(owner), leaf, values)
+        own: dict[str, Tensor] = {
+            name: nn.Parameter(values.detach(), values.requires_grad) for name, values in parameters.items()
+        }
+        own |= own_buffers
+        tensors = [*self.stacked.named_parameters(), *self.stacked.named_buffers()]
+        first_names = {id(tensor): name for name, tensor in tensors}
+        all_names = [
+            *self.stacked.named_parameters(remove_duplicate=False),
+            *self.stacked.named_buffers(remove_duplicate=False),
+        ]
+        for name, tensor in all_names:  # a tensor that several modules share has several names
+            if (first := first_names[id(tensor)]) in own:
+                owner, _, leaf = name.rpartition(".")
+                setattr(self.stacked.get_submodule(owner), leaf, own[first])
         self._has_inputs = any(isinstance(part, Inputs) for part in self.stacked.modules())
         for part in self.stacked.modules():
             if isinstance(part, nn.Embedding):
