@@ -46,7 +46,7 @@ def test_the_prediction_is_the_mean_probability():
     far = ensemble(x * 1e4).logits  # probabilities that float32 rounds to 1
     assert far.isfinite().all()
     assert far.abs().max() > 50
-    ensemble.averages_predictions = False
+    ensemble.mean = None  # as with mean=logit
     torch.testing.assert_close(ensemble(x).logits, each.mean(0))
 
 
@@ -170,6 +170,12 @@ def test_bad_options(train, option: str, message: str):
 def test_each_task_needs_its_average():
     with pytest.raises(UserError, match=r"^averages: must be 2 functions, one for each task"):
         Ensemble(6, 2, MEMBER, averages=[Binary.average])
+    with pytest.raises(UserError, match=r"^averages: must be 2 functions, one for each task"):
+        Ensemble(6, 2, MEMBER, averages=[])
+    for build_model in (partial(Ensemble, member=MEMBER), partial(MMoE, expert_heads=True)):
+        with pytest.raises(UserError, match=r"^averages: must be given for tasks with 3 logits"):
+            build_model(num_inputs=6, num_tasks=2, task_outputs=[1, 3])
+    Ensemble(6, 2, MEMBER, mean="logit", task_outputs=[1, 3])
 
 
 def test_each_kind_averages_its_predictions():

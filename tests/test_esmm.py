@@ -13,6 +13,7 @@ from torch.nn.functional import binary_cross_entropy
 from mmoe import ESMM, Batch, Binary, Ensemble, Multiclass, Network, Objective, Regression, Replicas, load
 from mmoe.data.columns import Numeric
 from mmoe.data.schema import Schema
+from mmoe.errors import UserError
 from mmoe.export import export
 from mmoe.models.inputs import Inputs
 from mmoe.models.shared_bottom import SharedBottom
@@ -152,6 +153,13 @@ def test_parents_follow_from_where():
 def test_bad_parents(parents: list[int]):
     with pytest.raises(ValueError, match=r"^parents.*: must"):
         ESMM(10, 2, parents=parents)
+
+
+@pytest.mark.parametrize("task_outputs", [[3, 1], [1, 3]])
+def test_a_product_needs_one_logit_for_each_task(task_outputs: list[int]):
+    with pytest.raises(UserError, match=r"^parents=\[-1, 0\]: .* must have one logit each"):
+        ESMM(10, 2, task_outputs=task_outputs)
+    ESMM(10, 2, task_outputs=task_outputs, parents=[-1, -1])
 
 
 def test_it_serves_every_command(train: Command, command):

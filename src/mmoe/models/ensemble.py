@@ -53,10 +53,9 @@ class Ensemble(nn.Module):
         self.size, num_inputs = check_integers(1, size=size, num_inputs=num_inputs)
         if mean not in ("probability", "logit"):
             raise ArgumentError(f"mean={mean}: must be probability or logit")
-        self.averages_predictions = mean == "probability"
         task_logits = TaskLogits(num_tasks, task_outputs)  # checks both
         self.num_tasks = task_logits.num_tasks
-        self.mean = MeanPrediction(task_logits.outputs, averages)
+        self.mean = MeanPrediction(task_logits.outputs, averages) if mean == "probability" else None
         options: dict[str, Any] = {} if task_outputs is None else {"task_outputs": task_outputs}
         options |= member_arguments or {}
         try:
@@ -83,7 +82,7 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Output | OutputOfMembers:
         output = self.members(x)
         logits = output.logits  # [M, B, L]
-        mean = self.mean(logits) if self.averages_predictions else logits.mean(0)  # [B, L]
+        mean = self.mean(logits) if self.mean else logits.mean(0)  # [B, L]
         gates = logits.new_zeros(logits.shape[1], self.num_tasks, 0)
         if not self.training:
             return Output(mean, gates)

@@ -65,6 +65,10 @@ class ESMM(SharedBottom):
         )
         if len(parents) != num_tasks or max(parents) >= num_tasks:
             raise ArgumentError(f"parents={parents}: must have {num_tasks} integers, numbers of tasks or -1")
+        outputs = self.task_logits.outputs
+        if any(p >= 0 and max(outputs[task], outputs[p]) > 1 for task, p in enumerate(parents)):
+            rule = f"must have one logit each, has task_outputs={list(outputs)}"
+            raise ArgumentError(f"parents={list(parents)}: a task with a parent, and this parent, {rule}")
         ancestors = torch.zeros(num_tasks, num_tasks)  # [T, A], 1 where A is an ancestor of T
         for task in range(num_tasks):
             ancestor = parents[task]
@@ -74,7 +78,7 @@ class ESMM(SharedBottom):
         if ancestors.diagonal().any():
             raise ArgumentError(f"parents={parents}: must not form a cycle")
         dependent = [task for task, parent in enumerate(parents) if parent >= 0]
-        first = [*accumulate(self.task_logits.outputs, initial=0)][:-1]
+        first = [*accumulate(outputs, initial=0)][:-1]
         self.ancestors = nn.Buffer(ancestors, persistent=False)
         self.first = nn.Buffer(torch.tensor(first), persistent=False)  # [T], each task's first logit
         self.dependent = nn.Buffer(torch.tensor(dependent, dtype=torch.long), persistent=False)  # [F]

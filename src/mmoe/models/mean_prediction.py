@@ -24,7 +24,8 @@ class MeanPrediction:
         averages: the function that averages the predictions of each task. None: all tasks are binary.
 
     Raises:
-        ArgumentError: `averages` does not have a function for each task.
+        ArgumentError: `averages` does not have a function for each task, or is None although a task has
+            several logits.
 
     Shape:
         logits: [M, ..., L]; weights: [M, ..., T], which sum to 1 over M, or None: all are equal; output:
@@ -33,7 +34,9 @@ class MeanPrediction:
 
     def __init__(self, task_outputs: Sequence[int], averages: Sequence[Average] | None = None) -> None:
         self.widths = list(task_outputs)
-        self.averages: list[Average] = list(averages or [Binary.average] * len(self.widths))
+        if averages is None and max(self.widths) > 1:
+            raise ArgumentError(f"averages: must be given for tasks with {max(self.widths)} logits")
+        self.averages = [Binary.average] * len(self.widths) if averages is None else list(averages)
         if len(self.averages) != len(self.widths):
             raise ArgumentError(f"averages: must be {len(self.widths)} functions, one for each task")
         self.is_uniform = len(set(self.averages)) == 1 and max(self.widths) == 1
