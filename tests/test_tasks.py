@@ -123,7 +123,7 @@ def test_the_gradients_of_a_count_and_a_class_vanish_at_their_means():
 @pytest.mark.parametrize("task", TASKS, ids=IDS)
 def test_predictions_equal_the_formula_in_float64(task: Task):
     logits = torch.randn(2, 5, task.num_outputs)
-    found = task.predict(logits)
+    found = task.predict(logits.clone().requires_grad_()).detach()
     x = logits.double()
     expected = {
         "binary": lambda: 1 / (1 + (-x).exp()),
@@ -350,6 +350,7 @@ def test_tasks_of_a_configuration():
         ({"column": "c", "positive": [{}]}, "tasks.t.positive: must be a list of levels"),
         ({"column": "c", "class_weights": "even"}, "tasks.t.class_weights=even: must be balanced"),
         ({"column": "c", "class_weights": [1, 2, 3]}, "tasks.t.class_weights=.*: must have 2 numbers"),
+        ({"column": "c", "class_weights": [0, 0.0]}, "tasks.t.class_weights=.*: must have a number above 0"),
         ({"column": "c", "class_weights": [1, -2]}, "tasks.t.class_weights=-2: must be a finite number"),
         ({"column": "c", "focal_gamma": "x"}, "tasks.t.focal_gamma=x: must be a finite number"),
         ({"column": "c", "where": {"a": [1], "b": [1]}}, "tasks.t.where=.*: must name one column"),

@@ -115,7 +115,7 @@ class Binary(Task):
     def predict(self, logits: Tensor) -> Tensor:
         if logits.device.type == "cpu":
             # On a CPU, torch rounds the sigmoid of a tensor's last elements differently.
-            return torch.from_numpy(expit(logits.double().numpy()))
+            return torch.from_numpy(expit(logits.detach().double().numpy()))
         return super().predict(logits)
 
     @staticmethod

@@ -18,7 +18,7 @@ def check_class_weights(at: str, weights: Any, count: int | None) -> ClassWeight
     """Check class weights; `count` is the number of classes, or None if it is not known yet.
 
     Raises:
-        ArgumentError: they are not `balanced`, None or one number of at least 0 for each class.
+        ArgumentError: they are not `balanced`, None or one number of at least 0 for each class, or all are 0.
     """
     if weights is None or weights == BALANCED:
         return weights  # type: ignore[no-any-return]
@@ -27,7 +27,10 @@ def check_class_weights(at: str, weights: Any, count: int | None) -> ClassWeight
         raise ArgumentError(f"{where}={weights}: must be balanced, or a list with a number for each class")
     if count is not None and len(weights) != count:
         raise ArgumentError(f"{where}={list(weights)}: must have {count} numbers, one for each class")
-    return tuple(check_finite(0, **{where: weight})[0] for weight in weights)
+    found = tuple(check_finite(0, **{where: weight})[0] for weight in weights)
+    if not any(found):
+        raise ArgumentError(f"{where}={list(weights)}: must have a number above 0")
+    return found
 
 
 def fit_class_weights(weights: ClassWeights, counts: np.ndarray) -> ClassWeights:

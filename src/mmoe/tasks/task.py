@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from mmoe.checks import fields as check
@@ -235,7 +236,11 @@ class Task(ABC):
 
 def log_shares(logits: Tensor, weights: Tensor | None) -> Tensor | float:
     """The logarithms of the members' weights, or of equal ones; see `Task.average`."""
-    return -math.log(len(logits)) if weights is None else weights.clamp(min=SMALLEST_WEIGHT).log()
+    if weights is None:
+        return -math.log(len(logits))
+    # float16 rounds SMALLEST_WEIGHT to 0.
+    wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    return wide.clamp(min=SMALLEST_WEIGHT).log().to(weights.dtype)
 
 
 def check_level_list(where: str, values: Any) -> tuple[str, ...]:
