@@ -43,6 +43,8 @@ def test_the_half_interval_is_students():
     values = pd.Series([1.0, 2.0, 4.0])
     assert intervals.half_interval(values) == pytest.approx(4.30265 * values.std() / 3**0.5, rel=1e-5)
     assert math.isnan(intervals.half_interval(values[:1]))
+    with_missing = pd.concat([values, pd.Series([math.nan])])
+    assert intervals.half_interval(with_missing) == intervals.half_interval(values)
 
 
 @pytest.mark.parametrize("ties", [True, False])

@@ -8,6 +8,7 @@ import torch
 from sklearn import metrics as sk
 from torch import Tensor
 
+from mmoe.metrics.bounded import RunningR2
 from mmoe.metrics.exact import R2, RowMean, log_loss
 from mmoe.tasks import Binary, Count, Multiclass, Regression, Task
 from mmoe.training.task_metrics import TaskMetrics
@@ -110,6 +111,17 @@ def test_equal_labels_have_no_r2(label: float, count: int):
     )
     assert metrics["val/y/r2"].isnan()
     assert metrics["val/y/mse"].isfinite()
+
+
+def test_equal_labels_have_no_r2_over_several_processes():
+    metrics = []
+    for count in (1, 2):
+        metrics.append(RunningR2())
+        metrics[-1].update(torch.zeros(count), torch.full((count,), 0.1))
+    both = RunningR2()
+    both.first = torch.stack([metric.first for metric in metrics])
+    both.sums = torch.stack([metric.sums for metric in metrics])
+    assert both.compute().isnan()
 
 
 def test_r2_of_batches_equals_r2_of_all_rows():

@@ -22,7 +22,11 @@ CHUNK_SIZE = 2**17  # resamples x rows at a time, so that the arrays fit into th
 
 
 def half_interval(values: pd.Series) -> float:
-    """Half the width of Student's t interval for the mean; nan for a single value."""
+    """Half the width of Student's t interval for the mean. Missing values do not count.
+
+    It is nan for a single value.
+    """
+    values = values.dropna()
     if len(values) < 2:
         return float("nan")
     return float(stdtrit(len(values) - 1, 0.975) * values.std() / np.sqrt(len(values)))

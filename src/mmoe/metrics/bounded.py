@@ -47,7 +47,7 @@ class RunningR2(Metric):
         firsts, (rows, errors, totals, squares) = firsts[used], sums[used].unbind(1)
         if not len(rows):
             return self.sums.new_full((), torch.nan)
-        means = firsts + totals / rows
+        means = firsts - firsts[0] + totals / rows  # all are exactly 0 if all labels are equal
         within = (squares - totals.square() / rows).sum()
         between = (rows * (means - (rows * means).sum() / rows.sum()).square()).sum()
         deviation = within + between
