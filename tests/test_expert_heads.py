@@ -31,16 +31,6 @@ def make(**options: object) -> MMoE:
     return MMoE(**{"num_inputs": 6, "num_tasks": 2, "num_experts": 3, "expert_heads": True, **options})
 
 
-@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_gradients_are_finite_where_a_gate_is_0(kind: torch.dtype):
-    model, x = make(gate_dropout=0.5).to(kind), torch.randn(64, 6, dtype=kind)
-    output = model(x)
-    assert (output.gates == 0).any()
-    assert output.member_logits.dtype == kind
-    output.member_logits.float().square().mean().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-
-
 class WithOptions(MMoE):
     """Takes the arguments of its base."""
 
@@ -53,6 +43,16 @@ class OfItsOwn(MMoE):
 
     def __init__(self, num_inputs: int, num_tasks: int) -> None:
         super().__init__(num_inputs, num_tasks)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_gradients_are_finite_where_a_gate_is_0(kind: torch.dtype):
+    model, x = make(gate_dropout=0.5).to(kind), torch.randn(64, 6, dtype=kind)
+    output = model(x)
+    assert (output.gates == 0).any()
+    assert output.member_logits.dtype == kind
+    output.member_logits.float().square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def test_a_subclass_gets_the_arguments_that_it_takes():

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmoe.data.column_types import plain_type
+
 NOT_TEXT = "bytes that are not UTF-8 text"  # the values of a column whose type is binary
 
 
@@ -84,9 +86,9 @@ class ColumnValues:
 def values_of(name: str, column: pa.ChunkedArray) -> ColumnValues:
     """Find the distinct values of a column.
 
-    Decimals become float64. Lists and structs become text, and so do bytes if they are text in UTF-8.
+    Decimals become float64. Lists and structs become text, and so do bytes if they are UTF-8 text.
     """
-    column = _with_text(column)
+    column = _as_text(column)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     longest = 1
     if pa.types.is_dictionary(column.type):
@@ -122,14 +124,10 @@ def values_of(name: str, column: pa.ChunkedArray) -> ColumnValues:
     return ColumnValues(name, kind, codes, distinct, longest)
 
 
-def _with_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column, as text if it holds bytes that are text in UTF-8."""
-    is_dictionary = pa.types.is_dictionary(column.type)
-    kind = column.type.value_type if is_dictionary else column.type
-    if not pa.types.is_binary(kind):
-        return column
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column, as text if it holds bytes that are UTF-8 text."""
     try:
-        return column.cast(pa.dictionary(pa.int32(), pa.string()) if is_dictionary else pa.string())
+        return column.cast(plain_type(column.type, keep_bytes=False))
     except pa.ArrowInvalid:
         return column
 

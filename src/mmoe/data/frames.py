@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from mmoe.data.columnar_files import plain_type
+from mmoe.data.column_types import plain_type
 from mmoe.data.csv_options import check_names
 from mmoe.errors import UserError
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from mmoe.data.columnar_files import cast
+from mmoe.data.column_types import cast
 from mmoe.data.csv_columns import ColumnType, TextRules, convert_column
 from mmoe.data.csv_file import CsvFile
 from mmoe.data.table_files import locate, open_checked, regroup

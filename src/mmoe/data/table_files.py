@@ -14,7 +14,8 @@ from contextlib import closing
 
 import pyarrow as pa
 
-from mmoe.data.columnar_files import ColumnarFile, cast, common_schema
+from mmoe.data.column_types import cast, common_schema
+from mmoe.data.columnar_files import ColumnarFile
 from mmoe.data.csv_columns import ColumnType, TextRules, convert_column, convert_text
 from mmoe.data.csv_file import CsvFile
 from mmoe.data.csv_options import CsvOptions

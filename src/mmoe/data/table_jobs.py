@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from mmoe.data.columnar_files import common_schema
+from mmoe.data.column_types import common_schema
 from mmoe.data.csv_columns import TextRules
 from mmoe.data.engine import Engine
 from mmoe.data.hashes import row_hashes

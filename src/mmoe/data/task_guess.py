@@ -61,9 +61,10 @@ def guess_task(name: str, values: ColumnValues, is_csv: bool = False) -> TaskGue
     where = f"tasks: column {values.name!r}"
     if pa.types.is_nested(values.type):
         raise UserError(f"{where}: must have one value in a row, holds {values.type}")
-    if pa.types.is_binary(values.type) or pa.types.is_duration(values.type):
-        what = NOT_TEXT if pa.types.is_binary(values.type) else values.type
-        raise UserError(f"{where}: must hold numbers or text, holds {what}")
+    if pa.types.is_binary(values.type):
+        raise UserError(f"{where}: must hold numbers or text, holds {NOT_TEXT}")
+    if pa.types.is_duration(values.type):
+        raise UserError(f"{where}: must hold numbers or text, holds {values.type}")
     if len(values.distinct) < 2:
         what = f"{values.texts[0]!r} in every row that has a value" if values.num_known else "no value"
         raise UserError(f"{where}: must have at least two values to learn; has {what}")

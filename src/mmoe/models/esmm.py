@@ -67,8 +67,8 @@ class ESMM(SharedBottom):
             raise ArgumentError(f"parents={parents}: must have {num_tasks} integers, numbers of tasks or -1")
         outputs = self.task_logits.outputs
         if any(p >= 0 and max(outputs[task], outputs[p]) > 1 for task, p in enumerate(parents)):
-            rule = f"must have one logit each, has task_outputs={list(outputs)}"
-            raise ArgumentError(f"parents={list(parents)}: a task with a parent, and this parent, {rule}")
+            rule = f"must have one logit each, has task_outputs={outputs}"
+            raise ArgumentError(f"parents={parents}: a task with a parent, and this parent, {rule}")
         ancestors = torch.zeros(num_tasks, num_tasks)  # [T, A], 1 where A is an ancestor of T
         for task in range(num_tasks):
             ancestor = parents[task]

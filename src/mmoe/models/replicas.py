@@ -4,7 +4,7 @@ B batch, R replicas.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,20 +38,8 @@ class Replicas(nn.Module):
         parameters, buffers = stack_module_state(list(modules))
         own_buffers = {name: values for name, values in buffers.items() if not (values == values[:1]).all()}
         self._own_buffers = tuple(own_buffers)
-        own: dict[str, Tensor] = {
-            name: nn.Parameter(values.detach(), values.requires_grad) for name, values in parameters.items()
-        }
-        own |= own_buffers
-        tensors = [*self.stacked.named_parameters(), *self.stacked.named_buffers()]
-        first_names = {id(tensor): name for name, tensor in tensors}
-        all_names = [
-            *self.stacked.named_parameters(remove_duplicate=False),
-            *self.stacked.named_buffers(remove_duplicate=False),
-        ]
-        for name, tensor in all_names:  # a tensor that several modules share has several names
-            if (first := first_names[id(tensor)]) in own:
-                owner, _, leaf = name.rpartition(".")
-                setattr(self.stacked.get_submodule(owner), leaf, own[first])
+        own = {name: nn.Parameter(one.detach(), one.requires_grad) for name, one in parameters.items()}
+        self._replace({**own, **own_buffers})
         self._has_inputs = any(isinstance(part, Inputs) for part in self.stacked.modules())
         for part in self.stacked.modules():
             if isinstance(part, nn.Embedding):
@@ -72,3 +60,15 @@ class Replicas(nn.Module):
     def parameters_by_name(self) -> dict[str, Tensor]:
         """The stacked parameters [R, ...] by their names in a single module."""
         return dict(self.stacked.named_parameters())
+
+    def _replace(self, stacked: Mapping[str, Tensor]) -> None:
+        """Replace parameters and buffers by name. One that several modules share has several names."""
+        tensors = [
+            *self.stacked.named_parameters(remove_duplicate=False),
+            *self.stacked.named_buffers(remove_duplicate=False),
+        ]
+        by_id = {id(tensor): stacked[name] for name, tensor in tensors if name in stacked}
+        for name, tensor in tensors:
+            if id(tensor) in by_id:
+                owner, _, leaf = name.rpartition(".")
+                setattr(self.stacked.get_submodule(owner), leaf, by_id[id(tensor)])
